@@ -1,0 +1,28 @@
+//! Owns the choice of synchronisation primitives and the way threads are started.
+//! It must never hold a lock of its own or know what it is used for.
+//!
+//! Concurrent cores (`budget/ledger.rs`, `pool/countdown.rs`) name their primitives through `crate::sync`, so that a
+//! test can compile the same source against loom's.
+
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+/// Stack of every thread of the pipeline. Decoders keep their tables on the heap; 512 KiB is several times what the
+/// deepest of them was seen to use, and only touched pages count.
+pub(crate) const STACK_BYTES: usize = 512 << 10;
+
+/// Starts a thread that a person can find by name in `top -H` or a debugger.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(body)
+}
+
+/// Locks, whatever a thread that panicked in between has left: every critical section here leaves its data whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

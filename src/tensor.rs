@@ -1,0 +1,236 @@
+//! Owns what the bytes of a sample and of a batch mean: element type, layout, shape, and their sizes.
+//! It must never hold pixels of its own.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The type of one element.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// Unsigned byte, `0..=255`, as decoded.
+    #[default]
+    U8,
+    /// IEEE 754 single precision.
+    F32,
+    /// The upper half of an `F32`, rounded to nearest even.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            DType::U8 => 1,
+            DType::Bf16 => 2,
+            DType::F32 => 4,
+        }
+    }
+}
+
+/// The order of a batch's axes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// Batch, height, width, channel: as decoded.
+    Nhwc,
+    /// Batch, channel, height, width: what most training code takes.
+    #[default]
+    Nchw,
+}
+
+/// What was wrong with the name of a dtype or a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseTensorError(String);
+
+impl fmt::Display for ParseTensorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ParseTensorError {}
+
+impl FromStr for DType {
+    type Err = ParseTensorError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "u8" => Ok(DType::U8),
+            "f32" => Ok(DType::F32),
+            "bf16" => Ok(DType::Bf16),
+            _ => Err(ParseTensorError(format!("'{text}' is no element type: use u8, f32 or bf16"))),
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            DType::U8 => "u8",
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Layout {
+    type Err = ParseTensorError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "nhwc" => Ok(Layout::Nhwc),
+            "nchw" => Ok(Layout::Nchw),
+            _ => Err(ParseTensorError(format!("'{text}' is no layout: use nchw or nhwc"))),
+        }
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Layout::Nhwc => "nhwc",
+            Layout::Nchw => "nchw",
+        })
+    }
+}
+
+/// Channels of a decoded sample: every image becomes RGB.
+pub const CHANNELS: usize = 3;
+
+/// The largest side that a sample may have in a batch. It keeps every size below in 64 bits without a second thought.
+pub const SIDE_MAX: u32 = 1 << 14;
+
+/// The shape of one sample in a batch: RGB, `height` x `width`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SampleSpec {
+    /// Rows.
+    pub height: u32,
+    /// Columns.
+    pub width: u32,
+}
+
+impl SampleSpec {
+    /// Elements of one sample: height x width x channels.
+    #[must_use]
+    pub const fn elements(self) -> usize {
+        self.height as usize * self.width as usize * CHANNELS
+    }
+
+    /// Bytes of one sample whose elements are of this type.
+    #[must_use]
+    pub const fn size_bytes(self, dtype: DType) -> usize {
+        self.elements() * dtype.size_bytes()
+    }
+}
+
+impl fmt::Display for SampleSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}x{}", self.height, self.width, CHANNELS)
+    }
+}
+
+/// An RGB picture in somebody else's memory: rows of `width * 3` bytes, top to bottom, without padding.
+#[derive(Clone, Copy)]
+pub struct ImageView<'a> {
+    data: &'a [u8],
+    width: u32,
+    height: u32,
+}
+
+impl<'a> ImageView<'a> {
+    /// A picture of `width` x `height` pixels in `data`.
+    ///
+    /// # Panics
+    /// Panics if `data` is not exactly `width * height * 3` bytes long.
+    #[must_use]
+    pub fn new(data: &'a [u8], width: u32, height: u32) -> Self {
+        assert_eq!(data.len(), width as usize * height as usize * CHANNELS, "{width}x{height} RGB");
+        ImageView { data, width, height }
+    }
+
+    /// The pixels, row by row, three bytes each.
+    #[must_use]
+    pub const fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Columns.
+    #[must_use]
+    pub const fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Rows.
+    #[must_use]
+    pub const fn height(&self) -> u32 {
+        self.height
+    }
+}
+
+impl fmt::Debug for ImageView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ImageView({}x{})", self.width, self.height)
+    }
+}
+
+/// Mean and standard deviation per channel, on the scale where white is 1: an element becomes `(v / 255 - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalize {
+    /// Mean of red, green, blue.
+    pub mean: [f32; 3],
+    /// Standard deviation of red, green, blue.
+    pub std: [f32; 3],
+}
+
+/// The last steps of a batch, done by the device: normalise, cast, and put the axes in order.
+///
+/// With `dtype` [`DType::U8`] there is nothing to normalise; the builder refuses the combination.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Finish {
+    /// Element type of the batch.
+    pub dtype: DType,
+    /// Order of the batch's axes.
+    pub layout: Layout,
+    /// How elements are normalised; `None` scales to `[0, 1]` (floats) or leaves them be (u8).
+    pub normalize: Option<Normalize>,
+}
+
+impl Finish {
+    /// Whether the finished batch is, byte for byte, what the slot already holds.
+    #[must_use]
+    pub fn is_identity(&self) -> bool {
+        self.dtype == DType::U8 && self.layout == Layout::Nhwc
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_products() {
+        let spec = SampleSpec { height: 224, width: 224 };
+        assert_eq!(spec.elements(), 150_528);
+        assert_eq!(spec.size_bytes(DType::F32), 602_112);
+        assert_eq!(spec.size_bytes(DType::Bf16), 301_056);
+        assert_eq!(spec.to_string(), "224x224x3");
+        let largest = SampleSpec { height: SIDE_MAX, width: SIDE_MAX };
+        assert_eq!(largest.size_bytes(DType::F32), 3 << 30);
+    }
+
+    #[test]
+    fn names_parse_and_print() {
+        for name in ["u8", "f32", "bf16"] {
+            assert_eq!(name.parse::<DType>().expect(name).to_string(), name);
+        }
+        for name in ["nchw", "nhwc"] {
+            assert_eq!(name.parse::<Layout>().expect(name).to_string(), name);
+        }
+        assert!("f64".parse::<DType>().expect_err("f64").to_string().contains("'f64'"));
+        assert!("chw".parse::<Layout>().is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "2x2 RGB")]
+    fn a_view_holds_its_picture_exactly() {
+        let _ = ImageView::new(&[0; 11], 2, 2);
+    }
+}
