@@ -1,0 +1,252 @@
+//! Owns the facts about the machine a run finds itself on: how much memory and how many cores it may really use, how
+//! hard memory is contended, and what this process holds.
+//! It must never decide anything (how many workers, how large a budget), never keep state between calls, and never
+//! fail: what cannot be read becomes a note.
+//!
+//! A container or a batch job sees the whole machine in `/proc/meminfo` and `nproc`, yet is killed or throttled at the
+//! limits of its control groups. `sysinfo` reports the machine's own numbers; the groups' files (v1, v2 and hybrids of
+//! the two, nested groups included) are read here.
+//!
+//! The parsers are functions of a text or of a root directory, so that tests run them on trees of fixture files.
+
+#[cfg(any(target_os = "linux", test))]
+mod cpu;
+#[cfg(test)]
+mod fixture;
+#[cfg(any(target_os = "linux", test))]
+mod groups;
+#[cfg(any(target_os = "linux", test))]
+mod memory;
+#[cfg(any(target_os = "linux", test))]
+mod pressure;
+mod process;
+
+pub use process::{ProcessMemory, process_memory, reset_peak_rss};
+
+use crate::units::ByteCount;
+use std::time::Duration;
+use sysinfo::{MemoryRefreshKind, System};
+
+/// What this machine gives to this process, at the moment of reading.
+///
+/// ```
+/// let host = feedstock::host::HostFacts::read();
+/// println!("{} available ({})", host.memory.available, host.memory.limited_by);
+/// println!("{} workers at most ({})", host.cpus.workers_max(), host.cpus.limited_by);
+/// assert!(host.memory.available <= host.memory.limit);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct HostFacts {
+    /// Memory that may be used.
+    pub memory: MemoryFacts,
+    /// Cores that may be used.
+    pub cpus: CpuFacts,
+    /// How long tasks were stalled for want of memory; none where the kernel does not measure it.
+    pub pressure: Option<Pressure>,
+    /// What could not be read and what was assumed instead, one sentence each; empty on an ordinary machine.
+    pub notes: Vec<String>,
+}
+
+/// Memory that this process may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryFacts {
+    /// Physical memory of the machine; zero where it could not be read.
+    pub total: ByteCount,
+    /// The tightest ceiling: `total`, or the limit of a control group around this process if that is lower.
+    pub limit: ByteCount,
+    /// What can still be allocated beyond what is in use now, this process's own memory included in that use: the
+    /// least of the machine's available memory and, for every control group, its limit less what it uses and cannot
+    /// give back. Never above `limit`; zero where nothing could be read.
+    pub available: ByteCount,
+    /// What decides `available`, in words for a one-line message.
+    pub limited_by: String,
+}
+
+/// Processor time that this process may use.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct CpuFacts {
+    /// CPUs that the calling thread, and so every thread it starts, may run on. At least 1.
+    pub affinity: usize,
+    /// CPUs' worth of time a second: the affinity, or the quota of a control group if that is lower. Above zero.
+    pub usable: f64,
+    /// What decides `usable`, in words for a one-line message.
+    pub limited_by: String,
+}
+
+impl CpuFacts {
+    /// The most threads that can be kept busy at once: `usable` rounded down, but at least one.
+    #[must_use]
+    pub fn workers_max(&self) -> usize {
+        // A float-to-integer cast saturates, so that no quota, however odd, can wrap.
+        (self.usable as usize).max(1)
+    }
+}
+
+/// Memory pressure, as the kernel's pressure stall information (PSI) tells it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Pressure {
+    /// Of the whole machine, from `/proc/pressure/memory`.
+    pub machine: Option<Stalls>,
+    /// Of this process's own control group, from its `memory.pressure`; none without cgroup v2.
+    pub group: Option<Stalls>,
+}
+
+/// The two lines of one pressure file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stalls {
+    /// At least one task was stalled.
+    pub some: Stall,
+    /// All tasks that had work to do were stalled at the same time.
+    pub full: Stall,
+}
+
+/// How much time was lost waiting for memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stall {
+    /// Share of the last 10 seconds, `0.0..=100.0`.
+    pub avg10_percent: f64,
+    /// Share of the last 60 seconds, `0.0..=100.0`.
+    pub avg60_percent: f64,
+    /// All of it since the machine (or the group) was started.
+    pub total: Duration,
+}
+
+impl HostFacts {
+    /// Reads everything anew. It takes well under a millisecond and never fails; see [`HostFacts::notes`].
+    #[must_use]
+    pub fn read() -> HostFacts {
+        read()
+    }
+}
+
+/// Total and available memory of the machine; none where the system does not tell.
+fn machine_memory() -> Option<(ByteCount, ByteCount)> {
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    let (total, available) = (system.total_memory(), system.available_memory());
+    (total > 0).then_some((ByteCount(total), ByteCount(available.min(total))))
+}
+
+#[cfg(target_os = "linux")]
+fn read() -> HostFacts {
+    let root = std::path::Path::new("/");
+    let mut notes = Vec::new();
+    let groups = groups::Groups::read(root, &mut notes);
+    HostFacts {
+        memory: memory::facts(machine_memory(), &groups, &mut notes),
+        cpus: cpu::facts(cpu::affinity(&mut notes), &groups, &mut notes),
+        pressure: pressure::read(root, &groups, &mut notes),
+        notes,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read() -> HostFacts {
+    let mut notes = Vec::new();
+    let (total, available) = machine_memory().unwrap_or_else(|| {
+        notes.push("the machine's memory could not be read and counts as none".to_owned());
+        (ByteCount::ZERO, ByteCount::ZERO)
+    });
+    let affinity = std::thread::available_parallelism().map_or_else(
+        |error| {
+            notes.push(format!("the number of CPUs could not be read and counts as one: {error}"));
+            1
+        },
+        usize::from,
+    );
+    HostFacts {
+        memory: MemoryFacts { total, limit: total, available, limited_by: "the machine's available memory".to_owned() },
+        cpus: CpuFacts { affinity, usable: affinity as f64, limited_by: format!("{affinity} CPUs of the machine") },
+        pressure: None,
+        notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_real_machine_is_consistent() {
+        let host = HostFacts::read();
+        assert!(host.memory.total > ByteCount::ZERO);
+        assert!(host.memory.available > ByteCount::ZERO);
+        assert!(host.memory.available <= host.memory.limit, "{:?}", host.memory);
+        assert!(host.memory.limit <= host.memory.total, "{:?}", host.memory);
+        assert!(!host.memory.limited_by.is_empty());
+        assert!(host.cpus.usable > 0.0 && host.cpus.usable <= host.cpus.affinity as f64, "{:?}", host.cpus);
+        assert!((1..=host.cpus.affinity).contains(&host.cpus.workers_max()));
+        println!("{host:#?}");
+    }
+
+    #[test]
+    fn workers_are_whole_and_at_least_one() {
+        let with = |usable| CpuFacts { affinity: 8, usable, limited_by: String::new() }.workers_max();
+        assert_eq!([0.01, 0.99, 1.0, 1.99, 2.0, 7.5].map(with), [1, 1, 1, 1, 2, 7]);
+        assert_eq!(with(f64::NAN), 1);
+    }
+
+    /// A control group that is removed when the test is over.
+    #[cfg(target_os = "linux")]
+    struct TestGroup(std::path::PathBuf);
+
+    #[cfg(target_os = "linux")]
+    impl Drop for TestGroup {
+        fn drop(&mut self) {
+            if let Err(error) = std::fs::remove_dir(&self.0) {
+                println!("{} was left behind: {error}", self.0.display());
+            }
+        }
+    }
+
+    /// Makes a group below the own one, with a limit; none where this process may not or the kernel cannot.
+    #[cfg(target_os = "linux")]
+    fn make_group(controller: &str, settings: [(&str, &str); 2]) -> Option<TestGroup> {
+        let groups = groups::Groups::read(std::path::Path::new("/"), &mut Vec::new());
+        let own = groups.of(controller).first()?;
+        let dir = own.dir.join(format!("feedstock-test-{}", std::process::id()));
+        std::fs::create_dir(&dir).ok()?;
+        let group = TestGroup(dir);
+        let (file, value) = settings[usize::from(own.version == groups::Version::V2)];
+        let open = std::fs::OpenOptions::new().write(true).open(group.0.join(file));
+        std::io::Write::write_all(&mut open.ok()?, value.as_bytes()).ok()?;
+        Some(group)
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_limits_of_a_real_group_are_seen() {
+        if let Some(dirs) = fixture::alone() {
+            for dir in dirs.lines() {
+                if let Err(error) = std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string()) {
+                    println!("skipped: {dir} cannot be entered: {error}");
+                    return;
+                }
+            }
+            println!("{:#?}", HostFacts::read());
+            return;
+        }
+        let memory = make_group("memory", [("memory.limit_in_bytes", "67108864"), ("memory.max", "67108864")]);
+        let cpu = make_group("cpu", [("cpu.cfs_quota_us", "50000"), ("cpu.max", "50000 100000")]);
+        let dirs: Vec<&str> = [&memory, &cpu].into_iter().flatten().filter_map(|group| group.0.to_str()).collect();
+        if dirs.is_empty() {
+            println!("skipped: no control group with limits can be made here");
+            return;
+        }
+        let seen = fixture::run_alone("host::tests::the_limits_of_a_real_group_are_seen", &dirs.join("\n"));
+        print!("{seen}");
+        if seen.contains("skipped: ") {
+            return;
+        }
+        if memory.is_some() {
+            assert!(seen.contains("limited_by: \"memory.") && seen.contains("(64.0 MiB, "));
+        }
+        if cpu.is_some() {
+            assert!(seen.contains("limited_by: \"cpu.") && seen.contains("usable: 0.5"));
+        }
+    }
+}
