@@ -1,0 +1,256 @@
+//! Owns the limit and the book: what a loader may hold, and who holds it.
+//! It must never measure the machine (that is `host`), decide sizes (that is `plan`) or hold payload itself.
+
+mod ledger;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use ledger::{Account, AccountReport, Ledger, LedgerReport, OverBudget, Reservation, WaitError};
+
+use crate::units::{ByteCount, ParseByteCountError};
+
+/// How much RAM a loader may take, as its user says it: a size, a share of what is available, or `auto`.
+///
+/// ```
+/// use feedstock::{ByteCount, RamBudget};
+/// let available = ByteCount(32 << 30);
+/// assert_eq!("24G".parse::<RamBudget>()?.resolve(available), ByteCount(24 << 30));
+/// assert_eq!("25%".parse::<RamBudget>()?.resolve(available), ByteCount(8 << 30));
+/// assert_eq!("auto".parse::<RamBudget>()?.resolve(available), ByteCount(16 << 30));
+/// # Ok::<(), feedstock::ParseRamBudgetError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RamBudget {
+    /// Half of what is available at start; the other half is left to the trainer and the page cache.
+    #[default]
+    Auto,
+    /// This share, in `(0, 1]`, of what is available at start.
+    Fraction(f64),
+    /// Just this much.
+    Bytes(ByteCount),
+}
+
+/// What was wrong with a text that should have been a RAM budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParseRamBudgetError {
+    /// It is no size.
+    Size(ParseByteCountError),
+    /// It ends in `%`, but is no share between 0 and 100.
+    Percent(String),
+}
+
+impl RamBudget {
+    /// The share of the available memory that [`RamBudget::Auto`] takes.
+    pub const AUTO_FRACTION: f64 = 0.5;
+
+    /// The budget in bytes on a machine with this much memory available.
+    #[must_use]
+    pub fn resolve(self, available: ByteCount) -> ByteCount {
+        let share = |fraction: f64| ByteCount((available.0 as f64 * fraction) as u64);
+        match self {
+            RamBudget::Auto => share(Self::AUTO_FRACTION),
+            RamBudget::Fraction(fraction) => share(fraction),
+            RamBudget::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl FromStr for RamBudget {
+    type Err = ParseRamBudgetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let trimmed = text.trim();
+        if trimmed.eq_ignore_ascii_case("auto") {
+            return Ok(RamBudget::Auto);
+        }
+        if let Some(number) = trimmed.strip_suffix('%') {
+            return match number.trim().parse::<f64>() {
+                Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(RamBudget::Fraction(percent / 100.0)),
+                _ => Err(ParseRamBudgetError::Percent(text.to_owned())),
+            };
+        }
+        trimmed.parse().map(RamBudget::Bytes).map_err(ParseRamBudgetError::Size)
+    }
+}
+
+impl From<ByteCount> for RamBudget {
+    fn from(bytes: ByteCount) -> Self {
+        RamBudget::Bytes(bytes)
+    }
+}
+
+impl fmt::Display for RamBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RamBudget::Auto => f.write_str("auto"),
+            RamBudget::Fraction(fraction) => write!(f, "{}%", fraction * 100.0),
+            RamBudget::Bytes(bytes) => bytes.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for ParseRamBudgetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ParseRamBudgetError::Size(error) => write!(f, "{error}; a budget may also be a share (60%) or auto"),
+            ParseRamBudgetError::Percent(text) => {
+                write!(f, "'{text}' is no share of the memory: write a number over 0 and up to 100, such as 60%")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ParseRamBudgetError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn budgets_parse_as_people_write_them() {
+        assert_eq!("AUTO".parse(), Ok(RamBudget::Auto));
+        assert_eq!("60%".parse(), Ok(RamBudget::Fraction(0.6)));
+        assert_eq!("2G".parse(), Ok(RamBudget::Bytes(ByteCount(2 << 30))));
+        for text in ["12Q", "0%", "101%", "-5%", "%", "", "nan%", "auto%"] {
+            assert!(text.parse::<RamBudget>().is_err(), "{text}");
+        }
+        assert!("12Q".parse::<RamBudget>().unwrap_err().to_string().contains("'12Q'"));
+    }
+
+    #[test]
+    fn a_refusal_names_the_needed_the_given_and_the_top_holders() {
+        let ledger = Ledger::new(ByteCount(64 << 20));
+        let names = ["slots", "scratch", "index", "encoded"];
+        let held: Vec<_> = names
+            .iter()
+            .zip([30u64 << 20, 10 << 20, 5 << 20, 1 << 20])
+            .map(|(&name, bytes)| ledger.account(name, ledger.limit()).reserve(ByteCount(bytes)).unwrap())
+            .collect();
+        let refused = ledger.account("jumbo", ledger.limit()).reserve(ByteCount(40 << 20)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "'jumbo' needs 40.0 MiB, but 18.0 MiB of the 64.0 MiB are left; most is held by slots (30.0 MiB), scratch \
+             (10.0 MiB), index (5.00 MiB)"
+        );
+        drop(held);
+        assert_eq!(ledger.held(), ByteCount::ZERO);
+        assert_eq!(ledger.report().peak, ByteCount(46 << 20));
+    }
+
+    #[test]
+    fn waiting_for_what_can_never_come_is_refused_at_once() {
+        let ledger = Ledger::new(ByteCount(100));
+        let _fixed = ledger.fixed_account("slots", ledger.limit()).reserve(ByteCount(70)).unwrap();
+        let _moving = ledger.account("encoded", ledger.limit()).reserve(ByteCount(20)).unwrap();
+        match ledger.account("encoded", ledger.limit()).reserve_waiting(ByteCount(31), || false) {
+            Err(WaitError::OverBudget(refused)) => assert_eq!(refused.available, ByteCount(30)),
+            other => panic!("{other:?}"),
+        }
+        let cancelled = ledger.account("encoded", ledger.limit()).reserve_waiting(ByteCount(30), || true);
+        assert_eq!(cancelled.unwrap_err(), WaitError::Cancelled);
+    }
+
+    #[test]
+    fn a_cap_binds_before_the_limit() {
+        let ledger = Ledger::new(ByteCount(100));
+        let encoded = ledger.account("encoded", ByteCount(30));
+        let held = encoded.reserve(ByteCount(25)).unwrap();
+        let refused = encoded.reserve(ByteCount(6)).unwrap_err();
+        assert_eq!((refused.available, refused.limit), (ByteCount(5), ByteCount(30)));
+        match encoded.reserve_waiting(ByteCount(31), || false) {
+            Err(WaitError::OverBudget(refused)) => assert_eq!(refused.available, ByteCount(30)),
+            other => panic!("{other:?}"),
+        }
+        drop(held);
+        assert!(encoded.reserve(ByteCount(30)).is_ok());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Reserve { account: usize, bytes: u64 },
+        Drop { at: usize },
+        Split { at: usize, bytes: u64 },
+        Shrink { at: usize, bytes: u64 },
+        Move { at: usize, account: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..3usize, 0..60u64).prop_map(|(account, bytes)| Step::Reserve { account, bytes }),
+            (0..8usize).prop_map(|at| Step::Drop { at }),
+            (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Split { at, bytes }),
+            (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Shrink { at, bytes }),
+            (0..8usize, 0..3usize).prop_map(|(at, account)| Step::Move { at, account }),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain list of who holds what: no sequence of steps overshoots, loses or invents a byte.
+        #[test]
+        fn the_book_always_balances(steps in proptest::collection::vec(step(), 0..60)) {
+            const LIMIT: u64 = 100;
+            let ledger = Ledger::new(ByteCount(LIMIT));
+            let caps = [LIMIT, 70, 40];
+            let accounts = [
+                ledger.fixed_account("a", ByteCount(caps[0])),
+                ledger.account("b", ByteCount(caps[1])),
+                ledger.account("c", ByteCount(caps[2])),
+            ];
+            let mut held: Vec<(usize, Reservation)> = Vec::new();
+            let mut peak = 0;
+            for step in steps {
+                let sum_of = |held: &[(usize, Reservation)], account: usize| -> u64 {
+                    held.iter().filter(|(a, _)| *a == account).map(|(_, r)| r.bytes().0).sum()
+                };
+                let total: u64 = held.iter().map(|(_, r)| r.bytes().0).sum();
+                match step {
+                    Step::Reserve { account, bytes } => {
+                        let room = (LIMIT - total).min(caps[account] - sum_of(&held, account));
+                        match accounts[account].reserve(ByteCount(bytes)) {
+                            Ok(reservation) => {
+                                prop_assert!(bytes <= room);
+                                held.push((account, reservation));
+                            }
+                            Err(refused) => {
+                                prop_assert!(bytes > room);
+                                prop_assert_eq!(refused.available.0, room);
+                            }
+                        }
+                    }
+                    Step::Drop { at } if at < held.len() => drop(held.swap_remove(at)),
+                    Step::Split { at, bytes } if at < held.len() && bytes <= held[at].1.bytes().0 => {
+                        let part = held[at].1.split(ByteCount(bytes));
+                        let account = held[at].0;
+                        held.push((account, part));
+                    }
+                    Step::Shrink { at, bytes } if at < held.len() && bytes <= held[at].1.bytes().0 => {
+                        held[at].1.shrink_to(ByteCount(bytes));
+                    }
+                    Step::Move { at, account }
+                        if at < held.len()
+                            && held[at].0 != account
+                            && held[at].1.bytes().0 <= caps[account] - sum_of(&held, account) =>
+                    {
+                        held[at].1.move_to(&accounts[account]);
+                        held[at].0 = account;
+                    }
+                    _ => {}
+                }
+                let report = ledger.report();
+                let total: u64 = held.iter().map(|(_, r)| r.bytes().0).sum();
+                peak = peak.max(total);
+                prop_assert_eq!(report.held.0, total);
+                prop_assert_eq!(report.peak.0, peak);
+                for (index, account) in report.accounts.iter().enumerate() {
+                    let sum: u64 = held.iter().filter(|(a, _)| *a == index).map(|(_, r)| r.bytes().0).sum();
+                    prop_assert_eq!(account.held.0, sum);
+                    prop_assert!(account.peak >= account.held);
+                }
+            }
+            drop(held);
+            prop_assert_eq!(ledger.held().0, 0);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Every interleaving of the ledger's concurrent core, explored by loom.
+//!
+//! The module under test is compiled a second time here, with `crate::sync` being loom's primitives, so no build flag and
+//! no second copy of the dependencies is needed.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    unused_imports,
+    clippy::unwrap_used,
+    reason = "a module of the library, as loom sees it"
+)]
+
+mod sync {
+    pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub(crate) use std::sync::PoisonError;
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+mod units {
+    pub use feedstock::ByteCount;
+}
+
+#[path = "../src/budget/ledger.rs"]
+mod ledger;
+
+use ledger::{Ledger, WaitError};
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use units::ByteCount;
+
+#[test]
+fn two_takers_never_overshoot() {
+    loom::model(|| {
+        let ledger = Ledger::new(ByteCount(10));
+        let account = ledger.account("encoded", ledger.limit());
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let account = account.clone();
+                thread::spawn(move || account.reserve(ByteCount(6)).map(|held| held.bytes()))
+            })
+            .collect();
+        let granted = threads.into_iter().map(|t| t.join().unwrap()).filter(Result::is_ok).count();
+        // Each gives its bytes back before it ends, so one or both may succeed, but never together.
+        assert!(granted >= 1);
+        let report = ledger.report();
+        assert_eq!(report.held, ByteCount(0));
+        assert_eq!(report.peak, ByteCount(6));
+    });
+}
+
+#[test]
+fn a_release_always_wakes_the_waiter() {
+    loom::model(|| {
+        let ledger = Ledger::new(ByteCount(10));
+        let account = ledger.account("encoded", ledger.limit());
+        let mut held = account.reserve(ByteCount(10)).unwrap();
+        let other = held.split(ByteCount(4));
+        let releaser = thread::spawn(move || drop(held));
+        let releaser2 = thread::spawn(move || drop(other));
+        let waited = account.reserve_waiting(ByteCount(7), || false).unwrap();
+        assert_eq!(waited.bytes(), ByteCount(7));
+        releaser.join().unwrap();
+        releaser2.join().unwrap();
+        drop(waited);
+        assert_eq!(ledger.held(), ByteCount(0));
+    });
+}
+
+#[test]
+fn a_cancelled_wait_never_sleeps_on() {
+    loom::model(|| {
+        let ledger = Ledger::new(ByteCount(10));
+        let account = ledger.account("encoded", ledger.limit());
+        let _held = account.reserve(ByteCount(10)).unwrap();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let canceller = {
+            let cancelled = cancelled.clone();
+            thread::spawn(move || {
+                cancelled.store(true, Ordering::Release);
+                ledger.wake();
+            })
+        };
+        let waited = account.reserve_waiting(ByteCount(1), || cancelled.load(Ordering::Acquire));
+        assert_eq!(waited.unwrap_err(), WaitError::Cancelled);
+        canceller.join().unwrap();
+    });
+}
+
+#[test]
+fn a_move_never_loses_or_doubles_bytes() {
+    loom::model(|| {
+        let ledger = Ledger::new(ByteCount(10));
+        let (from, to) = (ledger.account("scratch", ledger.limit()), ledger.account("jumbo", ledger.limit()));
+        let mut held = from.reserve(ByteCount(5)).unwrap();
+        let mover = thread::spawn(move || {
+            held.move_to(&to);
+            held
+        });
+        let seen = ledger.report();
+        assert_eq!(seen.held, ByteCount(5));
+        assert_eq!(seen.accounts.iter().map(|a| a.held).sum::<ByteCount>(), ByteCount(5));
+        drop(mover.join().unwrap());
+        assert_eq!(ledger.held(), ByteCount(0));
+    });
+}
