@@ -1,0 +1,91 @@
+//! Owns where samples come from: the `Source` trait, the index, and the sources that read from folders and memory.
+//! It must never decode, and it reads INTO memory that it is given; it holds no payload of its own but its index.
+
+pub mod conformance;
+mod error;
+mod folder;
+mod index;
+mod memory;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+pub use error::SourceError;
+pub use folder::ImageFolder;
+pub use memory::MemorySource;
+pub use scan::{IMAGE_EXTENSIONS, Unreadable};
+
+use crate::sync::Arc;
+use crate::units::SampleId;
+
+/// A set of encoded samples with labels, read one at a time in any order, from any thread.
+///
+/// `len`, `label`, `encoded_bytes` and `read_into` are called for every sample of every epoch, so they answer from an
+/// index in memory and touch storage only to read the bytes themselves.
+///
+/// An implementation is checked by [`conformance::check`].
+///
+/// # Panics
+/// An id outside `0..len`, or an `out` of another length than `encoded_bytes(id)`, is misuse, and may panic.
+pub trait Source: Send + Sync + 'static {
+    /// How many samples there are. It never changes.
+    fn len(&self) -> u64;
+
+    /// Whether there is no sample at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The names of the classes; a label is a place in this list.
+    fn classes(&self) -> &[String];
+
+    /// The label of a sample: less than `classes().len()`.
+    fn label(&self, id: SampleId) -> u32;
+
+    /// The bytes of a sample as stored. The pipeline reserves this many before it asks for them. It never changes.
+    fn encoded_bytes(&self, id: SampleId) -> u64;
+
+    /// What a person would call this sample: a path, or a shard and its member. No two samples share a name.
+    fn name(&self, id: SampleId) -> String;
+
+    /// Reads the stored bytes of a sample into `out`, which is exactly `encoded_bytes(id)` long. May block.
+    ///
+    /// # Errors
+    /// [`SourceError::Io`] where storage refuses, [`SourceError::Changed`] where it now holds another number of bytes.
+    /// What `out` holds afterwards is unspecified.
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError>;
+
+    /// RAM that this source holds for as long as it lives (its index), in bytes.
+    fn index_bytes(&self) -> u64;
+}
+
+/// A shared source is a source, so that one index serves several loaders.
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+
+    fn classes(&self) -> &[String] {
+        (**self).classes()
+    }
+
+    fn label(&self, id: SampleId) -> u32 {
+        (**self).label(id)
+    }
+
+    fn encoded_bytes(&self, id: SampleId) -> u64 {
+        (**self).encoded_bytes(id)
+    }
+
+    fn name(&self, id: SampleId) -> String {
+        (**self).name(id)
+    }
+
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        (**self).read_into(id, out)
+    }
+
+    fn index_bytes(&self) -> u64 {
+        (**self).index_bytes()
+    }
+}
