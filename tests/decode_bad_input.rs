@@ -1,0 +1,241 @@
+//! Whatever a folder of "images" may hold: each file gets an error that says what is wrong, with its numbers, or is
+//! decoded. Nothing panics.
+
+use std::fs;
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::LazyLock;
+
+use feedstock::decode::{DecodeError, Limits, Slab, decode_into, probe};
+use image::{DynamicImage, ImageFormat, RgbImage};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+fn decoded(encoded: &[u8]) -> Result<(u32, u32), DecodeError> {
+    // Small pictures only, so that no mutation of a size makes a test slow.
+    let header = probe(encoded, &Limits { pixels_max: 1 << 20, side_max: 65_535 })?;
+    let mut slab = Slab::new();
+    let image = decode_into(encoded, &header, &mut slab)?;
+    Ok((image.width(), image.height()))
+}
+
+fn picture(width: u32, height: u32) -> DynamicImage {
+    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 9) as u8, (y * 7) as u8, (x * y) as u8])).into()
+}
+
+fn encoded(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
+    let mut out = Cursor::new(Vec::new());
+    picture(width, height).write_to(&mut out, format).expect("encoder");
+    out.into_inner()
+}
+
+const FORMATS: [ImageFormat; 6] =
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff];
+
+/// Puts bytes over the two or four that hold a size.
+fn with(mut file: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
+fn find(file: &[u8], pattern: &[u8]) -> usize {
+    file.windows(pattern.len()).position(|window| window == pattern).expect("pattern")
+}
+
+#[test]
+fn what_is_no_image_is_told_by_its_first_bytes() {
+    assert_eq!(decoded(b""), Err(DecodeError::Empty));
+    for (bytes, text) in [
+        (&b"<html>"[..], "starts with 3c 68 74 6d 6c 3e: no known image format"),
+        (b"\0", "starts with 00: no known image format"),
+        (b"\xff\xd8", "starts with ff d8: no known image format"),
+        (&[0; 4096], "starts with 00 00 00 00 00 00 00 00: no known"),
+    ] {
+        let error = decoded(bytes).expect_err(text).to_string();
+        assert!(error.starts_with(text), "{error}");
+    }
+}
+
+#[test]
+fn a_size_beyond_the_limits_is_refused_at_the_header() {
+    let huge = 65_500u16;
+    let jpeg = encoded(ImageFormat::Jpeg, 8, 8);
+    let frame = find(&jpeg, &[0xFF, 0xC0]) + 5;
+    let png = encoded(ImageFormat::Png, 8, 8);
+    let bmp = encoded(ImageFormat::Bmp, 8, 8);
+    let gif = encoded(ImageFormat::Gif, 8, 8);
+    let both = |bytes: &[u8]| [bytes, bytes].concat();
+    for (name, file) in [
+        ("jpeg", with(jpeg, frame, &both(&huge.to_be_bytes()))),
+        ("png", with(png, 16, &both(&u32::from(huge).to_be_bytes()))),
+        ("bmp", with(bmp, 18, &both(&u32::from(huge).to_le_bytes()))),
+        ("gif", with(gif, 6, &both(&huge.to_le_bytes()))),
+    ] {
+        let error = probe(&file, &Limits::default()).expect_err(name);
+        let text = error.to_string();
+        assert!(matches!(error, DecodeError::TooLarge { width: 65_500, height: 65_500, .. }), "{name}: {text}");
+        assert!(text.contains("65500x65500 = 4290250000 pixels; at most 134217728 pixels"), "{name}: {text}");
+    }
+    let wide = probe(&encoded(ImageFormat::Png, 300, 1), &Limits { side_max: 299, ..Limits::default() });
+    assert!(matches!(wide, Err(DecodeError::TooLarge { side_max: 299, .. })));
+}
+
+#[test]
+fn a_picture_without_pixels_is_refused() {
+    let jpeg = encoded(ImageFormat::Jpeg, 8, 8);
+    let frame = find(&jpeg, &[0xFF, 0xC0]) + 5;
+    for file in [
+        with(jpeg, frame, &[0, 0]),
+        with(encoded(ImageFormat::Png, 8, 8), 20, &[0; 4]),
+        with(encoded(ImageFormat::Bmp, 8, 8), 18, &[0; 4]),
+        with(encoded(ImageFormat::Gif, 8, 8), 8, &[0, 0]),
+    ] {
+        assert!(matches!(decoded(&file), Err(DecodeError::NoPixels { .. })), "{:?}", decoded(&file));
+    }
+}
+
+#[test]
+fn a_file_cut_in_its_header_says_so() {
+    for format in FORMATS {
+        let file = encoded(format, 16, 16);
+        let error = decoded(&file[..20]).expect_err("cut").to_string();
+        assert!(error.contains("inside its header, after 20 bytes"), "{format:?}: {error}");
+    }
+}
+
+#[test]
+fn a_file_cut_in_its_middle_is_an_error() {
+    for format in FORMATS {
+        let file = encoded(format, 64, 64);
+        let error = decoded(&file[..file.len() / 2]).expect_err("cut");
+        println!("{format:?}: {error}");
+    }
+    let jpeg = encoded(ImageFormat::Jpeg, 64, 64);
+    let cut = &jpeg[..jpeg.len() - 2];
+    let text = decoded(cut).expect_err("the end marker is missing").to_string();
+    assert!(text.contains(&format!("cut off: it ends after {} bytes", cut.len())), "{text}");
+}
+
+#[test]
+fn a_jpeg_with_things_after_its_end_is_good() {
+    let jpeg = encoded(ImageFormat::Jpeg, 64, 64);
+    for rest in [&b"\0\0\0"[..], b"some text", &[0xFF; 100], &[0; 5000], &jpeg, b"\xff\xd8\xff\xe1\x10\x00 a preview"] {
+        assert_eq!(decoded(&[&jpeg, rest].concat()), Ok((64, 64)));
+    }
+}
+
+#[test]
+fn a_jpeg_that_breaks_its_own_tables_is_an_error() {
+    let jpeg = encoded(ImageFormat::Jpeg, 64, 64);
+    let middle = jpeg.len() - jpeg.len() / 4;
+    // All ones is a code that no table may hold; ff in the data is written as ff 00.
+    let error = decoded(&with(jpeg, middle, &[0xFF, 0x00].repeat(8))).expect_err("damaged").to_string();
+    assert!(error.starts_with("jpeg: damaged data"), "{error}");
+}
+
+#[test]
+fn a_size_that_is_larger_inside_is_refused_before_memory_is_taken() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decode");
+    for (name, pattern, offset) in [
+        ("lossy_alpha.webp", &b"VP8 "[..], 14),
+        ("lossless_alpha.webp", b"VP8L", 9),
+        ("animated_lossy.webp", b"VP8 ", 14),
+        ("animated.webp", b"VP8L", 9),
+    ] {
+        let file = fs::read(folder.join(name)).expect(name);
+        let at = find(&file, pattern) + offset;
+        let error = decoded(&with(file, at, &[0xFF, 0x2F])).expect_err(name).to_string();
+        // A lossless file without a canvas of its own is as large as it says.
+        let expected = if name == "lossless_alpha.webp" { "" } else { "webp: bad header: 29x21 pixels are announced" };
+        assert!(error.starts_with(expected), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_header_without_end_is_refused() {
+    let jpeg = encoded(ImageFormat::Jpeg, 8, 8);
+    let many = [&jpeg[..2], &b"\xff\xfe\x00\x02".repeat(100_000), &jpeg[2..]].concat();
+    let error = decoded(&many).expect_err("endless").to_string();
+    assert_eq!(error, "jpeg: bad header: more than 4096 segments before the picture data");
+}
+
+#[test]
+fn jpegs_of_unsupported_kinds_are_named() {
+    let jpeg = encoded(ImageFormat::Jpeg, 8, 8);
+    let frame = find(&jpeg, &[0xFF, 0xC0]);
+    for (marker, text) in [(0xC3, "lossless"), (0xC9, "arithmetic"), (0xCF, "arithmetic")] {
+        let error = decoded(&with(jpeg.clone(), frame + 1, &[marker])).expect_err(text);
+        assert!(matches!(&error, DecodeError::Unsupported { feature, .. } if feature.contains(text)), "{error}");
+    }
+    let error = decoded(&with(jpeg, frame + 4, &[12])).expect_err("12 bits").to_string();
+    assert_eq!(error, "jpeg: not supported: 12 bits a sample (8 are)");
+}
+
+#[test]
+fn bytes_of_another_file_than_the_header_are_an_error() {
+    let mut slab = Slab::new();
+    for format in FORMATS {
+        let (small, large) = (encoded(format, 16, 16), encoded(format, 64, 48));
+        let header = probe(&small, &Limits::default()).expect("header");
+        assert!(decode_into(&large, &header, &mut slab).is_err(), "{format:?}");
+        let png = encoded(ImageFormat::Png, 16, 16);
+        let other = encoded(ImageFormat::Bmp, 16, 16);
+        let header = probe(&png, &Limits::default()).expect("header");
+        assert!(decode_into(&other, &header, &mut slab).is_err(), "{format:?}");
+    }
+}
+
+/// Valid files of every kind: small ones of the fixtures, and generated ones.
+static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
+    let mut files: Vec<_> = FORMATS.iter().map(|format| (format!("{format:?}"), encoded(*format, 33, 18))).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decode");
+    let mut paths: Vec<_> = fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path()).collect();
+    paths.sort();
+    files.extend(paths.iter().map(|path| (path.display().to_string(), fs::read(path).expect("file"))));
+    files
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 6000,
+        // The same damage each time: the codecs are other people's, and this is no fuzzer.
+        rng_seed: RngSeed::Fixed(2),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_damage_makes_it_panic(
+        file in any::<prop::sample::Index>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 0..12),
+        keep in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let (name, bytes) = &FILES[file.index(FILES.len())];
+        let mut bytes = bytes.clone();
+        for (at, value, in_header) in edits {
+            let end = if in_header { bytes.len().min(120) } else { bytes.len() };
+            let at = at.index(end);
+            bytes[at] = value;
+        }
+        if let Some(keep) = keep {
+            bytes.truncate(keep.index(bytes.len()));
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| decoded(&bytes)));
+        prop_assert!(outcome.is_ok(), "{name} panicked");
+        if let Ok(Err(error)) = outcome {
+            prop_assert!(!error.to_string().contains("panicked"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(start in 0usize..8, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let starts: [&[u8]; 7] = [
+            b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"RIFF\x40\0\0\0WEBPVP8X", b"GIF89a", b"BM", b"II\x2a\0", b"MM\0\x2b\0\x08",
+        ];
+        if let Some(prefix) = starts.get(start) {
+            bytes.splice(0..0, prefix.iter().copied());
+        }
+        prop_assert!(catch_unwind(AssertUnwindSafe(|| decoded(&bytes))).is_ok());
+    }
+}

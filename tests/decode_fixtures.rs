@@ -1,0 +1,170 @@
+//! Every kind of file that Pillow (or, for what it cannot write, a few lines of Python) makes is decoded to the pixels
+//! that Pillow reads from it. `tests/fixtures/make_fixtures.py` made the files.
+
+#![allow(clippy::print_stdout, reason = "a skipped part is reported")]
+
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use feedstock::decode::{DecodeError, Format, Limits, Slab, decode_into, probe, working_set};
+
+struct Fixture {
+    name: String,
+    encoded: Vec<u8>,
+    width: u32,
+    height: u32,
+    pixels: Vec<u8>,
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn fixtures() -> Vec<Fixture> {
+    let index = fs::read_to_string(folder().join("decode.txt")).expect("index");
+    let mut pixels = &fs::read(folder().join("decode.bin")).expect("pixels")[..];
+    let read = |line: &str| {
+        let mut words = line.split(' ');
+        let name = words.next().expect("name").to_owned();
+        let mut side = || words.next().expect("side").parse::<u32>().expect("number");
+        let (width, height) = (side(), side());
+        let (own, rest) = pixels.split_at((width * height * 3) as usize);
+        pixels = rest;
+        let encoded = fs::read(folder().join("decode").join(&name)).expect("file");
+        Fixture { name, encoded, width, height, pixels: own.to_vec() }
+    };
+    index.lines().map(read).collect()
+}
+
+fn format_of_name(name: &str) -> Format {
+    match name.rsplit('.').next().expect("extension") {
+        "jpg" => Format::Jpeg,
+        "png" => Format::Png,
+        "webp" => Format::WebP,
+        "gif" => Format::Gif,
+        "bmp" => Format::Bmp,
+        "tif" => Format::Tiff,
+        other => panic!("{other}"),
+    }
+}
+
+/// How far lossy codecs may differ: their inverse transforms and the way they enlarge colour are free to. Greatest and
+/// mean difference, in levels.
+fn tolerance(name: &str) -> (u8, f64) {
+    match name {
+        _ if name.contains("jpg") || name == "lossy.webp" || name == "orientation3.webp" => (24, 1.5),
+        "lossy_alpha.webp" | "animated_lossy.webp" => (24, 1.5),
+        // CMYK is inverted and multiplied out with different rounding.
+        "cmyk.tif" => (1, 0.5),
+        _ => (0, 0.0),
+    }
+}
+
+#[test]
+fn every_kind_of_file_is_decoded_as_pillow_does() {
+    let mut slab = Slab::new();
+    let fixtures = fixtures();
+    assert!(fixtures.len() > 45);
+    let mut complaints = Vec::new();
+    for Fixture { name, encoded, width, height, pixels } in &fixtures {
+        // What an earlier picture left in the slab must not matter.
+        slab.prepare(1 << 16).expect("small").fill(0xA5);
+        let header = match probe(encoded, &Limits::default()) {
+            Ok(header) => header,
+            Err(error) => {
+                complaints.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        assert_eq!((header.format, header.width, header.height), (format_of_name(name), *width, *height), "{name}");
+        let orientation = name.split('.').next().and_then(|stem| stem.strip_prefix("orientation"));
+        let orientation: u8 = orientation.map_or(1, |digit| digit.parse().expect("digit"));
+        assert_eq!(header.orientation, orientation, "{name}");
+        assert!(working_set(&header).pixel_bytes >= pixels.len() as u64, "{name}");
+        match decode_into(encoded, &header, &mut slab) {
+            Err(error) => complaints.push(format!("{name}: {error}")),
+            Ok(image) => {
+                let (most, mean) = tolerance(name);
+                let differences = || image.data().iter().zip(pixels).map(|(a, b)| a.abs_diff(*b));
+                let found_most = differences().max().unwrap_or(0);
+                let found_mean = differences().map(f64::from).sum::<f64>() / pixels.len() as f64;
+                if found_most > most || found_mean > mean {
+                    complaints.push(format!("{name}: differs by up to {found_most}, {found_mean:.3} in the mean"));
+                }
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn what_is_cut_off_is_an_error_wherever_it_is_cut() {
+    let mut slab = Slab::new();
+    for Fixture { name, encoded, pixels, .. } in &fixtures() {
+        let whole = probe(encoded, &Limits::default()).expect("whole");
+        let whole = decode_into(encoded, &whole, &mut slab).expect("whole").data().to_vec();
+        let mut first_good = None;
+        for length in 0..encoded.len() {
+            let cut = &encoded[..length];
+            let outcome = probe(cut, &Limits::default())
+                .and_then(|header| decode_into(cut, &header, &mut slab).map(|image| image.data().to_vec()));
+            match outcome {
+                Err(DecodeError::Empty) => assert_eq!(length, 0),
+                Err(error) => assert!(!error.to_string().is_empty()),
+                // What comes after the last pixel (end marks, checksums, metadata, later frames) may be missing.
+                Ok(image) => {
+                    assert_eq!(image.len(), pixels.len(), "{name}");
+                    if image != whole {
+                        panic!("{name}: cut to {length} of {} bytes, it is another picture", encoded.len());
+                    }
+                    first_good = first_good.or(Some(length));
+                }
+            }
+        }
+        if name.ends_with(".jpg") {
+            assert_eq!(first_good, None, "{name}: the end marker closes a JPEG");
+        }
+    }
+}
+
+/// Every file below a folder that an environment variable names, or that lies beside the repository.
+fn real_files(variable: &str, beside: &str) -> Vec<PathBuf> {
+    fn collect(folder: &Path, deeper: usize, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() && deeper > 0 {
+                collect(&path, deeper - 1, found);
+            } else if path.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join(beside);
+    let folder = std::env::var_os(variable).map_or(beside, PathBuf::from);
+    let mut found = Vec::new();
+    collect(&folder, 3, &mut found);
+    if found.is_empty() {
+        println!("skipped: no files in {} (name a folder in {variable})", folder.display());
+    }
+    found
+}
+
+#[test]
+fn real_photographs_are_decoded_as_the_image_crate_does() {
+    let mut slab = Slab::new();
+    let mut files = real_files("FEEDSTOCK_IMAGENET", "../shared/datasets/imagenet-sample-500");
+    files.extend(real_files("FEEDSTOCK_CIFAR", "../shared/datasets/cifar10"));
+    for path in files.iter().filter(|path| {
+        path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jpeg") || e.eq_ignore_ascii_case("jpg"))
+    }) {
+        let name = path.display();
+        let encoded = fs::read(path).expect("file");
+        let header = probe(&encoded, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let image = decode_into(&encoded, &header, &mut slab).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let reader = image::ImageReader::new(Cursor::new(&encoded)).with_guessed_format().expect("format");
+        let expected = reader.decode().expect("picture").into_rgb8();
+        assert_eq!((image.width(), image.height()), expected.dimensions(), "{name}");
+        assert!(image.data() == expected.as_raw(), "{name}: other pixels");
+    }
+}
