@@ -1,0 +1,282 @@
+//! Owns the last steps of a batch, done on the CPU: normalise, cast, and put the axes in order. It is what the CPU device
+//! and the simulated one do, and the definition that every kernel has to equal bit for bit.
+//! It must never read the output, and holds no memory.
+//!
+//! An element is one of 256 values a channel, so each becomes a look-up in a table of results. That makes the result exact
+//! by definition (no question of fused or reordered arithmetic), it is the fastest way without AVX2, and a kernel agrees by
+//! being given the same 768 floats.
+
+use half::bf16;
+
+use crate::tensor::{CHANNELS, DType, Finish, Layout, Normalize, SampleSpec};
+
+/// What each byte of each channel becomes: `(v / 255 - mean) / std` with every operation rounded to f32, in that order
+/// (as `torchvision`'s `ToTensor` and `Normalize` do), or `v / 255` without a normalisation.
+///
+/// For bf16 each is then rounded to nearest, ties to even.
+#[must_use]
+pub fn normalize_table(normalize: Option<&Normalize>) -> [[f32; 256]; CHANNELS] {
+    std::array::from_fn(|channel| {
+        std::array::from_fn(|value| {
+            let scaled = value as f32 / 255.0;
+            normalize.map_or(scaled, |by| (scaled - by.mean[channel]) / by.std[channel])
+        })
+    })
+}
+
+/// Finishes decoded samples: `pixels` are u8 NHWC, one sample after another; `out` becomes the batch, elements in the
+/// byte order of this machine. Bytes ([`DType::U8`]) are never normalised.
+///
+/// # Panics
+/// Panics if `pixels` is not a whole number of samples, or `out` not exactly as long as they are when finished.
+pub fn finish_into(pixels: &[u8], spec: SampleSpec, finish: &Finish, out: &mut [u8]) {
+    assert_eq!(
+        out.len(),
+        pixels.len() * finish.dtype.size_bytes(),
+        "a {} batch of {} pixel bytes",
+        finish.dtype,
+        pixels.len()
+    );
+    if pixels.is_empty() {
+        return;
+    }
+    assert!(pixels.len().is_multiple_of(spec.elements()), "{} bytes are no whole number of {spec}", pixels.len());
+    let table = || normalize_table(finish.normalize.as_ref());
+    match (finish.dtype, finish.layout) {
+        (DType::U8, Layout::Nhwc) => out.copy_from_slice(pixels),
+        (DType::U8, Layout::Nchw) => planes_u8(pixels, spec, out),
+        (DType::F32, layout) => {
+            let table = table().map(|channel| channel.map(f32::to_ne_bytes));
+            look_up(pixels, spec, layout, &table, out);
+        }
+        (DType::Bf16, layout) => {
+            let table = table().map(|channel| channel.map(|value| bf16::from_f32(value).to_ne_bytes()));
+            look_up(pixels, spec, layout, &table, out);
+        }
+    }
+}
+
+/// `B` bytes for each value of each channel.
+type Table<const B: usize> = [[[u8; B]; 256]; CHANNELS];
+
+fn look_up<const B: usize>(pixels: &[u8], spec: SampleSpec, layout: Layout, table: &Table<B>, out: &mut [u8]) {
+    let [red, green, blue] = table;
+    match layout {
+        Layout::Nhwc => {
+            for (pixel, out) in pixels.chunks_exact(CHANNELS).zip(out.chunks_exact_mut(CHANNELS * B)) {
+                let (r, rest) = out.split_at_mut(B);
+                let (g, b) = rest.split_at_mut(B);
+                r.copy_from_slice(&red[usize::from(pixel[0])]);
+                g.copy_from_slice(&green[usize::from(pixel[1])]);
+                b.copy_from_slice(&blue[usize::from(pixel[2])]);
+            }
+        }
+        // One pass with three write streams: each plane is written in order, and each pixel read once.
+        Layout::Nchw => each_sample::<B>(pixels, spec, out, |pixels, [r, g, b]| {
+            let planes = r.chunks_exact_mut(B).zip(g.chunks_exact_mut(B)).zip(b.chunks_exact_mut(B));
+            for (pixel, ((r, g), b)) in pixels.chunks_exact(CHANNELS).zip(planes) {
+                r.copy_from_slice(&red[usize::from(pixel[0])]);
+                g.copy_from_slice(&green[usize::from(pixel[1])]);
+                b.copy_from_slice(&blue[usize::from(pixel[2])]);
+            }
+        }),
+    }
+}
+
+/// Taking bytes apart into planes is pure shuffling, which the compiler turns into vector code three times as fast
+/// where it may use AVX2; the tables above gain nothing by it.
+fn planes_u8(pixels: &[u8], spec: SampleSpec, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn planes_u8_avx2(pixels: &[u8], spec: SampleSpec, out: &mut [u8]) {
+            planes_u8_any(pixels, spec, out);
+        }
+        #[allow(unsafe_code, reason = "a function compiled for AVX2 is called where AVX2 is")]
+        // SAFETY: the processor has just said that it has AVX2; nothing else is unsafe about the function.
+        return unsafe { planes_u8_avx2(pixels, spec, out) };
+    }
+    planes_u8_any(pixels, spec, out);
+}
+
+#[inline(always)]
+fn planes_u8_any(pixels: &[u8], spec: SampleSpec, out: &mut [u8]) {
+    each_sample::<1>(pixels, spec, out, |pixels, [r, g, b]| {
+        for (((pixel, r), g), b) in pixels.chunks_exact(CHANNELS).zip(r).zip(g).zip(b) {
+            (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
+        }
+    });
+}
+
+/// Calls `body` with the pixels of each sample and its three planes of `B` bytes an element.
+#[inline(always)]
+fn each_sample<const B: usize>(
+    pixels: &[u8],
+    spec: SampleSpec,
+    out: &mut [u8],
+    body: impl Fn(&[u8], [&mut [u8]; CHANNELS]),
+) {
+    let elements = spec.elements();
+    for (pixels, out) in pixels.chunks_exact(elements).zip(out.chunks_exact_mut(elements * B)) {
+        let (r, rest) = out.split_at_mut(elements / CHANNELS * B);
+        let (g, b) = rest.split_at_mut(elements / CHANNELS * B);
+        body(pixels, [r, g, b]);
+    }
+}
+
+/// The definition, an element at a time: what the suites hold every device to.
+#[cfg(test)]
+pub(super) fn finish_naive(pixels: &[u8], spec: SampleSpec, finish: &Finish) -> Vec<u8> {
+    let (plane, elements) = (spec.elements() / CHANNELS, spec.elements());
+    let mut out = vec![0; pixels.len() * finish.dtype.size_bytes()];
+    for (at, &value) in pixels.iter().enumerate() {
+        let (sample, within) = (at / elements, at % elements);
+        let (pixel, channel) = (within / CHANNELS, within % CHANNELS);
+        let to = match finish.layout {
+            Layout::Nhwc => at,
+            Layout::Nchw => sample * elements + channel * plane + pixel,
+        };
+        let scaled = f32::from(value) / 255.0;
+        let float = finish.normalize.map_or(scaled, |by| (scaled - by.mean[channel]) / by.std[channel]);
+        let size = finish.dtype.size_bytes();
+        let out = &mut out[to * size..][..size];
+        match finish.dtype {
+            DType::U8 => out[0] = value,
+            DType::F32 => out.copy_from_slice(&float.to_ne_bytes()),
+            DType::Bf16 => {
+                // Nearest even on the upper 16 bits, by hand: no value here is infinite or NaN.
+                let bits = float.to_bits();
+                let rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+                out.copy_from_slice(&(rounded as u16).to_ne_bytes());
+            }
+        }
+    }
+    out
+}
+
+/// Every combination of element type, layout and normalisation that there is.
+#[cfg(test)]
+pub(super) fn all_finishes() -> Vec<Finish> {
+    let imagenet = Normalize { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+    let mut all = Vec::new();
+    for layout in [Layout::Nhwc, Layout::Nchw] {
+        all.push(Finish { dtype: DType::U8, layout, normalize: None });
+        for dtype in [DType::F32, DType::Bf16] {
+            for normalize in [None, Some(imagenet)] {
+                all.push(Finish { dtype, layout, normalize });
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_the_formula() {
+        let by = Normalize { mean: [0.5, 0.25, 0.0], std: [0.5, 0.25, 2.0] };
+        let table = normalize_table(Some(&by));
+        assert_eq!((table[0][0], table[0][255]), (-1.0, 1.0));
+        assert_eq!((table[1][0], table[1][255]), (-1.0, 3.0));
+        assert_eq!(table[2][51], 51.0f32 / 255.0 / 2.0);
+        assert_eq!(normalize_table(None)[1][128], 128.0f32 / 255.0);
+    }
+
+    #[test]
+    fn bytes_become_planes() {
+        let spec = SampleSpec { height: 1, width: 2 };
+        let pixels = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16];
+        let mut out = [0; 12];
+        finish_into(&pixels, spec, &Finish::default(), &mut out);
+        assert_eq!(out, [1, 4, 2, 5, 3, 6, 11, 14, 12, 15, 13, 16]);
+    }
+
+    #[test]
+    fn every_value_of_every_channel_equals_the_definition() {
+        let spec = SampleSpec { height: 16, width: 16 };
+        let pixels: Vec<u8> = (0..=255).flat_map(|value: u8| [value, !value, value.wrapping_add(85)]).collect();
+        for finish in all_finishes() {
+            let mut out = vec![0xEE; pixels.len() * finish.dtype.size_bytes()];
+            finish_into(&pixels, spec, &finish, &mut out);
+            assert_eq!(out, finish_naive(&pixels, spec, &finish), "{finish:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_shape_equals_the_definition(
+            height in 0u32..9,
+            width in 0u32..40,
+            samples in 0usize..4,
+            seed in any::<u64>(),
+            mean in prop::array::uniform3(-2.0f32..2.0),
+            std in prop::array::uniform3(0.01f32..4.0),
+        ) {
+            let spec = SampleSpec { height, width };
+            let mut state = seed | 1;
+            let pixels: Vec<u8> = std::iter::repeat_with(|| {
+                state = crate::units::mix64(state);
+                state as u8
+            })
+            .take(samples * spec.elements())
+            .collect();
+            for mut finish in all_finishes() {
+                finish.normalize = finish.normalize.map(|_| Normalize { mean, std });
+                let mut out = vec![0xEE; pixels.len() * finish.dtype.size_bytes()];
+                finish_into(&pixels, spec, &finish, &mut out);
+                prop_assert_eq!(&out, &finish_naive(&pixels, spec, &finish), "{:?}", finish);
+            }
+        }
+    }
+
+    #[test]
+    fn the_path_without_avx2_does_the_same() {
+        let spec = SampleSpec { height: 5, width: 13 };
+        let pixels: Vec<u8> = (0..2 * spec.elements()).map(|at| (at * 7) as u8).collect();
+        let (mut any, mut best) = (vec![0; pixels.len()], vec![0; pixels.len()]);
+        planes_u8_any(&pixels, spec, &mut any);
+        planes_u8(&pixels, spec, &mut best);
+        assert_eq!(any, best);
+    }
+
+    #[test]
+    #[should_panic(expected = "no whole number of 2x2x3")]
+    fn half_a_sample_is_refused() {
+        finish_into(&[0; 18], SampleSpec { height: 2, width: 2 }, &Finish::default(), &mut [0; 18]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a u8 batch of 12 pixel bytes")]
+    fn an_output_of_another_size_is_refused() {
+        finish_into(&[0; 12], SampleSpec { height: 2, width: 2 }, &Finish::default(), &mut [0; 11]);
+    }
+
+    /// Not a test: prints how fast each finish is. `cargo test --release -- --ignored --nocapture finish_rates`.
+    #[test]
+    #[ignore = "prints rates"]
+    fn finish_rates() {
+        let spec = SampleSpec { height: 224, width: 224 };
+        let pixels: Vec<u8> = (0..64 * spec.elements() as u64).map(|at| crate::units::mix64(at) as u8).collect();
+        for finish in all_finishes() {
+            let mut out = vec![0; pixels.len() * finish.dtype.size_bytes()];
+            let mut best = f64::MAX;
+            for _ in 0..7 {
+                let start = std::time::Instant::now();
+                finish_into(std::hint::black_box(&pixels), spec, &finish, &mut out);
+                best = best.min(start.elapsed().as_secs_f64() / 64.0);
+            }
+            let normalized = if finish.normalize.is_some() { "normalised" } else { "" };
+            println!(
+                "{:>4} {} {normalized:10} {:6.1} us, {:6.0} images/s",
+                finish.dtype,
+                finish.layout,
+                best * 1e6,
+                1.0 / best
+            );
+        }
+    }
+}

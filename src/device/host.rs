@@ -1,0 +1,75 @@
+//! Owns the CPU as a device: device memory is host memory, and a batch is finished in the call that feeds it.
+//! It must never enqueue anything: every event it hands out has passed.
+
+use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, bytes, finish_into};
+
+/// The CPU as a device. [`feed`](Device::feed) does all the work in the calling (transfer) thread; consumers read
+/// batches in place through [`DeviceMemory::host`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostDevice(());
+
+impl HostDevice {
+    /// The CPU.
+    #[must_use]
+    pub const fn new() -> Self {
+        HostDevice(())
+    }
+}
+
+fn foreign() -> DeviceError {
+    DeviceError::Unsupported("this memory belongs to another device than 'cpu'".to_owned())
+}
+
+impl Device for HostDevice {
+    fn name(&self) -> String {
+        "cpu".to_owned()
+    }
+
+    fn host_memory(&self, len: usize) -> Result<HostMemory, DeviceError> {
+        HostMemory::pageable(len)
+    }
+
+    fn memory(&self, len: usize) -> Result<DeviceMemory, DeviceError> {
+        Ok(DeviceMemory::from_host(HostMemory::pageable(len)?))
+    }
+
+    fn counts_as_ram(&self) -> bool {
+        true
+    }
+
+    fn reads_slots(&self) -> bool {
+        true
+    }
+
+    fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError> {
+        feed.check()?;
+        let (copied, finished) = (feed.copied_bytes(), feed.finished_bytes());
+        let Feed { from, spec, finish, to, after, .. } = feed;
+        let to = to.host_mut().ok_or_else(foreign)?;
+        after.wait()?;
+        finish_into(&from.as_slice()[..copied], spec, &finish, &mut to[..finished]);
+        Ok(Fed { slot_free: Event::done(), ready: Event::done() })
+    }
+
+    fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
+        let from = from.host().ok_or_else(foreign)?;
+        let what = "what is read back";
+        let size = || DeviceError::Size { what, needed: bytes(out.len()), given: bytes(from.len()) };
+        let from = from.get(..out.len()).ok_or_else(size)?;
+        ready.wait()?;
+        out.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn order_after(&self, ready: &Event) -> Result<(), DeviceError> {
+        ready.wait()
+    }
+
+    fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError> {
+        memory.host().map(|_| Event::done()).ok_or_else(foreign)
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! Owns one stream of the simulated accelerator: its queue, its thread, how far it has got, and its points as events.
+//! It must never know what the commands do.
+
+use std::fmt;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::device::{DeviceError, Event, Signal};
+use crate::sync::{Arc, Condvar, Mutex, PoisonError, lock, spawn};
+
+/// Commands that may be enqueued and not yet begun; one more waits, as it does on a GPU.
+const QUEUE_DEPTH_MAX: usize = 1024;
+
+/// How far a stream has got. Commands are numbered from 1.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// "copy" or "step": what a command of this stream is called.
+    pub(super) command: &'static str,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    done: u64,
+    failed: Option<DeviceError>,
+}
+
+impl Progress {
+    pub(super) fn new(command: &'static str) -> Arc<Self> {
+        Arc::new(Progress { command, state: Mutex::default(), moved: Condvar::new() })
+    }
+
+    /// Everything up to this command is done, unless the stream has failed before.
+    pub(super) fn pass(&self, number: u64) {
+        let mut state = lock(&self.state);
+        if state.failed.is_none() {
+            state.done = number;
+            self.moved.notify_all();
+        }
+    }
+
+    /// Nothing that is not done by now will ever be. The first reason stays.
+    pub(super) fn fail(&self, error: &DeviceError) {
+        lock(&self.state).failed.get_or_insert_with(|| error.clone());
+        self.moved.notify_all();
+    }
+
+    pub(super) fn check(&self) -> Result<(), DeviceError> {
+        lock(&self.state).failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Sleeps until the deadline, or until the stream fails.
+    pub(super) fn sleep_until(&self, deadline: Instant) -> Result<(), DeviceError> {
+        self.wait_until(u64::MAX, Some(deadline)).map(|_| ())
+    }
+
+    fn wait_until(&self, number: u64, deadline: Option<Instant>) -> Result<bool, DeviceError> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.done >= number {
+                return Ok(true);
+            }
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(left) if left.is_zero() => return Ok(false),
+                Some(left) => self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.moved.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+/// The end of one command: what is in this device's events.
+pub(super) struct Point {
+    progress: Arc<Progress>,
+    number: u64,
+}
+
+impl Point {
+    /// The number of the command of this stream that `event` is the end of; `None` if it is anything else.
+    pub(super) fn number_on(progress: &Arc<Progress>, event: &Event) -> Option<u64> {
+        event.signal::<Point>().filter(|point| Arc::ptr_eq(&point.progress, progress)).map(|point| point.number)
+    }
+}
+
+impl Signal for Point {
+    fn wait_for(&self, limit: Duration) -> Result<bool, DeviceError> {
+        self.progress.wait_until(self.number, Instant::now().checked_add(limit))
+    }
+}
+
+impl fmt::Debug for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.progress.command, self.number)
+    }
+}
+
+/// A command with its place on the stream.
+pub(super) struct Command<W> {
+    pub(super) number: u64,
+    /// What has to pass before it begins.
+    pub(super) after: Event,
+    pub(super) enqueued_at: Instant,
+    pub(super) work: W,
+}
+
+/// A queue of commands and the thread that does them in order. Ends with its queue.
+#[derive(Debug)]
+pub(super) struct Stream<W> {
+    progress: Arc<Progress>,
+    /// The other stream.
+    other: Arc<Progress>,
+    tail: Mutex<Tail>,
+    commands: Option<Sender<Command<W>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Tail {
+    /// The last command enqueued.
+    number: u64,
+    /// The last command of the other stream that everything enqueued from here on comes after, whatever the clock says.
+    seen: u64,
+}
+
+impl<W: Send + 'static> Stream<W> {
+    /// A stream whose thread runs `body` on its queue until that is empty and closed.
+    pub(super) fn start(
+        thread: &str,
+        progress: &Arc<Progress>,
+        other: &Arc<Progress>,
+        body: impl FnOnce(&Receiver<Command<W>>) + Send + 'static,
+    ) -> Result<Self, DeviceError> {
+        let (commands, queue) = bounded(QUEUE_DEPTH_MAX);
+        let failed = |error: std::io::Error| DeviceError::Failed {
+            what: format!("starting thread {thread}"),
+            cause: error.to_string(),
+        };
+        let thread = spawn(thread, move || body(&queue)).map_err(failed)?;
+        Ok(Stream {
+            progress: Arc::clone(progress),
+            other: Arc::clone(other),
+            tail: Mutex::default(),
+            commands: Some(commands),
+            thread: Some(thread),
+        })
+    }
+
+    /// Enqueues what `work` makes of the command's number and of the last command of the other stream that it comes
+    /// after. Where `work` refuses, nothing has happened.
+    pub(super) fn push(
+        &self,
+        after: &Event,
+        work: impl FnOnce(u64, u64) -> Result<W, DeviceError>,
+    ) -> Result<Event, DeviceError> {
+        let mut tail = lock(&self.tail);
+        let number = tail.number + 1;
+        let seen = Point::number_on(&self.other, after).unwrap_or(0).max(tail.seen);
+        let work = work(number, seen)?;
+        let command = Command { number, after: after.clone(), enqueued_at: Instant::now(), work };
+        // The thread reads its queue until the sender is gone, so this fails only if it has panicked.
+        if self.commands.as_ref().is_none_or(|commands| commands.send(command).is_err()) {
+            self.progress.check()?;
+        }
+        *tail = Tail { number, seen };
+        Ok(self.point(number))
+    }
+
+    /// The present end.
+    pub(super) fn end(&self) -> Event {
+        let number = lock(&self.tail).number;
+        if number == 0 { Event::done() } else { self.point(number) }
+    }
+
+    fn point(&self, number: u64) -> Event {
+        Event::new(Arc::new(Point { progress: Arc::clone(&self.progress), number }))
+    }
+}
+
+impl<W> Drop for Stream<W> {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has already failed every event; there is nobody here to tell.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Owns the names of devices: what `--device` takes, and how a device is opened by it.
+//! It must never open more than it was asked for.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Device, DeviceError, HostDevice, SimDevice, SimSpec};
+use crate::sync::Arc;
+
+/// Which device to use, as people write it: `auto`, `cpu`, `cuda:0`, `sim:h2d=25GB/s,step=20ms`.
+///
+/// ```
+/// use feedstock::device::DeviceSpec;
+/// assert_eq!("cuda".parse(), Ok(DeviceSpec::Cuda(0)));
+/// assert!("tpu".parse::<DeviceSpec>().is_err());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum DeviceSpec {
+    /// The best that there is.
+    #[default]
+    Auto,
+    /// Batches stay in host memory.
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(u32),
+    /// A simulated accelerator.
+    Sim(SimSpec),
+}
+
+impl FromStr for DeviceSpec {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = |cause: &str| DeviceError::Spec { text: text.to_owned(), cause: cause.to_owned() };
+        let (kind, rest) = match text.split_once(':') {
+            Some((kind, rest)) => (kind, Some(rest)),
+            None => (text, None),
+        };
+        match (kind.trim().to_ascii_lowercase().as_str(), rest) {
+            ("auto", None) => Ok(DeviceSpec::Auto),
+            ("cpu", None) => Ok(DeviceSpec::Cpu),
+            ("auto" | "cpu", Some(_)) => Err(refused("auto and cpu take no settings")),
+            ("cuda", None) => Ok(DeviceSpec::Cuda(0)),
+            ("cuda", Some(number)) => {
+                let number = number.trim().parse();
+                number.map(DeviceSpec::Cuda).map_err(|_| refused("give the number of the CUDA device, as in cuda:0"))
+            }
+            ("sim", _) => text.parse().map(DeviceSpec::Sim),
+            _ => Err(refused("use auto, cpu, cuda:N or sim:h2d=25GB/s,latency=10us,step=20ms,memory=8G")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceSpec::Auto => f.write_str("auto"),
+            DeviceSpec::Cpu => f.write_str("cpu"),
+            DeviceSpec::Cuda(number) => write!(f, "cuda:{number}"),
+            DeviceSpec::Sim(spec) => spec.fmt(f),
+        }
+    }
+}
+
+/// Opens the device of this name. `auto` is the CPU where there is no other.
+///
+/// # Errors
+/// [`DeviceError::Unsupported`] for a device that this build knows nothing of, and whatever keeps the device from
+/// starting.
+pub fn open(spec: &DeviceSpec) -> Result<Arc<dyn Device>, DeviceError> {
+    match spec {
+        DeviceSpec::Auto | DeviceSpec::Cpu => Ok(Arc::new(HostDevice::new())),
+        DeviceSpec::Cuda(number) => Err(DeviceError::Unsupported(format!(
+            "cuda:{number} cannot be used: this program was built without CUDA; use --device cpu or --device \
+             sim:h2d=25GB/s,step=20ms"
+        ))),
+        DeviceSpec::Sim(spec) => Ok(Arc::new(SimDevice::open(spec.clone())?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_and_print() {
+        for (text, name) in [("auto", "auto"), ("CPU", "cpu"), ("cuda", "cuda:0"), ("cuda:3", "cuda:3")] {
+            assert_eq!(text.parse::<DeviceSpec>().expect(text).to_string(), name);
+        }
+        let sim: DeviceSpec = "sim:step=20ms".parse().expect("a sim");
+        assert_eq!(sim.to_string().parse(), Ok(sim));
+    }
+
+    #[test]
+    fn what_is_no_device_is_refused_with_its_text() {
+        for text in ["", "gpu", "cpu:1", "auto:", "cuda:", "cuda:-1", "cuda:99999999999", "simulated", "sim:warp=9"] {
+            let error = text.parse::<DeviceSpec>().expect_err(text);
+            assert!(error.to_string().starts_with(&format!("'{text}' is no device: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_open_by_name() {
+        let name = |text: &str| open(&text.parse().expect(text)).map(|device| device.name());
+        assert_eq!(name("auto"), Ok("cpu".to_owned()));
+        assert_eq!(name("cpu"), Ok("cpu".to_owned()));
+        assert!(name("sim").expect("sim").starts_with("sim:"));
+        let error = name("cuda:1").expect_err("no CUDA in this build").to_string();
+        assert!(error.contains("cuda:1") && error.contains("--device cpu"), "{error}");
+    }
+
+    #[test]
+    fn a_device_knows_what_it_is() {
+        let device = open(&DeviceSpec::Sim(SimSpec::default())).expect("sim");
+        assert!(device.downcast_ref::<SimDevice>().is_some());
+        assert!(device.downcast_ref::<HostDevice>().is_none());
+    }
+}
