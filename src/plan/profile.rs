@@ -1,0 +1,175 @@
+//! Owns what the plan knows of the data: how large samples are as stored, and what decoding them takes.
+//! It must never decode a pixel, and it looks at a bounded number of headers however large the source is.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::decode::{self, Header, Limits};
+use crate::source::Source;
+use crate::units::{ByteCount, SampleId};
+
+/// Sources up to this many samples are profiled whole.
+const PROFILE_ALL_MAX: u64 = 1024;
+/// Of larger ones, this many are taken at even distances,
+const PROFILE_STRIDED: u64 = 256;
+/// and this many of the largest as stored, which are most likely the largest decoded.
+const PROFILE_LARGEST: usize = 64;
+
+/// The largest file that is a sample; what is larger is a bad one, whatever the budget.
+pub const ENCODED_BYTES_MAX: u64 = 256 << 20;
+
+/// Sizes of a source's samples, in bytes. Encoded sizes are exact (the index knows them all); working sets are of the
+/// headers that were read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Samples in the source.
+    pub samples: u64,
+    /// Bytes of all samples as stored.
+    pub encoded_total: ByteCount,
+    /// Half of the samples are smaller than this, as stored.
+    pub encoded_p50: ByteCount,
+    /// 99 of 100 samples are smaller than this, as stored.
+    pub encoded_p99: ByteCount,
+    /// The largest as stored, of those that are within the limits.
+    pub encoded_max: ByteCount,
+    /// Headers that were read and understood.
+    pub headers: u64,
+    /// Headers that could not be read or understood, or are beyond the limits: bad samples, when their turn comes.
+    pub headers_bad: u64,
+    /// Working set of a worker, by the headers: half need less than this.
+    pub working_p50: ByteCount,
+    /// 99 of 100 need less than this.
+    pub working_p99: ByteCount,
+    /// The largest seen.
+    pub working_max: ByteCount,
+}
+
+impl Profile {
+    /// Looks at a source: every size in its index, and the headers of all samples (up to 1024), or else of some at
+    /// even distances and of the largest. `working_set` says what a worker needs for such a picture.
+    #[must_use]
+    pub fn measure(source: &dyn Source, limits: &Limits, working_set: impl Fn(&Header) -> ByteCount) -> Profile {
+        let too_large = |id| source.encoded_bytes(id) > ENCODED_BYTES_MAX;
+        let samples = source.len();
+        let mut total = ByteCount::ZERO;
+        let mut encoded = Sketch::default();
+        let mut largest = BinaryHeap::new();
+        for id in (0..samples).map(SampleId) {
+            let bytes = source.encoded_bytes(id);
+            total += ByteCount(bytes);
+            if too_large(id) {
+                continue;
+            }
+            encoded.add(bytes);
+            if largest.len() < PROFILE_LARGEST {
+                largest.push((Reverse(bytes), id));
+            } else if largest.peek().is_some_and(|&(Reverse(least), _)| bytes > least) {
+                largest.pop();
+                largest.push((Reverse(bytes), id));
+            }
+        }
+        let mut ids: Vec<SampleId> = if samples <= PROFILE_ALL_MAX {
+            (0..samples).map(SampleId).collect()
+        } else {
+            let strided = (0..PROFILE_STRIDED)
+                .map(|i| (u128::from(i) * u128::from(samples) / u128::from(PROFILE_STRIDED)) as u64);
+            strided.map(SampleId).chain(largest.into_iter().map(|(_, id)| id)).collect()
+        };
+        ids.sort_unstable();
+        ids.dedup();
+        ids.retain(|&id| !too_large(id));
+
+        let mut working = Vec::with_capacity(ids.len());
+        let mut headers_bad = 0;
+        let mut buffer = Vec::new();
+        for id in ids {
+            buffer.resize(source.encoded_bytes(id) as usize, 0);
+            let header = source.read_into(id, &mut buffer).ok().and_then(|()| decode::probe(&buffer, limits).ok());
+            match header {
+                Some(header) => working.push(working_set(&header).0),
+                None => headers_bad += 1,
+            }
+        }
+        working.sort_unstable();
+        let at = |share: f64| {
+            let last = working.len().saturating_sub(1);
+            ByteCount(working.get((last as f64 * share).ceil() as usize).copied().unwrap_or(0))
+        };
+        Profile {
+            samples,
+            encoded_total: total,
+            encoded_p50: ByteCount(encoded.at(0.5)),
+            encoded_p99: ByteCount(encoded.at(0.99)),
+            encoded_max: ByteCount(encoded.max),
+            headers: working.len() as u64,
+            headers_bad,
+            working_p50: at(0.5),
+            working_p99: at(0.99),
+            working_max: at(1.0),
+        }
+    }
+}
+
+/// Sizes counted in bins of an eighth of a power of two: quantiles to 12.5 %, upward, in a few hundred bytes.
+struct Sketch {
+    bins: [u64; 64 * 8],
+    count: u64,
+    max: u64,
+}
+
+impl Default for Sketch {
+    fn default() -> Self {
+        Sketch { bins: [0; 64 * 8], count: 0, max: 0 }
+    }
+}
+
+impl Sketch {
+    fn add(&mut self, value: u64) {
+        self.bins[Self::bin(value)] += 1;
+        self.count += 1;
+        self.max = self.max.max(value);
+    }
+
+    fn bin(value: u64) -> usize {
+        let octave = value.max(8).ilog2();
+        let eighth = (value.max(8) >> (octave - 3)) & 7;
+        octave as usize * 8 + eighth as usize
+    }
+
+    /// The upper end of the bin in which this share of the values is reached.
+    fn at(&self, share: f64) -> u64 {
+        let mut left = (self.count as f64 * share).ceil().max(1.0) as u64;
+        for (bin, &count) in self.bins.iter().enumerate() {
+            left = left.saturating_sub(count);
+            if left == 0 && count > 0 {
+                let (octave, eighth) = ((bin / 8) as u32, (bin % 8) as u64);
+                let width = 1u64 << (octave - 3);
+                return (((8 + eighth) * width).saturating_add(width - 1)).min(self.max);
+            }
+        }
+        self.max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_right_to_an_eighth_and_never_low() {
+        let mut sketch = Sketch::default();
+        for value in 1..=10_000u64 {
+            sketch.add(value);
+        }
+        for (share, exact) in [(0.5, 5_000.0), (0.99, 9_900.0), (0.01, 100.0)] {
+            let found = sketch.at(share) as f64;
+            assert!(found >= exact && found <= exact * 1.13, "{share}: {found}");
+        }
+        assert_eq!(sketch.at(1.0), 10_000);
+        assert_eq!(Sketch::default().at(0.5), 0);
+        let mut extreme = Sketch::default();
+        extreme.add(u64::MAX);
+        extreme.add(0);
+        assert_eq!(extreme.at(1.0), u64::MAX);
+    }
+}

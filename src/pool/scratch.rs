@@ -1,0 +1,109 @@
+//! Owns the memory that one picture is decoded and transformed in: a scratch for each worker, and one jumbo lane for
+//! the rare picture that is larger.
+//! It must never take more than its reservation; who holds the jumbo lane waits for nothing else.
+
+use super::Recycle;
+use crate::budget::{Account, OverBudget, Reservation};
+use crate::decode::{self, Header, WorkingSet};
+use crate::device::{DeviceError, HostMemory};
+use crate::quarantine::Stage;
+use crate::sync::{Mutex, lock};
+use crate::tensor::SampleSpec;
+use crate::transform::{Geometry, Resampler};
+use crate::units::ByteCount;
+
+/// What decoding and transforming a picture with this header takes at most: pixels, codec, resampler.
+pub(crate) fn working_set(header: &Header, spec: SampleSpec) -> ByteCount {
+    let WorkingSet { pixel_bytes, codec_bytes } = decode::working_set(header);
+    ByteCount(pixel_bytes) + ByteCount(codec_bytes) + ByteCount(resample_bytes(header, spec))
+}
+
+fn resample_bytes(header: &Header, spec: SampleSpec) -> u64 {
+    // A region can be the whole picture, and no region costs more.
+    Resampler::working_set(header.width, header.height, spec)
+}
+
+/// Pixels and resampler of one worker.
+///
+/// Pixels lie in a mapping of their own, not in the allocator's memory: an allocator that has been given back a large
+/// block keeps blocks of that size from then on, in every thread's arena, where no ledger sees them. Pages that no
+/// picture has touched cost nothing.
+pub(crate) struct Scratch {
+    memory: HostMemory,
+    /// Bytes that pictures so far have touched.
+    touched: u64,
+    resampler: Resampler,
+    held: Reservation,
+}
+
+impl Recycle for Scratch {}
+
+impl Scratch {
+    pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
+        let memory = HostMemory::pageable(held.bytes().0 as usize)?;
+        Ok(Scratch { memory, touched: 0, resampler: Resampler::new(), held })
+    }
+
+    /// The largest working set that fits.
+    pub(crate) fn bytes_max(&self) -> ByteCount {
+        self.held.bytes()
+    }
+
+    /// Makes sure that what earlier pictures left behind and what this one needs fit together.
+    fn make_room(&mut self, header: &Header, spec: SampleSpec) -> Result<(), DeviceError> {
+        let WorkingSet { pixel_bytes, codec_bytes } = decode::working_set(header);
+        let resampler = (self.resampler.held_bytes() as u64).max(resample_bytes(header, spec));
+        if self.touched.max(pixel_bytes) + codec_bytes + resampler > self.held.bytes().0 {
+            self.resampler.release();
+            self.memory = HostMemory::pageable(self.memory.len())?;
+            self.touched = 0;
+        }
+        self.touched = self.touched.max(pixel_bytes);
+        Ok(())
+    }
+
+    /// Decodes a picture and puts what `geometry` shows of it into `out`, one sample's bytes.
+    pub(crate) fn fill(
+        &mut self,
+        encoded: &[u8],
+        header: &Header,
+        geometry: &Geometry,
+        spec: SampleSpec,
+        out: &mut [u8],
+    ) -> Result<(), (Stage, String)> {
+        self.make_room(header, spec).map_err(|error| (Stage::Decode, error.to_string()))?;
+        let image = decode::decode_onto(encoded, header, self.memory.as_mut_slice())
+            .map_err(|error| (Stage::Decode, error.to_string()))?;
+        self.resampler.apply(image, geometry, spec, out).map_err(|error| (Stage::Transform, error.to_string()))
+    }
+}
+
+/// The one place for pictures that are larger than a worker's scratch. One at a time; its memory is given back at once.
+pub(crate) struct JumboLane {
+    turn: Mutex<()>,
+    account: Account,
+}
+
+impl JumboLane {
+    pub(crate) fn new(account: Account) -> Self {
+        JumboLane { turn: Mutex::new(()), account }
+    }
+
+    /// Runs `with` in a scratch of this size, as soon as it is this picture's turn.
+    ///
+    /// # Errors
+    /// [`JumboError::OverBudget`] if the lane is not that large, which does not depend on what else is under way: the
+    /// account's cap is the lane's alone. [`JumboError::Memory`] if the system has none.
+    pub(crate) fn run<T>(&self, bytes: ByteCount, with: impl FnOnce(&mut Scratch) -> T) -> Result<T, JumboError> {
+        let _turn = lock(&self.turn);
+        let held = self.account.reserve(bytes).map_err(JumboError::OverBudget)?;
+        let mut scratch = Scratch::new(held).map_err(JumboError::Memory)?;
+        Ok(with(&mut scratch))
+    }
+}
+
+/// Why a picture did not get the jumbo lane.
+pub(crate) enum JumboError {
+    OverBudget(OverBudget),
+    Memory(DeviceError),
+}
