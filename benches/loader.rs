@@ -1,0 +1,137 @@
+//! The loader against what its workers could do at best: decode and transform in a tight loop, files in memory, on one core
+//! and on as many as there are workers. All are measured in turn, in one run; shares are of the loader's images/s.
+//!
+//! `cargo bench --bench loader` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class folders (CIFAR: the one
+//! with train/ in it). It prints the rows that `docs/BENCHMARKS.md` shows.
+#![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use feedstock::decode::{Limits, Slab, decode_into, probe};
+use feedstock::transform::{RandomResizedCrop, Resampler, Transform};
+use feedstock::{ByteCount, DType, ImageFolder, KeyedRng, Layout, Loader, SampleId, Seed, Source};
+
+const WORKERS: usize = 2;
+const ROUNDS: usize = 5;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+struct Case {
+    name: &'static str,
+    folder: Option<PathBuf>,
+    /// Samples of one tight loop.
+    samples: u64,
+}
+
+fn main() -> Result<()> {
+    let folder = |variable: &str, below: &str| std::env::var_os(variable).map(|root| PathBuf::from(root).join(below));
+    let cases = [
+        Case { name: "ImageNet sample, RandomResizedCrop 224", folder: folder("FEEDSTOCK_IMAGENET", ""), samples: 500 },
+        Case { name: "CIFAR-10, RandomResizedCrop 32", folder: folder("FEEDSTOCK_CIFAR", "train"), samples: 20_000 },
+    ];
+    println!(
+        "| data | output | tight loop, one core | tight loop, {WORKERS} cores | loader, {WORKERS} workers | \
+         loader, share of {WORKERS} x one core | share of {WORKERS} cores |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for Case { name, folder, samples } in cases {
+        let Some(folder) = folder else {
+            println!("| {name} | skipped: no data | | | | | |");
+            continue;
+        };
+        for (dtype, layout) in [(DType::U8, Layout::Nhwc), (DType::F32, Layout::Nchw)] {
+            if name.starts_with("CIFAR") {
+                row(name, &folder, samples, || RandomResizedCrop::new(32).flip(0.5), dtype, layout)?;
+            } else {
+                row(name, &folder, samples, || RandomResizedCrop::new(224).flip(0.5), dtype, layout)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn row<T: Transform>(
+    name: &str,
+    folder: &PathBuf,
+    samples: u64,
+    transform: impl Fn() -> T,
+    dtype: DType,
+    layout: Layout,
+) -> Result<()> {
+    let source = ImageFolder::open(folder)?;
+    let samples = samples.min(source.len());
+    let stride = source.len() / samples;
+    let mut files = Vec::new();
+    for i in 0..samples {
+        let id = SampleId(i * stride);
+        let mut bytes = vec![0; source.encoded_bytes(id) as usize];
+        source.read_into(id, &mut bytes)?;
+        files.push(bytes);
+    }
+    let loader = Loader::builder(source)
+        .batch_size(64)
+        .ram_budget(ByteCount(1 << 30))
+        .transform(transform())
+        .output(dtype)
+        .layout(layout)
+        .workers(WORKERS)
+        .build()?;
+    let transform = transform();
+    let (mut tight, mut parallel, mut fed) = (Vec::new(), Vec::new(), Vec::new());
+    let mut epochs = 0;
+    for round in 0..=ROUNDS {
+        let alone = tight_loop(&files, &transform);
+        let together: f64 = std::thread::scope(|scope| {
+            let loops: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| tight_loop(&files, &transform))).collect();
+            loops.into_iter().map(|rate| rate.join().unwrap_or(f64::NAN)).sum()
+        });
+        let (start, mut images) = (Instant::now(), 0);
+        while images < samples {
+            for batch in loader.epoch(epochs) {
+                images += batch?.len() as u64;
+            }
+            epochs += 1;
+        }
+        let rate = images as f64 / start.elapsed().as_secs_f64();
+        // The first round warms both up.
+        if round > 0 {
+            tight.push(alone);
+            parallel.push(together);
+            fed.push(rate);
+        }
+    }
+    let share = |of: &[f64], cores: usize| {
+        median(fed.iter().zip(of).map(|(fed, of)| fed / of / cores as f64 * 100.0).collect())
+    };
+    let (of_one, of_all) = (share(&tight, WORKERS), share(&parallel, 1));
+    println!(
+        "| {name} | {dtype} {layout} | {:.0} | {:.0} | {:.0} | {of_one:.0} % | {of_all:.0} % |",
+        median(tight),
+        median(parallel),
+        median(fed),
+    );
+    Ok(())
+}
+
+/// Images a second of one thread that does nothing else. Samples that the loader would call bad are a mistake here.
+fn tight_loop(files: &[Vec<u8>], transform: &impl Transform) -> f64 {
+    let spec = transform.out_spec();
+    let (limits, mut slab, mut resampler) = (Limits::default(), Slab::new(), Resampler::new());
+    let mut out = vec![0; spec.elements()];
+    let start = Instant::now();
+    for (i, file) in files.iter().enumerate() {
+        let header = probe(file, &limits).expect("a good header");
+        let mut rng = KeyedRng::new(Seed(0), 0, SampleId(i as u64), 0);
+        let geometry = transform.geometry(header.width, header.height, &mut rng);
+        let image = decode_into(file, &header, &mut slab).expect("a good file");
+        resampler.apply(image, &geometry, spec, &mut out).expect("a geometry within the picture");
+        std::hint::black_box(&out);
+    }
+    files.len() as f64 / start.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,52 @@
+//! A data loader that keeps the memory budget it is given: images from folders, decoded and augmented on the CPU, handed
+//! over in batches whose memory is used again and again, all within a number of bytes that its user named.
+//!
+//! Start with [`Loader::builder`]. The README shows it in a trainer; `docs/ARCHITECTURE.md` follows a sample through the
+//! code; `docs/BUDGET.md` explains the byte equation that [`Plan::explain`] prints.
+//!
+//! | To | look at |
+//! |---|---|
+//! | read from other storage | [`Source`], and [`source::conformance`] for its tests |
+//! | cut and augment otherwise | [`transform::Transform`] |
+//! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
+//! | see where the bytes are | [`Loader::stats`], [`budget::LedgerReport`] |
+//! | resume in mid-epoch | [`Epoch::state`], [`Loader::resume`] |
+
+#[cfg(feature = "burn")]
+pub mod adapt;
+mod batch;
+pub mod budget;
+pub mod decode;
+pub mod device;
+mod error;
+pub mod host;
+mod loader;
+mod metrics;
+mod pipeline;
+pub mod plan;
+mod pool;
+mod quarantine;
+pub mod sampler;
+pub mod source;
+mod sync;
+pub mod tensor;
+#[cfg(feature = "train")]
+pub mod train;
+pub mod transform;
+mod units;
+
+pub use batch::Batch;
+pub use budget::{ParseRamBudgetError, RamBudget};
+pub use error::{Error, ErrorKind};
+pub use loader::{Epoch, Loader, LoaderBuilder, State, Stats};
+pub use metrics::{PipelineStats, StageStats};
+pub use plan::Plan;
+pub use quarantine::{BadSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};
+pub use source::{ImageFolder, Source};
+pub use tensor::{DType, Layout};
+pub use units::{ByteCount, KeyedRng, ParseByteCountError, SampleId, Seed, mix64};
+
+/// The README's example is compiled, so that it cannot rot.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

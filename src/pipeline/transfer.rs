@@ -1,0 +1,151 @@
+//! Owns the way out: slots in plan order, as each becomes whole, are handed to the device and to the consumer. One
+//! thread a device.
+//! It must never hand over out of order, and a slot goes back only after the event of its copy.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
+
+use super::admit::Admitted;
+use super::{Epoch, RunError};
+use crate::batch::Batch;
+use crate::device::{Event, Feed};
+use crate::pool::{Filled, Lent, Output};
+
+/// The run is over, for a reason that the consumer knows already.
+struct Over;
+
+struct Transfer<'a> {
+    run: &'a Epoch,
+    pending: &'a Receiver<Admitted>,
+    delivered: &'a Sender<Result<Batch, RunError>>,
+    /// Slots whose copy is under way, in order.
+    copies: VecDeque<(Filled, Event)>,
+    /// Bad samples of this epoch so far, in the order of the batches.
+    bad_samples: u64,
+}
+
+pub(super) fn run(run: &Epoch, pending: &Receiver<Admitted>, delivered: &Sender<Result<Batch, RunError>>) {
+    let mut transfer = Transfer { run, pending, delivered, copies: VecDeque::new(), bad_samples: 0 };
+    while transfer.next().is_ok() {}
+    while transfer.settle() {}
+}
+
+impl Transfer<'_> {
+    fn next(&mut self) -> Result<(), Over> {
+        let counters = &self.run.engine.counters.transfer;
+        let since = Instant::now();
+        let Admitted { batch, pending } = self.admitted()?;
+        // Slots under way are what admit may be waiting for, so nothing here blocks while one could be given back.
+        while !pending.is_whole() && self.settle() {}
+        let filled = pending.wait();
+        counters.waited_in(since);
+        let since = Instant::now();
+        let samples = filled.samples() as u64;
+        let result = self.judge(&filled).and_then(|()| self.hand_over(batch, filled));
+        match result {
+            Ok(Some(batch)) => {
+                counters.worked(samples, since);
+                self.delivered.send(Ok(batch)).map_err(|_| Over)
+            }
+            Ok(None) => Err(Over),
+            Err(error) => {
+                let _ = self.delivered.send(Err(error));
+                self.run.cancel.cancel();
+                Err(Over)
+            }
+        }
+    }
+
+    fn admitted(&mut self) -> Result<Admitted, Over> {
+        loop {
+            match self.pending.try_recv() {
+                Ok(admitted) => return Ok(admitted),
+                Err(TryRecvError::Empty) if self.settle() => {}
+                _ => return self.pending.recv().map_err(|_| Over),
+            }
+        }
+    }
+
+    /// Waits for the oldest copy and gives its slot back. False if there is none.
+    fn settle(&mut self) -> bool {
+        let Some((slot, copied)) = self.copies.pop_front() else { return false };
+        // An error sticks to the device: the next feed returns it. The slot is as free as it will ever be.
+        let _ = copied.wait();
+        drop(slot);
+        true
+    }
+
+    /// Whether a batch may be handed over, by the policy for bad samples.
+    fn judge(&mut self, filled: &Filled) -> Result<(), RunError> {
+        let engine = &self.run.engine;
+        let marks = &filled.marks;
+        if marks.abandoned > 0 {
+            let cancelled = self.run.cancel.is_cancelled();
+            return Err(if cancelled { RunError::Cancelled } else { RunError::WorkerDied });
+        }
+        let bad: Vec<_> = marks.bad.iter().map(|(_, bad)| bad.clone()).collect();
+        engine.quarantine.add(&bad);
+        if let Some((_, bad)) = &marks.fatal {
+            return Err(RunError::Sample(bad.clone()));
+        }
+        self.bad_samples += bad.len() as u64;
+        let samples = engine.order(self.run.epoch).len();
+        let allowed = engine.bad_samples_allowed(samples);
+        match bad.last() {
+            Some(latest) if self.bad_samples > allowed => {
+                let latest = Box::new(latest.clone());
+                Err(RunError::TooManyBad { bad: self.bad_samples, allowed, samples, latest })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a batch of a whole slot: as it is, or finished by the device. `None` if the run was called off meanwhile.
+    fn hand_over(&mut self, batch: u64, mut filled: Filled) -> Result<Option<Batch>, RunError> {
+        let engine = &self.run.engine;
+        let recipe = &engine.recipe;
+        let marks = std::mem::take(&mut filled.marks);
+        let head = crate::batch::Head {
+            epoch: self.run.epoch,
+            index: batch,
+            samples: filled.samples(),
+            spec: recipe.spec,
+            finish: recipe.finish,
+            marks,
+        };
+        if engine.hands_over_slots() {
+            return Ok(Some(Batch::from_slot(head, filled)));
+        }
+        let Some(mut output) = self.output() else { return Ok(None) };
+        let after = std::mem::take(&mut output.released);
+        let feed = Feed {
+            from: filled.memory(),
+            samples: filled.samples(),
+            spec: recipe.spec,
+            finish: recipe.finish,
+            to: &mut output.memory,
+            after,
+        };
+        let fed = recipe.device.feed(feed).map_err(RunError::Device)?;
+        self.copies.push_back((filled, fed.slot_free));
+        Ok(Some(Batch::from_output(head, output, fed.ready, recipe.device.clone())))
+    }
+
+    /// A place on the device for the next batch, as soon as the consumer gives one back.
+    fn output(&mut self) -> Option<Lent<Output>> {
+        let engine = &self.run.engine;
+        if let Ok(output) = engine.outputs.free().try_recv() {
+            return Some(engine.outputs.lend(output));
+        }
+        let since = Instant::now();
+        while self.settle() {}
+        let output = select! {
+            recv(engine.outputs.free()) -> output => output.ok(),
+            recv(self.run.cancel.closed()) -> _ => None,
+        };
+        engine.counters.transfer.waited_out(since);
+        output.map(|output| engine.outputs.lend(output))
+    }
+}

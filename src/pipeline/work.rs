@@ -1,0 +1,113 @@
+//! Owns the step from encoded bytes to a sample in its place: probe, decode, transform, and what is done about a sample
+//! that cannot be used.
+//! It must never wait for memory (the jumbo lane is waited for, and its holder waits for nothing), and a panic in a
+//! decoder must never get past it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::admit::{Attempt, Chunk, Job, Retry, substitute};
+use super::{Engine, Epoch};
+use crate::decode::{self, Header};
+use crate::pool::{JumboError, Lent, Scratch, working_set};
+use crate::quarantine::{BadSample, OnBadSample, Stage};
+use crate::sync::Ordering;
+use crate::units::KeyedRng;
+
+/// How many samples are tried for one place. With one sample in a hundred bad, ten in a row do not happen.
+const SUBSTITUTES_MAX: u32 = 32;
+/// Tells the transform's stream of random numbers from others of the same sample.
+const TRANSFORM_SALT: u64 = 0x7F_0A;
+
+pub(super) fn run(run: &Epoch, work: &Receiver<Lent<Chunk>>) {
+    let engine = &run.engine;
+    // As many as workers, and each comes back with its worker.
+    let Ok(scratch) = engine.scratches.free().recv() else { return };
+    let mut scratch = engine.scratches.lend(scratch);
+    loop {
+        let since = Instant::now();
+        let Ok(chunk) = work.recv() else { break };
+        engine.counters.work.waited_in(since);
+        work_chunk(run, &mut scratch, chunk);
+    }
+}
+
+fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
+    let since = Instant::now();
+    let samples = chunk.jobs.len() as u64;
+    let retry = chunk.retry.take();
+    let Chunk { jobs, buffer, .. } = &mut *chunk;
+    for mut job in jobs.drain(..) {
+        if run.cancel.is_cancelled() {
+            continue;
+        }
+        let done = match job.failed.take() {
+            Some(failed) => Err(failed),
+            None => {
+                let encoded = &buffer.bytes()[job.range.clone()];
+                catch_unwind(AssertUnwindSafe(|| sample(run, scratch, encoded, &mut job)))
+                    .unwrap_or_else(|panic| Err((Stage::Decode, format!("the decoder panicked: {}", message(&*panic)))))
+            }
+        };
+        let label = run.engine.recipe.source.label(job.id);
+        match done {
+            Ok(()) => job.part.complete(job.id, label),
+            Err((stage, cause)) => bad(run, job, stage, cause, label, retry.as_ref()),
+        }
+    }
+    run.engine.counters.work.worked(samples, since);
+}
+
+/// Decodes and transforms one sample into its place.
+fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> Result<(), (Stage, String)> {
+    let Engine { recipe, jumbo, counters, .. } = &*run.engine;
+    let header = decode::probe(encoded, &recipe.limits).map_err(|error| (Stage::Probe, error.to_string()))?;
+    let mut rng = KeyedRng::new(recipe.seed, run.epoch, job.id, TRANSFORM_SALT);
+    let geometry = recipe.transform.geometry(header.width, header.height, &mut rng);
+    let needed = working_set(&header, recipe.spec);
+    if needed <= scratch.bytes_max() {
+        return scratch.fill(encoded, &header, &geometry, recipe.spec, job.part.bytes_mut());
+    }
+    counters.jumbo_samples.fetch_add(1, Ordering::Relaxed);
+    jumbo
+        .run(needed, |scratch| scratch.fill(encoded, &header, &geometry, recipe.spec, job.part.bytes_mut()))
+        .unwrap_or_else(|error| {
+            let Header { format, width, height, .. } = header;
+            let cause = match error {
+                JumboError::Memory(error) => error.to_string(),
+                JumboError::OverBudget(refused) => format!(
+                    "decoding {format} of {width}x{height} takes {needed}, and the budget of {} leaves {} for such a \
+                     picture; a budget larger by {} would hold it",
+                    run.engine.plan.budget,
+                    refused.available,
+                    needed.saturating_sub(refused.available)
+                ),
+            };
+            Err((Stage::Admit, cause))
+        })
+}
+
+/// Does what the policy says about a sample that cannot be used.
+fn bad(run: &Epoch, job: Job, stage: Stage, cause: String, label: u32, retry: Option<&Sender<Retry>>) {
+    let recipe = &run.engine.recipe;
+    let Job { part, id, attempt, .. } = job;
+    let bad = BadSample { id, path: recipe.source.name(id), stage, cause };
+    part.note_bad(bad.clone());
+    match (recipe.on_bad_sample, retry) {
+        (OnBadSample::Mask, _) => part.mask(id, label),
+        (OnBadSample::Substitute, Some(sender)) if attempt.count < SUBSTITUTES_MAX => {
+            let attempt = Attempt { count: attempt.count + 1, ..attempt };
+            let id = substitute(run, attempt);
+            // As many places as there are parts: this cannot block. It fails when the run is over, and the part with it.
+            let _ = sender.send(Retry { part, id, attempt, sender: sender.clone() });
+        }
+        _ => part.fail(bad, label),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("?")
+}
