@@ -1,0 +1,61 @@
+//! Owns the learning rate over a run: a linear warm-up, then half a cosine down to zero.
+//! It must never know of anything but how far the run has got.
+
+use std::f64::consts::PI;
+
+/// A learning rate that rises in a line to its peak and falls along half a cosine to zero (Loshchilov and Hutter,
+/// "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// The highest rate.
+    pub peak: f64,
+    /// The share of the run, in `[0, 1]`, in which the rate rises.
+    pub warmup: f64,
+}
+
+impl Schedule {
+    /// The rate when this share of the run is done: 0 at its start, 1 at its end.
+    #[must_use]
+    pub fn at(&self, done: f64) -> f64 {
+        let done = done.clamp(0.0, 1.0);
+        if done < self.warmup {
+            return self.peak * done / self.warmup;
+        }
+        let fallen = if self.warmup < 1.0 { (done - self.warmup) / (1.0 - self.warmup) } else { 0.0 };
+        self.peak * 0.5 * (1.0 + (PI * fallen).cos())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-12
+    }
+
+    #[test]
+    fn it_rises_in_a_line_and_falls_along_a_cosine() {
+        let schedule = Schedule { peak: 0.4, warmup: 0.2 };
+        let points =
+            [(0.0, 0.0), (0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.341_421_356_237_309_5), (0.6, 0.2), (1.0, 0.0)];
+        for (done, rate) in points {
+            assert!(close(schedule.at(done), rate), "{done}: {} is not {rate}", schedule.at(done));
+        }
+    }
+
+    #[test]
+    fn no_warmup_starts_at_the_peak_and_warmup_alone_ends_there() {
+        assert!(close(Schedule { peak: 1.0, warmup: 0.0 }.at(0.0), 1.0));
+        assert!(close(Schedule { peak: 1.0, warmup: 0.0 }.at(0.5), 0.5));
+        assert!(close(Schedule { peak: 1.0, warmup: 1.0 }.at(0.5), 0.5));
+        assert!(close(Schedule { peak: 1.0, warmup: 1.0 }.at(1.0), 1.0));
+    }
+
+    #[test]
+    fn outside_the_run_it_stays_at_the_ends() {
+        let schedule = Schedule { peak: 1.0, warmup: 0.1 };
+        assert!(close(schedule.at(-1.0), 0.0));
+        assert!(close(schedule.at(7.0), 0.0));
+    }
+}
