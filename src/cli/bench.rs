@@ -1,0 +1,271 @@
+//! Owns `feedstock bench`: one configuration of the loader, run alone and measured. It must never hold memory of its own
+//! that is worth counting: what it measures is the process.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use xxhash_rust::xxh3::Xxh3;
+
+use feedstock::device::{Device, Event, SimDevice};
+use feedstock::host::HostFacts;
+use feedstock::tensor::{SIDE_MAX, SampleSpec};
+use feedstock::transform::{Resize, ResizeCenterCrop};
+use feedstock::{Batch, ByteCount, Error, ImageFolder, Loader, OnBadSample};
+
+use super::Context;
+use super::data::{self, LoaderArgs};
+use super::failure::{Failure, print};
+use super::progress::Progress;
+
+mod report;
+
+use report::Report;
+
+const MORE: &str = "\
+Every batch is taken and dropped at once. The digest (XXH3, 64 bits) covers all bytes, labels and ids in order: it is the \
+same for any number of workers and any budget. A simulated accelerator gets a step for each batch, as a trainer would \
+give it. --transform: rrc is a random part, mirrored or not (training); center the central square of the picture scaled \
+to 8/7 of the size (validation); resize the whole picture, stretched.
+
+Example:
+  feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json";
+
+/// Run the loader alone, and measure it
+#[derive(Args)]
+#[command(after_help = MORE)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    loader: LoaderArgs,
+    /// Epochs that are measured
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    epochs: u64,
+    /// Epochs that are run before
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1 << 32))]
+    warmup_epochs: u64,
+    /// What is cut out of a picture
+    #[arg(long, value_enum, default_value_t = Cut::Rrc)]
+    transform: Cut,
+    /// Seed of every random choice
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Take the samples in their order in the folder
+    #[arg(long)]
+    no_shuffle: bool,
+    /// Leave out a last batch that is not full
+    #[arg(long)]
+    drop_last: bool,
+    /// What becomes of a bad sample: fail, substitute or mask
+    #[arg(long, value_name = "POLICY", default_value_t = OnBadSample::Substitute)]
+    on_bad_sample: OnBadSample,
+    /// The share of samples that may be bad before the run fails, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    max_bad: f64,
+    /// Which share of each epoch this process gets
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    rank: u64,
+    /// How many processes share an epoch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    world_size: u64,
+    /// Do not read batches back from a device; there is no digest then
+    #[arg(long)]
+    no_digest: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is cut out of a picture.
+#[derive(Clone, Copy, ValueEnum)]
+enum Cut {
+    Rrc,
+    Center,
+    Resize,
+}
+
+/// How far a run has got; shared with whoever has to tell of it when the run cannot.
+#[derive(Clone, Default)]
+struct Tally {
+    images: u64,
+    batches: u64,
+    epochs: u64,
+    /// Since the program began.
+    first_batch: Option<Duration>,
+    began: Option<Instant>,
+    took: Option<Duration>,
+    /// The input wait of the epochs before the measured ones.
+    waited_before: Duration,
+    digest: u64,
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    started: Instant,
+    loader: Loader,
+    tally: Arc<Mutex<Tally>>,
+    progress: Progress,
+    digest: Xxh3,
+    read_back: Vec<u8>,
+    last_step: Event,
+}
+
+pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
+    let folder = args.loader.open()?;
+    let loader = args.build(&folder)?;
+    if !args.json {
+        data::tell_notes(loader.notes().iter().chain(folder.notes()));
+    }
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let report = Report::new(args, folder, &loader, &tally);
+    let json = args.json;
+    {
+        let (loader, report) = (loader.clone(), report.clone());
+        context.stop.on_stop(move || loader.stop());
+        context.stop.last_words(move || drop(print(report.render(json, Some("interrupted")))));
+    }
+    let mut bench = Bench {
+        args,
+        started: context.started,
+        progress: Progress::new(loader.batches_per_epoch() * (args.warmup_epochs + args.epochs)),
+        loader,
+        tally,
+        digest: Xxh3::new(),
+        read_back: Vec::new(),
+        last_step: Event::done(),
+    };
+    let done = bench.run();
+    bench.progress.clear();
+    if context.stop.is_asked() && !context.stop.sum_up() {
+        // The watchdog sums up, and ends the process.
+        std::thread::park();
+    }
+    let error = done.as_ref().err().map(|error| match error.kind() {
+        feedstock::ErrorKind::Cancelled => "interrupted".to_owned(),
+        _ => error.to_string(),
+    });
+    print(report.render(json, error.as_deref()))?;
+    Ok(done?)
+}
+
+impl BenchArgs {
+    fn build(&self, folder: &Arc<ImageFolder>) -> Result<Loader, Failure> {
+        let (builder, device) = self.loader.builder(folder)?;
+        let read_back = self.read_back_bytes(&*device);
+        let budget = self.loader.ram_budget.resolve(HostFacts::read().memory.available);
+        let size = self.loader.size;
+        let mut builder = match self.transform {
+            Cut::Rrc => builder,
+            Cut::Center => builder.transform(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
+            Cut::Resize => builder.transform(Resize::exact(size, size)),
+        };
+        if read_back > ByteCount::ZERO {
+            builder = builder.ram_budget(budget.saturating_sub(read_back));
+        }
+        let built = builder
+            .seed(self.seed)
+            .shuffle(!self.no_shuffle)
+            .drop_last(self.drop_last)
+            .on_bad_sample(self.on_bad_sample)
+            .bad_samples_max(self.max_bad)
+            .rank(self.rank, self.world_size)
+            .build();
+        let because = "to read batches back for the digest (see --no-digest)";
+        built.map_err(|error| data::refused_beside(error, "read back", read_back, because))
+    }
+
+    /// What it takes to see a batch that lies on a device.
+    fn read_back_bytes(&self, device: &dyn Device) -> ByteCount {
+        if self.no_digest || device.reads_slots() {
+            return ByteCount::ZERO;
+        }
+        let spec = SampleSpec { height: self.loader.size, width: self.loader.size };
+        ByteCount(spec.size_bytes(self.loader.output) as u64) * self.loader.batch_size as u64
+    }
+}
+
+impl Bench<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        let BenchArgs { epochs, warmup_epochs, .. } = *self.args;
+        // Epochs that are not measured come after the others in number, so that they change nothing but the time.
+        for epoch in epochs..epochs + warmup_epochs {
+            self.epoch(epoch, None)?;
+        }
+        let waited_before = self.loader.stats().pipeline.consume.wait_in;
+        let began = Instant::now();
+        self.tally(|tally| (tally.began, tally.waited_before) = (Some(began), waited_before));
+        for epoch in 0..epochs {
+            self.epoch(epoch, Some(began))?;
+            self.tally(|tally| tally.epochs += 1);
+        }
+        self.last_step.wait()?;
+        self.tally(|tally| tally.took = Some(began.elapsed()));
+        Ok(())
+    }
+
+    fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
+        let mut batches = self.loader.epoch(epoch);
+        while let Some(batch) = batches.next().transpose()? {
+            let since_start = self.started.elapsed();
+            self.step(&batch)?;
+            if began.is_some() && !self.args.no_digest {
+                self.add_to_digest(&batch)?;
+            }
+            let digest = self.digest.digest();
+            self.tally(|tally| {
+                tally.first_batch.get_or_insert(since_start);
+                if began.is_some() {
+                    tally.images += batch.len() as u64;
+                    tally.batches += 1;
+                    tally.digest = digest;
+                }
+            });
+            self.show(epoch, &batch, began);
+        }
+        Ok(())
+    }
+
+    /// What a trainer would do with the batch, where the device simulates it.
+    fn step(&mut self, batch: &Batch) -> Result<(), Error> {
+        if let (Some(sim), Some(memory)) = (self.loader.device().downcast_ref::<SimDevice>(), batch.device_memory()) {
+            self.last_step = sim.step(memory, batch.ready(), None)?;
+        }
+        Ok(())
+    }
+
+    fn add_to_digest(&mut self, batch: &Batch) -> Result<(), Error> {
+        match batch.bytes() {
+            Some(bytes) => self.digest.update(bytes),
+            None => {
+                batch.read_back(&mut self.read_back)?;
+                self.digest.update(&self.read_back);
+            }
+        }
+        batch.labels().iter().for_each(|label| self.digest.update(&label.to_le_bytes()));
+        batch.ids().iter().for_each(|id| self.digest.update(&id.0.to_le_bytes()));
+        Ok(())
+    }
+
+    fn tally(&self, update: impl FnOnce(&mut Tally)) {
+        update(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn show(&mut self, epoch: u64, batch: &Batch, began: Option<Instant>) {
+        let (args, loader) = (self.args, &self.loader);
+        let per_epoch = loader.batches_per_epoch();
+        let before =
+            if began.is_some() { (epoch + args.warmup_epochs) * per_epoch } else { (epoch - args.epochs) * per_epoch };
+        let images = self.tally.lock().unwrap_or_else(PoisonError::into_inner).images;
+        self.progress.at(before + batch.index() + 1, || {
+            let stats = loader.stats();
+            let held = format!("RAM {} of {}", stats.memory.held, stats.memory.limit);
+            let place = format!("batch {} of {per_epoch}", batch.index() + 1);
+            match began {
+                None => format!("warm-up, {place}   {held}"),
+                Some(began) => {
+                    let speed = images as f64 / began.elapsed().as_secs_f64();
+                    format!("epoch {} of {}, {place}   {speed:.0} images/s   {held}", epoch + 1, args.epochs)
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,155 @@
+//! Owns what a bench says: one report, as JSON and for people. It must never measure anything that the run has not.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use feedstock::device::SimDevice;
+use feedstock::host::process_memory;
+use feedstock::{ByteCount, ImageFolder, Loader};
+
+use super::super::data::{BadReport, prefetch_depth};
+use super::super::table::{counted, facts};
+use super::{BenchArgs, Tally};
+
+/// Everything that a report is made of, to be asked for at any time and from any thread.
+#[derive(Clone)]
+pub(super) struct Report {
+    folder: Arc<ImageFolder>,
+    loader: Loader,
+    tally: Arc<Mutex<Tally>>,
+    budget: ByteCount,
+    /// What was asked for.
+    request: Value,
+    has_digest: bool,
+}
+
+impl Report {
+    pub(super) fn new(args: &BenchArgs, folder: Arc<ImageFolder>, loader: &Loader, tally: &Arc<Mutex<Tally>>) -> Self {
+        let request = json!({
+            "data": folder.root().to_string_lossy(),
+            "batch_size": args.loader.batch_size,
+            "size": args.loader.size,
+            "output": args.loader.output.to_string(),
+            "layout": args.loader.layout.to_string(),
+            "device": loader.device().name(),
+            "seed": args.seed,
+            "epochs_asked": args.epochs,
+            "warmup_epochs": args.warmup_epochs,
+        });
+        let budget = loader.plan().budget + args.read_back_bytes(&**loader.device());
+        let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest);
+        Report { folder, loader, tally, budget, request, has_digest }
+    }
+
+    /// How far the run has got, or why it ended early, in words.
+    pub(super) fn render(&self, json: bool, error: Option<&str>) -> String {
+        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let took = tally.took.or(tally.began.map(|began| began.elapsed())).unwrap_or_default();
+        if json { self.json(&tally, took, error).to_string() } else { self.text(&tally, took, error) }
+    }
+
+    fn json(&self, tally: &Tally, took: Duration, error: Option<&str>) -> Value {
+        let (plan, stats, pipeline) = (self.loader.plan(), self.loader.stats(), self.loader.stats().pipeline);
+        let mut report = json!({
+            "images": tally.images,
+            "seconds": took.as_secs_f64(),
+            "images_per_s": per_second(tally.images, took),
+            "first_batch_s": tally.first_batch.map(|first| first.as_secs_f64()),
+            "peak_rss_bytes": process_memory().peak_rss.0,
+            "ram_budget_bytes": self.budget.0,
+            "workers": plan.workers,
+            "prefetch_depth": prefetch_depth(plan),
+            "digest": self.has_digest.then(|| format!("{:016x}", tally.digest)),
+            "bad_samples": BadReport::new(&self.folder, &self.loader.bad_samples()).json(),
+            "bad_sample_events": stats.bad_samples,
+            "batches": tally.batches,
+            "epochs": tally.epochs,
+            "input_wait_share": share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took),
+            "work_busy_s": pipeline.work.busy.as_secs_f64(),
+            "read_busy_s": pipeline.read.busy.as_secs_f64(),
+            "transfer_busy_s": pipeline.transfer.busy.as_secs_f64(),
+            "encoded_bytes": pipeline.encoded_bytes,
+            "jumbo_samples": pipeline.jumbo_samples,
+            "minimum_bytes": plan.minimum.0,
+            "knee_bytes": plan.knee.0,
+            "planned_bytes": plan.total().0,
+            "ledger_peak_bytes": stats.memory.peak.0,
+            "slots": plan.slots,
+            "outputs": plan.outputs,
+            "compute_share": stats.device.map(|used| used.compute_share()),
+            "copy_share": stats.device.map(|used| used.copy_share()),
+            "violations": self.violations(),
+            "notes": self.loader.notes().iter().chain(self.folder.notes()).collect::<Vec<_>>(),
+            "error": error,
+        });
+        if let (Value::Object(report), Value::Object(request)) = (&mut report, &self.request) {
+            report.extend(request.clone());
+        }
+        report
+    }
+
+    fn text(&self, tally: &Tally, took: Duration, error: Option<&str>) -> String {
+        let (plan, stats) = (self.loader.plan(), self.loader.stats());
+        let pipeline = stats.pipeline;
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        let speed = format!("{:.1} images/s ({:.3} s)", per_second(tally.images, took), took.as_secs_f64());
+        let first = tally
+            .first_batch
+            .map_or("none".to_owned(), |first| format!("{:.3} s after the start of the program", first.as_secs_f64()));
+        let done = format!("{} in {}", counted(tally.images, "image"), counted(tally.batches, "batch"));
+        let mut lines = vec![
+            ("images", format!("{done}, {}", counted(tally.epochs, "epoch"))),
+            ("speed", speed),
+            ("first batch", first),
+            ("workers", format!("{}; {} ahead", plan.workers, counted(prefetch_depth(plan) as u64, "batch"))),
+            (
+                "RAM",
+                format!(
+                    "peak {} of the process, budget {}; planned {}, the ledger held {} at most",
+                    process_memory().peak_rss,
+                    self.budget,
+                    plan.total(),
+                    stats.memory.peak
+                ),
+            ),
+            (
+                "busy",
+                format!(
+                    "decode and transform {:.2} s, read {:.2} s ({} as stored), hand over {:.2} s, all epochs",
+                    pipeline.work.busy.as_secs_f64(),
+                    pipeline.read.busy.as_secs_f64(),
+                    ByteCount(pipeline.encoded_bytes),
+                    pipeline.transfer.busy.as_secs_f64()
+                ),
+            ),
+            ("input wait", percent(share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took))),
+        ];
+        if let Some(used) = stats.device {
+            let (compute, copy) = (percent(used.compute_share()), percent(used.copy_share()));
+            lines.push(("device", format!("computes {compute} and copies {copy} of the time")));
+        }
+        lines.extend(self.violations().into_iter().map(|violation| ("violation", violation)));
+        if self.has_digest {
+            lines.push(("digest", format!("{:016x}", tally.digest)));
+        }
+        if let Some(error) = error {
+            lines.push(("ended early", error.lines().next().unwrap_or_default().to_owned()));
+        }
+        let bad = BadReport::new(&self.folder, &self.loader.bad_samples()).text();
+        [facts(&lines), bad].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+
+    fn violations(&self) -> Vec<String> {
+        self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default()
+    }
+}
+
+fn per_second(images: u64, took: Duration) -> f64 {
+    if took.is_zero() { 0.0 } else { images as f64 / took.as_secs_f64() }
+}
+
+fn share(part: Duration, whole: Duration) -> f64 {
+    if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
+}

@@ -1,0 +1,196 @@
+//! Owns the arguments that all loaders share, the way from them to a builder, and how data and bad samples are told of.
+//! It must never run a loader.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use feedstock::device::{self, Device, DeviceSpec};
+use feedstock::plan::Profile;
+use feedstock::tensor::SIDE_MAX;
+use feedstock::transform::RandomResizedCrop;
+use feedstock::{
+    BadSample, ByteCount, DType, Error, ImageFolder, Layout, Loader, LoaderBuilder, Plan, RamBudget, SampleId, Source,
+};
+
+use super::failure::{Failure, say};
+use super::table::counted;
+
+/// What a plan depends on.
+#[derive(Args)]
+pub(crate) struct LoaderArgs {
+    /// Folder of class folders
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// The most RAM to hold: 24G, 1.5GiB, 60% or auto
+    #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
+    pub(crate) ram_budget: RamBudget,
+    /// Samples in a batch
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) batch_size: usize,
+    /// Height and width of a sample
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
+    pub(crate) size: u32,
+    /// The most threads that decode [default: as many as the machine keeps busy]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// The most batches that are prepared ahead [default: as many as it takes]
+    #[arg(long, value_name = "N")]
+    pub(crate) prefetch: Option<usize>,
+    /// Element type of a batch: u8, f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
+    pub(crate) output: DType,
+    /// Order of a batch's axes: nchw or nhwc
+    #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
+    pub(crate) layout: Layout,
+    /// Where batches end up: cpu, or a simulated accelerator such as sim:h2d=25GB/s,step=20ms
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: DeviceSpec,
+}
+
+impl LoaderArgs {
+    /// Scans the folder.
+    pub(crate) fn open(&self) -> Result<Arc<ImageFolder>, Failure> {
+        Ok(Arc::new(ImageFolder::open(&self.data)?))
+    }
+
+    /// A loader as these arguments ask for it, with the transform that training uses.
+    pub(crate) fn builder(&self, folder: &Arc<ImageFolder>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
+        let device = device::open(&self.device)?;
+        let mut builder = Loader::builder(folder.clone())
+            .ram_budget(self.ram_budget)
+            .batch_size(self.batch_size)
+            .transform(RandomResizedCrop::new(self.size).flip(0.5))
+            .output(self.output)
+            .layout(self.layout)
+            .device(device.clone());
+        if let Some(workers) = self.workers {
+            builder = builder.workers(workers);
+        }
+        if let Some(prefetch) = self.prefetch {
+            builder = builder.prefetch(prefetch);
+        }
+        Ok((builder, device))
+    }
+}
+
+/// A refusal by a loader that was to share its budget, told as one of the whole budget.
+pub(crate) fn refused_beside(error: Error, account: &str, bytes: ByteCount, because: &str) -> Failure {
+    match error {
+        Error::OverBudget { needed, budget, table } if bytes > ByteCount::ZERO => {
+            let table = format!("{table}{account:<16}{bytes:>10}   {because}\n");
+            Failure::Library(Error::OverBudget { needed: needed + bytes, budget: budget + bytes, table })
+        }
+        error => error.into(),
+    }
+}
+
+/// Batches that are prepared ahead of the one in the consumer's hands.
+pub(crate) fn prefetch_depth(plan: &Plan) -> usize {
+    plan.slots - usize::from(plan.outputs == 0)
+}
+
+/// Says what a person should know before a run.
+pub(crate) fn tell_notes<'a>(notes: impl IntoIterator<Item = &'a String>) {
+    notes.into_iter().for_each(|note| say("note", note));
+}
+
+/// Everything in a folder that can never be a sample, and every sample that turned out bad.
+pub(crate) struct BadReport {
+    entries: Vec<Entry>,
+    /// Unusable entries that the folder only counted.
+    uncounted: u64,
+}
+
+struct Entry {
+    id: Option<SampleId>,
+    path: String,
+    stage: String,
+    cause: String,
+}
+
+impl BadReport {
+    pub(crate) fn new(folder: &ImageFolder, bad: &[BadSample]) -> Self {
+        let unreadable = folder.unreadable().iter().map(|entry| Entry {
+            id: None,
+            path: readable(entry.path.as_os_str().as_encoded_bytes()),
+            stage: "index".to_owned(),
+            cause: entry.cause.clone(),
+        });
+        let bad = bad.iter().map(|bad| Entry {
+            id: Some(bad.id),
+            path: bad.path.clone(),
+            stage: bad.stage.to_string(),
+            cause: bad.cause.clone(),
+        });
+        BadReport {
+            uncounted: folder.unreadable_count() - folder.unreadable().len() as u64,
+            entries: unreadable.chain(bad).collect(),
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let entry = |entry: &Entry| {
+            let Entry { id, path, stage, cause } = entry;
+            json!({ "id": id.map(|id| id.0), "path": path, "stage": stage, "cause": cause })
+        };
+        self.entries.iter().map(entry).collect()
+    }
+
+    /// A line each; nothing where all is well.
+    pub(crate) fn text(&self) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        if !self.entries.is_empty() {
+            lines.push(format!("{} could not be used:", counted(self.entries.len() as u64 + self.uncounted, "file")));
+        }
+        lines
+            .extend(self.entries.iter().map(|Entry { path, stage, cause, .. }| format!("  {path} ({stage}): {cause}")));
+        if self.uncounted > 0 {
+            lines.push(format!("  and {} more that could not be indexed", self.uncounted));
+        }
+        lines.join("\n")
+    }
+}
+
+/// The data in a line.
+pub(crate) fn describe(folder: &ImageFolder, profile: &Profile) -> String {
+    format!(
+        "{} in {}, {} as stored (half under {}, 99 % under {}, the largest {})",
+        counted(folder.len(), "sample"),
+        counted(folder.classes().len() as u64, "class"),
+        profile.encoded_total,
+        profile.encoded_p50,
+        profile.encoded_p99,
+        profile.encoded_max
+    )
+}
+
+pub(crate) fn profile_json(folder: &ImageFolder, profile: &Profile) -> Value {
+    json!({
+        "samples": profile.samples,
+        "classes": folder.classes().len(),
+        "index_bytes": folder.index_bytes(),
+        "encoded_total_bytes": profile.encoded_total.0,
+        "encoded_p50_bytes": profile.encoded_p50.0,
+        "encoded_p99_bytes": profile.encoded_p99.0,
+        "encoded_max_bytes": profile.encoded_max.0,
+        "headers": profile.headers,
+        "headers_bad": profile.headers_bad,
+        "working_p50_bytes": profile.working_p50.0,
+        "working_p99_bytes": profile.working_p99.0,
+        "working_max_bytes": profile.working_max.0,
+        "unreadable": folder.unreadable_count(),
+    })
+}
+
+/// Bytes of a path as text; those that are not UTF-8 as `\xFF`, so that names which differ in them still differ.
+pub(crate) fn readable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
+    }
+    text
+}

@@ -1,0 +1,100 @@
+//! Owns how the program speaks: a failure's line on standard error and its exit code, and the way to standard output,
+//! where a reader that goes away is no failure. It must never decide what a verb has to say.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use feedstock::device::DeviceError;
+use feedstock::source::SourceError;
+use feedstock::{Error, ErrorKind};
+
+/// Why a verb ended early.
+pub(crate) enum Failure {
+    /// The library refused or failed.
+    Library(Error),
+    /// The arguments cannot be done.
+    Usage(String),
+    /// The data is bad.
+    Data(String),
+    /// The system refused something.
+    Io(String),
+    /// Standard output could not be written.
+    Output(io::Error),
+    /// The user wanted it to end; the verb has said how far it got.
+    Interrupted,
+    /// A panic.
+    Bug,
+}
+
+impl Failure {
+    /// Says it on standard error.
+    pub(crate) fn tell(&self) {
+        match self {
+            Failure::Library(error) => say("error", error),
+            Failure::Usage(what) | Failure::Data(what) | Failure::Io(what) => say("error", what),
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Failure::Output(error) => say("error", format_args!("cannot write to standard output: {error}")),
+            Failure::Interrupted => say("interrupted", "ended before the work was done"),
+            Failure::Bug => say("error", "this is a bug; please report it with the message above"),
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Failure::Library(error) => code_of(error.kind()),
+            Failure::Usage(_) => 2,
+            Failure::Data(_) => 4,
+            // Who reads has seen enough, as in `feedstock ... | head`.
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            Failure::Io(_) | Failure::Output(_) => 5,
+            Failure::Interrupted => 130,
+            Failure::Bug => 70,
+        })
+    }
+}
+
+fn code_of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Config => 2,
+        ErrorKind::Budget => 3,
+        ErrorKind::Data => 4,
+        ErrorKind::Io => 5,
+        ErrorKind::Device => 6,
+        ErrorKind::Cancelled => 130,
+        _ => 70,
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Cancelled => Failure::Interrupted,
+            _ => Failure::Library(error),
+        }
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Failure::Library(error.into())
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Failure::Library(error.into())
+    }
+}
+
+/// Prints a line for people to standard error.
+pub(crate) fn say(kind: &str, what: impl Display) {
+    // Where standard error is closed, there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "{kind}: {what}");
+}
+
+/// Prints to standard output, with a line break at the end.
+pub(crate) fn print(text: impl Display) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Failure::Output)
+}

@@ -1,0 +1,97 @@
+//! Owns the command line: what can be asked, which verb answers, how failures are said, and the exit code.
+//! It must never do a verb's work, and it sees the library only as any other program does.
+
+mod bench;
+mod data;
+mod failure;
+mod inspect;
+mod plan;
+mod progress;
+mod stop;
+mod synth;
+mod table;
+mod train;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use failure::Failure;
+use stop::Stop;
+
+const MORE: &str = "\
+Examples:
+  feedstock train
+  feedstock plan  --data photos/train --ram-budget 2G --batch-size 256
+  feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json
+  feedstock inspect photos --json
+
+Data is a folder of class folders: <folder>/<class>/<image>. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
+memory) or auto (half of it). Results go to standard output; progress, notes and errors to standard error.
+
+Exit codes: 0 done, 2 wrong usage, 3 the RAM budget is too small, 4 bad data, 5 the system refused something, 6 the \
+device failed, 70 a bug, 130 interrupted";
+
+/// Feeds training: images, decoded under a RAM budget
+#[derive(Parser)]
+#[command(name = "feedstock", version, after_help = MORE, max_term_width = 120)]
+#[command(disable_help_flag = true, disable_help_subcommand = true, disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Print help
+    #[arg(short, long, global = true, display_order = 1000, action = ArgAction::HelpShort)]
+    help: Option<bool>,
+    /// Print version
+    #[arg(short = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Train a small ResNet on a folder of images
+    Train(train::TrainArgs),
+    /// Show what a budget buys: the byte table, the workers, the least budget
+    Plan(plan::PlanArgs),
+    /// Run the loader alone, and measure it
+    Bench(bench::BenchArgs),
+    /// Say what is in image files, and what is wrong with them
+    Inspect(inspect::InspectArgs),
+}
+
+/// What every verb gets besides its own arguments.
+struct Context {
+    /// When the program began.
+    started: Instant,
+    /// Whether the user wants it to end.
+    stop: Stop,
+}
+
+/// Runs the program that the process was started as.
+pub(crate) fn run(started: Instant) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell when this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let context = Context { started, stop: Stop::watch() };
+    let done = catch_unwind(AssertUnwindSafe(|| match cli.verb {
+        Verb::Train(args) => train::run(&args, &context),
+        Verb::Plan(args) => plan::run(&args),
+        Verb::Bench(args) => bench::run(&args, &context),
+        Verb::Inspect(args) => inspect::run(&args, &context),
+    }));
+    // A panic has printed its message already.
+    let failure = match done {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure,
+        Err(_) => Failure::Bug,
+    };
+    failure.tell();
+    failure.exit_code()
+}

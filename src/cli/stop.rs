@@ -1,0 +1,94 @@
+//! Owns the end that the user asks for with Ctrl-C or a SIGTERM: the first one ends the work cleanly within a second, the
+//! second one ends the program at once. It must never let the program hang on in a long step, nor two threads sum up at once.
+
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a verb has to end by itself.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// How long it has to finish its last words, once it has begun to say them.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+const INTERRUPTED: i32 = 130;
+
+type Call = Box<dyn Fn() + Send>;
+
+/// Whether the user wants the program to end, and what is done about it.
+#[derive(Clone)]
+pub(crate) struct Stop(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    asked: AtomicBool,
+    summed_up: AtomicBool,
+    ends: Mutex<Vec<Call>>,
+    last_words: Mutex<Option<Call>>,
+}
+
+impl Stop {
+    /// Listens for Ctrl-C from now on.
+    pub(crate) fn watch() -> Stop {
+        let stop = Stop(Arc::default());
+        let heard = stop.clone();
+        // Where no handler can be set, Ctrl-C does what it always does.
+        let _ = ctrlc::set_handler(move || heard.heard());
+        stop
+    }
+
+    /// Whether the work should end.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.0.asked.load(Ordering::SeqCst)
+    }
+
+    /// Ends the work, wherever it waits; called from another thread, or at once if that is wanted already.
+    pub(crate) fn on_stop(&self, end: impl Fn() + Send + 'static) {
+        let mut ends = lock(&self.0.ends);
+        if self.is_asked() {
+            end();
+        }
+        ends.push(Box::new(end));
+    }
+
+    /// Sums up what was done so far, should the verb itself not get there in time.
+    pub(crate) fn last_words(&self, words: impl Fn() + Send + 'static) {
+        *lock(&self.0.last_words) = Some(Box::new(words));
+    }
+
+    /// Whether the caller is to sum up: the first one only.
+    pub(crate) fn sum_up(&self) -> bool {
+        !self.0.summed_up.swap(true, Ordering::SeqCst)
+    }
+
+    fn heard(&self) {
+        if self.0.asked.swap(true, Ordering::SeqCst) {
+            process::exit(INTERRUPTED);
+        }
+        let watchdog = self.clone();
+        let started = thread::Builder::new().name("feedstock-stop".to_owned()).spawn(move || watchdog.bark());
+        for end in lock(&self.0.ends).iter() {
+            end();
+        }
+        if started.is_err() {
+            process::exit(INTERRUPTED);
+        }
+    }
+
+    fn bark(&self) {
+        thread::sleep(PATIENCE);
+        if self.sum_up() {
+            if let Some(words) = &*lock(&self.0.last_words) {
+                words();
+            }
+            super::failure::Failure::Interrupted.tell();
+        } else {
+            thread::sleep(LAST_WORDS_MAX);
+        }
+        process::exit(INTERRUPTED);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

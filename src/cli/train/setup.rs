@@ -1,0 +1,203 @@
+//! Owns what a training run reads: which folders, cut how, by which loaders, and how these share the budget. It must
+//! never train, nor draw over anything that it has not drawn itself.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use feedstock::decode::{Limits, probe};
+use feedstock::host::HostFacts;
+use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
+use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, Source};
+
+use super::super::data::refused_beside;
+use super::super::failure::{Failure, say};
+use super::super::synth::{self, SynthError, SynthSpec};
+use super::super::table::counted;
+use super::TrainArgs;
+
+/// Pictures up to this side are small ones: the small network, and samples of [`SMALL_SIZE`].
+const SMALL_SIDE_MAX: u32 = 96;
+const SMALL_SIZE: u32 = 32;
+const LARGE_SIZE: u32 = 224;
+/// How many pictures are asked for their size.
+const PROBED: u64 = 16;
+const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
+
+/// What a run reads.
+pub(super) struct Setup {
+    pub(super) folder: Arc<ImageFolder>,
+    pub(super) validation_folder: Option<Arc<ImageFolder>>,
+    pub(super) training: Loader,
+    pub(super) validation: Option<Loader>,
+    pub(super) size: u32,
+    pub(super) budget: ByteCount,
+    pub(super) notes: Vec<String>,
+}
+
+impl Setup {
+    pub(super) fn new(args: &TrainArgs) -> Result<Setup, Failure> {
+        let mut notes = Vec::new();
+        let (train, validate) = match &args.data {
+            Some(data) => split(data, args.val.clone()),
+            None => {
+                let (train, test) = drawn(args.json)?;
+                (train, Some(test))
+            }
+        };
+        let folder = Arc::new(ImageFolder::open(train)?);
+        let validation_folder = validate.map(ImageFolder::open).transpose()?.map(Arc::new);
+        if let Some(validation) = &validation_folder {
+            check_classes(&folder, validation)?;
+        }
+        let sides = sides(&folder);
+        let size = args.size.unwrap_or(if largest(&sides) <= SMALL_SIDE_MAX { SMALL_SIZE } else { LARGE_SIZE });
+        let budget = args.ram_budget.resolve(HostFacts::read().memory.available);
+
+        let mut validating = None;
+        let mut share = ByteCount::ZERO;
+        if let Some(folder) = &validation_folder {
+            let builder = common(args, folder).transform(center(&sides, size)).shuffle(false).ram_budget(budget);
+            // It gets what it has use for, but leaves training three quarters where it can.
+            let plan = builder.plan()?;
+            share = plan.knee.min(ByteCount(budget.0 / 4)).max(plan.minimum);
+            validating = Some(builder.ram_budget(share));
+        }
+        let training = common(args, &folder).seed(args.seed).ram_budget(budget.saturating_sub(share));
+        let training = match sides.iter().all(|&side| side == (size, size)) {
+            true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
+            false => training.transform(RandomResizedCrop::new(size).scale(0.35, 1.0).flip(0.5)),
+        };
+        let training =
+            training.build().map_err(|error| refused_beside(error, "validation", share, "the other loader"))?;
+        let validation = validating.map(LoaderBuilder::build).transpose()?;
+        notes.extend(training.notes().iter().chain(folder.notes()).cloned());
+        if let Some(folder) = &validation_folder {
+            notes.extend(folder.notes().iter().cloned());
+        }
+        Ok(Setup { folder, validation_folder, training, validation, size, budget, notes })
+    }
+
+    /// Every loader there is.
+    pub(super) fn loaders(&self) -> Vec<Loader> {
+        [Some(self.training.clone()), self.validation.clone()].into_iter().flatten().collect()
+    }
+
+    /// What is read, in a few words.
+    pub(super) fn describe(&self) -> String {
+        let (images, classes) =
+            (counted(self.folder.len(), "image"), counted(self.folder.classes().len() as u64, "class"));
+        let training = format!("training on {images} in {classes} of {}", self.folder.root().display());
+        match &self.validation_folder {
+            Some(folder) => {
+                format!("{training}, validating on {} of {}", counted(folder.len(), "image"), folder.root().display())
+            }
+            None => format!("{training}; no validation data (see --val)"),
+        }
+    }
+}
+
+/// What both loaders are like.
+fn common(args: &TrainArgs, folder: &Arc<ImageFolder>) -> LoaderBuilder {
+    let builder = Loader::builder(folder.clone()).batch_size(args.batch_size).output(DType::F32).normalize(IMAGENET);
+    match args.workers {
+        Some(workers) => builder.workers(workers),
+        None => builder,
+    }
+}
+
+/// The folders to train and to validate on.
+fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
+    let holds_folders = |path: &Path| {
+        let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.any(|entry| entry.path().is_dir())
+    };
+    let train = data.join("train");
+    let beside = VALIDATION_NAMES.iter().map(|name| data.join(name)).find(|path| holds_folders(path));
+    match (beside, validation) {
+        (Some(beside), None) if holds_folders(&train) => (train, Some(beside)),
+        (Some(_), validation) if holds_folders(&train) => (train, validation),
+        (_, validation) => (data.to_owned(), validation),
+    }
+}
+
+/// Labels are places in the list of classes, so both lists must be the same.
+fn check_classes(training: &ImageFolder, validation: &ImageFolder) -> Result<(), Failure> {
+    let (ours, theirs) = (training.classes(), validation.classes());
+    if ours == theirs {
+        return Ok(());
+    }
+    let differs = match theirs.iter().find(|class| !ours.contains(class)) {
+        Some(class) => format!("only the second has '{class}'"),
+        None => {
+            let missing = ours.iter().find(|class| !theirs.contains(class));
+            format!("only the first has '{}'", missing.map_or("", String::as_str))
+        }
+    };
+    Err(Failure::Data(format!(
+        "{} and {} do not have the same class folders ({differs}): labels would not mean the same",
+        training.root().display(),
+        validation.root().display()
+    )))
+}
+
+/// Width and height of some pictures, at even distances. What is no picture tells nothing; its turn comes.
+fn sides(folder: &ImageFolder) -> Vec<(u32, u32)> {
+    let probed = PROBED.min(folder.len());
+    let ids = (0..probed).map(|i| SampleId(i * folder.len() / probed));
+    let side = |id| {
+        let mut encoded = vec![0; usize::try_from(folder.encoded_bytes(id)).ok()?];
+        folder.read_into(id, &mut encoded).ok()?;
+        let header = probe(&encoded, &Limits::default()).ok()?;
+        Some((header.width, header.height))
+    };
+    ids.filter_map(side).collect()
+}
+
+fn largest(sides: &[(u32, u32)]) -> u32 {
+    sides.iter().map(|&(width, height)| width.max(height)).max().unwrap_or(0)
+}
+
+/// The cut that pictures are validated with.
+fn center(sides: &[(u32, u32)], size: u32) -> ResizeCenterCrop {
+    let whole = sides.iter().all(|&side| side == (size, size));
+    ResizeCenterCrop::new(if whole { size } else { (size * 8).div_ceil(7) }, size)
+}
+
+/// A set of drawn images: made now, or found in the cache.
+fn drawn(quiet: bool) -> Result<(PathBuf, PathBuf), Failure> {
+    let spec = SynthSpec::default();
+    let SynthSpec { seed, train_per_class, test_per_class, width, height } = spec;
+    let name = format!("drawn-v1-seed{seed}-{width}x{height}-{train_per_class}-{test_per_class}");
+    let make = |root: &Path| {
+        let folder = root.join("feedstock").join(&name);
+        synth::make(&folder, &spec).inspect(|report| {
+            let what = if report.reused { "using" } else { "made" };
+            if !quiet {
+                say(
+                    "note",
+                    format_args!("no data given: {what} {} drawn images in {}", report.images, folder.display()),
+                );
+            }
+        })
+    };
+    let made = match cache_root() {
+        Some(root) => make(&root).or_else(|error| match error {
+            // A home that cannot be written to is no reason not to try the program.
+            SynthError::Io { .. } => make(&env::temp_dir()),
+            error => Err(error),
+        }),
+        None => make(&env::temp_dir()),
+    };
+    match made {
+        Ok(report) => Ok((report.train, report.test)),
+        Err(error @ SynthError::Io { .. }) => Err(Failure::Io(error.to_string())),
+        Err(error) => Err(Failure::Data(error.to_string())),
+    }
+}
+
+fn cache_root() -> Option<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+}

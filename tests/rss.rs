@@ -1,0 +1,71 @@
+//! The promise, seen from outside: the whole process stays within `--ram-budget`, from its first page to its last.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+#![allow(clippy::print_stdout, reason = "a test tells its reader what it measured")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use common::{class_folders, feedstock, finish, imagenet_sample, said, words};
+
+const MIB: u64 = 1 << 20;
+
+/// Peak resident bytes of a process that is alive; none where it is gone.
+fn peak_rss(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Runs the loader alone, and returns its peak: the highest that was seen from outside, or that it says itself.
+fn measure(folder: &Path, budget_mib: u64, more: &str) -> u64 {
+    let args = format!("bench --data DIR --ram-budget {budget_mib}M --batch-size 64 --size 224 {more} --json");
+    let child = feedstock(words(&args, folder)).spawn().expect("started");
+    let pid = child.id();
+    let watch = thread::spawn(move || {
+        let mut peak = 0;
+        while let Some(now) = peak_rss(pid) {
+            peak = peak.max(now);
+            thread::sleep(Duration::from_millis(2));
+        }
+        peak
+    });
+    let ran = said(finish(child)).ok();
+    let seen = watch.join().expect("watched");
+    let told = ran.json()["peak_rss_bytes"].as_u64().expect("a number");
+    assert!(seen > 0 && told >= seen.saturating_sub(MIB), "seen {seen}, told {told}");
+    println!("budget {budget_mib} MiB, {more}: peak {:.1} MiB", seen.max(told) as f64 / MIB as f64);
+    seen.max(told)
+}
+
+fn check(folder: &Path, more: &str) {
+    for budget_mib in [64, 256, 1024] {
+        for layout in ["nchw", "nhwc"] {
+            let peak = measure(folder, budget_mib, &format!("--layout {layout} {more}"));
+            assert!(peak <= budget_mib * MIB, "{peak} bytes were resident, the budget was {budget_mib} MiB");
+        }
+    }
+}
+
+#[test]
+fn the_process_stays_within_its_budget_on_pictures_made_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A few larger ones among them, so that there is something to plan for.
+    class_folders(folder.path(), &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
+    check(folder.path(), "--epochs 2 --workers 2");
+    let peak = measure(folder.path(), 256, "--output f32 --workers 4");
+    assert!(peak <= 256 * MIB, "{peak}");
+    let peak = measure(folder.path(), 256, "--device sim:step=1ms --workers 4");
+    assert!(peak <= 256 * MIB, "{peak}");
+}
+
+#[test]
+fn the_process_stays_within_its_budget_on_photographs() {
+    match imagenet_sample() {
+        Some(folder) => check(&folder, "--epochs 1"),
+        None => println!("skipped: there is no sample of ImageNet beside the repository"),
+    }
+}
