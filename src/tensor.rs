@@ -127,6 +127,35 @@ impl fmt::Display for SampleSpec {
     }
 }
 
+/// A rectangle of whole pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First column.
+    pub x: u32,
+    /// First row.
+    pub y: u32,
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+impl Region {
+    /// The whole of a picture of `width` x `height` pixels.
+    #[must_use]
+    pub const fn whole(width: u32, height: u32) -> Self {
+        Region { x: 0, y: 0, width, height }
+    }
+
+    /// Whether it has pixels, and all of them are in a picture of `width` x `height`.
+    #[must_use]
+    pub fn fits(&self, width: u32, height: u32) -> bool {
+        let within =
+            |at: u32, length: u32, end: u32| length > 0 && at.checked_add(length).is_some_and(|stop| stop <= end);
+        within(self.x, self.width, width) && within(self.y, self.height, height)
+    }
+}
+
 /// An RGB picture in somebody else's memory: rows of `width * 3` bytes, top to bottom, without padding.
 #[derive(Clone, Copy)]
 pub struct ImageView<'a> {
