@@ -1,11 +1,13 @@
 //! The loader against what its workers could do at best: decode and transform in a tight loop, files in memory, on one core
-//! and on as many as there are workers. All are measured in turn, in one run; shares are of the loader's images/s.
+//! and on as many as there are workers. All are measured in turn, in one run; shares are of the loader's images/s. A
+//! loader's first epoch is told apart from later ones: it reads every file, later ones find small files kept in RAM.
 //!
 //! `cargo bench --bench loader` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class folders (CIFAR: the one
 //! with train/ in it). It prints the rows that `docs/BENCHMARKS.md` shows.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use feedstock::decode::{Limits, Slab, decode_into, probe};
@@ -32,12 +34,12 @@ fn main() -> Result<()> {
     ];
     println!(
         "| data | output | tight loop, one core | tight loop, {WORKERS} cores | loader, {WORKERS} workers | \
-         loader, share of {WORKERS} x one core | share of {WORKERS} cores |"
+         share of {WORKERS} x one core | share of {WORKERS} cores | first epoch | share of {WORKERS} x one core |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for Case { name, folder, samples } in cases {
         let Some(folder) = folder else {
-            println!("| {name} | skipped: no data | | | | | |");
+            println!("| {name} | skipped: no data | | | | | | | |");
             continue;
         };
         for (dtype, layout) in [(DType::U8, Layout::Nhwc), (DType::F32, Layout::Nchw)] {
@@ -69,49 +71,58 @@ fn row<T: Transform>(
         source.read_into(id, &mut bytes)?;
         files.push(bytes);
     }
-    let loader = Loader::builder(source)
-        .batch_size(64)
-        .ram_budget(ByteCount(1 << 30))
-        .transform(transform())
-        .output(dtype)
-        .layout(layout)
-        .workers(WORKERS)
-        .build()?;
+    let source = Arc::new(source);
+    let loader = || {
+        Loader::builder(source.clone())
+            .batch_size(64)
+            .ram_budget(ByteCount(1 << 30))
+            .transform(transform())
+            .output(dtype)
+            .layout(layout)
+            .workers(WORKERS)
+            .build()
+    };
     let transform = transform();
-    let (mut tight, mut parallel, mut fed) = (Vec::new(), Vec::new(), Vec::new());
-    let mut epochs = 0;
+    let (mut tight, mut parallel, mut first, mut fed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let alone = tight_loop(&files, &transform);
         let together: f64 = std::thread::scope(|scope| {
             let loops: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| tight_loop(&files, &transform))).collect();
             loops.into_iter().map(|rate| rate.join().unwrap_or(f64::NAN)).sum()
         });
-        let (start, mut images) = (Instant::now(), 0);
-        while images < samples {
-            for batch in loader.epoch(epochs) {
-                images += batch?.len() as u64;
-            }
-            epochs += 1;
-        }
-        let rate = images as f64 / start.elapsed().as_secs_f64();
+        let loader = loader()?;
+        let fresh = epoch(&loader, 0)?;
+        let later = epoch(&loader, 1)?;
         // The first round warms both up.
         if round > 0 {
             tight.push(alone);
             parallel.push(together);
-            fed.push(rate);
+            first.push(fresh);
+            fed.push(later);
         }
     }
-    let share = |of: &[f64], cores: usize| {
-        median(fed.iter().zip(of).map(|(fed, of)| fed / of / cores as f64 * 100.0).collect())
+    let share = |part: &[f64], of: &[f64], cores: usize| {
+        median(part.iter().zip(of).map(|(part, of)| part / of / cores as f64 * 100.0).collect())
     };
-    let (of_one, of_all) = (share(&tight, WORKERS), share(&parallel, 1));
+    let (of_one, of_all) = (share(&fed, &tight, WORKERS), share(&fed, &parallel, 1));
+    let first_of_one = share(&first, &tight, WORKERS);
     println!(
-        "| {name} | {dtype} {layout} | {:.0} | {:.0} | {:.0} | {of_one:.0} % | {of_all:.0} % |",
+        "| {name} | {dtype} {layout} | {:.0} | {:.0} | {:.0} | {of_one:.0} % | {of_all:.0} % | {:.0} | {first_of_one:.0} % |",
         median(tight),
         median(parallel),
         median(fed),
+        median(first),
     );
     Ok(())
+}
+
+/// Images a second of one epoch of the loader.
+fn epoch(loader: &Loader, number: u64) -> Result<f64> {
+    let (start, mut images) = (Instant::now(), 0);
+    for batch in loader.epoch(number) {
+        images += batch?.len();
+    }
+    Ok(images as f64 / start.elapsed().as_secs_f64())
 }
 
 /// Images a second of one thread that does nothing else. Samples that the loader would call bad are a mistake here.

@@ -425,6 +425,7 @@ impl LoaderBuilder {
         let facts = Facts {
             cores: host.cpus.workers_max(),
             index: ByteCount(self.source.index_bytes()),
+            source_in_memory: self.source.in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
             reads_slots,
         };

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use feedstock::device::{Device, DeviceSpec, SimDevice, open};
@@ -317,45 +317,97 @@ fn a_panic_in_a_stage_makes_a_bad_sample_and_nothing_worse() {
     assert_eq!(loader.bad_samples().len(), 10);
 }
 
-/// Fails to read every seventh sample.
-struct Flaky(MemorySource);
+/// Storage that counts what is read from it, and cannot read every so many-th sample.
+struct Storage {
+    samples: MemorySource,
+    every_bad: u64,
+    reads: Arc<AtomicU64>,
+}
 
-impl Source for Flaky {
+impl Storage {
+    fn sound(samples: MemorySource) -> Self {
+        Storage { samples, every_bad: u64::MAX, reads: Arc::default() }
+    }
+}
+
+impl Source for Storage {
     fn len(&self) -> u64 {
-        self.0.len()
+        self.samples.len()
     }
     fn classes(&self) -> &[String] {
-        self.0.classes()
+        self.samples.classes()
     }
     fn label(&self, id: SampleId) -> u32 {
-        self.0.label(id)
+        self.samples.label(id)
     }
     fn encoded_bytes(&self, id: SampleId) -> u64 {
-        self.0.encoded_bytes(id)
+        self.samples.encoded_bytes(id)
     }
     fn name(&self, id: SampleId) -> String {
-        self.0.name(id)
+        self.samples.name(id)
     }
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
-        if id.0.is_multiple_of(7) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if id.0 % self.every_bad == self.every_bad - 1 {
             let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
             return Err(SourceError::Io { doing: "open", path: self.name(id).into(), source });
         }
-        self.0.read_into(id, out)
+        self.samples.read_into(id, out)
     }
     fn index_bytes(&self) -> u64 {
-        self.0.index_bytes()
+        self.samples.index_bytes()
     }
+}
+
+/// Small enough to be kept, and of several kinds.
+fn tiny(samples: u64) -> MemorySource {
+    source_of((0..samples).map(|i| if i % 3 == 0 { png(i, 9, 8) } else { jpeg(i, 16 + i as u32 % 9, 12) }).collect())
+}
+
+#[test]
+fn small_files_are_read_once_where_the_budget_holds_them_and_the_batches_are_the_same() {
+    let digests = |loader: &Loader| (0..3).map(|epoch| digest(loader.epoch(epoch)).unwrap()).collect::<Vec<_>>();
+    let expected = digests(&builder(tiny(403)).build().unwrap());
+    every_way(
+        || builder(Storage::sound(tiny(403))),
+        |name, loader| {
+            assert_eq!(digests(&loader), expected, "{name}");
+            assert_balanced(name, &loader);
+            let read = loader.stats().pipeline.read.samples;
+            let all = if loader.plan().cache_bytes == 0 { 3 * 403 } else { 403 };
+            assert_eq!(read, all, "{name}");
+            assert_eq!(loader.plan().cache_bytes > 0, loader.plan().budget == AMPLE, "{name}");
+        },
+    );
+    // A cache that holds a part.
+    let all = builder(Storage::sound(tiny(403))).build().unwrap().plan().clone();
+    let part = builder(Storage::sound(tiny(403))).ram_budget(all.knee).build().unwrap();
+    assert_eq!(digests(&part), expected);
+    let read = part.stats().pipeline.read.samples;
+    assert!(part.plan().cache_bytes > 0 && (404..3 * 403).contains(&read), "{read}");
+}
+
+#[test]
+fn what_cannot_be_read_is_tried_again_each_epoch_beside_what_is_kept() {
+    every_way(
+        || builder(Storage { every_bad: 7, ..Storage::sound(tiny(403)) }).bad_samples_max(1.0),
+        |name, loader| {
+            for epoch in 0..2 {
+                assert!(ids(loader.epoch(epoch)).iter().all(|id| id % 7 != 6), "{name}");
+            }
+            assert!(loader.stats().bad_samples >= 2 * 403 / 7, "{name}");
+        },
+    );
 }
 
 #[test]
 fn a_sample_that_cannot_be_read_is_bad_like_any_other() {
     every_way(
-        || builder(Flaky(mixed(43))).bad_samples_max(1.0),
+        || builder(Storage { every_bad: 7, ..Storage::sound(mixed(43)) }).bad_samples_max(1.0),
         |name, loader| {
-            assert!(ids(loader.epoch(0)).iter().all(|id| id % 7 != 0), "{name}");
-            assert!(loader.bad_samples().iter().all(|bad| bad.stage == Stage::Read && bad.id.0 % 7 == 0), "{name}");
-            assert!(loader.bad_samples().len() >= 7, "{name}");
+            assert!(ids(loader.epoch(0)).iter().all(|id| id % 7 != 6), "{name}");
+            assert!(loader.bad_samples().iter().all(|bad| bad.stage == Stage::Read && bad.id.0 % 7 == 6), "{name}");
+            assert!(loader.bad_samples().len() >= 6, "{name}");
         },
     );
 }

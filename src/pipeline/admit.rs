@@ -8,15 +8,20 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::{Epoch, read};
-use crate::budget::WaitError;
+use crate::budget::{Reservation, WaitError};
 use crate::plan::{CHUNK_SAMPLES_MAX, CHUNK_TARGET_BYTES, ENCODED_BYTES_MAX};
-use crate::pool::{Lent, Part, Parts, Pending, ReadBuffer, Recycle, Ring, fill};
+use crate::pool::{EncodedCache, Lent, Part, Parts, Pending, ReadBuffer, Recycle, Ring, fill};
 use crate::quarantine::Stage;
+use crate::sync::Arc;
 use crate::units::{ByteCount, KeyedRng, SampleId};
 
 /// Consecutive samples of one batch that are read into one buffer and decoded by one worker. Large samples travel alone.
 pub(crate) struct Chunk {
     pub(super) buffer: ReadBuffer,
+    /// Bytes of the buffer that its samples take.
+    len: usize,
+    /// Where samples of earlier epochs may be; held here so that they stay for as long as the chunk needs them.
+    pub(super) cache: Option<Arc<EncodedCache>>,
     pub(super) jobs: Vec<Job>,
     /// The way back for places whose sample turned out bad. Held by chunks under way and nobody else, so that admit
     /// knows when no more can come.
@@ -28,10 +33,18 @@ pub(super) struct Job {
     pub(super) part: Part,
     pub(super) id: SampleId,
     pub(super) attempt: Attempt,
-    /// Where its bytes are in the chunk's buffer.
-    pub(super) range: Range<usize>,
+    /// Where its bytes are.
+    pub(super) encoded: Encoded,
     /// What went wrong on the way here.
     pub(super) failed: Option<(Stage, String)>,
+}
+
+/// Where the encoded bytes of a sample are, once its chunk has been read.
+pub(super) enum Encoded {
+    /// In the chunk's buffer.
+    Buffered(Range<usize>),
+    /// In the cache, since an earlier epoch.
+    Cached,
 }
 
 /// Which sample a place was meant for, and how many have been tried in its stead.
@@ -60,13 +73,44 @@ impl Recycle for Chunk {
     fn recycle(&mut self) {
         self.jobs.clear();
         self.retry = None;
+        self.cache = None;
+        self.len = 0;
         self.buffer.release();
     }
 }
 
 impl Chunk {
     pub(crate) fn new(buffer: ReadBuffer) -> Self {
-        Chunk { buffer, jobs: Vec::with_capacity(CHUNK_SAMPLES_MAX), retry: None }
+        Chunk { buffer, len: 0, cache: None, jobs: Vec::with_capacity(CHUNK_SAMPLES_MAX), retry: None }
+    }
+
+    /// Whether a sample that takes this much of the buffer may join.
+    fn has_room(&self, bytes: u64) -> bool {
+        let fits = self.len as u64 + bytes <= CHUNK_TARGET_BYTES;
+        self.jobs.is_empty() || (fits && self.jobs.len() < CHUNK_SAMPLES_MAX)
+    }
+
+    fn cached(&self, id: SampleId) -> Option<&[u8]> {
+        self.cache.as_deref()?.get(id)
+    }
+
+    /// The encoded bytes of a sample that has not failed.
+    pub(super) fn encoded(&self, job: &Job) -> &[u8] {
+        match &job.encoded {
+            Encoded::Buffered(range) => &self.buffer.bytes()[range.clone()],
+            // What is cached stays, and this is the cache that it was found in.
+            Encoded::Cached => self.cached(job.id).unwrap_or_default(),
+        }
+    }
+
+    /// Nothing of this chunk can be read.
+    fn fail(&mut self, stage: Stage, cause: &str) {
+        self.len = 0;
+        for job in &mut self.jobs {
+            if matches!(job.encoded, Encoded::Buffered(_)) {
+                job.failed.get_or_insert_with(|| (stage, cause.to_owned()));
+            }
+        }
     }
 }
 
@@ -108,78 +152,85 @@ impl Admit {
 
     /// Groups the samples of one batch into chunks and starts them.
     fn batch(&self, parts: Parts, ids: impl Iterator<Item = SampleId>, retry: &Sender<Retry>) -> Result<(), Off> {
-        let source = &*self.run.engine.recipe.source;
-        let mut places = parts.zip(ids).map(|(part, id)| (part, id, source.encoded_bytes(id))).peekable();
+        let mut places = parts.zip(ids).peekable();
         while places.peek().is_some() {
             let mut chunk = self.wait_for(&self.run.engine.chunks)?;
-            let mut len = 0;
-            while let Some((part, id, bytes)) = places.next_if(|&(_, _, bytes)| {
-                let room = chunk.jobs.len() < CHUNK_SAMPLES_MAX && len + bytes <= CHUNK_TARGET_BYTES;
-                chunk.jobs.is_empty() || room
-            }) {
-                chunk.jobs.push(self.job(part, id, Attempt { original: id, count: 0 }, bytes, &mut len));
+            chunk.cache.clone_from(&self.run.engine.cache);
+            while let Some((part, id)) = places.next_if(|&(_, id)| chunk.has_room(self.bytes_to_read(&chunk, id))) {
+                self.add(&mut chunk, part, id, Attempt { original: id, count: 0 });
             }
-            self.start(chunk, len, retry.clone())?;
+            self.start(chunk, retry.clone())?;
         }
         Ok(())
     }
 
-    fn job(&self, part: Part, id: SampleId, attempt: Attempt, bytes: u64, len: &mut u64) -> Job {
-        if bytes > ENCODED_BYTES_MAX {
-            let cause = format!("the file is {}; {} is the most", ByteCount(bytes), ByteCount(ENCODED_BYTES_MAX));
-            return Job { part, id, attempt, range: 0..0, failed: Some((Stage::Admit, cause)) };
-        }
-        let range = *len as usize..(*len + bytes) as usize;
-        *len += bytes;
-        Job { part, id, attempt, range, failed: None }
+    /// What a sample takes of its chunk's read buffer.
+    fn bytes_to_read(&self, chunk: &Chunk, id: SampleId) -> u64 {
+        if chunk.cached(id).is_some() { 0 } else { self.run.engine.recipe.source.encoded_bytes(id) }
     }
 
-    /// Reserves what a chunk needs beyond its buffer, and hands it to the readers.
-    fn start(&self, mut chunk: Lent<Chunk>, len: u64, retry: Sender<Retry>) -> Result<(), Off> {
-        let engine = &self.run.engine;
+    fn add(&self, chunk: &mut Chunk, part: Part, id: SampleId, attempt: Attempt) {
+        let (mut encoded, mut failed) = (Encoded::Cached, None);
+        if chunk.cached(id).is_none() {
+            let bytes = self.run.engine.recipe.source.encoded_bytes(id);
+            if bytes <= ENCODED_BYTES_MAX {
+                encoded = Encoded::Buffered(chunk.len..chunk.len + bytes as usize);
+                chunk.len += bytes as usize;
+            } else {
+                let most = ByteCount(ENCODED_BYTES_MAX);
+                failed = Some((Stage::Admit, format!("the file is {}; {most} is the most", ByteCount(bytes))));
+            }
+        }
+        chunk.jobs.push(Job { part, id, attempt, encoded, failed });
+    }
+
+    /// Reserves what a chunk needs beyond its buffer, and hands it to the readers, or to the workers at once where there
+    /// is nothing to read.
+    fn start(&self, mut chunk: Lent<Chunk>, retry: Sender<Retry>) -> Result<(), Off> {
         chunk.retry = Some(retry);
-        let giant = if len > chunk.buffer.keep_bytes() as u64 {
-            let since = Instant::now();
-            let reserved = engine.giant_files.reserve_waiting(ByteCount(len), || self.run.cancel.is_cancelled());
-            engine.counters.admit.waited_out(since);
-            match reserved {
-                Ok(reservation) => Some(reservation),
-                Err(WaitError::Cancelled) => return Err(Off),
-                Err(WaitError::OverBudget(refused)) => {
-                    // Only a sample that travels alone is this large.
-                    for job in &mut chunk.jobs {
-                        job.failed.get_or_insert_with(|| (Stage::Admit, refused.to_string()));
-                        job.range = 0..0;
-                    }
-                    None
-                }
+        let giant = match self.reserve_giant(&chunk) {
+            Ok(giant) => giant,
+            Err(WaitError::Cancelled) => return Err(Off),
+            Err(WaitError::OverBudget(refused)) => {
+                // Only a sample that travels alone is this large.
+                chunk.fail(Stage::Admit, &refused.to_string());
+                None
             }
-        } else {
-            None
         };
-        let len = chunk.jobs.iter().map(|job| job.range.end).max().unwrap_or(0);
+        let len = chunk.len;
         if let Err(error) = chunk.buffer.prepare(len, giant) {
-            for job in &mut chunk.jobs {
-                job.range = 0..0;
-                job.failed.get_or_insert_with(|| (Stage::Read, error.to_string()));
-            }
+            chunk.fail(Stage::Read, &error.to_string());
         }
-        read::start(&self.run, chunk, self.to_work.clone());
-        Ok(())
+        if chunk.len > 0 {
+            read::start(&self.run, chunk, self.to_work.clone());
+            return Ok(());
+        }
+        // As many places as chunks: it fails only when every worker has died.
+        self.to_work.send(chunk).map_err(|_| Off)
+    }
+
+    fn reserve_giant(&self, chunk: &Chunk) -> Result<Option<Reservation>, WaitError> {
+        if chunk.len <= chunk.buffer.keep_bytes() {
+            return Ok(None);
+        }
+        let (engine, since) = (&self.run.engine, Instant::now());
+        let bytes = ByteCount(chunk.len as u64);
+        let reserved = engine.giant_files.reserve_waiting(bytes, || self.run.cancel.is_cancelled());
+        engine.counters.admit.waited_out(since);
+        reserved.map(Some)
     }
 
     fn retry(&self, retry: Retry) -> Result<(), Off> {
-        let source = &*self.run.engine.recipe.source;
         // Not `wait_for`: further retries wait their turn, and read buffers come back without their help.
         let chunks = &self.run.engine.chunks;
         let mut chunk = select! {
             recv(chunks.free()) -> chunk => chunks.lend(chunk.map_err(|_| Off)?),
             recv(self.run.cancel.closed()) -> _ => return Err(Off),
         };
-        let mut len = 0;
+        chunk.cache.clone_from(&self.run.engine.cache);
         let Retry { part, id, attempt, sender } = retry;
-        chunk.jobs.push(self.job(part, id, attempt, source.encoded_bytes(id), &mut len));
-        self.start(chunk, len, sender)
+        self.add(&mut chunk, part, id, attempt);
+        self.start(chunk, sender)
     }
 
     /// Waits for a thing that circulates, and starts retries meanwhile: the slot that is waited for may be one that a

@@ -31,7 +31,7 @@ use crate::decode::Limits;
 use crate::device::{Device, DeviceError};
 use crate::metrics::Counters;
 use crate::plan::Plan;
-use crate::pool::{JumboLane, Output, ReadBuffer, Ring, Scratch, Slot};
+use crate::pool::{EncodedCache, JumboLane, Output, ReadBuffer, Ring, Scratch, Slot};
 use crate::quarantine::{BadSample, OnBadSample, Quarantine};
 use crate::sampler::{Batches, Order};
 use crate::source::Source;
@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     scratches: Ring<Scratch>,
     jumbo: JumboLane,
     giant_files: Account,
+    /// Small files that were read before, where the plan keeps them.
+    cache: Option<Arc<EncodedCache>>,
     /// `None` only while it is being dropped.
     readers: Option<tokio::runtime::Runtime>,
     /// One run at a time.
@@ -132,6 +134,11 @@ impl Engine {
             let buffer = ReadBuffer::new(plan.chunk_bytes as usize, held).map_err(BuildError::Device)?;
             chunks.push(Chunk::new(buffer));
         }
+        let mut cache = None;
+        if plan.cache_bytes > 0 {
+            let held = fixed("cache", plan.cache_bytes, 1)?.pop();
+            cache = held.map(|held| Arc::new(EncodedCache::new(recipe.source.len(), held)));
+        }
         let readers = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(plan.read_threads)
             .thread_name("feedstock-read")
@@ -142,6 +149,7 @@ impl Engine {
         Ok(Engine {
             jumbo: JumboLane::new(ledger.account("jumbo", ByteCount(plan.jumbo_bytes))),
             giant_files: ledger.account("giant files", ByteCount(plan.giant_encoded_bytes)),
+            cache,
             slots: Ring::new(slots),
             outputs: Ring::new(outputs),
             chunks: Ring::new(chunks),

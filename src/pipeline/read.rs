@@ -1,5 +1,6 @@
 //! Owns the step from a chunk's place in the source to its encoded bytes in a read buffer. Reads run on the blocking
 //! threads of a tokio runtime; how many are under way is bounded by those threads and by the buffers in circulation.
+//! Small files are kept in the cache on the way, where the plan has one.
 //! It must never allocate payload: the buffer is there before the read begins.
 
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use super::Epoch;
-use super::admit::Chunk;
+use super::admit::{Chunk, Encoded};
 use crate::pool::Lent;
 use crate::quarantine::Stage;
 use crate::sync::Ordering;
@@ -31,13 +32,21 @@ fn read(run: &Epoch, chunk: &mut Chunk) {
     let (source, counters) = (&run.engine.recipe.source, &run.engine.counters);
     let since = Instant::now();
     let bytes = chunk.buffer.bytes_mut();
-    let mut read_bytes = 0;
-    for job in chunk.jobs.iter_mut().filter(|job| job.failed.is_none()) {
-        match source.read_into(job.id, &mut bytes[job.range.clone()]) {
-            Ok(()) => read_bytes += job.range.len() as u64,
+    let (mut samples, mut read_bytes) = (0, 0);
+    for job in &mut chunk.jobs {
+        let (None, Encoded::Buffered(range)) = (&job.failed, &job.encoded) else { continue };
+        let into = &mut bytes[range.clone()];
+        match source.read_into(job.id, into) {
+            Ok(()) => {
+                samples += 1;
+                read_bytes += into.len() as u64;
+                if let Some(cache) = &chunk.cache {
+                    cache.keep(job.id, into);
+                }
+            }
             Err(error) => job.failed = Some((Stage::Read, error.to_string())),
         }
     }
     counters.encoded_bytes.fetch_add(read_bytes, Ordering::Relaxed);
-    counters.read.worked(chunk.jobs.len() as u64, since);
+    counters.read.worked(samples, since);
 }

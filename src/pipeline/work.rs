@@ -39,7 +39,7 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
     let since = Instant::now();
     let samples = chunk.jobs.len() as u64;
     let retry = chunk.retry.take();
-    let Chunk { jobs, buffer, .. } = &mut *chunk;
+    let mut jobs = std::mem::take(&mut chunk.jobs);
     for mut job in jobs.drain(..) {
         if run.cancel.is_cancelled() {
             continue;
@@ -47,7 +47,7 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
         let done = match job.failed.take() {
             Some(failed) => Err(failed),
             None => {
-                let encoded = &buffer.bytes()[job.range.clone()];
+                let encoded = chunk.encoded(&job);
                 catch_unwind(AssertUnwindSafe(|| sample(run, scratch, encoded, &mut job)))
                     .unwrap_or_else(|panic| Err((Stage::Decode, format!("the decoder panicked: {}", message(&*panic)))))
             }
@@ -58,6 +58,8 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
             Err((stage, cause)) => bad(run, job, stage, cause, label, retry.as_ref()),
         }
     }
+    // The list goes back with the chunk, so that it is allocated once.
+    chunk.jobs = jobs;
     run.engine.counters.work.worked(samples, since);
 }
 

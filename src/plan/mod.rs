@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! budget >= headroom + index + slots x slot + outputs x output + workers x scratch
-//!         + chunks x chunk + giant files (as stored) + giant pictures (the jumbo lane)
+//!         + chunks x chunk + cache + giant files (as stored) + giant pictures (the jumbo lane)
 //! ```
 //!
 //! The plan starts from the least that works (one worker), then buys what raises throughput, most useful first, while
@@ -45,6 +45,8 @@ pub struct Facts {
     pub cores: usize,
     /// RAM that the source's index holds.
     pub index: ByteCount,
+    /// Whether the source's samples lie in RAM already.
+    pub source_in_memory: bool,
     /// Whether finished batches lie in RAM (a CPU, or a simulated device) or in memory of the device's own.
     pub output_in_ram: bool,
     /// Whether the consumer can read slots where they are, so that a batch which needs no finish is one.
@@ -74,6 +76,8 @@ pub struct Plan {
     pub read_threads: usize,
     /// Scratch of one worker, its codec's own allocations included.
     pub scratch_bytes: u64,
+    /// Encoded samples kept from one epoch to the next, their table included; 0 where that would buy no throughput.
+    pub cache_bytes: u64,
     /// Cap of the account for chunks that are larger than a read buffer.
     pub giant_encoded_bytes: u64,
     /// Cap of the jumbo lane: pictures that are larger than a worker's scratch, one at a time.
@@ -131,6 +135,11 @@ pub const CHUNK_TARGET_BYTES: u64 = 64 << 10;
 /// And up to this many samples, so that a batch still spreads over the workers.
 pub const CHUNK_SAMPLES_MAX: usize = 32;
 const PAGE_BYTES: u64 = 4096;
+/// Files up to this size, on average, are worth keeping as stored: to open, read and close one takes some 6 us in the
+/// kernel, to decode this many bytes about 110 us. Where reading is less than a twentieth, keeping buys nothing.
+const CACHE_MEAN_BYTES_MAX: u64 = 16 << 10;
+/// What keeping a sample takes besides its bytes: its entry in the table, the allocator's header and rounding.
+const CACHE_PER_SAMPLE: u64 = 24 + 32;
 /// Labels, ids and marks of one sample in a slot.
 const BOOKKEEPING_PER_SAMPLE: u64 = 64;
 /// Read threads: local files are in the page cache or behind a queue that four requests keep busy.
@@ -149,6 +158,7 @@ struct Shape {
     chunks: usize,
     chunk: u64,
     scratch: u64,
+    cache: u64,
 }
 
 struct Planner<'a> {
@@ -249,6 +259,7 @@ impl Planner<'_> {
             chunks: 2,
             chunk: CHUNK_TARGET_BYTES.max(self.profile.encoded_p50.0),
             scratch: self.profile.working_max.0,
+            cache: 0,
         }
     }
 
@@ -279,7 +290,25 @@ impl Planner<'_> {
         while shape.slots < slots && fits(&Shape { slots: shape.slots + 1, ..shape }) {
             shape.slots += 1;
         }
+        let left = budget.map_or(u64::MAX, |budget| budget.saturating_sub(self.total(&shape)).0);
+        // Not all of it: a giant larger than any that the profile met must still find room.
+        shape.cache = self.cache_wanted().min(left / 2);
+        if shape.cache < 2 * self.profile.samples.saturating_mul(CACHE_PER_SAMPLE) {
+            // Little more than the table would fit.
+            shape.cache = 0;
+        }
         shape
+    }
+
+    /// Bytes that hold every sample as stored, if reading them again each epoch costs worth mentioning.
+    fn cache_wanted(&self) -> u64 {
+        let Profile { samples, encoded_total, .. } = *self.profile;
+        let small = encoded_total.0 <= samples.saturating_mul(CACHE_MEAN_BYTES_MAX);
+        if small && !self.facts.source_in_memory {
+            encoded_total.0.saturating_add(samples.saturating_mul(CACHE_PER_SAMPLE))
+        } else {
+            0
+        }
     }
 
     fn with_workers(&self, shape: Shape, workers: usize) -> Shape {
@@ -333,7 +362,7 @@ impl Planner<'_> {
     }
 
     fn rows(&self, shape: &Shape) -> Vec<Row> {
-        let Shape { workers, slots, outputs, chunks, chunk, scratch } = *shape;
+        let Shape { workers, slots, outputs, chunks, chunk, scratch, cache } = *shape;
         let (giant_encoded, jumbo) = self.giants(shape);
         let samples = (slots + outputs) as u64 * self.request.batch_size as u64;
         let (batch, spec) = (self.request.batch_size, self.request.spec);
@@ -376,6 +405,14 @@ impl Planner<'_> {
                 because: format!("{chunks} read buffers x {}", one(chunk)),
             },
         ]);
+        if cache > 0 {
+            let because = if cache < self.cache_wanted() {
+                format!("as many of {} small files as fit, as stored, for the epochs to come", self.profile.samples)
+            } else {
+                format!("{} small files, as stored, for the epochs to come", self.profile.samples)
+            };
+            rows.push(Row { account: "cache", bytes: one(cache), because });
+        }
         if giant_encoded > 0 {
             let because = format!("files over {}, the largest {}", one(chunk), self.profile.encoded_max);
             rows.push(Row { account: "giant files", bytes: one(giant_encoded), because });
@@ -417,6 +454,7 @@ impl Planner<'_> {
             chunk_bytes: shape.chunk,
             read_threads: READ_THREADS,
             scratch_bytes: shape.scratch,
+            cache_bytes: shape.cache,
             giant_encoded_bytes: giants.0,
             jumbo_bytes: giants.1,
             rows: self.rows(&shape),
@@ -466,7 +504,8 @@ mod tests {
         }
     }
 
-    const FACTS: Facts = Facts { cores: 8, index: ByteCount(13 << 20), output_in_ram: true, reads_slots: true };
+    const FACTS: Facts =
+        Facts { cores: 8, index: ByteCount(13 << 20), source_in_memory: false, output_in_ram: true, reads_slots: true };
 
     #[test]
     fn more_than_the_knee_is_not_taken() {
@@ -487,6 +526,22 @@ mod tests {
         let least = Plan::new(&request(plan.minimum.0), FACTS, &photographs()).unwrap();
         assert_eq!((least.workers, least.slots, least.scratch_bytes), (1, 2, 30 << 20));
         assert_eq!(least.total(), least.minimum);
+    }
+
+    #[test]
+    fn small_files_are_kept_as_far_as_the_budget_goes_and_large_ones_are_not() {
+        let small = Profile { encoded_total: ByteCount(50_000 * 900), samples: 50_000, ..photographs() };
+        let cache = |budget: u64, facts: Facts, profile: &Profile| {
+            Plan::new(&request(budget), facts, profile).unwrap().cache_bytes
+        };
+        let all = 50_000 * (900 + CACHE_PER_SAMPLE);
+        assert_eq!(cache(1 << 30, FACTS, &small), all);
+        let knee = Plan::new(&request(1 << 30), FACTS, &small).unwrap().knee;
+        let without = knee.0 - all;
+        assert_eq!(cache(without + all, FACTS, &small), all / 2, "half of what is left stays free for giants");
+        assert_eq!(cache(without + (1 << 20), FACTS, &small), 0, "a table with next to nothing in it");
+        assert_eq!(cache(1 << 30, Facts { source_in_memory: true, ..FACTS }, &small), 0);
+        assert_eq!(cache(64 << 30, FACTS, &photographs()), 0);
     }
 
     #[test]
@@ -558,9 +613,10 @@ mod tests {
         #[test]
         fn a_plan_is_refused_or_adds_up(
             request in any_request(), profile in profile(), cores in 1usize..20,
-            output_in_ram: bool, reads_slots: bool,
+            output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
         ) {
-            let facts = Facts { cores, index: ByteCount(1 << 20), output_in_ram, reads_slots: reads_slots && output_in_ram };
+            let reads_slots = reads_slots && output_in_ram;
+            let facts = Facts { cores, index: ByteCount(1 << 20), source_in_memory, output_in_ram, reads_slots };
             match Plan::new(&request, facts, &profile) {
                 Ok(plan) => {
                     prop_assert!(plan.total() <= request.budget);
@@ -570,6 +626,7 @@ mod tests {
                     let giants = |account| plan.rows.iter().find(|row| row.account == account).map_or(0, |row| row.bytes.0);
                     let fixed = plan.total().0 - giants("giant files") - giants("jumbo");
                     prop_assert!(fixed + plan.giant_encoded_bytes + plan.jumbo_bytes <= request.budget.0);
+                    prop_assert!(plan.cache_bytes == 0 || !source_in_memory);
                     // The largest file and the largest picture that are known can be let in.
                     let fits = |largest: ByteCount, common: u64, giant: u64| largest.0 <= common.max(giant);
                     prop_assert!(fits(profile.encoded_max, plan.chunk_bytes, plan.giant_encoded_bytes));

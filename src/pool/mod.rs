@@ -3,6 +3,7 @@
 //! It must never decide how many of each there are (that is `plan`), or when a sample may come in (that is `pipeline`).
 
 mod buffer;
+mod cache;
 mod countdown;
 mod output;
 mod ring;
@@ -10,6 +11,7 @@ mod scratch;
 mod slot;
 
 pub(crate) use buffer::ReadBuffer;
+pub(crate) use cache::EncodedCache;
 pub(crate) use output::Output;
 pub(crate) use ring::{Lent, Recycle, Ring};
 pub(crate) use scratch::{JumboError, JumboLane, Scratch, working_set};

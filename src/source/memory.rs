@@ -77,6 +77,10 @@ impl Source for MemorySource {
             + self.samples.iter().map(|(bytes, _)| bytes.capacity()).sum::<usize>();
         bytes as u64
     }
+
+    fn in_memory(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

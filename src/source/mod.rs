@@ -57,6 +57,11 @@ pub trait Source: Send + Sync + 'static {
 
     /// RAM that this source holds for as long as it lives (its index), in bytes.
     fn index_bytes(&self) -> u64;
+
+    /// Whether the samples lie in RAM already, so that keeping them for the next epoch would be a second copy.
+    fn in_memory(&self) -> bool {
+        false
+    }
 }
 
 /// A shared source is a source, so that one index serves several loaders.
@@ -87,5 +92,9 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn index_bytes(&self) -> u64 {
         (**self).index_bytes()
+    }
+
+    fn in_memory(&self) -> bool {
+        (**self).in_memory()
     }
 }
