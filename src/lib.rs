@@ -38,7 +38,7 @@ mod units;
 pub use batch::Batch;
 pub use budget::{ParseRamBudgetError, RamBudget};
 pub use error::{Error, ErrorKind};
-pub use loader::{Epoch, Loader, LoaderBuilder, State, Stats};
+pub use loader::{Epoch, Loader, LoaderBuilder, State, Stats, ram_budget_here};
 pub use metrics::{PipelineStats, StageStats};
 pub use plan::Plan;
 pub use quarantine::{BadSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};

@@ -12,7 +12,7 @@ use crate::budget::{LedgerReport, RamBudget};
 use crate::decode::Limits;
 use crate::device::{Device, HostDevice, Utilization};
 use crate::error::Error;
-use crate::host::HostFacts;
+use crate::host::{HostFacts, MemoryFacts};
 use crate::metrics::PipelineStats;
 use crate::pipeline::{Engine, Recipe, Run, RunError};
 use crate::plan::{Facts, Plan, Profile, Request};
@@ -81,6 +81,8 @@ pub struct LoaderBuilder {
     device: Option<Arc<dyn Device>>,
     batch_size: usize,
     budget: RamBudget,
+    own_budget: Option<ByteCount>,
+    local_ranks: Option<usize>,
     finish: Finish,
     seed: u64,
     shuffle: bool,
@@ -127,6 +129,8 @@ impl Loader {
             device: None,
             batch_size: 64,
             budget: RamBudget::Auto,
+            own_budget: None,
+            local_ranks: None,
             finish: Finish::default(),
             seed: 0,
             shuffle: true,
@@ -247,9 +251,26 @@ impl LoaderBuilder {
         self
     }
 
-    /// The ceiling for everything that the loader holds. Default: [`RamBudget::Auto`].
+    /// The ceiling for everything that the loader holds. Default: [`RamBudget::Auto`]. Where several ranks share the
+    /// machine it is the ceiling for all of them together (see [`local_ranks`](Self::local_ranks)).
     pub fn ram_budget(mut self, budget: impl Into<RamBudget>) -> Self {
         self.budget = budget.into();
+        self.own_budget = None;
+        self
+    }
+
+    /// The ceiling for everything that this loader holds, in place of [`ram_budget`](Self::ram_budget) and not divided
+    /// among ranks: for programs that divide a budget themselves, between loaders or otherwise, as [`ram_budget_here`]
+    /// tells it.
+    pub fn own_ram_budget(mut self, bytes: ByteCount) -> Self {
+        self.own_budget = Some(bytes);
+        self
+    }
+
+    /// How many processes on this machine share budget and cores. Default: what the launcher says (torchrun, Slurm, MPI;
+    /// see [`HostFacts::local_ranks`]), else 1.
+    pub fn local_ranks(mut self, ranks: usize) -> Self {
+        self.local_ranks = Some(ranks);
         self
     }
 
@@ -398,19 +419,16 @@ impl LoaderBuilder {
         self.check()?;
         let spec = self.spec()?;
         let host = HostFacts::read();
-        let budget = self.budget.resolve(host.memory.available);
-        let mut notes = host.notes;
-        if self.budget != RamBudget::Bytes(budget) {
-            notes.push(format!(
-                "RAM budget {}: {budget} of {} available ({})",
-                self.budget, host.memory.available, host.memory.limited_by
-            ));
-        } else if budget > host.memory.available {
-            notes.push(format!(
-                "the RAM budget of {budget} is more than the {} available ({})",
-                host.memory.available, host.memory.limited_by
-            ));
+        let ranks = self.local_ranks.unwrap_or(host.local_ranks.count);
+        if ranks == 0 {
+            return Err(Error::Config("0 local ranks: this process is one of them".to_owned()));
         }
+        let mut notes = host.notes.clone();
+        let budget = self.own_budget.unwrap_or_else(|| {
+            let budget = self.budget.resolve(host.memory.available, ranks);
+            notes.extend(budget_note(self.budget, budget, ranks, &host));
+            budget
+        });
         let profile = self.measure(spec);
         let request = Request {
             batch_size: self.samples_per_batch(),
@@ -423,7 +441,7 @@ impl LoaderBuilder {
         };
         let reads_slots = self.device.as_ref().is_none_or(|device| device.reads_slots());
         let facts = Facts {
-            cores: host.cpus.workers_max(),
+            cores: host.cpus.workers_max_of(ranks),
             index: ByteCount(self.source.index_bytes()),
             source_in_memory: self.source.in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
@@ -492,6 +510,40 @@ impl LoaderBuilder {
             }
         }
         Ok(())
+    }
+}
+
+/// What a RAM budget comes to in this process, here and now, and a sentence about it where there is something to say:
+/// shares and `auto` in bytes, the part of one rank, more than is available.
+#[must_use]
+pub fn ram_budget_here(budget: RamBudget) -> (ByteCount, Option<String>) {
+    let host = HostFacts::read();
+    let ranks = host.local_ranks.count;
+    let bytes = budget.resolve(host.memory.available, ranks);
+    let note = budget_note(budget, bytes, ranks, &host);
+    (bytes, note)
+}
+
+fn budget_note(budget: RamBudget, bytes: ByteCount, ranks: usize, host: &HostFacts) -> Option<String> {
+    let MemoryFacts { available, limited_by, .. } = &host.memory;
+    let all = ByteCount(bytes.0.saturating_mul(ranks as u64));
+    let part = match (ranks, host.local_ranks.told_by.as_str()) {
+        (1, _) => String::new(),
+        (_, "") => format!("{bytes} for each of {ranks} ranks: "),
+        (_, told_by) => format!("{bytes} for each of {ranks} ranks ({told_by}): "),
+    };
+    match budget {
+        RamBudget::Bytes(asked) if asked > *available => {
+            Some(format!("RAM budget {part}{asked}, which is more than the {available} available ({limited_by})"))
+        }
+        RamBudget::Bytes(_) if ranks == 1 => None,
+        RamBudget::Bytes(asked) => Some(format!("RAM budget {part}{asked} of {available} available ({limited_by})")),
+        RamBudget::Fraction(_) => {
+            Some(format!("RAM budget {part}{all}, {budget} of {available} available ({limited_by})"))
+        }
+        RamBudget::Auto => Some(format!(
+            "RAM budget {part}{all}, half of {available} available ({limited_by}); the other half is the trainer's"
+        )),
     }
 }
 

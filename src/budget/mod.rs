@@ -15,9 +15,11 @@ use crate::units::{ByteCount, ParseByteCountError};
 /// ```
 /// use feedstock::{ByteCount, RamBudget};
 /// let available = ByteCount(32 << 30);
-/// assert_eq!("24G".parse::<RamBudget>()?.resolve(available), ByteCount(24 << 30));
-/// assert_eq!("25%".parse::<RamBudget>()?.resolve(available), ByteCount(8 << 30));
-/// assert_eq!("auto".parse::<RamBudget>()?.resolve(available), ByteCount(16 << 30));
+/// assert_eq!("24G".parse::<RamBudget>()?.resolve(available, 1), ByteCount(24 << 30));
+/// assert_eq!("25%".parse::<RamBudget>()?.resolve(available, 1), ByteCount(8 << 30));
+/// assert_eq!("auto".parse::<RamBudget>()?.resolve(available, 1), ByteCount(16 << 30));
+/// // Four ranks on one machine share what is the machine's.
+/// assert_eq!("24G".parse::<RamBudget>()?.resolve(available, 4), ByteCount(6 << 30));
 /// # Ok::<(), feedstock::ParseRamBudgetError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -44,15 +46,20 @@ impl RamBudget {
     /// The share of the available memory that [`RamBudget::Auto`] takes.
     pub const AUTO_FRACTION: f64 = 0.5;
 
-    /// The budget in bytes on a machine with this much memory available.
+    /// The budget in bytes of one of `local_ranks` processes on a machine with this much memory available. The budget is
+    /// the machine's, so that the same command line holds for every rank: each gets an equal part of it.
+    ///
+    /// # Panics
+    /// Panics if there are no ranks.
     #[must_use]
-    pub fn resolve(self, available: ByteCount) -> ByteCount {
+    pub fn resolve(self, available: ByteCount, local_ranks: usize) -> ByteCount {
         let share = |fraction: f64| ByteCount((available.0 as f64 * fraction) as u64);
-        match self {
+        let all = match self {
             RamBudget::Auto => share(Self::AUTO_FRACTION),
             RamBudget::Fraction(fraction) => share(fraction),
             RamBudget::Bytes(bytes) => bytes,
-        }
+        };
+        ByteCount(all.0 / local_ranks as u64)
     }
 }
 

@@ -8,10 +8,9 @@ use clap::{Args, ValueEnum};
 use xxhash_rust::xxh3::Xxh3;
 
 use feedstock::device::{Device, Event, SimDevice};
-use feedstock::host::HostFacts;
 use feedstock::tensor::{SIDE_MAX, SampleSpec};
 use feedstock::transform::{Resize, ResizeCenterCrop};
-use feedstock::{Batch, ByteCount, Error, ImageFolder, Loader, OnBadSample};
+use feedstock::{Batch, ByteCount, Error, ImageFolder, Loader, OnBadSample, ram_budget_here};
 
 use super::Context;
 use super::data::{self, LoaderArgs};
@@ -151,7 +150,6 @@ impl BenchArgs {
     fn build(&self, folder: &Arc<ImageFolder>) -> Result<Loader, Failure> {
         let (builder, device) = self.loader.builder(folder)?;
         let read_back = self.read_back_bytes(&*device);
-        let budget = self.loader.ram_budget.resolve(HostFacts::read().memory.available);
         let size = self.loader.size;
         let mut builder = match self.transform {
             Cut::Rrc => builder,
@@ -159,7 +157,8 @@ impl BenchArgs {
             Cut::Resize => builder.transform(Resize::exact(size, size)),
         };
         if read_back > ByteCount::ZERO {
-            builder = builder.ram_budget(budget.saturating_sub(read_back));
+            let (budget, _) = ram_budget_here(self.loader.ram_budget);
+            builder = builder.own_ram_budget(budget.saturating_sub(read_back));
         }
         let built = builder
             .seed(self.seed)

@@ -66,7 +66,7 @@ type Job = (Found, Sender<Finding>);
 
 pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> {
     let host = HostFacts::read();
-    let looker = Looker::new(args.ram_budget.resolve(host.memory.available), context.stop.clone());
+    let looker = Looker::new(args.ram_budget.resolve(host.memory.available, 1), context.stop.clone());
     let tally = Arc::new(Mutex::new(Tally::default()));
     if !args.json {
         let tally = tally.clone();

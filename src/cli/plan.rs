@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use feedstock::host::HostFacts;
 use feedstock::plan::Profile;
-use feedstock::{Error, ImageFolder, Plan};
+use feedstock::{Error, ImageFolder, Plan, ram_budget_here};
 
 use super::data::{self, LoaderArgs};
 use super::failure::{Failure, print};
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     if args.json {
         print(json!({
             "fits": planned.is_ok(),
-            "ram_budget_bytes": args.loader.ram_budget.resolve(host.memory.available).0,
+            "ram_budget_bytes": ram_budget_here(args.loader.ram_budget).0.0,
             "batch_size": args.loader.batch_size,
             "size": args.loader.size,
             "output": args.loader.output.to_string(),
@@ -74,7 +74,7 @@ fn about(host: &HostFacts, folder: &ImageFolder, profile: &Profile) -> String {
                 "{} available ({}), {} ({})",
                 host.memory.available,
                 host.memory.limited_by,
-                super::table::counted(host.cpus.workers_max() as u64, "core"),
+                super::table::counted(host.cpus.workers_max_of(host.local_ranks.count) as u64, "core"),
                 host.cpus.limited_by
             ),
         ),
@@ -107,7 +107,8 @@ fn host_json(host: &HostFacts) -> Value {
         "available_bytes": host.memory.available.0,
         "limit_bytes": host.memory.limit.0,
         "memory_limited_by": host.memory.limited_by,
-        "cores": host.cpus.workers_max(),
+        "cores": host.cpus.workers_max_of(host.local_ranks.count),
+        "local_ranks": host.local_ranks.count,
         "cores_limited_by": host.cpus.limited_by,
     })
 }

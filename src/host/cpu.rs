@@ -11,6 +11,7 @@ pub(super) fn facts(affinity: usize, groups: &Groups, notes: &mut Vec<String>) -
     let affinity = affinity.max(1);
     let mut facts = CpuFacts {
         affinity,
+        online: online().max(affinity),
         usable: affinity as f64,
         limited_by: match affinity {
             1 => "the one CPU that this process may run on".to_owned(),
@@ -25,6 +26,22 @@ pub(super) fn facts(affinity: usize, groups: &Groups, notes: &mut Vec<String>) -
         }
     }
     facts
+}
+
+/// CPUs of the machine, whoever may run on them; 0 where that is not told.
+fn online() -> usize {
+    let text = super::groups::read_text(std::path::Path::new("/sys/devices/system/cpu/online"));
+    text.ok().and_then(|text| count_cpus(text.trim())).unwrap_or(0)
+}
+
+/// How many there are in a list such as `0-3,8`.
+fn count_cpus(list: &str) -> Option<usize> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.split(',').map(range).sum()
 }
 
 /// CPUs that the calling thread may run on; cpusets of control groups show in it too.
@@ -119,6 +136,12 @@ mod tests {
         assert_eq!((cpus.usable, cpus.workers_max()), (0.5, 1));
         assert!(cpus.limited_by.starts_with("cpu.max of"), "{}", cpus.limited_by);
         assert!(notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn lists_of_cpus_are_counted() {
+        assert_eq!(["0", "0-1", "0-3,8", "0-3,8-9,12"].map(count_cpus), [Some(1), Some(2), Some(5), Some(7)]);
+        assert_eq!(["", "a", "3-1", "1-"].map(count_cpus), [None; 4]);
     }
 
     #[test]

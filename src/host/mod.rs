@@ -20,6 +20,7 @@ mod memory;
 #[cfg(any(target_os = "linux", test))]
 mod pressure;
 mod process;
+mod ranks;
 
 pub use process::{ProcessMemory, process_memory, reset_peak_rss};
 
@@ -44,6 +45,8 @@ pub struct HostFacts {
     pub cpus: CpuFacts,
     /// How long tasks were stalled for want of memory; none where the kernel does not measure it.
     pub pressure: Option<Pressure>,
+    /// The ranks that share this machine.
+    pub local_ranks: LocalRanks,
     /// What could not be read and what was assumed instead, one sentence each; empty on an ordinary machine.
     pub notes: Vec<String>,
 }
@@ -70,10 +73,22 @@ pub struct MemoryFacts {
 pub struct CpuFacts {
     /// CPUs that the calling thread, and so every thread it starts, may run on. At least 1.
     pub affinity: usize,
+    /// CPUs of the machine.
+    pub online: usize,
     /// CPUs' worth of time a second: the affinity, or the quota of a control group if that is lower. Above zero.
     pub usable: f64,
     /// What decides `usable`, in words for a one-line message.
     pub limited_by: String,
+}
+
+/// The processes of one distributed run on this machine, as its launcher tells each of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LocalRanks {
+    /// How many there are, this one included; 1 without a launcher.
+    pub count: usize,
+    /// The variable of the environment that says so; empty without a launcher.
+    pub told_by: String,
 }
 
 impl CpuFacts {
@@ -82,6 +97,14 @@ impl CpuFacts {
     pub fn workers_max(&self) -> usize {
         // A float-to-integer cast saturates, so that no quota, however odd, can wrap.
         (self.usable as usize).max(1)
+    }
+
+    /// As [`workers_max`](Self::workers_max), for one of `ranks` processes that share the cores. Where a launcher has
+    /// bound each rank to CPUs of its own, they are not shared: affinities of that size fit side by side on the machine.
+    #[must_use]
+    pub fn workers_max_of(&self, ranks: usize) -> usize {
+        let bound = self.affinity.saturating_mul(ranks) <= self.online;
+        if bound { self.workers_max() } else { (self.workers_max() / ranks.max(1)).max(1) }
     }
 }
 
@@ -131,6 +154,10 @@ fn machine_memory() -> Option<(ByteCount, ByteCount)> {
     (total > 0).then_some((ByteCount(total), ByteCount(available.min(total))))
 }
 
+fn local_ranks(notes: &mut Vec<String>) -> LocalRanks {
+    ranks::read(|name| std::env::var(name).ok(), notes)
+}
+
 #[cfg(target_os = "linux")]
 fn read() -> HostFacts {
     let root = std::path::Path::new("/");
@@ -140,6 +167,7 @@ fn read() -> HostFacts {
         memory: memory::facts(machine_memory(), &groups, &mut notes),
         cpus: cpu::facts(cpu::affinity(&mut notes), &groups, &mut notes),
         pressure: pressure::read(root, &groups, &mut notes),
+        local_ranks: local_ranks(&mut notes),
         notes,
     }
 }
@@ -160,8 +188,14 @@ fn read() -> HostFacts {
     );
     HostFacts {
         memory: MemoryFacts { total, limit: total, available, limited_by: "the machine's available memory".to_owned() },
-        cpus: CpuFacts { affinity, usable: affinity as f64, limited_by: format!("{affinity} CPUs of the machine") },
+        cpus: CpuFacts {
+            affinity,
+            online: affinity,
+            usable: affinity as f64,
+            limited_by: format!("{affinity} CPUs of the machine"),
+        },
         pressure: None,
+        local_ranks: local_ranks(&mut notes),
         notes,
     }
 }
@@ -185,9 +219,21 @@ mod tests {
 
     #[test]
     fn workers_are_whole_and_at_least_one() {
-        let with = |usable| CpuFacts { affinity: 8, usable, limited_by: String::new() }.workers_max();
+        let with = |usable| CpuFacts { affinity: 8, online: 8, usable, limited_by: String::new() }.workers_max();
         assert_eq!([0.01, 0.99, 1.0, 1.99, 2.0, 7.5].map(with), [1, 1, 1, 1, 2, 7]);
         assert_eq!(with(f64::NAN), 1);
+    }
+
+    #[test]
+    fn ranks_share_the_cores_unless_each_is_bound_to_its_own() {
+        let of = |affinity, usable, ranks| {
+            CpuFacts { affinity, online: 64, usable, limited_by: String::new() }.workers_max_of(ranks)
+        };
+        assert_eq!(of(64, 64.0, 1), 64);
+        assert_eq!(of(64, 64.0, 4), 16);
+        assert_eq!(of(16, 16.0, 4), 16, "bound by the launcher");
+        assert_eq!(of(64, 8.0, 4), 2, "a quota is shared");
+        assert_eq!(of(64, 2.0, 8), 1);
     }
 
     /// A control group that is removed when the test is over.

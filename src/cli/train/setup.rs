@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use feedstock::decode::{Limits, probe};
-use feedstock::host::HostFacts;
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
-use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, Source};
+use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
 use super::super::data::refused_beside;
 use super::super::failure::{Failure, say};
@@ -53,18 +52,19 @@ impl Setup {
         }
         let sides = sides(&folder);
         let size = args.size.unwrap_or(if largest(&sides) <= SMALL_SIDE_MAX { SMALL_SIZE } else { LARGE_SIZE });
-        let budget = args.ram_budget.resolve(HostFacts::read().memory.available);
+        let (budget, told) = ram_budget_here(args.ram_budget);
+        notes.extend(told);
 
         let mut validating = None;
         let mut share = ByteCount::ZERO;
         if let Some(folder) = &validation_folder {
-            let builder = common(args, folder).transform(center(&sides, size)).shuffle(false).ram_budget(budget);
+            let builder = common(args, folder).transform(center(&sides, size)).shuffle(false).own_ram_budget(budget);
             // It gets what it has use for, but leaves training three quarters where it can.
             let plan = builder.plan()?;
             share = plan.knee.min(ByteCount(budget.0 / 4)).max(plan.minimum);
-            validating = Some(builder.ram_budget(share));
+            validating = Some(builder.own_ram_budget(share));
         }
-        let training = common(args, &folder).seed(args.seed).ram_budget(budget.saturating_sub(share));
+        let training = common(args, &folder).seed(args.seed).own_ram_budget(budget.saturating_sub(share));
         let training = match sides.iter().all(|&side| side == (size, size)) {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
             false => training.transform(RandomResizedCrop::new(size).scale(0.35, 1.0).flip(0.5)),
