@@ -36,10 +36,11 @@ pub mod transform;
 mod units;
 
 pub use batch::Batch;
-pub use budget::{ParseRamBudgetError, RamBudget};
+pub use budget::{CpuBudget, ParseCpuBudgetError, ParseRamBudgetError, RamBudget};
 pub use error::{Error, ErrorKind};
-pub use loader::{Epoch, Loader, LoaderBuilder, State, Stats, ram_budget_here};
+pub use loader::{Epoch, Loader, LoaderBuilder, Moves, State, Stats, ram_budget_here};
 pub use metrics::{PipelineStats, StageStats};
+pub use pipeline::Move;
 pub use plan::Plan;
 pub use quarantine::{BadSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};
 pub use source::{ImageFolder, Source};

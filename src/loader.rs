@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::batch::Batch;
-use crate::budget::{LedgerReport, RamBudget};
+use crate::budget::{CpuBudget, LedgerReport, RamBudget};
 use crate::decode::Limits;
 use crate::device::{Device, HostDevice, Utilization};
 use crate::error::Error;
 use crate::host::{HostFacts, MemoryFacts};
 use crate::metrics::PipelineStats;
-use crate::pipeline::{Engine, Recipe, Run, RunError};
-use crate::plan::{Facts, Plan, Profile, Request};
+use crate::pipeline::{Engine, Move, Probe, Recipe, Run, RunError};
+use crate::plan::{Circulating, Facts, Plan, Profile, Request};
 use crate::pool;
 use crate::quarantine::{BadSample, OnBadSample};
 use crate::sampler::Order;
 use crate::source::Source;
-use crate::sync::{Arc, AtomicUsize, Ordering};
+use crate::sync::{Arc, Ordering};
 use crate::tensor::{DType, Finish, Layout, Normalize, SIDE_MAX, SampleSpec};
 use crate::transform::Transform;
 use crate::units::{ByteCount, Seed};
@@ -88,6 +88,9 @@ pub struct LoaderBuilder {
     shuffle: bool,
     drop_last: bool,
     workers: Option<usize>,
+    cpu_budget: CpuBudget,
+    governed: bool,
+    probe: Option<Probe>,
     prefetch: Option<usize>,
     batches_held: usize,
     rank: u64,
@@ -120,6 +123,20 @@ pub struct Stats {
     pub device: Option<Utilization>,
 }
 
+/// How large a loader's runs are at the moment, and how that came about.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Moves {
+    /// The governor's level: 0 is the plan, each further one halves what circulates.
+    pub level: u32,
+    /// What circulates. After a move down it takes until the consumer and the workers have let go of what they hold.
+    pub now: Circulating,
+    /// Moves since the loader was built.
+    pub made: u64,
+    /// The latest of them (up to 64), oldest first.
+    pub latest: Vec<Move>,
+}
+
 impl Loader {
     /// Starts to describe a loader of this source's samples.
     pub fn builder(source: impl Source) -> LoaderBuilder {
@@ -136,6 +153,9 @@ impl Loader {
             shuffle: true,
             drop_last: false,
             workers: None,
+            cpu_budget: CpuBudget::Auto,
+            governed: true,
+            probe: None,
             prefetch: None,
             batches_held: 1,
             rank: 0,
@@ -162,14 +182,7 @@ impl Loader {
             Ok(run) => (Some(run), None),
             Err(error) => (None, Some(error)),
         };
-        Epoch {
-            engine: self.engine.clone(),
-            run,
-            failed,
-            state,
-            batches: self.engine.batches().len(),
-            in_hand: Arc::new(AtomicUsize::new(0)),
-        }
+        Epoch { engine: self.engine.clone(), run, failed, state, batches: self.engine.batches().len() }
     }
 
     /// Batches of one epoch.
@@ -230,6 +243,13 @@ impl Loader {
             bad_samples: self.engine.quarantine.events(),
             device: self.engine.recipe.device.utilization(),
         }
+    }
+
+    /// Every change of size that the governor has made to runs of this loader.
+    #[must_use]
+    pub fn moves(&self) -> Moves {
+        let (made, latest) = self.engine.governor.moves();
+        Moves { level: self.engine.governor.level(), now: self.engine.circulating(), made, latest }
     }
 
     /// Every different sample that could not be used so far.
@@ -329,6 +349,27 @@ impl LoaderBuilder {
         self
     }
 
+    /// The cores that the loader keeps busy where [`workers`](Self::workers) names no number. Default:
+    /// [`CpuBudget::Auto`], which leaves one to the training thread.
+    pub fn cpu_budget(mut self, budget: CpuBudget) -> Self {
+        self.cpu_budget = budget;
+        self
+    }
+
+    /// Whether a run under way gives memory back while the machine or its control group is short of it, and takes it
+    /// again afterwards. The batches are the same either way. Default: true.
+    pub fn governed(mut self, governed: bool) -> Self {
+        self.governed = governed;
+        self
+    }
+
+    /// Asks `probe` how much memory is left, and not the machine.
+    #[cfg(test)]
+    pub(crate) fn memory_probe(mut self, probe: Probe) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
     /// The most batches that are prepared ahead. Default: as many as the samples under way span.
     pub fn prefetch(mut self, batches_max: usize) -> Self {
         self.prefetch = Some(batches_max);
@@ -410,8 +451,9 @@ impl LoaderBuilder {
             limits: self.limits,
             on_bad_sample: self.on_bad_sample,
             bad_samples_max: self.bad_samples_max,
+            governed: self.governed,
         };
-        let engine = Arc::new(Engine::build(recipe, plan)?);
+        let engine = Arc::new(Engine::build(recipe, plan, self.probe)?);
         Ok(Loader { engine, facts: Arc::new(About { profile, notes }) })
     }
 
@@ -441,7 +483,11 @@ impl LoaderBuilder {
         };
         let reads_slots = self.device.as_ref().is_none_or(|device| device.reads_slots());
         let facts = Facts {
-            cores: host.cpus.workers_max_of(ranks),
+            cores: self.cpu_budget.resolve(host.cpus.workers_max_of(ranks)),
+            cores_because: match self.cpu_budget {
+                CpuBudget::Auto => "as many as the machine can keep busy, one core being left to the training thread",
+                _ => "as many as the CPU budget allows",
+            },
             index: ByteCount(self.source.index_bytes()),
             source_in_memory: self.source.in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
@@ -562,7 +608,6 @@ pub struct Epoch {
     failed: Option<RunError>,
     state: State,
     batches: u64,
-    in_hand: Arc<AtomicUsize>,
 }
 
 impl Epoch {
@@ -583,7 +628,7 @@ impl Epoch {
         loop {
             match run.deliveries.recv_timeout(TICK) {
                 Ok(Ok(mut batch)) => {
-                    batch.hand_over(&self.in_hand);
+                    batch.hand_over(&self.engine.in_hand);
                     self.state.batch += 1;
                     return Some(Ok(batch));
                 }
@@ -592,8 +637,8 @@ impl Epoch {
                 Err(RecvTimeoutError::Disconnected) if self.batches_left() == 0 => return None,
                 Err(RecvTimeoutError::Disconnected) => return Some(Err(Error::WorkerDied)),
                 Err(RecvTimeoutError::Timeout) => {
-                    let held = self.in_hand.load(Ordering::Relaxed);
-                    waited = if self.engine.consumer_holds_all(held) { waited + TICK } else { Duration::ZERO };
+                    let held = self.engine.in_hand.load(Ordering::Relaxed);
+                    waited = if self.engine.consumer_holds_all() { waited + TICK } else { Duration::ZERO };
                     if waited >= HELD_MAX {
                         return Some(Err(Error::BatchesHeld { held }));
                     }
@@ -648,3 +693,6 @@ impl fmt::Debug for Epoch {
         write!(f, "Epoch({:?}, {} batches left)", self.state, self.batches_left())
     }
 }
+
+#[cfg(test)]
+mod tests;

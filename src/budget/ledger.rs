@@ -326,6 +326,20 @@ impl Reservation {
         drop(self.split(ByteCount(self.bytes - bytes.0)));
     }
 
+    /// Takes more bytes from the same account, up to `bytes` in all.
+    ///
+    /// # Errors
+    /// As [`Account::reserve`]; what is held stays held.
+    ///
+    /// # Panics
+    /// Panics if `bytes` is less than what is held.
+    pub fn grow_to(&mut self, bytes: ByteCount) -> Result<(), OverBudget> {
+        assert!(bytes.0 >= self.bytes, "{} grown to {}", self.bytes(), bytes);
+        let mut more = self.account.reserve(ByteCount(bytes.0 - self.bytes))?;
+        self.bytes += std::mem::take(&mut more.bytes);
+        Ok(())
+    }
+
     /// Hands the bytes to another account of the same ledger; at no moment are they held twice or not at all.
     ///
     /// # Panics

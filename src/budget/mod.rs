@@ -33,6 +33,83 @@ pub enum RamBudget {
     Bytes(ByteCount),
 }
 
+/// How many cores a loader may keep busy: a number, a share of those that the process may use, or `auto`.
+///
+/// ```
+/// use feedstock::CpuBudget;
+/// assert_eq!("6".parse::<CpuBudget>()?.resolve(8), 6);
+/// assert_eq!("50%".parse::<CpuBudget>()?.resolve(8), 4);
+/// assert_eq!("auto".parse::<CpuBudget>()?.resolve(8), 7);
+/// # Ok::<(), feedstock::ParseCpuBudgetError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum CpuBudget {
+    /// All but one, which is left to the training thread.
+    #[default]
+    Auto,
+    /// This share, in `(0, 1]`.
+    Fraction(f64),
+    /// Just this many.
+    Cores(usize),
+}
+
+/// What was wrong with a text that should have been a CPU budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseCpuBudgetError(String);
+
+impl CpuBudget {
+    /// The number of workers that keep these cores busy: at least 1.
+    #[must_use]
+    pub fn resolve(self, usable: usize) -> usize {
+        let cores = match self {
+            CpuBudget::Auto => usable.saturating_sub(1),
+            CpuBudget::Fraction(fraction) => (usable as f64 * fraction) as usize,
+            CpuBudget::Cores(cores) => cores,
+        };
+        cores.max(1)
+    }
+}
+
+impl FromStr for CpuBudget {
+    type Err = ParseCpuBudgetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let trimmed = text.trim();
+        if trimmed.eq_ignore_ascii_case("auto") {
+            return Ok(CpuBudget::Auto);
+        }
+        let refused = || ParseCpuBudgetError(text.to_owned());
+        match trimmed.strip_suffix('%') {
+            Some(number) => match number.trim().parse::<f64>() {
+                Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(CpuBudget::Fraction(percent / 100.0)),
+                _ => Err(refused()),
+            },
+            None => match trimmed.parse() {
+                Ok(cores) if cores > 0 => Ok(CpuBudget::Cores(cores)),
+                _ => Err(refused()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for CpuBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuBudget::Auto => f.write_str("auto"),
+            CpuBudget::Fraction(fraction) => write!(f, "{}%", fraction * 100.0),
+            CpuBudget::Cores(cores) => write!(f, "{cores}"),
+        }
+    }
+}
+
+impl fmt::Display for ParseCpuBudgetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' is no CPU budget: write a number of cores, a share such as 50%, or auto", self.0)
+    }
+}
+
+impl std::error::Error for ParseCpuBudgetError {}
+
 /// What was wrong with a text that should have been a RAM budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParseRamBudgetError {
@@ -116,6 +193,19 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn cpu_budgets_parse_and_leave_at_least_one_worker() {
+        for (text, of_eight, of_one) in [("auto", 7, 1), ("100%", 8, 1), ("30%", 2, 1), ("3", 3, 3), ("1", 1, 1)] {
+            let budget: CpuBudget = text.parse().expect(text);
+            assert_eq!((budget.resolve(8), budget.resolve(1)), (of_eight, of_one), "{text}");
+            assert_eq!(budget.to_string().parse(), Ok(budget));
+        }
+        for text in ["", "0", "0%", "101%", "-1", "1.5", "many", "4G"] {
+            let error = text.parse::<CpuBudget>().expect_err(text).to_string();
+            assert!(error.starts_with(&format!("'{text}' is no CPU budget")), "{error}");
+        }
+    }
+
+    #[test]
     fn budgets_parse_as_people_write_them() {
         assert_eq!("AUTO".parse(), Ok(RamBudget::Auto));
         assert_eq!("60%".parse(), Ok(RamBudget::Fraction(0.6)));
@@ -180,6 +270,7 @@ mod tests {
         Drop { at: usize },
         Split { at: usize, bytes: u64 },
         Shrink { at: usize, bytes: u64 },
+        Grow { at: usize, bytes: u64 },
         Move { at: usize, account: usize },
     }
 
@@ -189,6 +280,7 @@ mod tests {
             (0..8usize).prop_map(|at| Step::Drop { at }),
             (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Split { at, bytes }),
             (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Shrink { at, bytes }),
+            (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Grow { at, bytes }),
             (0..8usize, 0..3usize).prop_map(|(at, account)| Step::Move { at, account }),
         ]
     }
@@ -234,6 +326,12 @@ mod tests {
                     }
                     Step::Shrink { at, bytes } if at < held.len() && bytes <= held[at].1.bytes().0 => {
                         held[at].1.shrink_to(ByteCount(bytes));
+                    }
+                    Step::Grow { at, bytes } if at < held.len() => {
+                        let account = held[at].0;
+                        let room = (LIMIT - total).min(caps[account] - sum_of(&held, account));
+                        let to = ByteCount(held[at].1.bytes().0 + bytes);
+                        prop_assert_eq!(held[at].1.grow_to(to).is_ok(), bytes <= room);
                     }
                     Step::Move { at, account }
                         if at < held.len()

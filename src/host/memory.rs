@@ -3,8 +3,10 @@
 //!
 //! Files: the kernel's admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst.
 
-use super::MemoryFacts;
+use std::time::Duration;
+
 use super::groups::{Group, Groups, Version, read_value};
+use super::{MemoryFacts, MemoryNow};
 use crate::units::ByteCount;
 
 /// A v1 group without a limit shows the largest signed 64-bit number rounded down to its page size (of which there are
@@ -12,6 +14,7 @@ use crate::units::ByteCount;
 const UNLIMITED: u64 = 1 << 62;
 
 /// What one group leaves.
+#[derive(Clone)]
 struct Room {
     limit: ByteCount,
     available: ByteCount,
@@ -20,7 +23,7 @@ struct Room {
 
 /// `machine` is the total and the available memory of the machine, where known.
 pub(super) fn facts(machine: Option<(ByteCount, ByteCount)>, groups: &Groups, notes: &mut Vec<String>) -> MemoryFacts {
-    let rooms: Vec<Room> = groups.of("memory").iter().filter_map(|group| room(group, notes)).collect();
+    let rooms: Vec<Room> = groups.of("memory").iter().filter_map(|group| room(group, Cache::Cold, notes)).collect();
     let machine_limit = machine.map(|(total, _)| total);
     let limit = rooms.iter().map(|room| room.limit).chain(machine_limit).min();
     let machine_room = machine.map(|(_, available)| (available, "the machine's available memory"));
@@ -42,12 +45,51 @@ pub(super) fn facts(machine: Option<(ByteCount, ByteCount)>, groups: &Groups, no
     }
 }
 
+/// Which page cache of a group's files counts as available.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cache {
+    /// What was not touched of late.
+    Cold,
+    /// All of it: what a kernel short of memory takes back first.
+    All,
+}
+
+/// What is left at this moment, where it is tightest: where the room is smallest beside the limit.
+pub(super) fn now(machine: Option<(ByteCount, ByteCount)>, groups: &Groups, notes: &mut Vec<String>) -> MemoryNow {
+    let machine = machine.map(|(total, available)| Room {
+        limit: total,
+        available,
+        words: "the machine's available memory".to_owned(),
+    });
+    let groups = groups.of("memory").iter().filter_map(|group| room(group, Cache::All, notes));
+    // A group's limit above the machine's memory is none.
+    let most = machine.as_ref().map_or(ByteCount(u64::MAX), |room| room.limit);
+    let rooms = machine.iter().cloned().chain(groups).filter(|room| room.limit <= most);
+    let tightest = rooms.min_by(|a, b| {
+        let share = |room: &Room| room.available.0 as f64 / (room.limit.0 as f64).max(1.0);
+        share(a).total_cmp(&share(b))
+    });
+    let tightest = tightest.unwrap_or_else(|| Room {
+        limit: ByteCount(u64::MAX),
+        available: ByteCount(u64::MAX),
+        words: "nothing: no memory limit could be read".to_owned(),
+    });
+    MemoryNow {
+        limit: tightest.limit,
+        available: tightest.available,
+        limited_by: tightest.words,
+        stalled: Duration::ZERO,
+    }
+}
+
 /// What `group` leaves; none where it sets no limit.
-fn room(group: &Group, notes: &mut Vec<String>) -> Option<Room> {
+fn room(group: &Group, cache: Cache, notes: &mut Vec<String>) -> Option<Room> {
     // Beyond `memory.high` a v2 group is not killed but slowed to a crawl: for a loader that is a limit too.
-    let (limit_names, usage_name, cache_key): (&[&str], _, _) = match group.version {
-        Version::V1 => (&["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file"),
-        Version::V2 => (&["memory.max", "memory.high"], "memory.current", "inactive_file"),
+    let (limit_names, usage_name, [cold, warm]): (&[&str], _, _) = match group.version {
+        Version::V1 => {
+            (&["memory.limit_in_bytes"], "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"])
+        }
+        Version::V2 => (&["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file"]),
     };
     let (limit, limit_name) = limit_names
         .iter()
@@ -58,7 +100,11 @@ fn room(group: &Group, notes: &mut Vec<String>) -> Option<Room> {
         0
     });
     // Page cache counts as use, but a clean page not touched of late is given back before anyone is refused.
-    let cache = read_value(&group.dir.join("memory.stat"), notes, |text| parse_stat(text, cache_key)).unwrap_or(0);
+    let cached = read_value(&group.dir.join("memory.stat"), notes, |text| {
+        let warm = if cache == Cache::All { parse_stat(text, warm)? } else { 0 };
+        Some(parse_stat(text, cold)?.saturating_add(warm))
+    });
+    let cache = cached.unwrap_or(0);
     let held = used.saturating_sub(cache);
     Some(Room {
         limit: ByteCount(limit),
@@ -141,6 +187,22 @@ mod tests {
         let (memory, _) = facts_of(&fixture);
         assert_eq!((memory.limit, memory.available), (mib(100), mib(20)));
         assert!(memory.limited_by.contains("cgroup/memory/a ("), "{}", memory.limited_by);
+    }
+
+    #[test]
+    fn at_a_moment_of_a_run_all_page_cache_counts_as_left_and_the_tightest_ceiling_is_named() {
+        let fixture = Fixture::new("0::/a\n", V2_MOUNTS);
+        fixture.memory_v2("/a", &(200 << 20).to_string(), "max", 160 << 20, 40 << 20);
+        let stat = format!("anon 1\ninactive_file {}\nactive_file {}\n", 40 << 20, 30 << 20);
+        fixture.file("/sys/fs/cgroup/a/memory.stat", &stat);
+        let (groups, mut notes) = fixture.groups();
+        let seen = now(MACHINE, &groups, &mut notes);
+        assert_eq!((seen.limit, seen.available), (mib(200), mib(110)));
+        // A machine with little left is tighter than a group with more than half.
+        let seen = now(Some((mib(1000), mib(130))), &groups, &mut notes);
+        assert_eq!((seen.limit, seen.available), (mib(1000), mib(130)));
+        assert_eq!(seen.limited_by, "the machine's available memory");
+        assert_eq!(now(None, &Groups::default(), &mut notes).available, ByteCount(u64::MAX));
     }
 
     #[test]

@@ -21,8 +21,10 @@ mod memory;
 mod pressure;
 mod process;
 mod ranks;
+mod watch;
 
 pub use process::{ProcessMemory, process_memory, reset_peak_rss};
+pub use watch::MemoryWatch;
 
 use crate::units::ByteCount;
 use std::time::Duration;
@@ -79,6 +81,20 @@ pub struct CpuFacts {
     pub usable: f64,
     /// What decides `usable`, in words for a one-line message.
     pub limited_by: String,
+}
+
+/// What is left of the memory at one moment of a run, where it is tightest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryNow {
+    /// The ceiling: the machine's memory, or a control group's limit.
+    pub limit: ByteCount,
+    /// What is left below it. Page cache of files counts as left: the kernel gives it up before it refuses anyone.
+    pub available: ByteCount,
+    /// Which ceiling this is, for people.
+    pub limited_by: String,
+    /// Since the last look, time in which some task of the control group (or the machine) was stalled for want of memory.
+    pub stalled: Duration,
 }
 
 /// The processes of one distributed run on this machine, as its launcher tells each of them.

@@ -45,6 +45,10 @@ impl StageCounters {
         self.wait_out_ns.fetch_add(nanos(since), Ordering::Relaxed);
     }
 
+    pub(crate) fn waited_in_so_far(&self) -> Duration {
+        Duration::from_nanos(self.wait_in_ns.load(Ordering::Relaxed))
+    }
+
     fn snapshot(&self) -> StageStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StageStats {

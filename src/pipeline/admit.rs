@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::{Epoch, read};
 use crate::budget::{Reservation, WaitError};
+use crate::device::DeviceError;
 use crate::plan::{CHUNK_SAMPLES_MAX, CHUNK_TARGET_BYTES, ENCODED_BYTES_MAX};
 use crate::pool::{EncodedCache, Lent, Part, Parts, Pending, ReadBuffer, Recycle, Ring, fill};
 use crate::quarantine::Stage;
@@ -76,6 +77,14 @@ impl Recycle for Chunk {
         self.cache = None;
         self.len = 0;
         self.buffer.release();
+    }
+
+    fn rest(&mut self) {
+        self.buffer.rest();
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        self.buffer.wake()
     }
 }
 
@@ -155,7 +164,7 @@ impl Admit {
         let mut places = parts.zip(ids).peekable();
         while places.peek().is_some() {
             let mut chunk = self.wait_for(&self.run.engine.chunks)?;
-            chunk.cache.clone_from(&self.run.engine.cache);
+            chunk.cache = self.run.engine.cache();
             while let Some((part, id)) = places.next_if(|&(_, id)| chunk.has_room(self.bytes_to_read(&chunk, id))) {
                 self.add(&mut chunk, part, id, Attempt { original: id, count: 0 });
             }
@@ -227,7 +236,7 @@ impl Admit {
             recv(chunks.free()) -> chunk => chunks.lend(chunk.map_err(|_| Off)?),
             recv(self.run.cancel.closed()) -> _ => return Err(Off),
         };
-        chunk.cache.clone_from(&self.run.engine.cache);
+        chunk.cache = self.run.engine.cache();
         let Retry { part, id, attempt, sender } = retry;
         self.add(&mut chunk, part, id, attempt);
         self.start(chunk, sender)

@@ -14,6 +14,7 @@
 //! It must never wait for memory outside `admit`, and never leave a thread behind: dropping a [`Run`] joins them all.
 
 mod admit;
+mod governor;
 mod read;
 mod transfer;
 mod work;
@@ -35,12 +36,15 @@ use crate::pool::{EncodedCache, JumboLane, Output, ReadBuffer, Ring, Scratch, Sl
 use crate::quarantine::{BadSample, OnBadSample, Quarantine};
 use crate::sampler::{Batches, Order};
 use crate::source::Source;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, spawn};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, lock, spawn};
 use crate::tensor::{Finish, SampleSpec};
 use crate::transform::Transform;
 use crate::units::{ByteCount, Seed};
 
 use admit::Chunk;
+use governor::Governor;
+pub use governor::Move;
+pub(crate) use governor::Probe;
 
 /// How long a reading thread without work stays: long enough to last from one epoch to the next.
 const READERS_KEPT: Duration = Duration::from_millis(500);
@@ -61,6 +65,8 @@ pub(crate) struct Recipe {
     pub(crate) limits: Limits,
     pub(crate) on_bad_sample: OnBadSample,
     pub(crate) bad_samples_max: f64,
+    /// Whether a run under way may change its size.
+    pub(crate) governed: bool,
 }
 
 /// Everything that outlives an epoch: the memory, the accounts, the counters. Runs borrow from it.
@@ -77,7 +83,11 @@ pub(crate) struct Engine {
     jumbo: JumboLane,
     giant_files: Account,
     /// Small files that were read before, where the plan keeps them.
-    cache: Option<Arc<EncodedCache>>,
+    cache: Mutex<Option<Arc<EncodedCache>>>,
+    cache_account: Account,
+    pub(crate) governor: Governor,
+    /// Batches in the consumer's hands.
+    pub(crate) in_hand: Arc<AtomicUsize>,
     /// `None` only while it is being dropped.
     readers: Option<tokio::runtime::Runtime>,
     /// One run at a time.
@@ -99,7 +109,8 @@ pub(crate) enum BuildError {
 
 impl Engine {
     /// Takes every static reservation of the plan, and the memory for it.
-    pub(crate) fn build(recipe: Recipe, plan: Plan) -> Result<Self, BuildError> {
+    /// `probe` asks how much memory is left, in place of the machine.
+    pub(crate) fn build(recipe: Recipe, plan: Plan, probe: Option<Probe>) -> Result<Self, BuildError> {
         let ledger = Ledger::new(plan.budget);
         let fixed = |name, one: u64, count: usize| {
             let account = ledger.fixed_account(name, ByteCount(one) * count as u64);
@@ -113,8 +124,8 @@ impl Engine {
         }
         let mut slots = Vec::new();
         for held in fixed("slots", plan.slot_bytes, plan.slots)? {
-            let memory = device.host_memory(plan.slot_bytes as usize).map_err(BuildError::Device)?;
-            slots.push(Slot::new(memory, recipe.spec.elements(), recipe.batch_size.get(), held));
+            let slot = Slot::new(device.clone(), recipe.spec.elements(), recipe.batch_size.get(), held);
+            slots.push(slot.map_err(BuildError::Device)?);
         }
         let mut outputs = Vec::new();
         let mut in_ram = Vec::new();
@@ -122,8 +133,8 @@ impl Engine {
             in_ram = fixed("outputs", plan.output_bytes, plan.outputs)?;
         }
         for _ in 0..plan.outputs {
-            let memory = device.memory(plan.output_bytes as usize).map_err(BuildError::Device)?;
-            outputs.push(Output::new(memory, in_ram.pop()));
+            let output = Output::new(device.clone(), plan.output_bytes as usize, in_ram.pop());
+            outputs.push(output.map_err(BuildError::Device)?);
         }
         let mut scratches = Vec::new();
         for held in fixed("scratch", plan.scratch_bytes, plan.workers)? {
@@ -134,11 +145,6 @@ impl Engine {
             let buffer = ReadBuffer::new(plan.chunk_bytes as usize, held).map_err(BuildError::Device)?;
             chunks.push(Chunk::new(buffer));
         }
-        let mut cache = None;
-        if plan.cache_bytes > 0 {
-            let held = fixed("cache", plan.cache_bytes, 1)?.pop();
-            cache = held.map(|held| Arc::new(EncodedCache::new(recipe.source.len(), held)));
-        }
         let readers = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(plan.read_threads)
             .thread_name("feedstock-read")
@@ -146,10 +152,13 @@ impl Engine {
             .thread_stack_size(crate::sync::STACK_BYTES)
             .build()
             .map_err(BuildError::Thread)?;
-        Ok(Engine {
+        let engine = Engine {
             jumbo: JumboLane::new(ledger.account("jumbo", ByteCount(plan.jumbo_bytes))),
             giant_files: ledger.account("giant files", ByteCount(plan.giant_encoded_bytes)),
-            cache,
+            cache: Mutex::new(None),
+            cache_account: ledger.fixed_account("cache", ByteCount(plan.cache_bytes)),
+            governor: Governor::new(&plan, probe),
+            in_hand: Arc::default(),
             slots: Ring::new(slots),
             outputs: Ring::new(outputs),
             chunks: Ring::new(chunks),
@@ -164,7 +173,26 @@ impl Engine {
             stopped: AtomicBool::new(false),
             current: Mutex::new(None),
             _held: held,
-        })
+        };
+        engine.open_cache();
+        Ok(engine)
+    }
+
+    /// The cache of small files, where there is one at the moment.
+    fn cache(&self) -> Option<Arc<EncodedCache>> {
+        lock(&self.cache).clone()
+    }
+
+    /// Makes an empty cache where the plan has one and there is none. An older one that is still in use keeps its bytes
+    /// until it is not; then the next call makes it.
+    fn open_cache(&self) {
+        let mut cache = lock(&self.cache);
+        if self.plan.cache_bytes > 0
+            && cache.is_none()
+            && let Ok(held) = self.cache_account.reserve(ByteCount(self.plan.cache_bytes))
+        {
+            *cache = Some(Arc::new(EncodedCache::new(self.recipe.source.len(), held)));
+        }
     }
 
     /// The order of one epoch, for this rank.
@@ -201,8 +229,9 @@ impl Engine {
     }
 
     /// Whether batches could be handed over or be filled at all: if not, the consumer holds everything.
-    pub(crate) fn consumer_holds_all(&self, held: usize) -> bool {
-        held >= if self.hands_over_slots() { self.plan.slots } else { self.plan.outputs }
+    pub(crate) fn consumer_holds_all(&self) -> bool {
+        let all = if self.hands_over_slots() { self.plan.slots } else { self.plan.outputs };
+        self.in_hand.load(Ordering::SeqCst) >= all
     }
 
     /// How many of one epoch's samples may be bad before the run ends.
@@ -307,7 +336,11 @@ impl Run {
         let epoch = Epoch { engine: engine.clone(), cancel: cancel.clone(), epoch };
         for worker in 0..engine.plan.workers {
             let (epoch, work) = (epoch.clone(), work.clone());
-            run.spawn(&format!("feedstock-work-{worker}"), move || work::run(&epoch, &work))?;
+            run.spawn(&format!("feedstock-work-{worker}"), move || work::run(&epoch, worker, &work))?;
+        }
+        if engine.recipe.governed {
+            let epoch = epoch.clone();
+            run.spawn("feedstock-govern", move || governor::run(&epoch))?;
         }
         {
             let epoch = epoch.clone();

@@ -40,12 +40,16 @@ fn read(run: &Epoch, chunk: &mut Chunk) {
             Ok(()) => {
                 samples += 1;
                 read_bytes += into.len() as u64;
-                if let Some(cache) = &chunk.cache {
-                    cache.keep(job.id, into);
-                }
             }
             Err(error) => job.failed = Some((Stage::Read, error.to_string())),
         }
+    }
+    if let Some(cache) = &chunk.cache {
+        let read = chunk.jobs.iter().filter_map(|job| match (&job.failed, &job.encoded) {
+            (None, Encoded::Buffered(range)) => Some((job.id, range.clone())),
+            _ => None,
+        });
+        cache.keep(bytes, read);
     }
     counters.encoded_bytes.fetch_add(read_bytes, Ordering::Relaxed);
     counters.read.worked(samples, since);

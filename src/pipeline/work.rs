@@ -5,9 +5,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::admit::{Attempt, Chunk, Job, Retry, substitute};
 use super::{Engine, Epoch};
@@ -22,16 +22,35 @@ const SUBSTITUTES_MAX: u32 = 32;
 /// Tells the transform's stream of random numbers from others of the same sample.
 const TRANSFORM_SALT: u64 = 0x7F_0A;
 
-pub(super) fn run(run: &Epoch, work: &Receiver<Lent<Chunk>>) {
+/// How often a worker that waits looks whether it is still wanted, or wanted again.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
+pub(super) fn run(run: &Epoch, worker: usize, work: &Receiver<Lent<Chunk>>) {
     let engine = &run.engine;
-    // As many as workers, and each comes back with its worker.
-    let Ok(scratch) = engine.scratches.free().recv() else { return };
-    let mut scratch = engine.scratches.lend(scratch);
-    loop {
-        let since = Instant::now();
-        let Ok(chunk) = work.recv() else { break };
-        engine.counters.work.waited_in(since);
-        work_chunk(run, &mut scratch, chunk);
+    while !run.cancel.is_cancelled() {
+        if !engine.governor.is_on(worker) {
+            // Nothing ever comes through this channel: it is the time-out, or the end.
+            let _ = run.cancel.closed().recv_timeout(LOOK_UP);
+            continue;
+        }
+        // As many as workers that are on, and each comes back with its worker.
+        let scratch = select! {
+            recv(engine.scratches.free()) -> scratch => scratch,
+            recv(run.cancel.closed()) -> _ => return,
+        };
+        let Ok(scratch) = scratch else { return };
+        let mut scratch = engine.scratches.lend(scratch);
+        while engine.governor.is_on(worker) {
+            let since = Instant::now();
+            match work.recv_timeout(LOOK_UP) {
+                Ok(chunk) => {
+                    engine.counters.work.waited_in(since);
+                    work_chunk(run, &mut scratch, chunk);
+                }
+                Err(RecvTimeoutError::Timeout) => engine.counters.work.waited_in(since),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
     }
 }
 

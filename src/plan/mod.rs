@@ -41,8 +41,10 @@ pub struct Request {
 /// What the machine and the source say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Threads that the machine can keep busy.
+    /// Workers to run where none are asked for: the cores that the loader may keep busy.
     pub cores: usize,
+    /// Why there are this many, for people.
+    pub cores_because: &'static str,
     /// RAM that the source's index holds.
     pub index: ByteCount,
     /// Whether the source's samples lie in RAM already.
@@ -51,6 +53,19 @@ pub struct Facts {
     pub output_in_ram: bool,
     /// Whether the consumer can read slots where they are, so that a batch which needs no finish is one.
     pub reads_slots: bool,
+}
+
+/// How many of the things that circulate do so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circulating {
+    /// Threads that decode, each with its scratch.
+    pub workers: usize,
+    /// Slots.
+    pub slots: usize,
+    /// Finished batches on the device.
+    pub outputs: usize,
+    /// Read buffers.
+    pub chunks: usize,
 }
 
 /// Sizes, decided. Everything that the pipeline allocates follows from this.
@@ -82,6 +97,8 @@ pub struct Plan {
     pub giant_encoded_bytes: u64,
     /// Cap of the jumbo lane: pictures that are larger than a worker's scratch, one at a time.
     pub jumbo_bytes: u64,
+    /// What a run under way may shrink to and still get on.
+    pub least: Circulating,
     /// The byte table, one row an account.
     pub rows: Vec<Row>,
     /// The least budget that this request can run with.
@@ -144,6 +161,8 @@ const CACHE_PER_SAMPLE: u64 = 24 + 32;
 const BOOKKEEPING_PER_SAMPLE: u64 = 64;
 /// Read threads: local files are in the page cache or behind a queue that four requests keep busy.
 const READ_THREADS: usize = 2;
+/// Admit, transfer, governor, the runtime's own and the consumer.
+const OTHER_THREADS: usize = 5;
 /// More workers, slots or samples than this is a typing error, not a request.
 const WORKERS_LIMIT: usize = 1024;
 const SLOTS_LIMIT: usize = 4096;
@@ -191,6 +210,39 @@ impl Plan {
     #[must_use]
     pub fn total(&self) -> ByteCount {
         self.rows.iter().map(|row| row.bytes).sum()
+    }
+
+    /// What may circulate at a level of the governor's: all of it at level 0, half as much at each further one, never
+    /// less than the least.
+    #[must_use]
+    pub fn at_level(&self, level: u32) -> Circulating {
+        let half = |all: usize, least: usize| all.checked_shr(level).unwrap_or(0).max(least.min(all));
+        Circulating {
+            workers: half(self.workers, self.least.workers),
+            slots: half(self.slots, self.least.slots),
+            outputs: half(self.outputs, self.least.outputs),
+            chunks: half(self.chunks, self.least.chunks),
+        }
+    }
+
+    /// How many levels there are; at the last nothing is left to give up.
+    #[must_use]
+    pub fn levels(&self) -> u32 {
+        let last = (0..usize::BITS).find(|&level| self.at_level(level) == self.at_level(usize::BITS - 1));
+        // Small files are kept at level 0 alone, so there is always a level 1 to go to where there are any.
+        last.unwrap_or(0).max(u32::from(self.cache_bytes > 0)) + 1
+    }
+
+    /// Bytes of what circulates at a level, and of what is kept at it.
+    #[must_use]
+    pub fn level_bytes(&self, level: u32) -> ByteCount {
+        let Circulating { workers, slots, outputs, chunks } = self.at_level(level);
+        let in_ram = self.rows.iter().any(|row| row.account == "outputs");
+        ByteCount(self.scratch_bytes) * workers as u64
+            + ByteCount(self.slot_bytes) * slots as u64
+            + ByteCount(self.output_bytes) * if in_ram { outputs as u64 } else { 0 }
+            + ByteCount(self.chunk_bytes) * chunks as u64
+            + ByteCount(if level == 0 { self.cache_bytes } else { 0 })
     }
 
     /// The byte table with its equation, the reasons, the minimum and the knee, for people.
@@ -261,6 +313,11 @@ impl Planner<'_> {
             scratch: self.profile.working_max.0,
             cache: 0,
         }
+    }
+
+    fn least_circulating(&self) -> Circulating {
+        let Shape { workers, slots, outputs, chunks, .. } = self.least();
+        Circulating { workers, slots, outputs, chunks }
     }
 
     /// Buys what raises throughput, most useful first, while the budget lasts.
@@ -353,8 +410,7 @@ impl Planner<'_> {
     }
 
     fn headroom(shape: &Shape) -> ByteCount {
-        // Besides the workers: readers, admit, transfer, the runtime's own thread and the consumer.
-        HEADROOM_BASE + HEADROOM_PER_THREAD * (shape.workers + READ_THREADS + 4) as u64
+        HEADROOM_BASE + HEADROOM_PER_THREAD * (shape.workers + READ_THREADS + OTHER_THREADS) as u64
     }
 
     fn total(&self, shape: &Shape) -> ByteCount {
@@ -371,7 +427,7 @@ impl Planner<'_> {
             Row {
                 account: "headroom",
                 bytes: Self::headroom(shape),
-                because: format!("the process itself, and {} threads", workers + READ_THREADS + 4),
+                because: format!("the process itself, and {} threads", workers + READ_THREADS + OTHER_THREADS),
             },
             Row { account: "index", bytes: self.facts.index, because: format!("{} samples", self.profile.samples) },
             Row {
@@ -437,7 +493,7 @@ impl Planner<'_> {
         } else if request.workers_max.is_some() {
             "as asked".to_owned()
         } else {
-            "as many as the machine can keep busy".to_owned()
+            self.facts.cores_because.to_owned()
         };
         let (slots_wanted, mut slots_because) = self.slots_wanted(&shape);
         if shape.slots < slots_wanted {
@@ -457,6 +513,7 @@ impl Planner<'_> {
             cache_bytes: shape.cache,
             giant_encoded_bytes: giants.0,
             jumbo_bytes: giants.1,
+            least: self.least_circulating(),
             rows: self.rows(&shape),
             minimum,
             knee: self.total(&knee),
@@ -504,8 +561,14 @@ mod tests {
         }
     }
 
-    const FACTS: Facts =
-        Facts { cores: 8, index: ByteCount(13 << 20), source_in_memory: false, output_in_ram: true, reads_slots: true };
+    const FACTS: Facts = Facts {
+        cores: 8,
+        cores_because: "all",
+        index: ByteCount(13 << 20),
+        source_in_memory: false,
+        output_in_ram: true,
+        reads_slots: true,
+    };
 
     #[test]
     fn more_than_the_knee_is_not_taken() {
@@ -616,7 +679,7 @@ mod tests {
             output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
         ) {
             let reads_slots = reads_slots && output_in_ram;
-            let facts = Facts { cores, index: ByteCount(1 << 20), source_in_memory, output_in_ram, reads_slots };
+            let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), source_in_memory, output_in_ram, reads_slots };
             match Plan::new(&request, facts, &profile) {
                 Ok(plan) => {
                     prop_assert!(plan.total() <= request.budget);
@@ -631,6 +694,13 @@ mod tests {
                     let fits = |largest: ByteCount, common: u64, giant: u64| largest.0 <= common.max(giant);
                     prop_assert!(fits(profile.encoded_max, plan.chunk_bytes, plan.giant_encoded_bytes));
                     prop_assert!(fits(profile.working_max, plan.scratch_bytes, plan.jumbo_bytes));
+                    // Every level is smaller than the one before, and the last is the least.
+                    for level in 1..plan.levels() {
+                        prop_assert!(plan.level_bytes(level) <= plan.level_bytes(level - 1), "{level} {plan:?}");
+                    }
+                    let last = plan.at_level(plan.levels() - 1);
+                    prop_assert_eq!(last.workers, 1);
+                    prop_assert!(last.slots >= plan.least.slots.min(plan.slots) && last.slots >= 1);
                     // The consumer's batches and one more.
                     let handed = if plan.outputs == 0 { plan.slots - 1 } else { plan.outputs };
                     prop_assert!(handed >= request.batches_held && plan.slots >= 1);

@@ -3,24 +3,26 @@
 
 use crate::budget::Reservation;
 use crate::device::{DeviceError, HostMemory};
+use crate::units::ByteCount;
 
 /// Room for the encoded bytes of one chunk, in a mapping of its own (see `scratch.rs` for why).
 pub(crate) struct ReadBuffer {
     /// What the buffer's own reservation covers; a chunk that is larger needs one of its own, which is not kept.
     kept: HostMemory,
-    _held: Reservation,
+    keep_bytes: usize,
+    held: Reservation,
     giant: Option<(HostMemory, Reservation)>,
     len: usize,
 }
 
 impl ReadBuffer {
     pub(crate) fn new(keep_bytes: usize, held: Reservation) -> Result<Self, DeviceError> {
-        Ok(ReadBuffer { kept: HostMemory::pageable(keep_bytes)?, _held: held, giant: None, len: 0 })
+        Ok(ReadBuffer { kept: HostMemory::pageable(keep_bytes)?, keep_bytes, held, giant: None, len: 0 })
     }
 
     /// How large a chunk may be without a reservation of its own.
     pub(crate) fn keep_bytes(&self) -> usize {
-        self.kept.len()
+        self.keep_bytes
     }
 
     /// Makes room for exactly this many bytes, whose content is left over from before; `giant` is their reservation
@@ -59,13 +61,29 @@ impl ReadBuffer {
         self.len = 0;
         self.giant = None;
     }
+
+    /// Gives everything back until [`wake`](Self::wake).
+    pub(crate) fn rest(&mut self) {
+        self.release();
+        if let Ok(nothing) = HostMemory::pageable(0) {
+            self.kept = nothing;
+            self.held.shrink_to(ByteCount::ZERO);
+        }
+    }
+
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn wake(&mut self) -> Result<(), DeviceError> {
+        super::take_again(&mut self.held, self.keep_bytes)?;
+        self.kept = HostMemory::pageable(self.keep_bytes)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::budget::Ledger;
-    use crate::units::ByteCount;
 
     #[test]
     fn a_buffer_keeps_its_own_size_and_no_more() {
@@ -83,6 +101,12 @@ mod tests {
         assert_eq!((buffer.bytes().len(), ledger.held()), (0, ByteCount(100)));
         buffer.prepare(1, None).unwrap();
         assert_eq!(buffer.bytes().as_ptr(), address);
+        buffer.rest();
+        assert_eq!((ledger.held(), buffer.keep_bytes()), (ByteCount::ZERO, 100));
+        buffer.wake().unwrap();
+        buffer.prepare(100, None).unwrap();
+        buffer.bytes_mut().fill(1);
+        assert_eq!(ledger.held(), ByteCount(100));
     }
 
     #[test]

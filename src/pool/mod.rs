@@ -10,9 +10,26 @@ mod ring;
 mod scratch;
 mod slot;
 
+use crate::budget::Reservation;
+use crate::device::DeviceError;
+use crate::units::ByteCount;
+
 pub(crate) use buffer::ReadBuffer;
 pub(crate) use cache::EncodedCache;
 pub(crate) use output::Output;
 pub(crate) use ring::{Lent, Recycle, Ring};
 pub(crate) use scratch::{JumboError, JumboLane, Scratch, working_set};
 pub(crate) use slot::{Filled, Marks, Part, Parts, Pending, Slot, fill};
+
+/// Takes the reservation of a thing that wakes up: all of `bytes`, or none.
+///
+/// # Errors
+/// [`DeviceError::OutOfMemory`] if others hold what was given back. Caps add up to the budget, so they do not.
+fn take_again(held: &mut Reservation, bytes: usize) -> Result<(), DeviceError> {
+    let asked = ByteCount(bytes as u64);
+    held.grow_to(asked.max(held.bytes())).map_err(|refused| DeviceError::OutOfMemory {
+        what: "memory that was given back before",
+        asked,
+        free: Some(refused.available),
+    })
+}

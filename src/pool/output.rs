@@ -3,7 +3,9 @@
 
 use super::Recycle;
 use crate::budget::Reservation;
-use crate::device::{DeviceMemory, Event};
+use crate::device::{Device, DeviceError, DeviceMemory, Event, HostMemory};
+use crate::sync::Arc;
+use crate::units::ByteCount;
 
 /// Device memory of one finished batch.
 #[derive(Debug)]
@@ -11,14 +13,36 @@ pub(crate) struct Output {
     pub(crate) memory: DeviceMemory,
     /// What has to pass before it may be fed again.
     pub(crate) released: Event,
+    bytes: usize,
+    device: Arc<dyn Device>,
     /// Where device memory comes out of the host's RAM.
-    _held: Option<Reservation>,
+    held: Option<Reservation>,
 }
 
-impl Recycle for Output {}
+impl Recycle for Output {
+    fn rest(&mut self) {
+        // A device that still works on it keeps it until it is done.
+        if let (Some(held), Ok(nothing)) = (&mut self.held, HostMemory::pageable(0)) {
+            self.memory = DeviceMemory::from_host(nothing);
+            held.shrink_to(ByteCount::ZERO);
+        }
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        if let Some(held) = &mut self.held {
+            super::take_again(held, self.bytes)?;
+            self.memory = self.device.memory(self.bytes)?;
+            self.released = Event::done();
+        }
+        Ok(())
+    }
+}
 
 impl Output {
-    pub(crate) fn new(memory: DeviceMemory, held: Option<Reservation>) -> Self {
-        Output { memory, released: Event::done(), _held: held }
+    /// # Errors
+    /// The device has no memory.
+    pub(crate) fn new(device: Arc<dyn Device>, bytes: usize, held: Option<Reservation>) -> Result<Self, DeviceError> {
+        let memory = device.memory(bytes)?;
+        Ok(Output { memory, released: Event::done(), bytes, device, held })
     }
 }

@@ -33,15 +33,31 @@ pub(crate) struct Scratch {
     /// Bytes that pictures so far have touched.
     touched: u64,
     resampler: Resampler,
+    bytes: usize,
     held: Reservation,
 }
 
-impl Recycle for Scratch {}
+impl Recycle for Scratch {
+    fn rest(&mut self) {
+        if let Ok(nothing) = HostMemory::pageable(0) {
+            self.resampler.release();
+            self.memory = nothing;
+            self.touched = 0;
+            self.held.shrink_to(ByteCount::ZERO);
+        }
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        super::take_again(&mut self.held, self.bytes)?;
+        self.memory = HostMemory::pageable(self.bytes)?;
+        Ok(())
+    }
+}
 
 impl Scratch {
     pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
-        let memory = HostMemory::pageable(held.bytes().0 as usize)?;
-        Ok(Scratch { memory, touched: 0, resampler: Resampler::new(), held })
+        let bytes = held.bytes().0 as usize;
+        Ok(Scratch { memory: HostMemory::pageable(bytes)?, touched: 0, resampler: Resampler::new(), bytes, held })
     }
 
     /// The largest working set that fits.

@@ -14,17 +14,19 @@ use std::fmt;
 use super::countdown::Countdown;
 use super::{Lent, Recycle};
 use crate::budget::Reservation;
-use crate::device::HostMemory;
+use crate::device::{Device, DeviceError, HostMemory};
 use crate::quarantine::BadSample;
 use crate::sync::Arc;
-use crate::units::SampleId;
+use crate::units::{ByteCount, SampleId};
 
 /// Memory for one batch of u8 samples.
 pub(crate) struct Slot {
     memory: Arc<HostMemory>,
+    bytes: usize,
     sample_bytes: usize,
     samples_max: usize,
-    _held: Reservation,
+    device: Arc<dyn Device>,
+    held: Reservation,
 }
 
 /// What is known of a slot's samples besides their pixels, by position.
@@ -73,14 +75,39 @@ pub(crate) struct Filled {
     pub(crate) marks: Marks,
 }
 
-impl Recycle for Slot {}
+impl Recycle for Slot {
+    fn rest(&mut self) {
+        if let Ok(nothing) = HostMemory::pageable(0) {
+            self.memory = Arc::new(nothing);
+            self.held.shrink_to(ByteCount::ZERO);
+        }
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        super::take_again(&mut self.held, self.bytes)?;
+        self.memory = Arc::new(self.device.host_memory(self.bytes)?);
+        Ok(())
+    }
+}
 
 impl Slot {
+    /// A slot of as many bytes as `held` says, in memory that `device` likes to copy from.
+    ///
+    /// # Errors
+    /// There is no memory.
+    ///
     /// # Panics
     /// Panics if the memory is smaller than `samples_max` samples.
-    pub(crate) fn new(memory: HostMemory, sample_bytes: usize, samples_max: usize, held: Reservation) -> Self {
-        assert!(memory.len() >= sample_bytes * samples_max, "{} bytes for {samples_max} samples", memory.len());
-        Slot { memory: Arc::new(memory), sample_bytes, samples_max, _held: held }
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        sample_bytes: usize,
+        samples_max: usize,
+        held: Reservation,
+    ) -> Result<Self, DeviceError> {
+        let bytes = held.bytes().0 as usize;
+        assert!(bytes >= sample_bytes * samples_max, "{bytes} bytes for {samples_max} samples");
+        let memory = Arc::new(device.host_memory(bytes)?);
+        Ok(Slot { memory, bytes, sample_bytes, samples_max, device, held })
     }
 }
 
@@ -90,6 +117,7 @@ impl Slot {
 /// Panics if there are more than the slot has room for.
 pub(crate) fn fill(slot: Lent<Slot>, samples: usize) -> (Parts, Pending) {
     assert!(samples <= slot.samples_max, "{samples} samples for {}", slot.samples_max);
+    assert!(slot.memory.len() == slot.bytes, "a slot at rest was lent");
     let marks = Marks {
         labels: vec![0; samples],
         ids: vec![SampleId::default(); samples],
@@ -224,15 +252,15 @@ impl fmt::Debug for Filled {
 mod tests {
     use super::*;
     use crate::budget::Ledger;
+    use crate::device::HostDevice;
     use crate::pool::Ring;
     use crate::quarantine::Stage;
-    use crate::units::ByteCount;
 
     fn ring(sample_bytes: usize, samples_max: usize) -> Ring<Slot> {
         let bytes = sample_bytes * samples_max;
         let ledger = Ledger::new(ByteCount(1 << 20));
         let held = ledger.fixed_account("slots", ledger.limit()).reserve(ByteCount(bytes as u64)).unwrap();
-        Ring::new(vec![Slot::new(HostMemory::pageable(bytes).unwrap(), sample_bytes, samples_max, held)])
+        Ring::new(vec![Slot::new(Arc::new(HostDevice::new()), sample_bytes, samples_max, held).unwrap()])
     }
 
     fn take(ring: &Ring<Slot>) -> Lent<Slot> {

@@ -1,0 +1,148 @@
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::*;
+use crate::host::MemoryNow;
+use crate::source::SourceError;
+use crate::sync::AtomicUsize;
+use crate::transform::RandomResizedCrop;
+use crate::units::SampleId;
+
+/// Small files that are drawn when they are read, so that they are worth keeping.
+struct Drawn {
+    classes: Vec<String>,
+    file: Vec<u8>,
+}
+
+impl Drawn {
+    fn new() -> Self {
+        let mut file = std::io::Cursor::new(Vec::new());
+        let picture = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, (x ^ y) as u8]));
+        picture.write_to(&mut file, image::ImageFormat::Png).expect("encodes");
+        Drawn { classes: vec!["a".into(), "b".into()], file: file.into_inner() }
+    }
+}
+
+impl Source for Drawn {
+    fn len(&self) -> u64 {
+        1000
+    }
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    fn label(&self, id: SampleId) -> u32 {
+        (id.0 % 2) as u32
+    }
+    fn encoded_bytes(&self, _: SampleId) -> u64 {
+        self.file.len() as u64
+    }
+    fn name(&self, id: SampleId) -> String {
+        id.to_string()
+    }
+    fn read_into(&self, _: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        out.copy_from_slice(&self.file);
+        Ok(())
+    }
+    fn index_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// A loader whose view of the machine's memory is this share of its limit.
+fn loader(dtype: DType, left: impl Fn() -> f64 + Send + 'static) -> Loader {
+    let probe = Box::new(move || {
+        let limit = ByteCount(1 << 30);
+        MemoryNow {
+            limit,
+            available: ByteCount((limit.0 as f64 * left()) as u64),
+            limited_by: "a test".to_owned(),
+            stalled: Duration::ZERO,
+        }
+    });
+    let builder =
+        Loader::builder(Drawn::new()).transform(RandomResizedCrop::new(32).flip(0.5)).batch_size(16).workers(5);
+    builder
+        .output(dtype)
+        .layout(Layout::Nhwc)
+        .ram_budget(ByteCount(1 << 30))
+        .prefetch(6)
+        .memory_probe(probe)
+        .build()
+        .expect("an ample budget")
+}
+
+fn digests(loader: &Loader, epoch: u64, pause: Duration) -> Vec<u64> {
+    let digest = |batch: Result<Batch, Error>| {
+        std::thread::sleep(pause);
+        xxh3_64(batch.expect("a batch").bytes().expect("on the CPU"))
+    };
+    loader.epoch(epoch).map(digest).collect()
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn while_memory_is_short_what_circulates_goes_back_to_the_system_and_comes_again_afterwards() {
+    for dtype in [DType::U8, DType::F32] {
+        let left = Arc::new(Mutex::new(0.5));
+        let probe = left.clone();
+        let loader = loader(dtype, move || *probe.lock().expect("a share"));
+        let full = loader.stats().memory.held;
+        let planned = loader.moves().now;
+        let mut epoch = (0..).flat_map(|epoch| loader.epoch(epoch));
+        let mut step = |loader: &Loader, wanted: &dyn Fn(&Moves) -> bool| {
+            // The consumer takes batches as fast as they come, so it waits for each.
+            eventually(&format!("{dtype}: {:?}", loader.moves()), || {
+                drop(epoch.next().expect("there is always another").expect("a batch"));
+                wanted(&loader.moves())
+            });
+        };
+        *left.lock().expect("a share") = 0.01;
+        let least = loader.plan().least;
+        step(&loader, &|moves| moves.now == least);
+        let small = loader.stats().memory.held;
+        assert!(
+            small.0 <= full.0 - loader.plan().level_bytes(0).0 + loader.plan().level_bytes(9).0,
+            "{small} of {full}"
+        );
+        let moves = loader.moves();
+        assert_eq!((moves.level, moves.made), (loader.plan().levels() - 1, 1), "{moves:?}");
+        assert!(moves.latest[0].reason.contains("is short (a test)"), "{moves:?}");
+        *left.lock().expect("a share") = 0.5;
+        step(&loader, &|moves| moves.level == 0 && moves.now == planned);
+        eventually("the cache is there again", || loader.stats().memory.held == full || epoch.next().is_none());
+        assert!(loader.moves().made > 2, "it grows level by level");
+    }
+}
+
+#[test]
+fn batches_are_the_same_whatever_the_governor_does() {
+    let calm = loader(DType::U8, || 0.5);
+    let expected: HashMap<u64, Vec<u64>> = (0..4).map(|epoch| (epoch, digests(&calm, epoch, Duration::ZERO))).collect();
+    assert_eq!(calm.moves().made, 0);
+    // Another share at each look.
+    let looks = AtomicUsize::new(0);
+    let restless = loader(DType::U8, move || [0.01, 0.05, 0.5][looks.fetch_add(1, Ordering::Relaxed) % 3]);
+    for (epoch, expected) in &expected {
+        assert_eq!(&digests(&restless, *epoch, Duration::from_millis(4)), expected, "epoch {epoch}");
+    }
+    assert!(restless.moves().made >= 1, "{:?}", restless.moves());
+}
+
+#[test]
+fn a_consumer_that_holds_more_than_it_said_still_gets_its_batches_while_memory_is_short() {
+    let loader = loader(DType::U8, || 0.001);
+    let mut epoch = loader.epoch(0);
+    // The plan made room for six ahead; one in hand is what was announced.
+    let held: Vec<_> = (0..4).map(|_| epoch.next().expect("a batch").expect("no error")).collect();
+    assert!(epoch.next().expect("one more").is_ok(), "{held:?} {:?}", loader.moves());
+    assert!(loader.moves().made >= 1);
+}
