@@ -472,6 +472,15 @@ impl LoaderBuilder {
             budget
         });
         let profile = self.measure(spec);
+        let cache_room = host.memory.available.saturating_sub(budget);
+        let forget = profile.encoded_total > cache_room;
+        if forget {
+            notes.push(format!(
+                "the data takes {}, and {cache_room} are left beside the budget: the page cache is given back after each read",
+                profile.encoded_total
+            ));
+        }
+        self.source.forget_pages(forget);
         let request = Request {
             batch_size: self.samples_per_batch(),
             spec,

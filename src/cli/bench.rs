@@ -10,10 +10,10 @@ use xxhash_rust::xxh3::Xxh3;
 use feedstock::device::{Device, Event, SimDevice};
 use feedstock::tensor::{SIDE_MAX, SampleSpec};
 use feedstock::transform::{Resize, ResizeCenterCrop};
-use feedstock::{Batch, ByteCount, Error, ImageFolder, Loader, OnBadSample, ram_budget_here};
+use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, ram_budget_here};
 
 use super::Context;
-use super::data::{self, LoaderArgs};
+use super::data::{self, LoaderArgs, MovesTold};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 
@@ -106,6 +106,7 @@ struct Bench<'a> {
     digest: Xxh3,
     read_back: Vec<u8>,
     last_step: Event,
+    moves: MovesTold,
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
@@ -131,6 +132,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         digest: Xxh3::new(),
         read_back: Vec::new(),
         last_step: Event::done(),
+        moves: MovesTold::default(),
     };
     let done = bench.run();
     bench.progress.clear();
@@ -149,6 +151,8 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
 impl BenchArgs {
     fn build(&self, folder: &Arc<ImageFolder>) -> Result<Loader, Failure> {
         let (builder, device) = self.loader.builder(folder)?;
+        // Nobody trains here.
+        let builder = builder.cpu_budget(self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0)));
         let read_back = self.read_back_bytes(&*device);
         let size = self.loader.size;
         let mut builder = match self.transform {
@@ -219,6 +223,9 @@ impl Bench<'_> {
                 }
             });
             self.show(epoch, &batch, began);
+            if !self.args.json {
+                self.moves.tell(&self.loader, &self.progress);
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -12,10 +13,12 @@ use feedstock::plan::Profile;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
-    BadSample, ByteCount, DType, Error, ImageFolder, Layout, Loader, LoaderBuilder, Plan, RamBudget, SampleId, Source,
+    BadSample, ByteCount, CpuBudget, DType, Error, ImageFolder, Layout, Loader, LoaderBuilder, Moves, Plan, RamBudget,
+    SampleId, Source,
 };
 
 use super::failure::{Failure, say};
+use super::progress::Progress;
 use super::table::counted;
 
 /// What a plan depends on.
@@ -33,9 +36,16 @@ pub(crate) struct LoaderArgs {
     /// Height and width of a sample
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     pub(crate) size: u32,
-    /// The most threads that decode [default: as many as the machine keeps busy]
+    /// The most threads that decode [default: as many as --cpu-budget allows]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
+    /// Cores to keep busy where --workers is not given: 6, 50% or auto (all but one, for the training thread) [default:
+    /// auto, but for bench 100%]
+    #[arg(long, value_name = "CORES")]
+    pub(crate) cpu_budget: Option<CpuBudget>,
+    /// Never give memory back while it is short
+    #[arg(long)]
+    pub(crate) no_governor: bool,
     /// The most batches that are prepared ahead [default: as many as it takes]
     #[arg(long, value_name = "N")]
     pub(crate) prefetch: Option<usize>,
@@ -65,6 +75,8 @@ impl LoaderArgs {
             .transform(RandomResizedCrop::new(self.size).flip(0.5))
             .output(self.output)
             .layout(self.layout)
+            .cpu_budget(self.cpu_budget.unwrap_or_default())
+            .governed(!self.no_governor)
             .device(device.clone());
         if let Some(workers) = self.workers {
             builder = builder.workers(workers);
@@ -95,6 +107,51 @@ pub(crate) fn prefetch_depth(plan: &Plan) -> usize {
 /// Says what a person should know before a run.
 pub(crate) fn tell_notes<'a>(notes: impl IntoIterator<Item = &'a String>) {
     notes.into_iter().for_each(|note| say("note", note));
+}
+
+/// Tells of the governor's moves while a run is under way, each once.
+#[derive(Default)]
+pub(crate) struct MovesTold {
+    told: u64,
+    looked: Option<Instant>,
+}
+
+impl MovesTold {
+    /// How often it is worth looking.
+    const EVERY: Duration = Duration::from_millis(100);
+
+    pub(crate) fn tell(&mut self, loader: &Loader, progress: &Progress) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < Self::EVERY) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let moves = loader.moves();
+        let new = usize::try_from(moves.made - self.told).unwrap_or(usize::MAX).min(moves.latest.len());
+        self.told = moves.made;
+        if new > 0 {
+            progress.aside(|| moves.latest[moves.latest.len() - new..].iter().for_each(|one| say("memory", one)));
+        }
+    }
+}
+
+/// The governor's moves, for the summary.
+pub(crate) fn moves_json(moves: &Moves) -> Value {
+    let one = |one: &feedstock::Move| {
+        json!({
+            "at_s": one.at.as_secs_f64(),
+            "level": one.level,
+            "workers": one.workers,
+            "slots": one.slots,
+            "reason": one.reason,
+        })
+    };
+    json!({ "made": moves.made, "level": moves.level, "latest": moves.latest.iter().map(one).collect::<Value>() })
+}
+
+/// The governor's moves in a few words; none where there were none.
+pub(crate) fn moves_text(moves: &Moves) -> Option<String> {
+    let last = moves.latest.last()?;
+    Some(format!("{} of the governor's, the last at {last}", counted(moves.made, "move")))
 }
 
 /// Everything in a folder that can never be a sample, and every sample that turned out bad.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use feedstock::train::{Cpu, Event, ModelKind, OptimizerKind, TrainConfig, TrainData, TrainError, train};
-use feedstock::{RamBudget, Seed};
+use feedstock::{CpuBudget, RamBudget, Seed};
 
 use super::Context;
-use super::data::tell_notes;
+use super::data::{MovesTold, tell_notes};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 
@@ -70,9 +70,12 @@ pub(crate) struct TrainArgs {
     /// Seed of weights, order and crops
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The most threads that decode [default: as many as the machine keeps busy]
+    /// The most threads that decode [default: as many as --cpu-budget allows]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Cores for the loaders where --workers is not given: 6, 50% or auto (all but one, for the training thread)
+    #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
+    cpu_budget: CpuBudget,
     /// Write a checkpoint here after each epoch
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
@@ -149,6 +152,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     let began = Instant::now();
     let mut printed = Ok(());
     let mut out_of_time = false;
+    let mut moves = MovesTold::default();
     let outcome = train(&config, &data, &device, &stop, |event| {
         story.hear(&event);
         match event {
@@ -161,6 +165,9 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
                 progress.aside(|| printed = print(line));
             }
             _ => {}
+        }
+        if !json {
+            moves.tell(&setup.training, &progress);
         }
         out_of_time |= args.time_limit.is_some_and(|limit| began.elapsed() >= limit.0);
         if out_of_time || printed.is_err() {

@@ -53,7 +53,9 @@ pub struct Move {
 impl std::fmt::Display for Move {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Move { at, level, workers, slots, reason } = self;
-        write!(f, "{:.1} s: level {level} ({workers} workers, {slots} slots): {reason}", at.as_secs_f64())
+        let s = |count: usize| if count == 1 { "" } else { "s" };
+        let (ws, ss) = (s(*workers), s(*slots));
+        write!(f, "{:.1} s: level {level} ({workers} worker{ws}, {slots} slot{ss}): {reason}", at.as_secs_f64())
     }
 }
 

@@ -9,13 +9,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{Advice, CWD, FileType, Mode, OFlags, fadvise, fstat, openat};
 use rustix::io::{Errno, read, retry_on_intr};
 
 use super::error::counted;
 use super::index::Index;
 use super::scan::{Scan, Unreadable, open_directory, scan, special_kind};
 use super::{Source, SourceError};
+use crate::sync::{AtomicBool, Ordering};
 use crate::units::SampleId;
 
 /// Scanning threads where nobody asks for a number: as many as there are cores, and at least this many, for a network
@@ -78,6 +79,8 @@ pub struct ImageFolder {
     unreadable: Vec<Unreadable>,
     unreadable_count: u64,
     notes: Vec<String>,
+    /// Whether the page cache is given back after each read.
+    forget_pages: AtomicBool,
 }
 
 impl ImageFolder {
@@ -120,7 +123,8 @@ impl ImageFolder {
         let classes: Vec<String> = found.classes.iter().map(|name| readable(name)).collect();
         let notes = notes(&classes, &found);
         let Scan { index, unreadable, unreadable_count, .. } = found;
-        Ok(ImageFolder { root, root_fd, classes, index, unreadable, unreadable_count, notes })
+        let forget_pages = AtomicBool::new(false);
+        Ok(ImageFolder { root, root_fd, classes, index, unreadable, unreadable_count, notes, forget_pages })
     }
 
     /// The folder, as it was given to [`open`](Self::open).
@@ -219,7 +223,15 @@ impl Source for ImageFolder {
                 Err(errno) => return Err(self.io_error("read", id, errno)),
             }
         }
+        if self.forget_pages.load(Ordering::Relaxed) {
+            // Advice: where it is not taken, nothing is wrong.
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
         Ok(())
+    }
+
+    fn forget_pages(&self, forget: bool) {
+        self.forget_pages.store(forget, Ordering::Relaxed);
     }
 
     fn index_bytes(&self) -> u64 {

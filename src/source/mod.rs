@@ -62,6 +62,11 @@ pub trait Source: Send + Sync + 'static {
     fn in_memory(&self) -> bool {
         false
     }
+
+    /// Asks to give the operating system's page cache back after each read (`true`), because it holds too little of the
+    /// data to be of use the next time, and a control group counts it; or to leave it be. A source whose reads cause no
+    /// page cache has nothing to do.
+    fn forget_pages(&self, _forget: bool) {}
 }
 
 /// A shared source is a source, so that one index serves several loaders.
@@ -96,5 +101,9 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn in_memory(&self) -> bool {
         (**self).in_memory()
+    }
+
+    fn forget_pages(&self, forget: bool) {
+        (**self).forget_pages(forget);
     }
 }

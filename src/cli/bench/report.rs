@@ -9,7 +9,7 @@ use feedstock::device::SimDevice;
 use feedstock::host::process_memory;
 use feedstock::{ByteCount, ImageFolder, Loader};
 
-use super::super::data::{BadReport, prefetch_depth};
+use super::super::data::{BadReport, moves_json, moves_text, prefetch_depth};
 use super::super::table::{counted, facts};
 use super::{BenchArgs, Tally};
 
@@ -81,6 +81,7 @@ impl Report {
             "compute_share": stats.device.map(|used| used.compute_share()),
             "copy_share": stats.device.map(|used| used.copy_share()),
             "violations": self.violations(),
+            "moves": moves_json(&self.loader.moves()),
             "notes": self.loader.notes().iter().chain(self.folder.notes()).collect::<Vec<_>>(),
             "error": error,
         });
@@ -126,6 +127,9 @@ impl Report {
             ),
             ("input wait", percent(share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took))),
         ];
+        if let Some(moves) = moves_text(&self.loader.moves()) {
+            lines.push(("memory", moves));
+        }
         if let Some(used) = stats.device {
             let (compute, copy) = (percent(used.compute_share()), percent(used.copy_share()));
             lines.push(("device", format!("computes {compute} and copies {copy} of the time")));

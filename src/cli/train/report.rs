@@ -9,7 +9,7 @@ use feedstock::host::process_memory;
 use feedstock::train::{EpochReport, Event, Progress, TrainConfig};
 use feedstock::{ByteCount, ImageFolder, Loader};
 
-use super::super::data::BadReport;
+use super::super::data::{BadReport, moves_json, moves_text};
 use super::super::table::{columns, counted, facts};
 use super::Setup;
 
@@ -133,6 +133,7 @@ impl Story {
             "ram_budget_bytes": self.budget.0,
             "ledger_peak_bytes": self.held().1.0,
             "bad_samples": bad,
+            "moves": self.parts.first().map(|(_, loader)| moves_json(&loader.moves())),
             "checkpoint": self.config.checkpoint.as_ref().map(|path| path.to_string_lossy()),
             "ended_early": ended,
         })
@@ -170,6 +171,7 @@ impl Story {
                 process_memory().peak_rss
             ),
         ));
+        lines.extend(self.parts.iter().filter_map(|(_, loader)| Some(("memory", moves_text(&loader.moves())?))));
         if let (Some(path), false) = (&self.config.checkpoint, told.epochs.is_empty()) {
             lines.push(("checkpoint", path.display().to_string()));
         }

@@ -100,7 +100,11 @@ impl Setup {
 
 /// What both loaders are like.
 fn common(args: &TrainArgs, folder: &Arc<ImageFolder>) -> LoaderBuilder {
-    let builder = Loader::builder(folder.clone()).batch_size(args.batch_size).output(DType::F32).normalize(IMAGENET);
+    let builder = Loader::builder(folder.clone())
+        .batch_size(args.batch_size)
+        .cpu_budget(args.cpu_budget)
+        .output(DType::F32)
+        .normalize(IMAGENET);
     match args.workers {
         Some(workers) => builder.workers(workers),
         None => builder,
