@@ -15,12 +15,12 @@ use crate::error::Error;
 use crate::host::{HostFacts, MemoryFacts};
 use crate::metrics::PipelineStats;
 use crate::pipeline::{Engine, Move, Probe, Recipe, Run, RunError};
-use crate::plan::{Circulating, Facts, Plan, Profile, Request};
+use crate::plan::{Circulating, Facts, Plan, Profile, Request, Survey};
 use crate::pool;
 use crate::quarantine::{BadSample, OnBadSample};
 use crate::sampler::Order;
 use crate::source::Source;
-use crate::sync::{Arc, Ordering};
+use crate::sync::{Arc, OnceLock, Ordering};
 use crate::tensor::{DType, Finish, Layout, Normalize, SIDE_MAX, SampleSpec};
 use crate::transform::Transform;
 use crate::units::{ByteCount, Seed};
@@ -96,6 +96,8 @@ pub struct LoaderBuilder {
     rank: u64,
     world_size: u64,
     limits: Limits,
+    /// The headers that the plan rests on, read once however often it is asked for.
+    survey: OnceLock<Survey>,
     on_bad_sample: OnBadSample,
     bad_samples_max: f64,
 }
@@ -161,6 +163,7 @@ impl Loader {
             rank: 0,
             world_size: 1,
             limits: Limits::default(),
+            survey: OnceLock::new(),
             on_bad_sample: OnBadSample::default(),
             bad_samples_max: 0.01,
         }
@@ -391,6 +394,7 @@ impl LoaderBuilder {
     /// How large a picture may be. Default: [`Limits::default`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self.survey = OnceLock::new();
         self
     }
 
@@ -516,7 +520,8 @@ impl LoaderBuilder {
     }
 
     fn measure(&self, spec: SampleSpec) -> Profile {
-        Profile::measure(&*self.source, &self.limits, |header| pool::working_set(header, spec))
+        let survey = self.survey.get_or_init(|| Survey::take(&*self.source, &self.limits));
+        survey.profile(|header| pool::working_set(header, spec))
     }
 
     /// Samples of one epoch that this rank gets.

@@ -14,7 +14,7 @@
 
 mod profile;
 
-pub use profile::{ENCODED_BYTES_MAX, Profile};
+pub use profile::{ENCODED_BYTES_MAX, Profile, Survey};
 
 use crate::tensor::{Finish, SampleSpec};
 use crate::units::ByteCount;

@@ -45,10 +45,25 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Looks at a source: every size in its index, and the headers of all samples (up to 1024), or else of some at
-    /// even distances and of the largest. `working_set` says what a worker needs for such a picture.
+    /// Looks at a source, and asks `working_set` what a worker needs for such a picture.
     #[must_use]
     pub fn measure(source: &dyn Source, limits: &Limits, working_set: impl Fn(&Header) -> ByteCount) -> Profile {
+        Survey::take(source, limits).profile(working_set)
+    }
+}
+
+/// A look at a source: every size in its index, and the headers of all samples (up to 1024), or else of some at even
+/// distances and of the largest. It is taken once; profiles for any sample shape come out of it without another read.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    sizes: Profile,
+    headers: Vec<Header>,
+}
+
+impl Survey {
+    /// Takes the look. It reads as many files, one after the other.
+    #[must_use]
+    pub fn take(source: &dyn Source, limits: &Limits) -> Survey {
         let too_large = |id| source.encoded_bytes(id) > ENCODED_BYTES_MAX;
         let samples = source.len();
         let mut total = ByteCount::ZERO;
@@ -79,34 +94,40 @@ impl Profile {
         ids.dedup();
         ids.retain(|&id| !too_large(id));
 
-        let mut working = Vec::with_capacity(ids.len());
+        let mut headers = Vec::with_capacity(ids.len());
         let mut headers_bad = 0;
         let mut buffer = Vec::new();
         for id in ids {
             buffer.resize(source.encoded_bytes(id) as usize, 0);
             let header = source.read_into(id, &mut buffer).ok().and_then(|()| decode::probe(&buffer, limits).ok());
             match header {
-                Some(header) => working.push(working_set(&header).0),
+                Some(header) => headers.push(header),
                 None => headers_bad += 1,
             }
         }
-        working.sort_unstable();
-        let at = |share: f64| {
-            let last = working.len().saturating_sub(1);
-            ByteCount(working.get((last as f64 * share).ceil() as usize).copied().unwrap_or(0))
-        };
-        Profile {
+        let sizes = Profile {
             samples,
             encoded_total: total,
             encoded_p50: ByteCount(encoded.at(0.5)),
             encoded_p99: ByteCount(encoded.at(0.99)),
             encoded_max: ByteCount(encoded.max),
-            headers: working.len() as u64,
+            headers: headers.len() as u64,
             headers_bad,
-            working_p50: at(0.5),
-            working_p99: at(0.99),
-            working_max: at(1.0),
-        }
+            ..Profile::default()
+        };
+        Survey { sizes, headers }
+    }
+
+    /// What the data takes where a worker needs `working_set` for a picture.
+    #[must_use]
+    pub fn profile(&self, working_set: impl Fn(&Header) -> ByteCount) -> Profile {
+        let mut working: Vec<u64> = self.headers.iter().map(|header| working_set(header).0).collect();
+        working.sort_unstable();
+        let at = |share: f64| {
+            let last = working.len().saturating_sub(1);
+            ByteCount(working.get((last as f64 * share).ceil() as usize).copied().unwrap_or(0))
+        };
+        Profile { working_p50: at(0.5), working_p99: at(0.99), working_max: at(1.0), ..self.sizes.clone() }
     }
 }
 
