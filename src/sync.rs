@@ -4,7 +4,7 @@
 //! Concurrent cores (`budget/ledger.rs`, `pool/countdown.rs`) name their primitives through `crate::sync`, so that a
 //! test can compile the same source against loom's.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use std::io;

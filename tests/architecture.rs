@@ -37,6 +37,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "units",
             "sync",
             "tensor",
+            "host",
             "budget",
             "metrics",
             "quarantine",

@@ -8,13 +8,12 @@
 //! where it is very short); a second of calm, a consumer that waits and room for it move it back by one.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use super::{Engine, Epoch};
 use crate::host::{MemoryNow, MemoryWatch};
 use crate::plan::{Circulating, Plan};
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicU32, AtomicUsize, Mutex, Ordering, lock};
 use crate::units::ByteCount;
 
 /// How often the governor looks.
