@@ -35,6 +35,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         native_pixel_bytes,
         codec_bytes: FIXED_BYTES + row_bytes * 2,
         codec_limit_bytes: 0,
+        jpeg: None,
         data_at: 14,
     })
 }

@@ -1,45 +1,44 @@
-//! Owns JPEG: a walk over the markers for the header, zune-jpeg for the pixels.
-//! It must never copy the encoded bytes, and never pass off a damaged file as a picture.
-//!
-//! zune-jpeg is the codec that the `image` crate uses. It is called directly because `image` copies the whole file
-//! first, parses the headers twice, and fixes the lenient mode, in which a file that is cut in the middle or does not
-//! follow its Huffman tables is a picture with a grey remainder. In strict mode those are errors; a file whose last
-//! byte is missing is told by its missing end marker.
+//! Owns the headers of JPEG: a walk over the markers up to the first scan, and the search for the marker that ends it.
+//! It must never copy the encoded bytes. The pixels are the business of `turbo`, or of `zune` where that is left out.
 //!
 //! Source of the format: ITU-T T.81 (1992), annex B.
 
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
-
 use super::bytes::{Order, u8_at, u16_at};
 use super::ifd::exif_orientation;
-use super::{DecodeError, Facts, Flaw, Format, Header};
-
-/// Component records, marker buffers and the rounding of small allocations.
-const FIXED_BYTES: u64 = 8 << 10;
+#[cfg(feature = "turbo")]
+use super::turbo::{ARITHMETIC, codec_bytes};
+#[cfg(not(feature = "turbo"))]
+use super::zune::{ARITHMETIC, codec_bytes};
+use super::{Facts, Flaw};
 
 /// Segments that a header may have. Real ones have tens, and hundreds where a large profile is split up; the codec takes
 /// time in proportion to the square of some.
 const SEGMENTS_MAX: usize = 4096;
 
 /// Sampling of one component.
-#[derive(Clone, Copy, Debug, Default)]
-struct Component {
-    horizontal: u64,
-    vertical: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Component {
+    pub(super) horizontal: u64,
+    pub(super) vertical: u64,
 }
 
-/// What a frame header (`SOF`) says.
-#[derive(Clone, Copy, Debug)]
-struct Frame {
-    width: u32,
-    height: u32,
-    progressive: bool,
+/// What a frame header (`SOF`) says, and the first scan's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) progressive: bool,
+    pub(super) arithmetic: bool,
+    /// Whether the first scan holds the whole picture. Otherwise all of its coefficients are kept until the last one.
+    pub(super) one_scan: bool,
     components: [Component; 4],
     component_count: usize,
+}
+
+impl Frame {
+    pub(super) fn components(&self) -> &[Component] {
+        &self.components[..self.component_count]
+    }
 }
 
 /// Walks the markers up to the first scan.
@@ -63,33 +62,38 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         }
         let segment = encoded.get(at + 2..at + length).ok_or(Flaw::Truncated)?;
         match marker {
-            0xC0..=0xC2 => {
+            0xC0..=0xC2 | 0xC9 | 0xCA if marker < 0xC9 || ARITHMETIC => {
                 if frame.is_some() {
                     return Err(Flaw::bad("two frame headers"));
                 }
-                frame = Some(parse_frame(segment, marker == 0xC2)?);
+                frame = Some(parse_frame(segment, marker)?);
             }
             0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
-                let kind = if marker >= 0xC9 { "arithmetic coding" } else { "lossless or hierarchical coding" };
+                let kind = match marker {
+                    0xC9 | 0xCA => "arithmetic coding",
+                    0xCB..=0xCF => "lossless or hierarchical arithmetic coding",
+                    _ => "lossless or hierarchical coding",
+                };
                 return Err(Flaw::Unsupported(format!("{kind} (frame marker ff {marker:02x})")));
             }
             0xE1 if orientation.is_none() && segment.starts_with(b"Exif\0\0") => {
                 orientation = Some(exif_orientation(segment));
             }
             0xDA => {
-                let frame = frame.ok_or_else(|| Flaw::bad("a scan comes before the frame header"))?;
+                let mut frame = frame.ok_or_else(|| Flaw::bad("a scan comes before the frame header"))?;
                 let scan_components = usize::from(u8_at(segment, 0).ok_or(Flaw::Truncated)?);
-                let interleaved = !frame.progressive && scan_components == frame.component_count;
+                frame.one_scan = !frame.progressive && scan_components == frame.component_count;
                 // Between the scans of a file that has several, more metadata may come.
-                let metadata_bytes = if interleaved { metadata_bytes } else { encoded.len() as u64 };
+                let metadata_bytes = if frame.one_scan { metadata_bytes } else { encoded.len() as u64 };
                 return Ok(Facts {
                     width: frame.width,
                     height: frame.height,
                     orientation: orientation.unwrap_or(1),
                     native_pixel_bytes: 3,
-                    codec_bytes: codec_bytes(&frame, interleaved).saturating_add(2 * metadata_bytes),
+                    codec_bytes: codec_bytes(&frame, metadata_bytes),
                     codec_limit_bytes: 0,
                     data_at: at + length,
+                    jpeg: Some(frame),
                 });
             }
             _ => {}
@@ -116,7 +120,7 @@ fn next_marker(encoded: &[u8], at: usize) -> Option<(u8, usize)> {
     }
 }
 
-fn parse_frame(segment: &[u8], progressive: bool) -> Result<Frame, Flaw> {
+fn parse_frame(segment: &[u8], marker: u8) -> Result<Frame, Flaw> {
     let precision = u8_at(segment, 0).ok_or(Flaw::Truncated)?;
     let height = u16_at(segment, 1, Order::Big).ok_or(Flaw::Truncated)?;
     let width = u16_at(segment, 3, Order::Big).ok_or(Flaw::Truncated)?;
@@ -135,69 +139,13 @@ fn parse_frame(segment: &[u8], progressive: bool) -> Result<Frame, Flaw> {
         }
         *component = Component { horizontal: horizontal.into(), vertical: vertical.into() };
     }
-    Ok(Frame { width: width.into(), height: height.into(), progressive, components, component_count })
-}
-
-/// What zune-jpeg 0.5.15 allocates: for each component one row of blocks as 16-bit samples, the rows that upsampling
-/// needs, and, unless one scan holds everything, all coefficients of the picture (`mcu.rs`, `mcu_prog.rs`,
-/// `components.rs`).
-fn codec_bytes(frame: &Frame, one_scan: bool) -> u64 {
-    const SAMPLE: u64 = 2;
-    let components = &frame.components[..frame.component_count];
-    let across = components.iter().map(|c| c.horizontal).max().unwrap_or(1);
-    let down = components.iter().map(|c| c.vertical).max().unwrap_or(1);
-    let mcu_columns = u64::from(frame.width).div_ceil(8 * across);
-    let mcu_rows = u64::from(frame.height).div_ceil(8 * down);
-    let subsampled = across > 1 || down > 1;
-    let mut bytes = FIXED_BYTES;
-    let mut stride_max = 0;
-    for component in components {
-        let stride = component.horizontal * mcu_columns * 8;
-        let block_row = SAMPLE * stride * component.vertical * 8;
-        bytes += block_row;
-        if subsampled {
-            let grown = across.div_ceil(component.horizontal) * down.div_ceil(component.vertical);
-            let rows = 2 * SAMPLE * stride * component.vertical;
-            let first_row = SAMPLE * stride * component.vertical * grown;
-            let upsampled = SAMPLE * stride * grown * 16;
-            bytes += rows + first_row + upsampled;
-        }
-        if !one_scan {
-            bytes += block_row * mcu_rows;
-        }
-        stride_max = stride.max(stride_max);
-    }
-    bytes + SAMPLE * stride_max * 8
-}
-
-/// Decodes into `pixels`, which is exactly `width * height * 3` bytes long.
-pub(super) fn decode(encoded: &[u8], header: &Header, pixels: &mut [u8]) -> Result<(), DecodeError> {
-    let incomplete = || DecodeError::Incomplete { format: Format::Jpeg, encoded_bytes: encoded.len() };
-    if !has_end(encoded, header.facts.data_at) {
-        return Err(incomplete());
-    }
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(header.width as usize)
-        .set_max_height(header.height as usize)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(encoded), options);
-    let refused = |error: DecodeErrors| match error {
-        DecodeErrors::ExhaustedData => incomplete(),
-        other => DecodeError::codec(Format::Jpeg, format_args!("damaged data: {other:?}")),
-    };
-    decoder.decode_headers().map_err(refused)?;
-    if decoder.dimensions() != Some((header.width as usize, header.height as usize)) {
-        return Err(DecodeError::codec(Format::Jpeg, "the bytes are not those whose header was read"));
-    }
-    // A stray marker can make the codec stop early and content; what an earlier picture left must not shine through.
-    // (Writing half a megabyte costs about one in a hundred of decoding it.)
-    pixels.fill(0);
-    decoder.decode_into(pixels).map_err(refused)
+    let (progressive, arithmetic) = (matches!(marker, 0xC2 | 0xCA), marker >= 0xC9);
+    let (width, height) = (width.into(), height.into());
+    Ok(Frame { width, height, progressive, arithmetic, one_scan: false, components, component_count })
 }
 
 /// Whether the picture data that begins at `data_at` is closed by an end marker.
-fn has_end(encoded: &[u8], data_at: usize) -> bool {
+pub(super) fn has_end(encoded: &[u8], data_at: usize) -> bool {
     const END: [u8; 2] = [0xFF, 0xD9];
     /// Writers pad files to even or aligned sizes.
     const PADDING_MAX: usize = 64;

@@ -40,7 +40,11 @@ mod png;
 mod raster;
 mod slab;
 mod tiff;
+#[cfg(feature = "turbo")]
+pub(crate) mod turbo;
 mod webp;
+#[cfg(not(feature = "turbo"))]
+mod zune;
 
 pub use error::DecodeError;
 pub use slab::Slab;
@@ -49,7 +53,8 @@ pub use slab::Slab;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// JPEG: baseline and progressive, 8 bits; grey, `YCbCr`, RGB, CMYK, YCCK.
+    /// JPEG: baseline and progressive, 8 bits; grey, `YCbCr`, RGB, CMYK, YCCK. Arithmetic coding, too, with the feature
+    /// `turbo`.
     Jpeg,
     /// PNG; of an animation, its still picture.
     Png,
@@ -142,6 +147,8 @@ struct Facts {
     codec_limit_bytes: u64,
     /// Where the picture's data begins.
     data_at: usize,
+    /// More of a JPEG's header.
+    jpeg: Option<jpeg::Frame>,
 }
 
 /// What a format's parser found wrong.
@@ -161,7 +168,8 @@ impl Flaw {
 /// Most bytes that decoding one image needs at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkingSet {
-    /// In the caller's slab: the decoded pixels, before and after conversion to RGB.
+    /// In the caller's slab: the decoded pixels, before and after conversion to RGB, and behind them the memory of a
+    /// codec that takes none of its own (libjpeg-turbo).
     pub pixel_bytes: u64,
     /// Inside the codec: upper bound of what it allocates for itself.
     pub codec_bytes: u64,
@@ -209,6 +217,8 @@ pub fn probe(encoded: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
 pub fn working_set(header: &Header) -> WorkingSet {
     let pixels = u64::from(header.width) * u64::from(header.height);
     let pixel_bytes = pixels.saturating_mul(u64::from(header.facts.native_pixel_bytes).max(CHANNELS as u64));
+    #[cfg(feature = "turbo")]
+    let pixel_bytes = pixel_bytes.saturating_add(turbo::arena_bytes(header, 1));
     WorkingSet { pixel_bytes, codec_bytes: header.facts.codec_bytes }
 }
 
@@ -236,8 +246,15 @@ pub fn decode_onto<'p>(encoded: &[u8], header: &Header, pixels: &'p mut [u8]) ->
     let needed = working_set(header).pixel_bytes;
     let room = usize::try_from(needed).ok().and_then(|needed| pixels.get_mut(..needed));
     let Some(pixels) = room else { return Err(DecodeError::OutOfMemory { bytes: needed }) };
+    let rgb_bytes = header.width as usize * header.height as usize * CHANNELS;
     let codec = AssertUnwindSafe(|| match header.format {
-        Format::Jpeg => jpeg::decode(encoded, header, pixels),
+        #[cfg(feature = "turbo")]
+        Format::Jpeg => {
+            let (pixels, arena) = pixels.split_at_mut(rgb_bytes);
+            turbo::decode(encoded, header, pixels, arena)
+        }
+        #[cfg(not(feature = "turbo"))]
+        Format::Jpeg => zune::decode(encoded, header, pixels),
         _ => raster::decode(encoded, header, pixels),
     });
     // Codecs have been seen to panic on damaged data. What they leave behind is bytes in the slab, which nobody reads.
@@ -245,7 +262,6 @@ pub fn decode_onto<'p>(encoded: &[u8], header: &Header, pixels: &'p mut [u8]) ->
         Ok(outcome) => outcome?,
         Err(panic) => return Err(DecodeError::codec(header.format, panicked(panic.as_ref()))),
     }
-    let rgb_bytes = header.width as usize * header.height as usize * CHANNELS;
     Ok(ImageView::new(&pixels[..rgb_bytes], header.width, header.height))
 }
 

@@ -72,5 +72,5 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     let codec_bytes = [stream_bytes.saturating_mul(3), rows_bytes, codec_limit_bytes]
         .into_iter()
         .fold(FIXED_BYTES, u64::saturating_add);
-    Ok(Facts { width, height, orientation, native_pixel_bytes, codec_bytes, codec_limit_bytes, data_at })
+    Ok(Facts { width, height, orientation, native_pixel_bytes, codec_bytes, codec_limit_bytes, data_at, jpeg: None })
 }

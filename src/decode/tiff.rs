@@ -75,5 +75,6 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         // The codec weighs a chunk's stored bytes against its limit, too, though it does not copy them.
         codec_limit_bytes: codec_bytes.saturating_add(encoded_bytes),
         data_at: 0,
+        jpeg: None,
     })
 }

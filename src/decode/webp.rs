@@ -51,6 +51,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         native_pixel_bytes: if alpha { 4 } else { 3 },
         codec_bytes,
         codec_limit_bytes: 0,
+        jpeg: None,
         data_at: 12,
     };
     match &kind {
