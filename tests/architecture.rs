@@ -85,6 +85,8 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// The only files with `unsafe` in them, and why.
 const UNSAFE: &[(&str, &str)] = &[
+    ("src/decode/turbo/sample.rs", "the tests' files come from an encoder in C"),
+    ("src/decode/turbo/shim.rs", "libjpeg-turbo is in C"),
     ("src/device/memory.rs", "memory made by hand: mapped, page-locked"),
     ("src/device/finish.rs", "a copy of a safe function compiled for AVX2, called where the CPU has it"),
     ("src/device/sim/tests.rs", "writes to a slot behind a copy's back, to see it caught"),

@@ -165,6 +165,13 @@ fn real_photographs_are_decoded_as_the_image_crate_does() {
         let reader = image::ImageReader::new(Cursor::new(&encoded)).with_guessed_format().expect("format");
         let expected = reader.decode().expect("picture").into_rgb8();
         assert_eq!((image.width(), image.height()), expected.dimensions(), "{name}");
-        assert!(image.data() == expected.as_raw(), "{name}: other pixels");
+        if cfg!(feature = "turbo") {
+            // Another codec: it rounds in other places, and enlarges colour more smoothly.
+            let difference = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
+            let mean = image.data().iter().zip(expected.as_raw()).map(difference).sum::<f64>() / expected.len() as f64;
+            assert!(mean < 1.5, "{name}: differs by {mean:.3} in the mean");
+        } else {
+            assert!(image.data() == expected.as_raw(), "{name}: other pixels");
+        }
     }
 }

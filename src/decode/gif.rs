@@ -44,5 +44,14 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     let codec_limit_bytes = frame_pixels * 4;
     let codec_bytes =
         FIXED_BYTES + frame_pixels + if spans { 0 } else { codec_limit_bytes } + metadata_bytes.saturating_mul(3);
-    Ok(Facts { width, height, orientation: 1, native_pixel_bytes: 4, codec_bytes, codec_limit_bytes, data_at: at, jpeg: None })
+    Ok(Facts {
+        width,
+        height,
+        orientation: 1,
+        native_pixel_bytes: 4,
+        codec_bytes,
+        codec_limit_bytes,
+        data_at: at,
+        jpeg: None,
+    })
 }

@@ -77,4 +77,3 @@ pub(super) fn decode(encoded: &[u8], header: &Header, pixels: &mut [u8]) -> Resu
     pixels.fill(0);
     decoder.decode_into(pixels).map_err(refused)
 }
-

@@ -16,14 +16,21 @@
 //! The library repairs what it can and warns. Here the first warning is an error, unless
 //! [`accept_truncated`](Cut::accept_truncated) asks for what there is. Two warnings are not taken for damage: an unknown
 //! number in an Adobe or JFIF marker, and stray bytes between the segments of the header.
-#![cfg_attr(not(test), allow(dead_code, reason = "the whole picture is decoded so far; regions come with the pipeline"))]
+#![cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the whole picture is decoded so far; regions come with the pipeline")
+)]
 
 use super::jpeg::{Frame, has_end};
 use super::{DecodeError, Format, Header};
 use crate::tensor::{CHANNELS, Region};
 
 mod bound;
+#[cfg(test)]
+mod sample;
 mod shim;
+#[cfg(test)]
+mod speed;
 #[cfg(test)]
 mod tests;
 
@@ -59,9 +66,8 @@ pub(crate) fn arena_bytes(header: &Header, denominator: u32) -> u64 {
 /// The largest denominator at which `width` x `height` pixels of the stored picture are still as many as `out_width` x
 /// `out_height`, so that a resampler goes down from there and never up.
 pub(crate) fn denominator_for(width: f64, height: f64, out_width: u32, out_height: u32) -> u32 {
-    let keeps = |d: &u32| {
-        width / f64::from(*d) >= f64::from(out_width) && height / f64::from(*d) >= f64::from(out_height)
-    };
+    let keeps =
+        |d: &u32| width / f64::from(*d) >= f64::from(out_width) && height / f64::from(*d) >= f64::from(out_height);
     [8, 4, 2].into_iter().find(keeps).unwrap_or(1)
 }
 
@@ -226,12 +232,7 @@ impl Rows<'_> {
 }
 
 /// Decodes the whole picture into `pixels`, which is exactly `width * height * 3` bytes long.
-pub(super) fn decode(
-    encoded: &[u8],
-    header: &Header,
-    pixels: &mut [u8],
-    arena: &mut [u8],
-) -> Result<(), DecodeError> {
+pub(super) fn decode(encoded: &[u8], header: &Header, pixels: &mut [u8], arena: &mut [u8]) -> Result<(), DecodeError> {
     start(encoded, header, &Cut::whole(header), arena)?.rest_into(pixels)
 }
 

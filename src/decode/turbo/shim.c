@@ -380,5 +380,5 @@ uint32_t feedstock_jpeg_warnings(const Jpeg *self) { return self->warnings; }
 
 const char *feedstock_jpeg_text(const Jpeg *self) { return self->text; }
 
-/* How much of its arena the picture has used: for the tests of the bound. */
-size_t feedstock_jpeg_used(const Jpeg *self, const unsigned char *arena) { return (size_t)(self->free_at - arena); }
+/* How much of its arena the picture has used, but for what comes before the state: for the tests of the bound. */
+size_t feedstock_jpeg_used(const Jpeg *self) { return (size_t)(self->free_at - (const unsigned char *)self); }

@@ -44,7 +44,7 @@ unsafe extern "C" {
     fn feedstock_jpeg_warnings(jpeg: *const Jpeg) -> u32;
     fn feedstock_jpeg_text(jpeg: *const Jpeg) -> *const c_char;
     #[cfg(test)]
-    fn feedstock_jpeg_used(jpeg: *const Jpeg, arena: *const u8) -> usize;
+    fn feedstock_jpeg_used(jpeg: *const Jpeg) -> usize;
 }
 
 /// Why the library stopped.
@@ -64,8 +64,6 @@ pub(super) enum Stop {
 pub(super) struct Picture<'a> {
     jpeg: NonNull<Jpeg>,
     columns: u32,
-    #[cfg(test)]
-    arena: *const u8,
     borrowed: PhantomData<(&'a mut [u8], &'a [u8])>,
 }
 
@@ -92,13 +90,7 @@ impl<'a> Picture<'a> {
             )
         };
         let Some(jpeg) = NonNull::new(jpeg) else { return Err(Stop::NoRoom) };
-        let picture = Picture {
-            jpeg,
-            columns,
-            #[cfg(test)]
-            arena: arena.as_ptr(),
-            borrowed: PhantomData,
-        };
+        let picture = Picture { jpeg, columns, borrowed: PhantomData };
         picture.outcome(code)?;
         Ok((picture, first_column, columns))
     }
@@ -133,12 +125,12 @@ impl<'a> Picture<'a> {
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     }
 
-    /// How many bytes of the arena are in use.
+    /// How many bytes of the arena are in use, but for its alignment.
     #[cfg(test)]
     #[allow(unsafe_code, reason = "calls the shim")]
     pub(super) fn used_bytes(&self) -> usize {
-        // SAFETY: as for `warnings`; `arena` is where the arena begins that the state lies in.
-        unsafe { feedstock_jpeg_used(self.jpeg.as_ptr(), self.arena) }
+        // SAFETY: as for `warnings`.
+        unsafe { feedstock_jpeg_used(self.jpeg.as_ptr()) }
     }
 
     fn outcome(&self, code: c_int) -> Result<(), Stop> {
