@@ -62,7 +62,7 @@ pub(super) fn picture(width: u32, height: u32, channels: u32) -> Vec<u8> {
         let grain = (x.wrapping_mul(73_856_093) ^ y.wrapping_mul(19_349_663) ^ (c + 1).wrapping_mul(83_492_791))
             .wrapping_mul(2_654_435_761)
             >> 27;
-        let edge = if (x / 11 + y / 7) % 2 == 0 { 0 } else { 90 };
+        let edge = if (x / 11 + y / 7).is_multiple_of(2) { 0 } else { 90 };
         ((x * (c + 1) + y * (3 + c)) % 120 + grain + edge) as u8
     };
     (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..channels).map(move |c| level(x, y, c)))).collect()
