@@ -1,3 +1,5 @@
+//! Owns what is expected of a loader whose machine is short of memory. It must never ask the real machine.
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 

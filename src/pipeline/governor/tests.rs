@@ -1,3 +1,5 @@
+//! Owns what is expected of the governor's rule and of the levels. It must never run a pipeline: `loader/tests.rs` does.
+
 use super::*;
 use crate::plan::{Facts, Profile, Request};
 use crate::tensor::{DType, Finish, Layout, SampleSpec};
