@@ -9,7 +9,7 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::batch::Batch;
 use crate::budget::{CpuBudget, LedgerReport, RamBudget};
-use crate::decode::Limits;
+use crate::decode::{Limits, Options, Quality};
 use crate::device::{Device, HostDevice, Utilization};
 use crate::error::Error;
 use crate::host::{HostFacts, MemoryFacts};
@@ -96,6 +96,7 @@ pub struct LoaderBuilder {
     rank: u64,
     world_size: u64,
     limits: Limits,
+    decoding: Options,
     /// The headers that the plan rests on, read once however often it is asked for.
     survey: OnceLock<Survey>,
     on_bad_sample: OnBadSample,
@@ -163,6 +164,7 @@ impl Loader {
             rank: 0,
             world_size: 1,
             limits: Limits::default(),
+            decoding: Options::default(),
             survey: OnceLock::new(),
             on_bad_sample: OnBadSample::default(),
             bad_samples_max: 0.01,
@@ -398,6 +400,25 @@ impl LoaderBuilder {
         self
     }
 
+    /// How close a decoded picture is to the stored one. Default: [`Quality::Exact`].
+    pub fn quality(mut self, quality: Quality) -> Self {
+        self.decoding.quality = quality;
+        self
+    }
+
+    /// Whether pictures are turned as their EXIF orientation says, before anything is cut. Default: true.
+    pub fn orient(mut self, orient: bool) -> Self {
+        self.decoding.orient = orient;
+        self
+    }
+
+    /// Whether a JPEG that is damaged or cut off counts as a picture of what there is, and not as a bad sample. Default:
+    /// false.
+    pub fn accept_truncated(mut self, accept: bool) -> Self {
+        self.decoding.accept_truncated = accept;
+        self
+    }
+
     /// What happens to a sample that cannot be used. Default: [`OnBadSample::Substitute`].
     pub fn on_bad_sample(mut self, policy: OnBadSample) -> Self {
         self.on_bad_sample = policy;
@@ -453,6 +474,7 @@ impl LoaderBuilder {
             rank: self.rank,
             world_size: self.world_size,
             limits: self.limits,
+            decoding: self.decoding,
             on_bad_sample: self.on_bad_sample,
             bad_samples_max: self.bad_samples_max,
             governed: self.governed,
@@ -521,7 +543,7 @@ impl LoaderBuilder {
 
     fn measure(&self, spec: SampleSpec) -> Profile {
         let survey = self.survey.get_or_init(|| Survey::take(&*self.source, &self.limits));
-        survey.profile(|header| pool::working_set(header, spec))
+        survey.profile(|header| pool::working_set(header, spec, &self.decoding))
     }
 
     /// Samples of one epoch that this rank gets.

@@ -156,6 +156,64 @@ impl Region {
     }
 }
 
+/// How a picture lies in its file, as EXIF says it: which way to turn it to see it as it was taken.
+///
+/// Sizes and pixels of a decoder are *stored* ones; what a person looks at is *seen*.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Orientation {
+    /// Whether stored rows are seen as columns. The mirrors below are of the picture as stored.
+    swaps: bool,
+    /// Whether the last stored column is seen first.
+    columns: bool,
+    /// Whether the last stored row is seen first.
+    rows: bool,
+}
+
+impl Orientation {
+    /// Seen as it is stored: EXIF's 1.
+    pub const UPRIGHT: Orientation = Orientation { swaps: false, columns: false, rows: false };
+
+    /// What EXIF's tag 0x0112 means; upright where it is none of 1 to 8.
+    #[must_use]
+    pub const fn from_exif(value: u8) -> Self {
+        let (swaps, columns, rows) = match value {
+            2 => (false, true, false),
+            3 => (false, true, true),
+            4 => (false, false, true),
+            5 => (true, false, false),
+            6 => (true, false, true),
+            7 => (true, true, true),
+            8 => (true, true, false),
+            _ => (false, false, false),
+        };
+        Orientation { swaps, columns, rows }
+    }
+
+    /// Whether the picture is seen lying on its side: its width is then the stored height.
+    #[must_use]
+    pub const fn swaps_sides(self) -> bool {
+        self.swaps
+    }
+
+    /// Whether the last stored column is seen first (as the first column, or as the first row where sides swap).
+    #[must_use]
+    pub const fn mirrors_columns(self) -> bool {
+        self.columns
+    }
+
+    /// Whether the last stored row is seen first (as the first row, or as the first column where sides swap).
+    #[must_use]
+    pub const fn mirrors_rows(self) -> bool {
+        self.rows
+    }
+
+    /// Width and height as seen of a picture that is stored with these; and the other way round.
+    #[must_use]
+    pub const fn sides(self, width: u32, height: u32) -> (u32, u32) {
+        if self.swaps { (height, width) } else { (width, height) }
+    }
+}
+
 /// An RGB picture in somebody else's memory: rows of `width * 3` bytes, top to bottom, without padding.
 #[derive(Clone, Copy)]
 pub struct ImageView<'a> {
@@ -255,6 +313,24 @@ mod tests {
         }
         assert!("f64".parse::<DType>().expect_err("f64").to_string().contains("'f64'"));
         assert!("chw".parse::<Layout>().is_err());
+    }
+
+    #[test]
+    fn orientations_are_those_of_exif() {
+        // CIPA DC-008, tag 0x0112: where the stored row 0 and column 0 are seen.
+        let seen = [("top", "left"), ("top", "right"), ("bottom", "right"), ("bottom", "left")];
+        let seen_swapped = [("left", "top"), ("right", "top"), ("right", "bottom"), ("left", "bottom")];
+        for (value, (row, column)) in (1..=8).zip(seen.into_iter().chain(seen_swapped)) {
+            let orientation = Orientation::from_exif(value);
+            assert_eq!(orientation.swaps_sides(), value > 4);
+            assert_eq!(orientation.mirrors_rows(), matches!(row, "bottom" | "right"), "{value}");
+            assert_eq!(orientation.mirrors_columns(), matches!(column, "bottom" | "right"), "{value}");
+            assert_eq!(orientation.sides(3, 2), if value > 4 { (2, 3) } else { (3, 2) });
+        }
+        for value in [0, 1, 9, 255] {
+            assert_eq!(Orientation::from_exif(value), Orientation::UPRIGHT);
+        }
+        assert_eq!(Orientation::default(), Orientation::UPRIGHT);
     }
 
     #[test]

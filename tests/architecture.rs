@@ -90,6 +90,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/device/memory.rs", "memory made by hand: mapped, page-locked"),
     ("src/device/finish.rs", "a copy of a safe function compiled for AVX2, called where the CPU has it"),
     ("src/device/sim/tests.rs", "writes to a slot behind a copy's back, to see it caught"),
+    ("src/transform/kernel.rs", "calls to functions compiled for AVX2, where the CPU has it"),
     ("src/pool/slot.rs", "several workers write disjoint parts of one slot"),
 ];
 

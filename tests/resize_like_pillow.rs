@@ -9,7 +9,7 @@
 use std::fs;
 use std::path::Path;
 
-use feedstock::tensor::{ImageView, SampleSpec};
+use feedstock::tensor::{ImageView, Orientation, SampleSpec};
 use feedstock::transform::{Geometry, KeyedRng, Region, Resampler, ResizeCenterCrop, Transform};
 use feedstock::{SampleId, Seed};
 
@@ -42,7 +42,6 @@ fn resampled_pixels_are_pillows() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let index = fs::read_to_string(folder.join("resize.txt")).expect("index");
     let mut expected = &fs::read(folder.join("resize.bin")).expect("pixels")[..];
-    let mut resampler = Resampler::new();
     let mut rng = KeyedRng::new(Seed(0), 0, SampleId(0), 0);
     let mut cases = 0;
     for line in index.lines() {
@@ -64,7 +63,10 @@ fn resampled_pixels_are_pillows() {
         for flip in [false, true] {
             let geometry = Geometry { flip, ..geometry };
             let mut out = vec![0xA5; spec.elements()];
-            resampler.apply(ImageView::new(&pixels, width, height), &geometry, spec, &mut out).expect(line);
+            let bytes = Resampler::working_set(width, height, spec, Orientation::UPRIGHT);
+            let mut workspace = vec![0xA5; bytes as usize];
+            let image = ImageView::new(&pixels, width, height);
+            Resampler::new(geometry, spec).apply(image, &mut workspace, &mut out).expect(line);
             if flip {
                 for row in out.chunks_exact_mut(spec.width as usize * 3) {
                     row.as_chunks_mut::<3>().0.reverse();

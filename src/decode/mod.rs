@@ -3,8 +3,8 @@
 //! reserved. It must never decode a pixel before its cost is known, and never take more than it said.
 //!
 //! A format is told by content, never by a file's name. Whatever a file holds (grey, palette, 16 bits, alpha, CMYK,
-//! animation), what comes out is the first picture as RGB8; `convert` says how. The EXIF orientation is reported and
-//! not applied, as in the loaders that published training recipes use.
+//! animation), what comes out is the first picture as RGB8; `convert` says how. The EXIF orientation is reported here; the
+//! pipeline turns what it cuts ([`Options::orient`]).
 //!
 //! ```
 //! use feedstock::decode::{DecodeError, Limits, Slab, decode_into, probe, working_set};
@@ -32,6 +32,7 @@ use crate::tensor::{CHANNELS, ImageView};
 mod bmp;
 mod bytes;
 mod convert;
+mod cut;
 mod error;
 mod gif;
 mod ifd;
@@ -46,6 +47,8 @@ mod webp;
 #[cfg(not(feature = "turbo"))]
 mod zune;
 
+pub(crate) use cut::{Cut, Decoded, cut, denominator, working_set_of_cut};
+pub use cut::{Options, Quality};
 pub use error::DecodeError;
 pub use slab::Slab;
 
@@ -243,6 +246,16 @@ pub fn decode_into<'s>(encoded: &[u8], header: &Header, slab: &'s mut Slab) -> R
 /// # Errors
 /// As [`decode_into`]; [`DecodeError::OutOfMemory`] where `pixels` is too small.
 pub fn decode_onto<'p>(encoded: &[u8], header: &Header, pixels: &'p mut [u8]) -> Result<ImageView<'p>, DecodeError> {
+    whole_onto(encoded, header, pixels, false)
+}
+
+/// As [`decode_onto`]; a damaged or cut JPEG is a picture of what there is where that is asked for.
+fn whole_onto<'p>(
+    encoded: &[u8],
+    header: &Header,
+    pixels: &'p mut [u8],
+    accept_truncated: bool,
+) -> Result<ImageView<'p>, DecodeError> {
     let needed = working_set(header).pixel_bytes;
     let room = usize::try_from(needed).ok().and_then(|needed| pixels.get_mut(..needed));
     let Some(pixels) = room else { return Err(DecodeError::OutOfMemory { bytes: needed }) };
@@ -251,10 +264,10 @@ pub fn decode_onto<'p>(encoded: &[u8], header: &Header, pixels: &'p mut [u8]) ->
         #[cfg(feature = "turbo")]
         Format::Jpeg => {
             let (pixels, arena) = pixels.split_at_mut(rgb_bytes);
-            turbo::decode(encoded, header, pixels, arena)
+            turbo::decode(encoded, header, accept_truncated, pixels, arena)
         }
         #[cfg(not(feature = "turbo"))]
-        Format::Jpeg => zune::decode(encoded, header, pixels),
+        Format::Jpeg => zune::decode(encoded, header, accept_truncated, pixels),
         _ => raster::decode(encoded, header, pixels),
     });
     // Codecs have been seen to panic on damaged data. What they leave behind is bytes in the slab, which nobody reads.

@@ -53,13 +53,18 @@ pub(super) fn codec_bytes(frame: &Frame, metadata_bytes: u64) -> u64 {
 }
 
 /// Decodes into `pixels`, which is exactly `width * height * 3` bytes long.
-pub(super) fn decode(encoded: &[u8], header: &Header, pixels: &mut [u8]) -> Result<(), DecodeError> {
+pub(super) fn decode(
+    encoded: &[u8],
+    header: &Header,
+    accept_truncated: bool,
+    pixels: &mut [u8],
+) -> Result<(), DecodeError> {
     let incomplete = || DecodeError::Incomplete { format: Format::Jpeg, encoded_bytes: encoded.len() };
-    if !has_end(encoded, header.facts.data_at) {
+    if !accept_truncated && !has_end(encoded, header.facts.data_at) {
         return Err(incomplete());
     }
     let options = DecoderOptions::default()
-        .set_strict_mode(true)
+        .set_strict_mode(!accept_truncated)
         .set_max_width(header.width as usize)
         .set_max_height(header.height as usize)
         .jpeg_set_out_colorspace(ColorSpace::RGB);

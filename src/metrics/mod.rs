@@ -75,6 +75,7 @@ pub(crate) struct Counters {
     pub(crate) consume: StageCounters,
     pub(crate) encoded_bytes: AtomicU64,
     pub(crate) jumbo_samples: AtomicU64,
+    pub(crate) damage_accepted: AtomicU64,
 }
 
 /// What the stages of a loader have done since it was built.
@@ -94,6 +95,8 @@ pub struct PipelineStats {
     pub encoded_bytes: u64,
     /// Samples that were too large for a worker's own scratch and took the jumbo lane.
     pub jumbo_samples: u64,
+    /// Damaged or cut pictures that were taken for what there was of them, where that is asked for.
+    pub damage_accepted: u64,
 }
 
 impl Counters {
@@ -106,6 +109,7 @@ impl Counters {
             consume: self.consume.snapshot(),
             encoded_bytes: self.encoded_bytes.load(Ordering::Relaxed),
             jumbo_samples: self.jumbo_samples.load(Ordering::Relaxed),
+            damage_accepted: self.damage_accepted.load(Ordering::Relaxed),
         }
     }
 }

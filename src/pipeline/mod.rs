@@ -28,7 +28,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::batch::Batch;
 use crate::budget::{Account, Ledger, OverBudget, Reservation};
-use crate::decode::Limits;
+use crate::decode::{Limits, Options};
 use crate::device::{Device, DeviceError};
 use crate::metrics::Counters;
 use crate::plan::Plan;
@@ -63,6 +63,7 @@ pub(crate) struct Recipe {
     pub(crate) rank: u64,
     pub(crate) world_size: u64,
     pub(crate) limits: Limits,
+    pub(crate) decoding: Options,
     pub(crate) on_bad_sample: OnBadSample,
     pub(crate) bad_samples_max: f64,
     /// Whether a run under way may change its size.

@@ -11,11 +11,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::admit::{Attempt, Chunk, Job, Retry, substitute};
 use super::{Engine, Epoch};
-use crate::decode::{self, Header};
-use crate::pool::{JumboError, Lent, Scratch, working_set};
+use crate::decode::{self, Header, WorkingSet};
+use crate::pool::{JumboError, Lent, Scratch, Shown};
 use crate::quarantine::{BadSample, OnBadSample, Stage};
 use crate::sync::Ordering;
-use crate::units::KeyedRng;
+use crate::units::{ByteCount, KeyedRng};
 
 /// How many samples are tried for one place. With one sample in a hundred bad, ten in a row do not happen.
 const SUBSTITUTES_MAX: u32 = 32;
@@ -87,15 +87,19 @@ fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> 
     let Engine { recipe, jumbo, counters, .. } = &*run.engine;
     let header = decode::probe(encoded, &recipe.limits).map_err(|error| (Stage::Probe, error.to_string()))?;
     let mut rng = KeyedRng::new(recipe.seed, run.epoch, job.id, TRANSFORM_SALT);
-    let geometry = recipe.transform.geometry(header.width, header.height, &mut rng);
-    let needed = working_set(&header, recipe.spec);
+    let shown = Shown::choose(&header, &recipe.decoding, &*recipe.transform, &mut rng)
+        .map_err(|error| (Stage::Transform, error.to_string()))?;
+    let WorkingSet { pixel_bytes, codec_bytes } = shown.working_set();
+    let needed = ByteCount(pixel_bytes) + ByteCount(codec_bytes);
+    let note_damage = |warnings: u32| {
+        counters.damage_accepted.fetch_add(u64::from(warnings > 0), Ordering::Relaxed);
+    };
     if needed <= scratch.bytes_max() {
-        return scratch.fill(encoded, &header, &geometry, recipe.spec, job.part.bytes_mut());
+        return scratch.fill(encoded, &shown, job.part.bytes_mut()).map(note_damage);
     }
     counters.jumbo_samples.fetch_add(1, Ordering::Relaxed);
-    jumbo
-        .run(needed, |scratch| scratch.fill(encoded, &header, &geometry, recipe.spec, job.part.bytes_mut()))
-        .unwrap_or_else(|error| {
+    jumbo.run(needed, |scratch| scratch.fill(encoded, &shown, job.part.bytes_mut()).map(note_damage)).unwrap_or_else(
+        |error| {
             let Header { format, width, height, .. } = header;
             let cause = match error {
                 JumboError::Memory(error) => error.to_string(),
@@ -108,7 +112,8 @@ fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> 
                 ),
             };
             Err((Stage::Admit, cause))
-        })
+        },
+    )
 }
 
 /// Does what the policy says about a sample that cannot be used.

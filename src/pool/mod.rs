@@ -7,6 +7,7 @@ mod cache;
 mod countdown;
 mod output;
 mod ring;
+mod sample;
 mod scratch;
 mod slot;
 
@@ -18,7 +19,8 @@ pub(crate) use buffer::ReadBuffer;
 pub(crate) use cache::EncodedCache;
 pub(crate) use output::Output;
 pub(crate) use ring::{Lent, Recycle, Ring};
-pub(crate) use scratch::{JumboError, JumboLane, Scratch, working_set};
+pub(crate) use sample::{Shown, working_set};
+pub(crate) use scratch::{JumboError, JumboLane, Scratch};
 pub(crate) use slot::{Filled, Marks, Part, Parts, Pending, Slot, fill};
 
 /// Takes the reservation of a thing that wakes up: all of `bytes`, or none.

@@ -2,37 +2,24 @@
 //! the rare picture that is larger.
 //! It must never take more than its reservation; who holds the jumbo lane waits for nothing else.
 
-use super::Recycle;
+use super::sample::Shown;
+use super::{Recycle, take_again};
 use crate::budget::{Account, OverBudget, Reservation};
-use crate::decode::{self, Header, WorkingSet};
+use crate::decode::WorkingSet;
 use crate::device::{DeviceError, HostMemory};
 use crate::quarantine::Stage;
 use crate::sync::{Mutex, lock};
-use crate::tensor::SampleSpec;
-use crate::transform::{Geometry, Resampler};
 use crate::units::ByteCount;
 
-/// What decoding and transforming a picture with this header takes at most: pixels, codec, resampler.
-pub(crate) fn working_set(header: &Header, spec: SampleSpec) -> ByteCount {
-    let WorkingSet { pixel_bytes, codec_bytes } = decode::working_set(header);
-    ByteCount(pixel_bytes) + ByteCount(codec_bytes) + ByteCount(resample_bytes(header, spec))
-}
-
-fn resample_bytes(header: &Header, spec: SampleSpec) -> u64 {
-    // A region can be the whole picture, and no region costs more.
-    Resampler::working_set(header.width, header.height, spec)
-}
-
-/// Pixels and resampler of one worker.
+/// Memory of one worker.
 ///
-/// Pixels lie in a mapping of their own, not in the allocator's memory: an allocator that has been given back a large
-/// block keeps blocks of that size from then on, in every thread's arena, where no ledger sees them. Pages that no
-/// picture has touched cost nothing.
+/// It is a mapping of its own, not the allocator's memory: an allocator that has been given back a large block keeps
+/// blocks of that size from then on, in every thread's arena, where no ledger sees them. Pages that no picture has touched
+/// cost nothing.
 pub(crate) struct Scratch {
     memory: HostMemory,
     /// Bytes that pictures so far have touched.
     touched: u64,
-    resampler: Resampler,
     bytes: usize,
     held: Reservation,
 }
@@ -40,7 +27,6 @@ pub(crate) struct Scratch {
 impl Recycle for Scratch {
     fn rest(&mut self) {
         if let Ok(nothing) = HostMemory::pageable(0) {
-            self.resampler.release();
             self.memory = nothing;
             self.touched = 0;
             self.held.shrink_to(ByteCount::ZERO);
@@ -48,7 +34,7 @@ impl Recycle for Scratch {
     }
 
     fn wake(&mut self) -> Result<(), DeviceError> {
-        super::take_again(&mut self.held, self.bytes)?;
+        take_again(&mut self.held, self.bytes)?;
         self.memory = HostMemory::pageable(self.bytes)?;
         Ok(())
     }
@@ -57,40 +43,28 @@ impl Recycle for Scratch {
 impl Scratch {
     pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
         let bytes = held.bytes().0 as usize;
-        Ok(Scratch { memory: HostMemory::pageable(bytes)?, touched: 0, resampler: Resampler::new(), bytes, held })
+        Ok(Scratch { memory: HostMemory::pageable(bytes)?, touched: 0, bytes, held })
     }
 
     /// The largest working set that fits.
     pub(crate) fn bytes_max(&self) -> ByteCount {
-        self.held.bytes()
+        ByteCount(self.bytes as u64)
     }
 
-    /// Makes sure that what earlier pictures left behind and what this one needs fit together.
-    fn make_room(&mut self, header: &Header, spec: SampleSpec) -> Result<(), DeviceError> {
-        let WorkingSet { pixel_bytes, codec_bytes } = decode::working_set(header);
-        let resampler = (self.resampler.held_bytes() as u64).max(resample_bytes(header, spec));
-        if self.touched.max(pixel_bytes) + codec_bytes + resampler > self.held.bytes().0 {
-            self.resampler.release();
-            self.memory = HostMemory::pageable(self.memory.len())?;
+    /// Makes sure that what earlier pictures left behind and what this one's codec takes for itself fit together.
+    fn make_room(&mut self, WorkingSet { pixel_bytes, codec_bytes }: WorkingSet) -> Result<(), DeviceError> {
+        if self.touched.max(pixel_bytes) + codec_bytes > self.bytes as u64 {
+            self.memory = HostMemory::pageable(self.bytes)?;
             self.touched = 0;
         }
         self.touched = self.touched.max(pixel_bytes);
         Ok(())
     }
 
-    /// Decodes a picture and puts what `geometry` shows of it into `out`, one sample's bytes.
-    pub(crate) fn fill(
-        &mut self,
-        encoded: &[u8],
-        header: &Header,
-        geometry: &Geometry,
-        spec: SampleSpec,
-        out: &mut [u8],
-    ) -> Result<(), (Stage, String)> {
-        self.make_room(header, spec).map_err(|error| (Stage::Decode, error.to_string()))?;
-        let image = decode::decode_onto(encoded, header, self.memory.as_mut_slice())
-            .map_err(|error| (Stage::Decode, error.to_string()))?;
-        self.resampler.apply(image, geometry, spec, out).map_err(|error| (Stage::Transform, error.to_string()))
+    /// Decodes a picture and puts what is shown of it into `out`, one sample's bytes. Returns as [`Shown::make`].
+    pub(crate) fn fill(&mut self, encoded: &[u8], shown: &Shown<'_>, out: &mut [u8]) -> Result<u32, (Stage, String)> {
+        self.make_room(shown.working_set()).map_err(|error| (Stage::Decode, error.to_string()))?;
+        shown.make(encoded, self.memory.as_mut_slice(), out)
     }
 }
 

@@ -2,14 +2,15 @@
 //! resampled, whether it is mirrored. It must never allocate pixels of its own, and every random choice comes from the
 //! keyed stream it is handed.
 //!
-//! A [`Transform`] only chooses: it turns a picture's size into a [`Geometry`]. The [`Resampler`] of a worker carries it
-//! out. Between the two, a decoder may skip what the geometry does not look at.
+//! A [`Transform`] only chooses: it turns a picture's size into a [`Geometry`]. A [`Resampler`] carries it out, on a
+//! picture in memory or row by row while it is decoded. Between the two, a decoder may skip what the geometry does not
+//! look at.
 //!
 //! The transforms here choose as torchvision's do (`torchvision/transforms/transforms.py`), and the resampler gives the
 //! pixels that Pillow's antialiased bilinear filter gives, to within one level of 255.
 //!
 //! ```
-//! use feedstock::tensor::ImageView;
+//! use feedstock::tensor::{ImageView, Orientation};
 //! use feedstock::transform::{RandomResizedCrop, Resampler, Transform};
 //! # use feedstock::{SampleId, Seed};
 //! # use feedstock::transform::KeyedRng;
@@ -19,7 +20,10 @@
 //! let mut rng = KeyedRng::new(Seed(17), 0, SampleId(3), 0);
 //! let geometry = transform.geometry(500, 333, &mut rng);
 //! let mut sample = vec![0; transform.out_spec().elements()];
-//! Resampler::new().apply(ImageView::new(&picture, 500, 333), &geometry, transform.out_spec(), &mut sample)?;
+//! let bytes = Resampler::working_set(500, 333, transform.out_spec(), Orientation::UPRIGHT);
+//! let mut workspace = vec![0; bytes as usize];
+//! let resampler = Resampler::new(geometry, transform.out_spec());
+//! resampler.apply(ImageView::new(&picture, 500, 333), &mut workspace, &mut sample)?;
 //! assert!(sample.iter().all(|&v| v == 128));
 //! # Ok::<(), feedstock::transform::TransformError>(())
 //! ```
@@ -29,11 +33,17 @@ use crate::tensor::{Normalize, SIDE_MAX, SampleSpec};
 pub use crate::units::KeyedRng;
 
 mod crop;
+mod geometry;
+mod kernel;
+mod passes;
 mod resample;
 mod resize;
+mod weights;
+mod workspace;
 
 pub use crop::{RandomCrop, RandomResizedCrop};
-pub use resample::{Resampler, TransformError};
+pub use geometry::Geometry;
+pub use resample::{Resampler, RowsError, TransformError};
 pub use resize::{Resize, ResizeCenterCrop};
 
 /// Mean and standard deviation of ImageNet's training pictures, as torchvision's recipes use them.
@@ -50,29 +60,6 @@ pub trait Transform: Send + Sync + 'static {
     /// Which part of a picture of `width` x `height` pixels is shown, and how. A pure function of the sizes and the
     /// stream; the sizes are at least 1.
     fn geometry(&self, width: u32, height: u32, rng: &mut KeyedRng) -> Geometry;
-}
-
-/// Which part of a picture a sample shows, and where in the sample.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Geometry {
-    /// The part of the picture that is looked at. Pixels outside are never read, so they need not be decoded.
-    pub region: Region,
-    /// What is stretched over the target: left, top, width, height in pixels, relative to the region's corner, fractions
-    /// allowed. The filter's support may reach out of the window but not out of the region.
-    pub window: [f64; 4],
-    /// The part of the sample that the window fills. What is left of the sample is black.
-    pub target: Region,
-    /// Whether the sample, the black included, is then mirrored left to right.
-    pub flip: bool,
-}
-
-impl Geometry {
-    /// All of `region`, stretched over the whole sample.
-    #[must_use]
-    pub fn stretch(region: Region, spec: SampleSpec, flip: bool) -> Self {
-        let window = [0.0, 0.0, f64::from(region.width), f64::from(region.height)];
-        Geometry { region, window, target: Region::whole(spec.width, spec.height), flip }
-    }
 }
 
 /// Panics unless a sample may have such a side.

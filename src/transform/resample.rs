@@ -1,18 +1,22 @@
-//! Owns resampling: from the pixels of a picture to the bytes of a sample, straight into the sample's place in its slot.
-//! It must never copy a picture, and never look outside a geometry's region.
+//! Owns resampling: from the rows of a picture to the bytes of a sample, straight into the sample's place in its slot.
+//! It must never allocate, never look outside a geometry's region, and never read what it wrote to the sample.
 //!
-//! The filter is a triangle whose support widens with the reduction (antialiased bilinear), applied to one axis after
-//! the other with 8-bit intermediates: what Pillow does, and torchvision with it. `fast_image_resize` runs over the
-//! columns first where Pillow runs over the rows first, so that single values differ by one level.
+//! The filter is a triangle whose support widens with the reduction (antialiased bilinear), applied down the columns and
+//! then along the rows, with 8-bit intermediates. Pillow, and torchvision with it, does the same in the other order, so
+//! that single values differ by one level.
+//!
+//! Rows come one by one, from a decoder or from a picture in memory. As soon as the last row that a row of the sample
+//! looks at is there, it is made; of the picture no more is kept than the filter reaches over.
 
+use std::convert::Infallible;
 use std::fmt;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedCroppedImageMut, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-
+use super::kernel::Kernel;
+use super::passes::{Along, Down, Lying, Pulled, Sink, Way};
+use super::weights::Axis;
+use super::workspace::{Needs, Parts, ROWS_MAX};
 use super::{Geometry, Region};
-use crate::tensor::{CHANNELS, ImageView, SampleSpec};
+use crate::tensor::{CHANNELS, ImageView, Orientation, SampleSpec};
 
 /// Why a sample could not be made. Each is a caller's mistake, told with its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +26,13 @@ pub enum TransformError {
     OutSize {
         /// Bytes that the shape says.
         expected_bytes: usize,
+        /// Bytes that were given.
+        given_bytes: usize,
+    },
+    /// The workspace is smaller than this geometry needs.
+    Workspace {
+        /// Bytes that suffice.
+        needed_bytes: u64,
         /// Bytes that were given.
         given_bytes: usize,
     },
@@ -36,13 +47,6 @@ pub enum TransformError {
         /// The sample's shape.
         spec: SampleSpec,
     },
-    /// The allocator could not give the buffer between the two passes this many bytes.
-    OutOfMemory {
-        /// How many were asked for.
-        bytes: u64,
-    },
-    /// The resizer refused.
-    Resizer(String),
 }
 
 impl fmt::Display for TransformError {
@@ -51,6 +55,9 @@ impl fmt::Display for TransformError {
             TransformError::OutSize { expected_bytes, given_bytes } => {
                 write!(f, "a sample takes {expected_bytes} bytes, and {given_bytes} were given")
             }
+            TransformError::Workspace { needed_bytes, given_bytes } => {
+                write!(f, "resampling takes a workspace of {needed_bytes} bytes, and {given_bytes} were given")
+            }
             TransformError::Geometry { geometry: Geometry { region, window, target, .. }, width, height, spec } => {
                 write!(
                     f,
@@ -58,302 +65,287 @@ impl fmt::Display for TransformError {
                  {window:?}, target {target:?}"
                 )
             }
-            TransformError::OutOfMemory { bytes } => {
-                write!(f, "the allocator refused {bytes} bytes for resampling")
-            }
-            TransformError::Resizer(cause) => write!(f, "the resizer refused: {cause}"),
         }
     }
 }
 
 impl std::error::Error for TransformError {}
 
-/// Cuts, scales and mirrors. One for each worker: it keeps the buffer between the two passes of the filter.
-///
-/// Besides that buffer, the tables of filter weights are allocated anew for each sample, inside the library that it
-/// rests on; [`working_set`](Resampler::working_set) counts both.
-#[derive(Debug, Default)]
+/// Why a sample could not be made of rows that were pulled.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowsError<E> {
+    /// The caller's mistake.
+    Transform(TransformError),
+    /// What the source of rows said.
+    Rows(E),
+}
+
+impl<E: fmt::Display> fmt::Display for RowsError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RowsError::Transform(error) => error.fmt(f),
+            RowsError::Rows(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for RowsError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            RowsError::Transform(error) => error.source(),
+            RowsError::Rows(error) => error.source(),
+        }
+    }
+}
+
+impl<E> From<TransformError> for RowsError<E> {
+    fn from(error: TransformError) -> Self {
+        RowsError::Transform(error)
+    }
+}
+
+/// Cuts, scales, turns and mirrors: makes one sample, in memory that it is given.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resampler {
-    resizer: Resizer,
-    /// What the first pass made: as wide as the region, as high as the target.
-    between: Vec<u8>,
+    geometry: Geometry,
+    orientation: Orientation,
+    spec: SampleSpec,
 }
 
 impl Resampler {
-    /// A resampler that holds nothing yet.
+    /// Makes what `geometry` shows of an upright picture a sample of this shape.
     #[must_use]
-    pub fn new() -> Self {
-        Resampler::default()
+    pub fn new(geometry: Geometry, spec: SampleSpec) -> Self {
+        Resampler { geometry, orientation: Orientation::UPRIGHT, spec }
     }
 
-    /// Makes a sample: writes all bytes of `out`, RGB8, row by row.
+    /// Turns what is cut from a picture that is stored otherwise than it is seen. The geometry's region and window are
+    /// those of the stored picture ([`Geometry::stored`]).
+    #[must_use]
+    pub fn oriented(mut self, orientation: Orientation) -> Self {
+        self.orientation = orientation;
+        self
+    }
+
+    /// Bytes of workspace that suffice for every geometry whose region is cut from rows of `row_pixels` pixels and is no
+    /// more than `region_height` rows high; so, with a picture's stored sides, for every geometry of that picture. More
+    /// pixels never need less.
+    #[must_use]
+    pub fn working_set(row_pixels: u32, region_height: u32, spec: SampleSpec, orientation: Orientation) -> u64 {
+        let needs = Needs::most(row_pixels as usize, region_height as usize, spec, orientation);
+        needs.bytes(needs.weights_most())
+    }
+
+    /// Makes the sample of a picture in memory: writes all bytes of `out`, RGB8, row by row, each once.
     ///
     /// # Errors
-    /// See [`TransformError`]; `out` may then be partly written.
-    pub fn apply(
-        &mut self,
+    /// See [`TransformError`]; nothing has been written then.
+    pub fn apply(&self, image: ImageView<'_>, workspace: &mut [u8], out: &mut [u8]) -> Result<(), TransformError> {
+        self.apply_with(Kernel::best(), image, workspace, out)
+    }
+
+    fn apply_with(
+        &self,
+        kernel: Kernel,
         image: ImageView<'_>,
-        geometry: &Geometry,
-        spec: SampleSpec,
+        workspace: &mut [u8],
         out: &mut [u8],
     ) -> Result<(), TransformError> {
-        if out.len() != spec.elements() {
-            return Err(TransformError::OutSize { expected_bytes: spec.elements(), given_bytes: out.len() });
-        }
-        let Geometry { region, target, flip, .. } = *geometry;
-        let window = inside(geometry.window, region);
-        let fits = region.fits(image.width(), image.height()) && target.fits(spec.width, spec.height);
-        let Some(window) = window.filter(|_| fits) else {
-            let (width, height) = (image.width(), image.height());
-            return Err(TransformError::Geometry { geometry: *geometry, width, height, spec });
-        };
-        if target != Region::whole(spec.width, spec.height) {
-            out.fill(0);
-        }
-        match unscaled(window, region, target) {
-            Some((x, y)) => copy(image, x, y, target, spec, out),
-            None => self.resize(image, region, window, target, spec, out)?,
-        }
-        if flip {
-            mirror(out, spec);
-        }
+        let job = Job::new(self, image.width(), image.height(), out.len())?;
+        let (region, columns) = (self.geometry.region, job.columns);
+        let needs = job.needs(None);
+        let parts = cut(&needs, workspace)?;
+        let stride = image.width() as usize * CHANNELS;
+        let from = region.y as usize * stride + (region.x as usize + columns.0) * CHANNELS;
+        let mut rows = Lying::new(&image.data()[from..], stride, columns.1 * CHANNELS);
+        let made: Result<(), Infallible> = job.run(kernel, &needs, parts, &mut rows, out);
+        let Ok(()) = made;
         Ok(())
     }
 
-    fn resize(
-        &mut self,
-        image: ImageView<'_>,
-        region: Region,
-        [left, top, width, height]: [f64; 4],
-        target: Region,
-        spec: SampleSpec,
+    /// Makes the sample of rows as they are decoded. `rows` writes the next row of the region, `row_pixels` pixels of
+    /// which the region's first is number `left`, to the memory that it is given, whose contents are undefined. It is
+    /// called for the rows of the region from the first to the last that is needed. Where the region lies in a picture
+    /// is of no account.
+    ///
+    /// # Errors
+    /// [`RowsError::Rows`] is what `rows` returned; `out` may then be partly written. See [`TransformError`] for the
+    /// others, before any row is pulled.
+    pub fn apply_rows<E>(
+        &self,
+        row_pixels: u32,
+        left: u32,
+        rows: impl FnMut(&mut [u8]) -> Result<(), E>,
+        workspace: &mut [u8],
         out: &mut [u8],
-    ) -> Result<(), TransformError> {
-        let options = |left, top, width, height| {
-            let filter = ResizeAlg::Convolution(FilterType::Bilinear);
-            ResizeOptions::new().resize_alg(filter).use_alpha(false).crop(left, top, width, height)
-        };
-        // The view is what the filter may look at; the crop box is what is stretched.
-        let source =
-            TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.data()).map_err(refused)?;
-        let source =
-            TypedCroppedImage::from_ref(&source, region.x, region.y, region.width, region.height).map_err(refused)?;
-        let mut sample = TypedImage::<U8x3>::from_buffer(spec.width, spec.height, out).map_err(refused)?;
-        let mut sample = TypedCroppedImageMut::from_ref(&mut sample, target.x, target.y, target.width, target.height)
-            .map_err(refused)?;
-        let columns_stay = width == f64::from(target.width) && left.fract() == 0.0;
-        let rows_stay = height == f64::from(target.height) && top.fract() == 0.0;
-        if columns_stay || rows_stay {
-            return self
-                .resizer
-                .resize_typed(&source, &mut sample, &options(left, top, width, height))
-                .map_err(refused);
+    ) -> Result<(), RowsError<E>> {
+        self.apply_rows_with(Kernel::best(), (row_pixels, left), rows, workspace, out)
+    }
+
+    fn apply_rows_with<E>(
+        &self,
+        kernel: Kernel,
+        (row_pixels, left): (u32, u32),
+        rows: impl FnMut(&mut [u8]) -> Result<(), E>,
+        workspace: &mut [u8],
+        out: &mut [u8],
+    ) -> Result<(), RowsError<E>> {
+        let mut placed = *self;
+        (placed.geometry.region.x, placed.geometry.region.y) = (left, 0);
+        let job = Job::new(&placed, row_pixels, self.geometry.region.height, out.len())?;
+        let needs = job.needs(Some(row_pixels as usize));
+        let mut parts = cut(&needs, workspace)?;
+        let kept = std::mem::take(&mut parts.kept);
+        let columns = (left as usize + job.columns.0, job.columns.1);
+        let mut rows = Pulled::new(kept, needs.kept_row_bytes(), row_pixels as usize * CHANNELS, columns, rows);
+        job.run(kernel, &needs, parts, &mut rows, out).map_err(RowsError::Rows)
+    }
+}
+
+fn cut<'w>(needs: &Needs, workspace: &'w mut [u8]) -> Result<Parts<'w>, TransformError> {
+    let given_bytes = workspace.len();
+    let needed_bytes = needs.bytes(needs.table_pixels * needs.taps);
+    needs.cut(workspace).ok_or(TransformError::Workspace { needed_bytes, given_bytes })
+}
+
+/// What happens to one stored axis.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pass {
+    /// Pixels stay as they are: `count` of them from the `first` stored one. `mirrored` is whether they are seen the other
+    /// way round.
+    Copy { first: usize, count: usize, mirrored: bool },
+    /// Pixels are weighed.
+    Scale(Axis),
+}
+
+impl Pass {
+    fn new(start: f64, span: f64, length: u32, count: u32, mirrored: bool) -> Self {
+        if span == f64::from(count) && start.fract() == 0.0 {
+            return Pass::Copy { first: start as usize, count: count as usize, mirrored };
         }
-        // Both axes: one at a time, so that what lies between is memory of ours, of a size that we know.
-        let bytes = pass_bytes(region.width, target.height);
-        let between = grown(&mut self.between, bytes)?;
-        let mut rows = TypedImage::<U8x3>::from_buffer(region.width, target.height, between).map_err(refused)?;
-        let whole_rows = options(0.0, top, region.width.into(), height);
-        self.resizer.resize_typed(&source, &mut rows, &whole_rows).map_err(refused)?;
-        let whole_columns = options(left, 0.0, width, target.height.into());
-        self.resizer.resize_typed(&rows, &mut sample, &whole_columns).map_err(refused)
+        Pass::Scale(Axis::new(start, span, length as usize, count as usize, mirrored))
     }
 
-    /// Most bytes that a resampler holds while it shrinks (or grows) a region of these sides to a sample: the buffer
-    /// between the passes, which stays, and the tables of weights, which go.
-    #[must_use]
-    pub fn working_set(region_width: u32, region_height: u32, spec: SampleSpec) -> u64 {
-        let weights = |from: u32, to: u32| {
-            let (from, to) = (u64::from(from), u64::from(to.max(1)));
-            let taps = 2 * from.div_ceil(to).max(1) + 1;
-            // As floats, then as 16-bit integers; for each output pixel a few words besides.
-            to * (taps * (8 + 4) + 96) + 1024
+    fn mirrored(&self) -> bool {
+        match self {
+            Pass::Copy { mirrored, .. } => *mirrored,
+            Pass::Scale(axis) => axis.mirrored(),
+        }
+    }
+}
+
+/// A resampling that has been found to be possible.
+struct Job {
+    down: Pass,
+    along: Pass,
+    /// The region's columns that are looked at: the first, and how many.
+    columns: (usize, usize),
+    /// Whether the sample is mirrored along stored rows, and down stored columns, after it has been turned.
+    flips: (bool, bool),
+    /// Where in the sample, mirrored if it is.
+    target: Region,
+    spec: SampleSpec,
+    swaps: bool,
+}
+
+impl Job {
+    fn new(resampler: &Resampler, width: u32, height: u32, out_bytes: usize) -> Result<Self, TransformError> {
+        let Resampler { geometry, orientation, spec } = *resampler;
+        if out_bytes != spec.elements() {
+            return Err(TransformError::OutSize { expected_bytes: spec.elements(), given_bytes: out_bytes });
+        }
+        let Geometry { region, mut target, flip, .. } = geometry;
+        let fits = region.fits(width, height) && target.fits(spec.width, spec.height);
+        let Some([left, top, window_width, window_height]) = geometry.window_inside().filter(|_| fits) else {
+            return Err(TransformError::Geometry { geometry, width, height, spec });
         };
-        pass_bytes(region_width, spec.height) + weights(region_width, spec.width) + weights(region_height, spec.height)
+        let (across, down) = orientation.sides(target.width, target.height);
+        let along = Pass::new(left, window_width, region.width, across, orientation.mirrors_columns());
+        let down = Pass::new(top, window_height, region.height, down, orientation.mirrors_rows());
+        let columns = match along {
+            Pass::Copy { first, count, .. } => (first, count),
+            Pass::Scale(_) => (0, region.width as usize),
+        };
+        if flip {
+            target.x = spec.width - target.width - target.x;
+        }
+        let swaps = orientation.swaps_sides();
+        Ok(Job { down, along, columns, flips: (flip && !swaps, flip && swaps), target, spec, swaps })
     }
 
-    /// Bytes that the resampler holds between samples.
-    #[must_use]
-    pub fn held_bytes(&self) -> usize {
-        self.between.capacity()
+    /// Pixels of a row made of a stored row, and rows made of them.
+    fn made(&self) -> (usize, usize) {
+        let (width, height) = (self.target.width as usize, self.target.height as usize);
+        if self.swaps { (height, width) } else { (width, height) }
     }
 
-    /// Gives the held bytes back.
-    pub fn release(&mut self) {
-        self.between = Vec::new();
+    /// `pulled` is the pixels of a row that is pulled, if rows are.
+    fn needs(&self, pulled: Option<usize>) -> Needs {
+        let mut needs = Needs { out_pixels: self.made().0, ..Needs::default() };
+        let mut reach = 1;
+        if let Pass::Scale(axis) = &self.down {
+            reach = axis.taps();
+            needs.down_taps = reach;
+            needs.between_pixels = self.columns.1;
+            if reach > ROWS_MAX {
+                needs.sums = self.columns.1 * CHANNELS;
+            }
+        }
+        if let Pass::Scale(axis) = &self.along {
+            needs.table_pixels = axis.count();
+            needs.taps = axis.taps().next_multiple_of(2);
+            needs.between_pixels = self.columns.1;
+        }
+        if let Some(row_pixels) = pulled {
+            needs.row_pixels = row_pixels;
+            needs.kept_rows = reach.min(ROWS_MAX);
+        }
+        if self.swaps {
+            let (across, down) = self.made();
+            (needs.turned_pixels, needs.turned_row_pixels) = (across * down, down);
+        }
+        needs
+    }
+
+    fn run<R: super::passes::Rows>(
+        &self,
+        kernel: Kernel,
+        needs: &Needs,
+        parts: Parts<'_>,
+        rows: &mut R,
+        out: &mut [u8],
+    ) -> Result<(), R::Error> {
+        let Parts { starts, weights, down_weights, sums, between, out: made_rows, turned, turned_row, .. } = parts;
+        let (across, down) = self.made();
+        let mut place = Sink::new(out, self.spec, self.target);
+        let way = Way::new(&self.along, self.flips.0, needs.taps, starts, weights);
+        let down_pass = Down { kernel, weights: down_weights, sums, count: down, flip: self.flips.1 };
+        if !self.swaps {
+            return down_pass.run(&self.down, rows, &mut Along::new(kernel, way, between, made_rows, place));
+        }
+        let turned_spec = SampleSpec { height: down as u32, width: across as u32 };
+        let sink = Sink::new(turned, turned_spec, Region::whole(turned_spec.width, turned_spec.height));
+        down_pass.run(&self.down, rows, &mut Along::new(kernel, way, between, made_rows, sink))?;
+        // Each column of what was made is a row of the sample.
+        let (pixels, _) = turned.as_chunks::<CHANNELS>();
+        for row in 0..across {
+            let (to, _) = turned_row.as_chunks_mut::<CHANNELS>();
+            for (to, from) in to.iter_mut().zip(pixels[row..].iter().step_by(across)) {
+                *to = *from;
+            }
+            place.put(row, turned_row);
+        }
+        Ok(())
     }
 }
 
-fn refused(error: impl fmt::Display) -> TransformError {
-    TransformError::Resizer(error.to_string())
-}
-
-/// The first pass squeezes rows; its result is as wide as what is looked at, as high as what comes out.
-fn pass_bytes(region_width: u32, out_height: u32) -> u64 {
-    u64::from(region_width) * u64::from(out_height) * CHANNELS as u64
-}
-
-/// The front of a buffer that grows exactly, and never holds its old bytes while it takes new ones.
-fn grown(buffer: &mut Vec<u8>, bytes: u64) -> Result<&mut [u8], TransformError> {
-    let out_of_memory = || TransformError::OutOfMemory { bytes };
-    let length = usize::try_from(bytes).map_err(|_| out_of_memory())?;
-    if length > buffer.len() {
-        *buffer = Vec::new();
-        buffer.try_reserve_exact(length).map_err(|_| out_of_memory())?;
-        buffer.resize(length, 0);
-    }
-    Ok(&mut buffer[..length])
-}
-
-/// The window, if it is one and within its region; rounding errors of less than a thousandth of a pixel are mended.
-fn inside([left, top, width, height]: [f64; 4], region: Region) -> Option<[f64; 4]> {
-    const SLACK: f64 = 1e-3;
-    let axis = |start: f64, span: f64, length: u32| {
-        let length = f64::from(length);
-        let sound = start >= -SLACK && span > 0.0 && start + span <= length + SLACK;
-        let start = start.clamp(0.0, length);
-        let span = span.min(length - start);
-        (sound && span > 0.0).then_some((start, span))
-    };
-    let (left, width) = axis(left, width, region.width)?;
-    let (top, height) = axis(top, height, region.height)?;
-    Some([left, top, width, height])
-}
-
-/// Where in the picture to copy from, if a window is on whole pixels and as large as its target.
-fn unscaled([left, top, width, height]: [f64; 4], region: Region, target: Region) -> Option<(u32, u32)> {
-    let same = width == f64::from(target.width) && height == f64::from(target.height);
-    let whole = left.fract() == 0.0 && top.fract() == 0.0;
-    (same && whole).then(|| (region.x + left as u32, region.y + top as u32))
-}
-
-fn copy(image: ImageView<'_>, x: u32, y: u32, target: Region, spec: SampleSpec, out: &mut [u8]) {
-    let row_bytes = target.width as usize * CHANNELS;
-    let sources = image.data().chunks_exact(image.width() as usize * CHANNELS).skip(y as usize);
-    let targets = out.chunks_exact_mut(spec.width as usize * CHANNELS).skip(target.y as usize);
-    for (to, from) in targets.zip(sources).take(target.height as usize) {
-        let (to_at, from_at) = (target.x as usize * CHANNELS, x as usize * CHANNELS);
-        to[to_at..][..row_bytes].copy_from_slice(&from[from_at..][..row_bytes]);
-    }
-}
-
-/// Mirrors each row left to right.
-fn mirror(out: &mut [u8], spec: SampleSpec) {
-    for row in out.chunks_exact_mut(spec.width as usize * CHANNELS) {
-        let (pixels, _) = row.as_chunks_mut::<CHANNELS>();
-        pixels.reverse();
+impl Pass {
+    /// The place in the sample of pixel or row `at`, counted as stored, where the sample may be flipped as well.
+    pub(super) fn place(&self, at: usize, count: usize, flip: bool) -> usize {
+        if self.mirrored() != flip { count - 1 - at } else { at }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SPEC: SampleSpec = SampleSpec { height: 4, width: 4 };
-
-    fn numbered(width: u32, height: u32) -> Vec<u8> {
-        (0..width * height * 3).map(|i| i as u8).collect()
-    }
-
-    #[test]
-    fn an_unscaled_part_is_copied_to_the_bit() {
-        let pixels = numbered(6, 5);
-        let image = ImageView::new(&pixels, 6, 5);
-        let region = Region { x: 2, y: 1, width: 4, height: 4 };
-        for flip in [false, true] {
-            let mut out = [0; 48];
-            Resampler::new().apply(image, &Geometry::stretch(region, SPEC, flip), SPEC, &mut out).expect("fits");
-            for y in 0..4 {
-                for x in 0..4 {
-                    let shown = if flip { 3 - x } else { x };
-                    let from = ((1 + y) * 6 + 2 + shown) * 3;
-                    assert_eq!(out[(y * 4 + x) * 3..][..3], pixels[from..][..3], "{x},{y} {flip}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_the_target_leaves_is_black() {
-        let pixels = [200; 2 * 3 * 3];
-        let image = ImageView::new(&pixels, 2, 3);
-        let target = Region { x: 1, y: 0, width: 2, height: 3 };
-        let geometry = Geometry { target, ..Geometry::stretch(Region::whole(2, 3), SPEC, true) };
-        let mut out = [9; 48];
-        Resampler::new().apply(image, &geometry, SPEC, &mut out).expect("fits");
-        let lit: Vec<usize> = (0..16).filter(|i| out[i * 3..][..3] == [200; 3]).collect();
-        assert_eq!(lit, [1, 2, 5, 6, 9, 10]);
-        assert_eq!(out.iter().filter(|&&v| v == 0).count(), 48 - 18);
-        // Scaled into a part of the sample.
-        let target = Region { x: 0, y: 1, width: 3, height: 2 };
-        Resampler::new().apply(image, &Geometry { target, flip: false, ..geometry }, SPEC, &mut out).expect("fits");
-        let lit: Vec<usize> = (0..16).filter(|i| out[i * 3..][..3] == [200; 3]).collect();
-        assert_eq!(lit, [4, 5, 6, 8, 9, 10]);
-    }
-
-    #[test]
-    fn a_regions_edge_is_a_hard_one() {
-        // White around a black middle: were the filter to look outside the region, its edges would be grey.
-        let mut pixels = vec![255; 30 * 30 * 3];
-        for y in 10..20 {
-            pixels[(y * 30 + 10) * 3..][..30].fill(0);
-        }
-        let region = Region { x: 10, y: 10, width: 10, height: 10 };
-        let mut out = [1; 48];
-        let image = ImageView::new(&pixels, 30, 30);
-        Resampler::new().apply(image, &Geometry::stretch(region, SPEC, false), SPEC, &mut out).expect("fits");
-        assert_eq!(out, [0; 48]);
-        // A window inside a larger region is another matter.
-        let window = [10.0, 10.0, 10.0, 10.0];
-        let geometry = Geometry { window, ..Geometry::stretch(Region::whole(30, 30), SPEC, false) };
-        Resampler::new().apply(image, &geometry, SPEC, &mut out).expect("fits");
-        assert!(out[0] > 0 && out[(4 + 1) * 3] < out[0], "{out:?}");
-    }
-
-    #[test]
-    fn misfits_are_errors_with_their_numbers() {
-        let pixels = numbered(6, 5);
-        let image = ImageView::new(&pixels, 6, 5);
-        let mut resampler = Resampler::new();
-        let good = Geometry::stretch(Region::whole(6, 5), SPEC, false);
-        let error = resampler.apply(image, &good, SPEC, &mut [0; 47]).expect_err("short");
-        assert_eq!(error.to_string(), "a sample takes 48 bytes, and 47 were given");
-        for bad in [
-            Geometry { region: Region { x: 1, ..Region::whole(6, 5) }, ..good },
-            Geometry { region: Region { x: u32::MAX, ..Region::whole(6, 5) }, ..good },
-            Geometry { region: Region::whole(0, 5), ..good },
-            Geometry { target: Region::whole(5, 4), ..good },
-            Geometry { target: Region::whole(4, 0), ..good },
-            Geometry { window: [0.0, 0.0, 6.1, 5.0], ..good },
-            Geometry { window: [0.0, -1.0, 6.0, 5.0], ..good },
-            Geometry { window: [0.0, 0.0, 0.0, 5.0], ..good },
-            Geometry { window: [0.0, f64::NAN, 6.0, 5.0], ..good },
-        ] {
-            let error = resampler.apply(image, &bad, SPEC, &mut [0; 48]).expect_err("misfit");
-            assert!(matches!(error, TransformError::Geometry { .. }), "{error}");
-            assert!(error.to_string().contains("a picture of 6x5 and a sample of 4x4x3"), "{error}");
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
-        #[test]
-        fn one_colour_stays_that_colour(
-            (width, height) in (1u32..90, 1u32..90), out_width in 1u32..40, out_height in 1u32..40, value in any::<u8>(),
-        ) {
-            let pixels = vec![value; (width * height * 3) as usize];
-            let spec = SampleSpec { height: out_height, width: out_width };
-            let mut out = vec![!value; spec.elements()];
-            let geometry = Geometry::stretch(Region::whole(width, height), spec, true);
-            let mut resampler = Resampler::new();
-            prop_assert_eq!(resampler.apply(ImageView::new(&pixels, width, height), &geometry, spec, &mut out), Ok(()));
-            prop_assert!(out.iter().all(|&v| v == value));
-            let held = resampler.held_bytes() as u64;
-            prop_assert!(held <= Resampler::working_set(width, height, spec));
-            resampler.release();
-            prop_assert_eq!(resampler.held_bytes(), 0);
-        }
-    }
-}
+#[path = "resample_tests.rs"]
+mod tests;

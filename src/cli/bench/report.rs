@@ -72,6 +72,7 @@ impl Report {
             "transfer_busy_s": pipeline.transfer.busy.as_secs_f64(),
             "encoded_bytes": pipeline.encoded_bytes,
             "jumbo_samples": pipeline.jumbo_samples,
+            "damage_accepted": pipeline.damage_accepted,
             "minimum_bytes": plan.minimum.0,
             "knee_bytes": plan.knee.0,
             "planned_bytes": plan.total().0,

@@ -10,19 +10,15 @@
 //! At scale 1 a region holds exactly the pixels that the whole picture has there. At 1/d the picture has
 //! `ceil(width / d)` x `ceil(height / d)` pixels, and its pixel (i, j) stands for the d x d pixels from (d i, d j) on.
 //! Of it come those that touch the region, [`Cut::scaled`]: from `floor(x / d)` to before `ceil((x + width) / d)`. The
-//! point x of the stored picture lies at x / d in the scaled one, which [`Cut::window`] does for a resampler's window.
+//! point x of the stored picture lies at x / d in the scaled one, as `Geometry::scaled` has it.
 //!
 //! # Damage
 //! The library repairs what it can and warns. Here the first warning is an error, unless
 //! [`accept_truncated`](Cut::accept_truncated) asks for what there is. Two warnings are not taken for damage: an unknown
 //! number in an Adobe or JFIF marker, and stray bytes between the segments of the header.
-#![cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the whole picture is decoded so far; regions come with the pipeline")
-)]
 
 use super::jpeg::{Frame, has_end};
-use super::{DecodeError, Format, Header};
+use super::{Cut, DecodeError, Format, Header};
 use crate::tensor::{CHANNELS, Region};
 
 mod bound;
@@ -71,17 +67,6 @@ pub(crate) fn denominator_for(width: f64, height: f64, out_width: u32, out_heigh
     [8, 4, 2].into_iter().find(keeps).unwrap_or(1)
 }
 
-/// Which part of a picture is decoded, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cut {
-    /// In pixels of the stored picture, whatever the denominator.
-    pub(crate) region: Region,
-    /// 1, 2, 4 or 8.
-    pub(crate) denominator: u32,
-    /// Whether a damaged or cut file is decoded as far as it goes: [`Rows::warnings`] then says how much was wrong.
-    pub(crate) accept_truncated: bool,
-}
-
 impl Cut {
     /// The whole picture at full size.
     pub(crate) fn whole(header: &Header) -> Self {
@@ -96,18 +81,6 @@ impl Cut {
         let (left, top) = (x / d, y / d);
         Region { x: left, y: top, width: (x + width).div_ceil(d) - left, height: (y + height).div_ceil(d) - top }
     }
-
-    /// A window in stored pixels from the region's corner (left, top, width, height), in pixels of the scaled picture
-    /// from the corner of [`scaled`](Cut::scaled).
-    pub(crate) fn window(&self, [left, top, width, height]: [f64; 4]) -> [f64; 4] {
-        let (d, scaled) = (f64::from(self.denominator), self.scaled());
-        [
-            (f64::from(self.region.x) + left) / d - f64::from(scaled.x),
-            (f64::from(self.region.y) + top) / d - f64::from(scaled.y),
-            width / d,
-            height / d,
-        ]
-    }
 }
 
 /// Rows that are decoded as they are asked for. Dropping it leaves the rest undecoded.
@@ -117,6 +90,7 @@ pub(crate) struct Rows<'a> {
     encoded_bytes: usize,
     width: u32,
     left: u32,
+    #[cfg(test)]
     height: u32,
     /// Rows to come.
     remaining: u32,
@@ -168,6 +142,7 @@ pub(crate) fn start<'a>(
         encoded_bytes: encoded.len(),
         width: columns,
         left: scaled.x - first_column,
+        #[cfg(test)]
         height: scaled.height,
         remaining: scaled.height,
     })
@@ -185,6 +160,7 @@ impl Rows<'_> {
     }
 
     /// Rows in all.
+    #[cfg(test)]
     pub(crate) fn height(&self) -> u32 {
         self.height
     }
@@ -232,8 +208,15 @@ impl Rows<'_> {
 }
 
 /// Decodes the whole picture into `pixels`, which is exactly `width * height * 3` bytes long.
-pub(super) fn decode(encoded: &[u8], header: &Header, pixels: &mut [u8], arena: &mut [u8]) -> Result<(), DecodeError> {
-    start(encoded, header, &Cut::whole(header), arena)?.rest_into(pixels)
+pub(super) fn decode(
+    encoded: &[u8],
+    header: &Header,
+    accept_truncated: bool,
+    pixels: &mut [u8],
+    arena: &mut [u8],
+) -> Result<(), DecodeError> {
+    let cut = Cut { accept_truncated, ..Cut::whole(header) };
+    start(encoded, header, &cut, arena)?.rest_into(pixels)
 }
 
 fn failed(stop: Stop, encoded_bytes: usize) -> DecodeError {

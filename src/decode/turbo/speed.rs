@@ -107,7 +107,7 @@ fn measure(title: &str, files: &[Vec<u8>], passes: usize) {
                 "whole, at once",
                 Box::new(|file, header| {
                     let pixels = &mut b[..header.width as usize * header.height as usize * 3];
-                    decode(file, header, pixels, &mut arena).expect("good");
+                    decode(file, header, false, pixels, &mut arena).expect("good");
                 }),
             ),
             (
