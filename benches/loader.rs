@@ -10,9 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use feedstock::decode::{Limits, Slab, decode_into, probe};
-use feedstock::transform::{RandomResizedCrop, Resampler, Transform};
-use feedstock::{ByteCount, DType, ImageFolder, KeyedRng, Layout, Loader, SampleId, Seed, Source};
+use feedstock::transform::{RandomResizedCrop, Transform};
+use feedstock::{ByteCount, DType, ImageFolder, Layout, Loader, SampleId, SampleMaker, Seed, Source};
 
 const WORKERS: usize = 2;
 const ROUNDS: usize = 5;
@@ -57,7 +56,7 @@ fn row<T: Transform>(
     name: &str,
     folder: &PathBuf,
     samples: u64,
-    transform: impl Fn() -> T,
+    transform: impl Fn() -> T + Sync,
     dtype: DType,
     layout: Layout,
 ) -> Result<()> {
@@ -82,7 +81,6 @@ fn row<T: Transform>(
             .workers(WORKERS)
             .build()
     };
-    let transform = transform();
     let (mut tight, mut parallel, mut first, mut fed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let alone = tight_loop(&files, &transform);
@@ -126,17 +124,12 @@ fn epoch(loader: &Loader, number: u64) -> Result<f64> {
 }
 
 /// Images a second of one thread that does nothing else. Samples that the loader would call bad are a mistake here.
-fn tight_loop(files: &[Vec<u8>], transform: &impl Transform) -> f64 {
-    let spec = transform.out_spec();
-    let (limits, mut slab, mut resampler) = (Limits::default(), Slab::new(), Resampler::new());
-    let mut out = vec![0; spec.elements()];
+fn tight_loop<T: Transform>(files: &[Vec<u8>], transform: &impl Fn() -> T) -> f64 {
+    let mut maker = SampleMaker::new(transform());
+    let mut out = vec![0; transform().out_spec().elements()];
     let start = Instant::now();
     for (i, file) in files.iter().enumerate() {
-        let header = probe(file, &limits).expect("a good header");
-        let mut rng = KeyedRng::new(Seed(0), 0, SampleId(i as u64), 0);
-        let geometry = transform.geometry(header.width, header.height, &mut rng);
-        let image = decode_into(file, &header, &mut slab).expect("a good file");
-        resampler.apply(image, &geometry, spec, &mut out).expect("a geometry within the picture");
+        maker.make_as(file, Seed(0), 0, SampleId(i as u64), &mut out).expect("a good file");
         std::hint::black_box(&out);
     }
     files.len() as f64 / start.elapsed().as_secs_f64()

@@ -10,6 +10,7 @@
 //! | cut and augment otherwise | [`transform::Transform`] |
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
 //! | see where the bytes are | [`Loader::stats`], [`budget::LedgerReport`] |
+//! | make a single sample, as for inference | [`SampleMaker`] |
 //! | resume in mid-epoch | [`Epoch::state`], [`Loader::resume`] |
 
 #[cfg(feature = "burn")]
@@ -21,6 +22,7 @@ pub mod device;
 mod error;
 pub mod host;
 mod loader;
+mod maker;
 mod metrics;
 mod pipeline;
 pub mod plan;
@@ -39,6 +41,7 @@ pub use batch::Batch;
 pub use budget::{CpuBudget, ParseCpuBudgetError, ParseRamBudgetError, RamBudget};
 pub use error::{Error, ErrorKind};
 pub use loader::{Epoch, Loader, LoaderBuilder, Moves, State, Stats, ram_budget_here};
+pub use maker::{SampleError, SampleMaker};
 pub use metrics::{PipelineStats, StageStats};
 pub use pipeline::Move;
 pub use plan::Plan;

@@ -54,6 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // 7
     ("error", &["units", "budget", "quarantine", "source", "device", "plan", "pipeline"]),
     // 8: the face
+    ("maker", &["units", "quarantine", "decode", "transform", "pool"]),
     (
         "loader",
         &[

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
-use super::{Epoch, read};
+use super::Epoch;
 use crate::budget::{Reservation, WaitError};
 use crate::device::DeviceError;
 use crate::plan::{CHUNK_SAMPLES_MAX, CHUNK_TARGET_BYTES, ENCODED_BYTES_MAX};
@@ -128,15 +128,22 @@ struct Off;
 
 struct Admit {
     run: Epoch,
+    to_read: Sender<Lent<Chunk>>,
     to_work: Sender<Lent<Chunk>>,
     retries: Receiver<Retry>,
 }
 
-pub(super) fn run(epoch: Epoch, first_batch: u64, admitted: &Sender<Admitted>, to_work: Sender<Lent<Chunk>>) {
+pub(super) fn run(
+    epoch: Epoch,
+    first_batch: u64,
+    admitted: &Sender<Admitted>,
+    to_read: Sender<Lent<Chunk>>,
+    to_work: Sender<Lent<Chunk>>,
+) {
     // Every place under way may come back at once.
     let places = epoch.engine.plan.slots * epoch.engine.recipe.batch_size.get();
     let (retry, retries) = bounded(places);
-    let admit = Admit { run: epoch, to_work, retries };
+    let admit = Admit { run: epoch, to_read, to_work, retries };
     if admit.epoch(first_batch, admitted, &retry).is_ok() {
         drop(retry);
         admit.last_retries();
@@ -210,12 +217,9 @@ impl Admit {
         if let Err(error) = chunk.buffer.prepare(len, giant) {
             chunk.fail(Stage::Read, &error.to_string());
         }
-        if chunk.len > 0 {
-            read::start(&self.run, chunk, self.to_work.clone());
-            return Ok(());
-        }
-        // As many places as chunks: it fails only when every worker has died.
-        self.to_work.send(chunk).map_err(|_| Off)
+        let next = if chunk.len > 0 { &self.to_read } else { &self.to_work };
+        // As many places as chunks, so this never blocks. It fails only when every reader or worker has died.
+        next.send(chunk).map_err(|_| Off)
     }
 
     fn reserve_giant(&self, chunk: &Chunk) -> Result<Option<Reservation>, WaitError> {

@@ -333,6 +333,7 @@ impl Run {
         let mut run = Run { deliveries, cancel: cancel.clone(), threads: Vec::new(), engine: engine.clone() };
 
         let (admitted, pending) = bounded(engine.plan.slots);
+        let (to_read, to_be_read) = bounded(engine.plan.chunks);
         let (to_work, work) = bounded(engine.plan.chunks);
         let epoch = Epoch { engine: engine.clone(), cancel: cancel.clone(), epoch };
         for worker in 0..engine.plan.workers {
@@ -347,7 +348,8 @@ impl Run {
             let epoch = epoch.clone();
             run.spawn("feedstock-transfer", move || transfer::run(&epoch, &pending, &delivered))?;
         }
-        run.spawn("feedstock-admit", move || admit::run(epoch, first_batch, &admitted, to_work))?;
+        read::start(&epoch, &to_be_read, &to_work);
+        run.spawn("feedstock-admit", move || admit::run(epoch, first_batch, &admitted, to_read, to_work))?;
         if engine.is_stopped() {
             cancel.cancel();
         }

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 
 use super::Epoch;
 use super::admit::{Chunk, Encoded};
@@ -13,19 +13,32 @@ use crate::pool::Lent;
 use crate::quarantine::Stage;
 use crate::sync::Ordering;
 
-/// Reads a chunk in the background and passes it on to the workers.
-pub(super) fn start(run: &Epoch, mut chunk: Lent<Chunk>, to_work: Sender<Lent<Chunk>>) {
+/// Starts the reading threads of a run: as many as the plan says, each with a chunk at a time. They end when no more
+/// chunks come.
+pub(super) fn start(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Sender<Lent<Chunk>>) {
     let Some(readers) = &run.engine.readers else { return };
-    let run = run.clone();
-    readers.spawn_blocking(move || {
+    for _ in 0..run.engine.plan.read_threads {
+        let (run, to_read, to_work) = (run.clone(), to_read.clone(), to_work.clone());
+        readers.spawn_blocking(move || read_all(&run, &to_read, &to_work));
+    }
+}
+
+fn read_all(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Sender<Lent<Chunk>>) {
+    let counters = &run.engine.counters.read;
+    loop {
+        let since = Instant::now();
+        let Ok(mut chunk) = to_read.recv() else { return };
+        counters.waited_in(since);
         if !run.cancel.is_cancelled() {
-            read(&run, &mut chunk);
+            read(run, &mut chunk);
         }
         let since = Instant::now();
         // As many places as chunks: this blocks on nothing. It fails only when every worker has died.
-        let _ = to_work.send(chunk);
-        run.engine.counters.read.waited_out(since);
-    });
+        if to_work.send(chunk).is_err() {
+            return;
+        }
+        counters.waited_out(since);
+    }
 }
 
 fn read(run: &Epoch, chunk: &mut Chunk) {

@@ -12,15 +12,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::admit::{Attempt, Chunk, Job, Retry, substitute};
 use super::{Engine, Epoch};
 use crate::decode::{self, Header, WorkingSet};
-use crate::pool::{JumboError, Lent, Scratch, Shown};
+use crate::pool::{JumboError, Lent, Scratch, Shown, TRANSFORM_SALT};
 use crate::quarantine::{BadSample, OnBadSample, Stage};
 use crate::sync::Ordering;
 use crate::units::{ByteCount, KeyedRng};
 
 /// How many samples are tried for one place. With one sample in a hundred bad, ten in a row do not happen.
 const SUBSTITUTES_MAX: u32 = 32;
-/// Tells the transform's stream of random numbers from others of the same sample.
-const TRANSFORM_SALT: u64 = 0x7F_0A;
 
 /// How often a worker that waits looks whether it is still wanted, or wanted again.
 const LOOK_UP: Duration = Duration::from_millis(50);

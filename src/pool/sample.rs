@@ -9,6 +9,9 @@ use crate::transform::RowsError;
 use crate::transform::{Geometry, Resampler, Transform, TransformError};
 use crate::units::{ByteCount, KeyedRng};
 
+/// Tells the transform's stream of random numbers from others of the same sample.
+pub(crate) const TRANSFORM_SALT: u64 = 0x7F_0A;
+
 /// What decoding and transforming a picture with this header takes at most, whatever is shown of it.
 pub(crate) fn working_set(header: &Header, spec: SampleSpec, options: &Options) -> ByteCount {
     let orientation = orientation(header, options);

@@ -1,6 +1,7 @@
 //! Owns the image folder: one folder for each class, images in them at any depth, read by plain system calls.
 //! It must never decode, and it keeps no file open between two reads, only the root.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::mem::size_of;
 use std::num::NonZeroUsize;
@@ -200,11 +201,12 @@ impl Source for ImageFolder {
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         let indexed_bytes = self.index.size_bytes(id);
         assert_eq!(out.len() as u64, indexed_bytes, "{id} has {indexed_bytes} bytes");
-        let path = self.relative_path(id);
-        // Without NONBLOCK, a file that has become a FIFO since would hold this thread for ever.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = retry_on_intr(|| openat(&self.root_fd, OsStr::from_bytes(&path), flags, Mode::empty()))
-            .map_err(|errno| self.io_error("open", id, errno))?;
+        let file = PATH.with_borrow_mut(|path| {
+            path.clear();
+            self.index.push_path(id, path);
+            open_file(&self.root_fd, path)
+        });
+        let file = file.map_err(|errno| self.io_error("open", id, errno))?;
         let stat = fstat(&file).map_err(|errno| self.io_error("look at", id, errno))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::RegularFile {
@@ -244,6 +246,17 @@ impl Source for ImageFolder {
             size_of::<Self>() + self.root.capacity() + strings(&self.classes) + strings(&self.notes) + unreadable;
         self.index.heap_bytes() + rest as u64
     }
+}
+
+thread_local! {
+    /// The path of the file that a thread reads: reading allocates nothing once it has its length.
+    static PATH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn open_file(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    // Without NONBLOCK, a file that has become a FIFO since would hold this thread for ever.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    retry_on_intr(|| openat(root, OsStr::from_bytes(path), flags, Mode::empty()))
 }
 
 /// Bytes as text; those that are not UTF-8 as `\xFF`, so that names which differ in them still differ.
