@@ -15,7 +15,6 @@ use image::{ImageFormat, RgbImage};
 /// Counts every allocation of the process, and those as large as payload.
 struct Counting;
 
-static BUSY: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static LARGE: AtomicU64 = AtomicU64::new(0);
 /// No list of labels or ids of the batches here is as large.
@@ -25,11 +24,7 @@ const LARGE_BYTES: usize = 4096;
 // SAFETY: every call goes to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, size: Size) -> *mut u8 {
-        let n = CALLS.fetch_add(1, Ordering::Relaxed);
-        if n > 60_000 && n % 97 == 0 && !BUSY.swap(true, Ordering::SeqCst) {
-            eprintln!("ALLOC {} {:?}\n{}", size.size(), std::thread::current().name(), std::backtrace::Backtrace::force_capture());
-            BUSY.store(false, Ordering::SeqCst);
-        }
+        CALLS.fetch_add(1, Ordering::Relaxed);
         LARGE.fetch_add(u64::from(size.size() >= LARGE_BYTES), Ordering::Relaxed);
         // SAFETY: the caller's promises are the system allocator's.
         unsafe { System.alloc(size) }

@@ -1,354 +1,376 @@
-//! Owns the two passes of a resampling: down the columns as rows arrive, then along each row that this makes, and the way
-//! from there into the sample. It must never hold more rows than the filter reaches over, and it writes each byte of a
-//! sample once.
-//!
-//! ```text
-//! Rows (lying in memory, or pulled) --Down--> a row between the passes --Along--> Sink: its place in the sample
-//! ```
+//! Owns the two passes over a picture, down its columns and along its rows, and the order in which rows come and go. It
+//! must never hold more rows than the filter reaches over, nor write a byte of the sample twice.
 
+use super::Region;
 use super::kernel::{BATCH, Kernel, Table};
-use super::resample::Pass;
 use super::weights::Axis;
-use super::workspace::{ROWS_MAX, SUMS};
-use crate::tensor::{CHANNELS, Region, SampleSpec};
+use super::workspace::ROWS_MAX;
+use crate::tensor::{CHANNELS, SampleSpec};
+
+/// What happens to one stored axis.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pass {
+    /// Pixels stay as they are: `count` of them from the `first` stored one. `mirrored` is whether they are seen the other
+    /// way round.
+    Copy { first: usize, count: usize, mirrored: bool },
+    /// Pixels are weighed.
+    Scale(Axis),
+}
+
+impl Pass {
+    /// A window of `span` pixels from `start`, inside `length` stored pixels, becomes `count` pixels.
+    pub(super) fn new(start: f64, span: f64, length: u32, count: u32, mirrored: bool) -> Self {
+        if span == f64::from(count) && start.fract() == 0.0 {
+            return Pass::Copy { first: start as usize, count: count as usize, mirrored };
+        }
+        Pass::Scale(Axis::new(start, span, length as usize, count as usize, mirrored))
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Pass::Copy { count, .. } => *count,
+            Pass::Scale(axis) => axis.count(),
+        }
+    }
+
+    /// Whether what comes first of the stored axis comes last in the sample, which may be flipped besides.
+    fn turns(&self, flip: bool) -> bool {
+        match self {
+            Pass::Copy { mirrored, .. } => *mirrored != flip,
+            Pass::Scale(axis) => axis.mirrored() != flip,
+        }
+    }
+}
 
 /// The rows of a region, from the first on.
 pub(super) trait Rows {
     type Error;
 
-    /// Sees to it that the rows before `end` are there, or the last [`ROWS_MAX`] of them at most. `end` never sinks.
-    fn reach(&mut self, end: usize) -> Result<(), Self::Error>;
+    /// Sees to it that all rows before `end` have come.
+    fn advance(&mut self, end: usize) -> Result<(), Self::Error>;
 
-    /// A row that is there: the columns that are looked at.
+    /// The looked-at columns of a row: one of the last that have come, as many as are kept.
     fn row(&self, at: usize) -> &[u8];
 }
 
-/// Rows of a picture in memory.
+/// The rows of a picture in memory, where they lie.
 pub(super) struct Lying<'a> {
     data: &'a [u8],
-    stride: usize,
+    stride_bytes: usize,
     row_bytes: usize,
 }
 
 impl<'a> Lying<'a> {
-    /// Rows of `row_bytes` that begin every `stride` bytes of `data`.
-    pub(super) fn new(data: &'a [u8], stride: usize, row_bytes: usize) -> Self {
-        Lying { data, stride, row_bytes }
+    /// `data` begins with the first pixel that is looked at.
+    pub(super) fn new(data: &'a [u8], stride_bytes: usize, row_bytes: usize) -> Self {
+        Lying { data, stride_bytes, row_bytes }
     }
 }
 
 impl Rows for Lying<'_> {
     type Error = std::convert::Infallible;
 
-    fn reach(&mut self, _end: usize) -> Result<(), Self::Error> {
+    fn advance(&mut self, _end: usize) -> Result<(), Self::Error> {
         Ok(())
     }
 
     fn row(&self, at: usize) -> &[u8] {
-        &self.data[at * self.stride..][..self.row_bytes]
+        &self.data[at * self.stride_bytes..][..self.row_bytes]
     }
 }
 
-/// Rows that a decoder writes when they are asked for. The last few are kept, in turn.
-pub(super) struct Pulled<'a, F> {
-    kept: &'a mut [u8],
-    /// Bytes from one kept row to the next.
-    stride: usize,
-    /// Bytes of a row as it is pulled, and which of them are looked at.
+/// Rows that are pulled one by one into a ring.
+pub(super) struct Pulled<'w, F> {
+    kept: &'w mut [u8],
+    stride_bytes: usize,
     row_bytes: usize,
-    looked_at: (usize, usize),
-    pulled: usize,
-    next: F,
+    /// The bytes of a row that are looked at: the first, and how many.
+    columns: (usize, usize),
+    come: usize,
+    pull: F,
 }
 
-impl<'a, F> Pulled<'a, F> {
-    /// `columns` are the first of those that are looked at, and how many.
-    pub(super) fn new(kept: &'a mut [u8], stride: usize, row_bytes: usize, columns: (usize, usize), next: F) -> Self {
-        let looked_at = (columns.0 * CHANNELS, columns.1 * CHANNELS);
-        Pulled { kept, stride, row_bytes, looked_at, pulled: 0, next }
+impl<'w, F> Pulled<'w, F> {
+    /// A ring of as many rows as `kept` holds. `columns` are the first pixel that is looked at, and how many are.
+    pub(super) fn new(
+        kept: &'w mut [u8],
+        stride_bytes: usize,
+        row_bytes: usize,
+        columns: (usize, usize),
+        pull: F,
+    ) -> Self {
+        let columns = (columns.0 * CHANNELS, columns.1 * CHANNELS);
+        Pulled { kept, stride_bytes, row_bytes, columns, come: 0, pull }
     }
 
-    fn start(&self, at: usize) -> usize {
-        at % (self.kept.len() / self.stride) * self.stride
+    fn place(&self, at: usize) -> usize {
+        at % (self.kept.len() / self.stride_bytes) * self.stride_bytes
     }
 }
 
 impl<E, F: FnMut(&mut [u8]) -> Result<(), E>> Rows for Pulled<'_, F> {
     type Error = E;
 
-    fn reach(&mut self, end: usize) -> Result<(), E> {
-        while self.pulled < end {
-            let start = self.start(self.pulled);
-            (self.next)(&mut self.kept[start..][..self.row_bytes])?;
-            self.pulled += 1;
+    fn advance(&mut self, end: usize) -> Result<(), E> {
+        while self.come < end {
+            let place = self.place(self.come);
+            (self.pull)(&mut self.kept[place..][..self.row_bytes])?;
+            self.come += 1;
         }
         Ok(())
     }
 
     fn row(&self, at: usize) -> &[u8] {
-        let (first, bytes) = self.looked_at;
-        &self.kept[self.start(at) + first..][..bytes]
+        debug_assert!(at < self.come && self.come - at <= self.kept.len() / self.stride_bytes);
+        &self.kept[self.place(at) + self.columns.0..][..self.columns.1]
     }
 }
 
-/// A sample's bytes, of which the target is filled row by row. What is left is black from the beginning.
+/// The sample's bytes, of which a part is filled row by row and the rest is black. It is written and never read.
 pub(super) struct Sink<'o> {
     out: &'o mut [u8],
-    row_bytes: usize,
+    stride_bytes: usize,
     first_row: usize,
-    /// Bytes before the target in each of its rows, and bytes of the target.
-    before: usize,
-    bytes: usize,
+    before_bytes: usize,
+    row_bytes: usize,
 }
 
 impl<'o> Sink<'o> {
-    /// # Panics
-    /// Panics unless `out` is one sample and the target fits it.
+    /// Blackens the rows of `out` that are not of the target.
     pub(super) fn new(out: &'o mut [u8], spec: SampleSpec, target: Region) -> Self {
-        let row_bytes = spec.width as usize * CHANNELS;
-        let (first_row, end) = (target.y as usize, (target.y + target.height) as usize);
-        out[..first_row * row_bytes].fill(0);
-        out[end * row_bytes..].fill(0);
-        let (before, bytes) = (target.x as usize * CHANNELS, target.width as usize * CHANNELS);
-        Sink { out, row_bytes, first_row, before, bytes }
+        let stride_bytes = spec.width as usize * CHANNELS;
+        let first_row = target.y as usize;
+        out[..first_row * stride_bytes].fill(0);
+        out[(first_row + target.height as usize) * stride_bytes..].fill(0);
+        let (before_bytes, row_bytes) = (target.x as usize * CHANNELS, target.width as usize * CHANNELS);
+        Sink { out, stride_bytes, first_row, before_bytes, row_bytes }
     }
 
-    /// Writes a row of the target, whose first bytes are `row`'s.
-    pub(super) fn put(&mut self, at: usize, row: &[u8]) {
-        let out = &mut self.out[(self.first_row + at) * self.row_bytes..][..self.row_bytes];
-        let (before, rest) = out.split_at_mut(self.before);
-        let (middle, after) = rest.split_at_mut(self.bytes);
-        before.fill(0);
-        middle.copy_from_slice(&row[..self.bytes]);
-        after.fill(0);
-    }
-}
-
-/// What becomes of a row.
-pub(super) enum Way<'a> {
-    /// This many pixels stay as they are, in reverse or not.
-    Copy {
-        pixels: usize,
-        reverse: bool,
-    },
-    Scale(Table<'a>),
-}
-
-impl<'a> Way<'a> {
-    /// `flip` is whether rows are mirrored once more than the pass says. `taps` is the axis's number made even; `starts`
-    /// and `weights` become the table.
-    pub(super) fn new(pass: &Pass, flip: bool, taps: usize, starts: &'a mut [u32], weights: &'a mut [i16]) -> Self {
-        match pass {
-            Pass::Copy { count, mirrored, .. } => Way::Copy { pixels: *count, reverse: *mirrored != flip },
-            Pass::Scale(axis) => Way::Scale(table(axis, flip, taps, starts, weights)),
+    /// Writes a row of the target, which nobody did before, and the black at its sides.
+    pub(super) fn put(&mut self, row: usize, pixels: &[u8]) {
+        let out = &mut self.out[(self.first_row + row) * self.stride_bytes..][..self.stride_bytes];
+        let (before, out) = out.split_at_mut(self.before_bytes);
+        let (target, after) = out.split_at_mut(self.row_bytes);
+        // Hardly any sample has black at its sides, and to fill nothing is a call too.
+        if !before.is_empty() {
+            before.fill(0);
         }
-    }
-
-    fn pixels(&self) -> usize {
-        match self {
-            Way::Copy { pixels, .. } => *pixels,
-            Way::Scale(table) => table.starts.len(),
+        target.copy_from_slice(&pixels[..self.row_bytes]);
+        if !after.is_empty() {
+            after.fill(0);
         }
     }
 }
 
-/// The pass along rows. It takes them one by one and makes several at once.
-pub(super) struct Along<'a, 'o> {
+/// The second pass: takes whole rows of the columns that are looked at, makes rows of the sample.
+pub(super) struct Along<'w, 'o> {
     kernel: Kernel,
-    way: Way<'a>,
-    between: &'a mut [u8],
-    made: &'a mut [u8],
-    /// Where the rows that wait belong.
-    places: [usize; BATCH],
+    /// Rows that wait for others to be resampled along with.
+    between: &'w mut [u8],
+    between_stride: usize,
+    /// What was made of them, before it goes to the sample in one piece.
+    made: &'w mut [u8],
+    made_stride: usize,
+    columns_bytes: usize,
+    /// None where pixels are copied.
+    table: Option<Table<'w>>,
+    reversed: bool,
     waiting: usize,
-    pixels: usize,
+    places: [usize; BATCH],
     sink: Sink<'o>,
 }
 
-impl<'a, 'o> Along<'a, 'o> {
-    pub(super) fn new(kernel: Kernel, way: Way<'a>, between: &'a mut [u8], made: &'a mut [u8], sink: Sink<'o>) -> Self {
-        let pixels = way.pixels();
-        Along { kernel, way, between, made, places: [0; BATCH], waiting: 0, pixels, sink }
-    }
-
-    /// Where the next row is to be written before it is [`committed`](Self::commit).
-    fn room(&mut self, bytes: usize) -> &mut [u8] {
-        let stride = self.between.len() / BATCH;
-        &mut self.between[self.waiting * stride..][..bytes]
-    }
-
-    /// The row in [`room`](Self::room) is there; it belongs in row `place` of the target.
-    fn commit(&mut self, place: usize) {
-        self.places[self.waiting] = place;
-        match self.way {
-            Way::Copy { reverse, .. } => {
-                // The only row there is.
-                Self::copy(
-                    self.kernel,
-                    reverse,
-                    &self.between[..self.pixels * CHANNELS],
-                    self.made,
-                    &mut self.sink,
-                    place,
-                );
+impl<'w, 'o> Along<'w, 'o> {
+    /// `starts` and `weights` are as many as the axis has pixels, `taps` weights for each; `between` and `made` hold
+    /// [`BATCH`] rows each. `flip` is whether the sample is flipped along this axis.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a workspace, each of which is used here alone")]
+    pub(super) fn new(
+        kernel: Kernel,
+        pass: &Pass,
+        (columns, flip): (usize, bool),
+        taps: usize,
+        starts: &'w mut [u32],
+        weights: &'w mut [i16],
+        between: &'w mut [u8],
+        made: &'w mut [u8],
+        sink: Sink<'o>,
+    ) -> Self {
+        let table = match pass {
+            Pass::Copy { .. } => None,
+            Pass::Scale(axis) => {
+                tabulate(axis, flip, taps, starts, weights);
+                Some(Table { starts, weights, taps, places: axis.places() })
             }
-            Way::Scale(_) => {
-                self.waiting += 1;
-                if self.waiting == BATCH {
-                    self.make();
-                }
-            }
+        };
+        let (between_stride, made_stride) = (between.len() / BATCH, made.len() / BATCH);
+        Along {
+            kernel,
+            between,
+            between_stride,
+            made,
+            made_stride,
+            columns_bytes: columns * CHANNELS,
+            table,
+            reversed: pass.turns(flip),
+            waiting: 0,
+            places: [0; BATCH],
+            sink,
         }
     }
 
-    /// Takes a row that lies elsewhere.
-    fn take(&mut self, row: &[u8], place: usize) {
-        if let Way::Copy { reverse, .. } = self.way {
-            return Self::copy(self.kernel, reverse, row, self.made, &mut self.sink, place);
-        }
-        self.room(row.len()).copy_from_slice(row);
-        self.commit(place);
-    }
-
-    fn copy(kernel: Kernel, reverse: bool, row: &[u8], made: &mut [u8], sink: &mut Sink<'_>, place: usize) {
-        if reverse {
-            kernel.reverse(row, made);
-            sink.put(place, made);
+    /// A row that is there already.
+    fn take(&mut self, place: usize, row: &[u8]) {
+        if self.table.is_some() {
+            self.take_with(place, |to| to.copy_from_slice(row));
+        } else if self.reversed {
+            self.kernel.reverse(row, &mut self.made[..self.made_stride]);
+            self.sink.put(place, self.made);
         } else {
-            sink.put(place, row);
+            self.sink.put(place, row);
         }
     }
 
-    /// Makes the rows that wait. Those of an unfilled batch hold whatever they held, and what they give is not used.
-    fn make(&mut self) {
-        let Way::Scale(table) = self.way else { return };
-        if self.waiting == 0 {
-            return;
+    /// A row that `write` writes; `place` is which row of the sample it belongs to.
+    fn take_with(&mut self, place: usize, write: impl FnOnce(&mut [u8])) {
+        let row = &mut self.between[self.waiting * self.between_stride..][..self.columns_bytes];
+        write(row);
+        if self.table.is_some() {
+            self.places[self.waiting] = place;
+            self.waiting += 1;
+            if self.waiting == BATCH {
+                self.flush();
+            }
+        } else if self.reversed {
+            self.kernel.reverse(row, &mut self.made[..self.made_stride]);
+            self.sink.put(place, self.made);
+        } else {
+            self.sink.put(place, row);
         }
-        let (stride, made_stride) = (self.between.len() / BATCH, self.made.len() / BATCH);
-        let rows: [&[u8]; BATCH] = std::array::from_fn(|at| &self.between[at * stride..][..stride]);
-        let mut left = &mut *self.made;
-        let made: [&mut [u8]; BATCH] = std::array::from_fn(|_| {
-            let (row, rest) = std::mem::take(&mut left).split_at_mut(made_stride);
-            left = rest;
-            row
-        });
-        self.kernel.along(rows, table, made);
-        for (at, &place) in self.places[..self.waiting].iter().enumerate() {
-            self.sink.put(place, &self.made[at * made_stride..][..self.pixels * CHANNELS]);
+    }
+
+    /// Makes rows of the sample of those that wait. Fewer than a batch are made up for by the last, in vain.
+    fn flush(&mut self) {
+        let Some(table) = self.table.filter(|_| self.waiting > 0) else { return };
+        let between = &*self.between;
+        let rows =
+            std::array::from_fn(|at| &between[at.min(self.waiting - 1) * self.between_stride..][..self.between_stride]);
+        let mut made = self.made.chunks_exact_mut(self.made_stride);
+        let out: [&mut [u8]; BATCH] = std::array::from_fn(|_| made.next().unwrap_or_default());
+        self.kernel.along(rows, table, out);
+        for (&place, row) in self.places[..self.waiting].iter().zip(self.made.chunks_exact(self.made_stride)) {
+            self.sink.put(place, row);
         }
         self.waiting = 0;
     }
 }
 
-/// Writes where each pixel of a row starts, and its weights, in the order in which they stand in the sample.
-fn table<'a>(axis: &Axis, flip: bool, taps: usize, starts: &'a mut [u32], weights: &'a mut [i16]) -> Table<'a> {
+/// Writes the weights of all pixels along a row, in the order of the sample, and nothing for those that are too many.
+fn tabulate(axis: &Axis, flip: bool, taps: usize, starts: &mut [u32], weights: &mut [i16]) {
     let count = axis.count();
-    for (place, (start, weights)) in starts.iter_mut().zip(weights.chunks_exact_mut(taps)).enumerate() {
-        let at = if flip { count - 1 - place } else { place };
-        let (first, end) = axis.reach(at);
-        // A reach that is cut short by the edge starts earlier instead, so that all are equally long and none ends
-        // beyond the row.
-        let from = first.min(axis.length() - axis.taps());
-        let (lead, rest) = weights.split_at_mut(first - from);
-        lead.fill(0);
-        rest[end - first..].fill(0);
-        axis.weights(at, rest);
+    let last_start = axis.length().saturating_sub(taps);
+    // At once: a call for each pixel's last few weights would take longer than to compute them.
+    weights.fill(0);
+    starts[count..].fill(0);
+    for ((at, start), weights) in starts[..count].iter_mut().enumerate().zip(weights.chunks_exact_mut(taps)) {
+        let seen = if flip { count - 1 - at } else { at };
+        let (first, end) = axis.weights(seen, weights);
+        let used = end - first;
+        // Near the end of the row all taps begin early enough to end within it.
+        let from = first.min(last_start);
+        if from < first {
+            weights.copy_within(..used, first - from);
+            weights[..first - from].fill(0);
+        }
         *start = from as u32;
     }
-    Table { starts, weights, taps, places: axis.places() }
 }
 
-/// The pass down columns.
-pub(super) struct Down<'a> {
+/// The first pass: takes the picture's rows, makes rows for the second.
+pub(super) struct Down<'w> {
     pub(super) kernel: Kernel,
-    pub(super) weights: &'a mut [i16],
-    pub(super) sums: &'a mut [i32],
-    /// Rows of the result.
-    pub(super) count: usize,
-    /// Whether they are mirrored once more than the pass says.
+    /// Whether the sample is flipped along this axis.
     pub(super) flip: bool,
+    /// Where the filter reaches over more than [`ROWS_MAX`] rows: the weights and the sums of the two rows under way.
+    pub(super) weights: &'w mut [i16],
+    pub(super) sums: &'w mut [i32],
 }
 
 impl Down<'_> {
-    /// Makes all rows and hands each on as soon as it is made.
-    pub(super) fn run<R: Rows>(mut self, pass: &Pass, rows: &mut R, along: &mut Along<'_, '_>) -> Result<(), R::Error> {
+    pub(super) fn run<R: Rows>(self, pass: &Pass, rows: &mut R, along: &mut Along<'_, '_>) -> Result<(), R::Error> {
+        let (count, turns) = (pass.count(), pass.turns(self.flip));
+        let place = |at: usize| if turns { count - 1 - at } else { at };
         match pass {
             Pass::Copy { first, .. } => {
-                for at in 0..self.count {
-                    rows.reach(first + at + 1)?;
-                    along.take(rows.row(first + at), pass.place(at, self.count, self.flip));
+                for at in 0..count {
+                    rows.advance(first + at + 1)?;
+                    along.take(place(at), rows.row(first + at));
                 }
             }
-            Pass::Scale(axis) if axis.taps() <= ROWS_MAX => self.at_once(axis, pass, rows, along)?,
-            Pass::Scale(axis) => self.running(axis, pass, rows, along)?,
+            Pass::Scale(axis) if axis.taps() <= ROWS_MAX => self.narrow(axis, place, rows, along)?,
+            Pass::Scale(axis) => self.wide(axis, place, rows, along)?,
         }
-        along.make();
+        along.flush();
         Ok(())
     }
 
-    /// Each row of the result out of rows that are all there.
-    fn at_once<R: Rows>(
-        &mut self,
+    /// All rows that matter for a row of the result are kept, and summed at once.
+    fn narrow<R: Rows>(
+        self,
         axis: &Axis,
-        pass: &Pass,
+        place: impl Fn(usize) -> usize,
         rows: &mut R,
         along: &mut Along<'_, '_>,
     ) -> Result<(), R::Error> {
-        for at in 0..self.count {
-            let (first, end) = axis.weights(seen(axis, at), self.weights);
-            rows.reach(end)?;
-            let mut list = [&[] as &[u8]; ROWS_MAX];
-            let count = listed(rows, first, end, self.weights, &mut list);
-            let room = along.room(list[0].len());
-            self.kernel.down(&list[..count], &self.weights[..count], axis.places(), room);
-            along.commit(pass.place(at, self.count, self.flip));
+        let mut weights = [0; ROWS_MAX];
+        for at in 0..axis.count() {
+            let (first, end) = axis.weights(axis.seen(at), &mut weights);
+            rows.advance(end)?;
+            let (rows, count) = gathered(rows, first, end);
+            if count > end - first {
+                weights[count - 1] = 0;
+            }
+            along.take_with(place(at), |to| self.kernel.down(&rows[..count], &weights[..count], axis.places(), to));
         }
         Ok(())
     }
 
-    /// A filter that reaches over more rows than are kept: a block of rows after the other is added to the sums of those
-    /// rows of the result that it matters for. These are two, and at the very ends of their reach a third, whose sum
-    /// begins when the first one's is done.
-    fn running<R: Rows>(
-        &mut self,
+    /// Rows come in blocks. Each block is added to the sums of the rows of the result that it matters for, which are made
+    /// as soon as their last row has been added.
+    fn wide<R: Rows>(
+        self,
         axis: &Axis,
-        pass: &Pass,
+        place: impl Fn(usize) -> usize,
         rows: &mut R,
         along: &mut Along<'_, '_>,
     ) -> Result<(), R::Error> {
-        let (taps, sums_each) = (self.weights.len() / SUMS, self.sums.len() / SUMS);
-        // The first result that is not made, and the one after the last whose weights are there.
-        let (mut oldest, mut weighed) = (0, 0);
-        let mut block = axis.reach(seen(axis, 0)).0;
-        while oldest < self.count {
-            let last_end = axis.reach(seen(axis, self.count - 1)).1;
-            let block_end = (block + ROWS_MAX).min(last_end);
-            rows.reach(block_end)?;
-            let under_way = oldest..self.count;
-            for at in under_way {
-                let (first, end) = axis.reach(seen(axis, at));
+        let last = axis.reach(axis.seen(axis.count() - 1)).1;
+        let (mut block, mut made) = (axis.reach(axis.seen(0)).0, 0);
+        let (weights_each, sums_each) = (self.weights.len() / 2, self.sums.len() / 2);
+        while made < axis.count() {
+            let block_end = last.min(block + ROWS_MAX);
+            rows.advance(block_end)?;
+            let under_way = made;
+            for at in under_way..axis.count() {
+                let (first, end) = axis.reach(axis.seen(at));
                 if first >= block_end {
                     break;
                 }
-                let weights = &mut self.weights[at % SUMS * taps..][..taps];
-                if at == weighed {
-                    axis.weights(seen(axis, at), weights);
-                    weighed += 1;
+                // By the time that the next but one begins, this one has ended.
+                debug_assert!(at - made < 2);
+                let weights = &mut self.weights[at % 2 * weights_each..][..weights_each];
+                let sums = &mut self.sums[at % 2 * sums_each..][..sums_each];
+                let begins = first >= block;
+                if begins {
+                    axis.weights(axis.seen(at), weights);
                 }
                 let (from, to) = (first.max(block), end.min(block_end));
-                let sums = &mut self.sums[at % SUMS * sums_each..][..sums_each];
-                if from < to {
-                    let mut part = [0; ROWS_MAX];
-                    part[..to - from].copy_from_slice(&weights[from - first..to - first]);
-                    let mut list = [&[] as &[u8]; ROWS_MAX];
-                    let count = listed(rows, from, to, &mut part, &mut list);
-                    self.kernel.gather(&list[..count], &part[..count], from == first, sums);
-                }
+                let (rows, count) = gathered(rows, from, to);
+                let mut block_weights = [0; ROWS_MAX];
+                block_weights[..to - from].copy_from_slice(&weights[from - first..to - first]);
+                self.kernel.gather(&rows[..count], &block_weights[..count], begins, sums);
                 if end <= block_end {
-                    self.kernel.settle(sums, axis.places(), along.room(sums_each));
-                    along.commit(pass.place(at, self.count, self.flip));
-                    oldest = at + 1;
+                    along.take_with(place(at), |to| self.kernel.settle(sums, axis.places(), to));
+                    made = at + 1;
                 }
             }
             block = block_end;
@@ -357,27 +379,15 @@ impl Down<'_> {
     }
 }
 
-/// Which pixel of the result, counted as seen, is the `at`th in stored order.
-fn seen(axis: &Axis, at: usize) -> usize {
-    if axis.mirrored() { axis.count() - 1 - at } else { at }
-}
-
-/// Lists rows `first..end`, and one of them again with no weight where their number is odd. Returns how many there are.
-fn listed<'r, R: Rows>(
-    rows: &'r R,
-    first: usize,
-    end: usize,
-    weights: &mut [i16],
-    list: &mut [&'r [u8]; ROWS_MAX],
-) -> usize {
+/// The rows from `first` to `end`, made even in number by the last once more, and their number.
+fn gathered<R: Rows>(rows: &R, first: usize, end: usize) -> ([&[u8]; ROWS_MAX], usize) {
+    let mut gathered: [&[u8]; ROWS_MAX] = [&[]; ROWS_MAX];
+    for (to, at) in gathered.iter_mut().zip(first..end) {
+        *to = rows.row(at);
+    }
     let count = end - first;
-    for (entry, at) in list.iter_mut().zip(first..end) {
-        *entry = rows.row(at);
+    if count % 2 == 1 {
+        gathered[count] = gathered[count - 1];
     }
-    if count.is_multiple_of(2) {
-        return count;
-    }
-    list[count] = list[0];
-    weights[count] = 0;
-    count + 1
+    (gathered, count.next_multiple_of(2))
 }

@@ -11,9 +11,8 @@
 use std::convert::Infallible;
 use std::fmt;
 
-use super::kernel::Kernel;
-use super::passes::{Along, Down, Lying, Pulled, Sink, Way};
-use super::weights::Axis;
+use super::kernel::{GROUP, Kernel};
+use super::passes::{Along, Down, Lying, Pass, Pulled, Rows, Sink};
 use super::workspace::{Needs, Parts, ROWS_MAX};
 use super::{Geometry, Region};
 use crate::tensor::{CHANNELS, ImageView, Orientation, SampleSpec};
@@ -158,8 +157,7 @@ impl Resampler {
         let stride = image.width() as usize * CHANNELS;
         let from = region.y as usize * stride + (region.x as usize + columns.0) * CHANNELS;
         let mut rows = Lying::new(&image.data()[from..], stride, columns.1 * CHANNELS);
-        let made: Result<(), Infallible> = job.run(kernel, &needs, parts, &mut rows, out);
-        let Ok(()) = made;
+        let Ok(()): Result<(), Infallible> = job.run(kernel, &needs, parts, &mut rows, out);
         Ok(())
     }
 
@@ -206,32 +204,6 @@ fn cut<'w>(needs: &Needs, workspace: &'w mut [u8]) -> Result<Parts<'w>, Transfor
     let given_bytes = workspace.len();
     let needed_bytes = needs.bytes(needs.table_pixels * needs.taps);
     needs.cut(workspace).ok_or(TransformError::Workspace { needed_bytes, given_bytes })
-}
-
-/// What happens to one stored axis.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Pass {
-    /// Pixels stay as they are: `count` of them from the `first` stored one. `mirrored` is whether they are seen the other
-    /// way round.
-    Copy { first: usize, count: usize, mirrored: bool },
-    /// Pixels are weighed.
-    Scale(Axis),
-}
-
-impl Pass {
-    fn new(start: f64, span: f64, length: u32, count: u32, mirrored: bool) -> Self {
-        if span == f64::from(count) && start.fract() == 0.0 {
-            return Pass::Copy { first: start as usize, count: count as usize, mirrored };
-        }
-        Pass::Scale(Axis::new(start, span, length as usize, count as usize, mirrored))
-    }
-
-    fn mirrored(&self) -> bool {
-        match self {
-            Pass::Copy { mirrored, .. } => *mirrored,
-            Pass::Scale(axis) => axis.mirrored(),
-        }
-    }
 }
 
 /// A resampling that has been found to be possible.
@@ -285,14 +257,14 @@ impl Job {
         let mut reach = 1;
         if let Pass::Scale(axis) = &self.down {
             reach = axis.taps();
-            needs.down_taps = reach;
             needs.between_pixels = self.columns.1;
             if reach > ROWS_MAX {
+                needs.down_taps = reach;
                 needs.sums = self.columns.1 * CHANNELS;
             }
         }
         if let Pass::Scale(axis) = &self.along {
-            needs.table_pixels = axis.count();
+            needs.table_pixels = axis.count().next_multiple_of(GROUP);
             needs.taps = axis.taps().next_multiple_of(2);
             needs.between_pixels = self.columns.1;
         }
@@ -307,7 +279,7 @@ impl Job {
         needs
     }
 
-    fn run<R: super::passes::Rows>(
+    fn run<R: Rows>(
         &self,
         kernel: Kernel,
         needs: &Needs,
@@ -315,17 +287,20 @@ impl Job {
         rows: &mut R,
         out: &mut [u8],
     ) -> Result<(), R::Error> {
-        let Parts { starts, weights, down_weights, sums, between, out: made_rows, turned, turned_row, .. } = parts;
-        let (across, down) = self.made();
-        let mut place = Sink::new(out, self.spec, self.target);
-        let way = Way::new(&self.along, self.flips.0, needs.taps, starts, weights);
-        let down_pass = Down { kernel, weights: down_weights, sums, count: down, flip: self.flips.1 };
-        if !self.swaps {
-            return down_pass.run(&self.down, rows, &mut Along::new(kernel, way, between, made_rows, place));
-        }
-        let turned_spec = SampleSpec { height: down as u32, width: across as u32 };
-        let sink = Sink::new(turned, turned_spec, Region::whole(turned_spec.width, turned_spec.height));
-        down_pass.run(&self.down, rows, &mut Along::new(kernel, way, between, made_rows, sink))?;
+        let Parts { starts, weights, down_weights, sums, between, out: made, turned, turned_row, .. } = parts;
+        let (across, rows_made) = self.made();
+        let whole = Region::whole(across as u32, rows_made as u32);
+        let (sink, sample) = if self.swaps {
+            let turned_spec = SampleSpec { height: whole.height, width: whole.width };
+            (Sink::new(&mut *turned, turned_spec, whole), Some(Sink::new(out, self.spec, self.target)))
+        } else {
+            (Sink::new(out, self.spec, self.target), None)
+        };
+        let columns = (self.columns.1, self.flips.0);
+        let mut along = Along::new(kernel, &self.along, columns, needs.taps, starts, weights, between, made, sink);
+        let down = Down { kernel, flip: self.flips.1, weights: down_weights, sums };
+        down.run(&self.down, rows, &mut along)?;
+        let Some(mut sample) = sample else { return Ok(()) };
         // Each column of what was made is a row of the sample.
         let (pixels, _) = turned.as_chunks::<CHANNELS>();
         for row in 0..across {
@@ -333,19 +308,11 @@ impl Job {
             for (to, from) in to.iter_mut().zip(pixels[row..].iter().step_by(across)) {
                 *to = *from;
             }
-            place.put(row, turned_row);
+            sample.put(row, turned_row);
         }
         Ok(())
     }
 }
 
-impl Pass {
-    /// The place in the sample of pixel or row `at`, counted as stored, where the sample may be flipped as well.
-    pub(super) fn place(&self, at: usize, count: usize, flip: bool) -> usize {
-        if self.mirrored() != flip { count - 1 - at } else { at }
-    }
-}
-
 #[cfg(test)]
-#[path = "resample_tests.rs"]
 mod tests;

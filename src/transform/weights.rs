@@ -25,6 +25,10 @@ pub(super) struct Axis {
     mirrored: bool,
     taps: usize,
     places: u32,
+    /// By how much a raw weight falls from pixel to pixel.
+    slope: f64,
+    /// What weights sum to, with their fractional bits.
+    one: f64,
 }
 
 impl Axis {
@@ -37,17 +41,14 @@ impl Axis {
         let start = if mirrored { (length as f64 - (start + span)).max(0.0) } else { start };
         // An open interval of this length holds so many pixel middles.
         let taps = (2.0 * support).ceil() as usize;
-        Axis { length, count, start, scale, support, mirrored, taps: taps.min(length), places: places(support) }
+        let places = places(support);
+        let (slope, one) = (1.0 / support, (1u64 << (places + FRACTION_BITS)) as f64);
+        Axis { length, count, start, scale, support, mirrored, taps: taps.min(length), places, slope, one }
     }
 
     /// Pixels of the result.
     pub(super) fn count(&self) -> usize {
         self.count
-    }
-
-    /// Stored pixels.
-    pub(super) fn length(&self) -> usize {
-        self.length
     }
 
     /// Most weights that a pixel has.
@@ -58,6 +59,16 @@ impl Axis {
     /// Binary places of the weights.
     pub(super) fn places(&self) -> u32 {
         self.places
+    }
+
+    /// Stored pixels of the region.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The pixel of the result, counted as seen, that is number `at` as stored.
+    pub(super) fn seen(&self, at: usize) -> usize {
+        if self.mirrored { self.count - 1 - at } else { at }
     }
 
     /// Whether the axis is stored the other way round from how it is seen.
@@ -71,13 +82,15 @@ impl Axis {
         if self.mirrored { (self.length - end, self.length - first) } else { (first, end) }
     }
 
+    #[inline]
     fn reach_seen(&self, at: usize) -> (usize, usize, f64) {
-        let middle = self.start + (at as f64 + 0.5) * self.scale;
-        // The first and last pixels whose middles are within the support. Casts cut off, and saturate below zero.
-        let first = ((middle - self.support + 0.5) as usize).min(self.length - 1);
+        let middle = self.start + (float(at) + 0.5) * self.scale;
+        // The first and last pixels whose middles are within the support. Casts cut off toward zero.
+        let first = ((middle - self.support + 0.5) as i64).max(0) as usize;
+        let first = first.min(self.length - 1);
         let stop = middle + self.support - 0.5;
-        let whole = stop as usize;
-        let end = whole + usize::from((whole as f64) < stop);
+        let whole = stop as i64;
+        let end = (whole + i64::from((whole as f64) < stop)) as usize;
         (first, end.clamp(first + 1, self.length.min(first + self.taps)), middle)
     }
 
@@ -87,17 +100,24 @@ impl Axis {
         let (first, end, middle) = self.reach_seen(at);
         let count = end - first;
         let weights = &mut weights[..count];
+        if self.taps <= 2 && self.support <= 1.0 {
+            // Enlarged: two neighbours share according to their distances. It is most of the cost of a small sample.
+            let second = (middle - 0.5 - float(first)).clamp(0.0, 1.0) * f64::from(1 << self.places) + 0.5;
+            let second = if count == 2 { second as i64 as i16 } else { 0 };
+            weights[count - 1] = second;
+            weights[0] = (1 << self.places) - second;
+            return self.stored(first, end, weights);
+        }
         // Distances grow by one from pixel to pixel, so on either side of the middle weights are an arithmetic series:
         // its sum is known at once, and its terms follow by addition.
-        let left = ((middle + 0.5) as usize).clamp(first, end) - first;
+        let left = ((middle + 0.5) as i64 as usize).clamp(first, end) - first;
         let right = count - left;
-        let (to_first, to_peak) = (middle - 0.5 - first as f64, (first + left) as f64 + 0.5 - middle);
-        let series = |n: usize, nearest: f64| n as f64 * (nearest + (n as f64 - 1.0) * 0.5);
-        let distances = series(left, to_first - (left as f64 - 1.0)) + series(right, to_peak);
-        let slope = 1.0 / self.support;
-        let sum = count as f64 - slope * distances;
-        let one = f64::from(1 << self.places);
-        let factor = one / sum * (1u64 << FRACTION_BITS) as f64;
+        let (to_first, to_peak) = (middle - 0.5 - float(first), float(first + left) + 0.5 - middle);
+        let series = |n: f64, nearest: f64| n * (nearest + (n - 1.0) * 0.5);
+        let (left_float, right_float, slope) = (float(left), float(right), self.slope);
+        let distances = series(left_float, to_first - (left_float - 1.0)) + series(right_float, to_peak);
+        let sum = left_float + right_float - slope * distances;
+        let factor = self.one / sum;
         let step = (factor * slope) as i64;
         let (mut running, mut before) = (1i64 << (FRACTION_BITS - 1), 0i32);
         let mut put = |weight: &mut i16, value: i64| {
@@ -119,12 +139,24 @@ impl Axis {
         }
         // A few units of the last place may be missing from the running sum, never as much as a half.
         weights[count - 1] += ((1 << self.places) - before) as i16;
+        self.stored(first, end, weights)
+    }
+
+    /// Puts weights that are in the order as seen into the stored one.
+    #[inline]
+    fn stored(&self, first: usize, end: usize, weights: &mut [i16]) -> (usize, usize) {
         if self.mirrored {
             weights.reverse();
             return (self.length - end, self.length - first);
         }
         (first, end)
     }
+}
+
+/// A count as a float, by the one instruction that there is for signed numbers; none is near 2^63.
+#[inline]
+fn float(count: usize) -> f64 {
+    count as i64 as f64
 }
 
 /// The most binary places with which every weight fits 16 bits.

@@ -3,7 +3,7 @@
 
 use bytemuck::Pod;
 
-use super::kernel::{BATCH, OUT_SLACK_BYTES, ROW_SLACK_BYTES};
+use super::kernel::{BATCH, GROUP, OUT_SLACK_BYTES, ROW_SLACK_BYTES};
 use crate::tensor::{CHANNELS, Orientation, SampleSpec};
 
 /// Rows that are summed at once, and so the most that are kept. Filters that reach over more keep running sums besides.
@@ -22,7 +22,7 @@ pub(super) struct Needs {
     /// Pixels of the result that are weighed along a row, and the weights of each. None where rows are copied.
     pub(super) table_pixels: usize,
     pub(super) taps: usize,
-    /// Weights of a row of the result; none where rows are copied.
+    /// Weights of a row of the result, where the filter reaches over more rows than are kept.
     pub(super) down_taps: usize,
     /// Rows of the picture that are kept, and their pixels.
     pub(super) kept_rows: usize,
@@ -58,10 +58,10 @@ impl Needs {
         let (width, down) = orientation.sides(spec.width, spec.height);
         let (width, down) = (width as usize, down as usize);
         Needs {
-            table_pixels: width,
+            table_pixels: width.next_multiple_of(GROUP),
             // The bytes of weights are counted below: their number for each pixel grows as the target shrinks.
             taps: 0,
-            down_taps: height,
+            down_taps: if height > ROWS_MAX { height } else { 0 },
             kept_rows: height.min(ROWS_MAX),
             row_pixels,
             sums: if height > ROWS_MAX { row_pixels * CHANNELS } else { 0 },
@@ -72,10 +72,11 @@ impl Needs {
         }
     }
 
-    /// The most weights along a row that any target up to `table_pixels` wide needs: a pixel of the result has two for
-    /// each pixel of the picture that becomes one of the result, at least two, and up to two more.
+    /// The most weights along a row that any target up to `table_pixels` wide needs. A pixel of the result has two for
+    /// each pixel of the picture that becomes one of the result, or one for each that there is, at least two and up to
+    /// two more; and up to three pixels are made up.
     pub(super) fn weights_most(&self) -> usize {
-        2 * self.row_pixels.max(self.table_pixels) + 2 * self.table_pixels
+        4 * (self.row_pixels + self.table_pixels)
     }
 
     fn between_row_bytes(&self) -> usize {

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BATCH, Table, portable};
+use super::{BATCH, GROUP, Table, portable};
 use crate::tensor::CHANNELS;
 
 /// Bytes of a row in one register.
@@ -98,7 +98,7 @@ pub(super) fn gather(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
     }
     for (row, &weight) in rows.iter().zip(weights) {
         for (sum, &value) in sums[whole..].iter_mut().zip(&row[whole..]) {
-            *sum += i32::from(value) * i32::from(weight);
+            *sum = sum.wrapping_add(i32::from(value).wrapping_mul(i32::from(weight)));
         }
     }
 }
@@ -135,41 +135,61 @@ pub(super) fn along(rows: [&[u8]; BATCH], table: Table<'_>, out: [&mut [u8]; BAT
 #[target_feature(enable = "avx2")]
 fn along_taps<const TAPS: usize>(rows: [&[u8]; BATCH], table: Table<'_>, mut out: [&mut [u8]; BATCH]) {
     let taps = if TAPS == 0 { table.taps } else { TAPS };
+    // All of the same length, so that one look at it serves all four. (No closures here: they would be functions without
+    // AVX2, or not be inlined.)
+    let [row_0, row_1, row_2, row_3] = rows;
+    let length = row_0.len().min(row_1.len()).min(row_2.len()).min(row_3.len());
+    let (row_0, row_1, row_2, row_3) = (&row_0[..length], &row_1[..length], &row_2[..length], &row_3[..length]);
+    let (starts, _) = table.starts.as_chunks::<GROUP>();
     let (half, shift) = (_mm256_set1_epi32(1 << (table.places - 1)), _mm_cvtsi32_si128(table.places as i32));
     // Pixels 0 and 1, then 2 and 3, of 16 bytes: red beside red, green beside green, blue beside blue.
     let first_two =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
     let last_two =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
-    let length = rows.iter().map(|row| row.len()).min().unwrap_or(0);
-    let rows = rows.map(|row| &row[..length]);
-    for (to, (&start, weights)) in table.starts.iter().zip(table.weights.chunks_exact(taps)).enumerate() {
-        let mut at = start as usize * CHANNELS;
-        let (mut upper, mut lower) = (half, half);
-        let (fours, rest) = weights.as_chunks::<4>();
-        for &[a, b, c, d] in fours {
-            let (ab, cd) = (both([a, b]), both([c, d]));
-            let source = _mm256_set_m128i(load16(rows[1], at), load16(rows[0], at));
-            upper = _mm256_add_epi32(upper, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
-            upper = _mm256_add_epi32(upper, _mm256_madd_epi16(_mm256_shuffle_epi8(source, last_two), cd));
-            let source = _mm256_set_m128i(load16(rows[3], at), load16(rows[2], at));
-            lower = _mm256_add_epi32(lower, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
-            lower = _mm256_add_epi32(lower, _mm256_madd_epi16(_mm256_shuffle_epi8(source, last_two), cd));
-            at += 4 * CHANNELS;
+    // Four bytes of each pixel, of which the last is nothing, to the front.
+    let close = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    for (group, (starts, weights)) in starts.iter().zip(table.weights.chunks_exact(GROUP * taps)).enumerate() {
+        // Red, green, blue and nothing as 16-bit values: of rows 0 and 2 in the lower lane, of rows 1 and 3 in the upper.
+        let mut words = [half; GROUP];
+        for ((word, &start), weights) in words.iter_mut().zip(starts).zip(weights.chunks_exact(taps)) {
+            let start = start as usize * CHANNELS;
+            // The last load begins at the last but one tap.
+            let bytes = (taps - 2) * CHANNELS + 16;
+            let (row_0, row_1) = (&row_0[start..][..bytes], &row_1[start..][..bytes]);
+            let (row_2, row_3) = (&row_2[start..][..bytes], &row_3[start..][..bytes]);
+            let mut at = 0;
+            let (mut upper, mut lower) = (half, half);
+            let (fours, rest) = weights.as_chunks::<4>();
+            for &[a, b, c, d] in fours {
+                let (ab, cd) = (both([a, b]), both([c, d]));
+                let source = _mm256_set_m128i(load16(row_1, at), load16(row_0, at));
+                upper = _mm256_add_epi32(upper, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
+                upper = _mm256_add_epi32(upper, _mm256_madd_epi16(_mm256_shuffle_epi8(source, last_two), cd));
+                let source = _mm256_set_m128i(load16(row_3, at), load16(row_2, at));
+                lower = _mm256_add_epi32(lower, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
+                lower = _mm256_add_epi32(lower, _mm256_madd_epi16(_mm256_shuffle_epi8(source, last_two), cd));
+                at += 4 * CHANNELS;
+            }
+            if let &[a, b] = rest {
+                let ab = both([a, b]);
+                let source = _mm256_set_m128i(load16(row_1, at), load16(row_0, at));
+                upper = _mm256_add_epi32(upper, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
+                let source = _mm256_set_m128i(load16(row_3, at), load16(row_2, at));
+                lower = _mm256_add_epi32(lower, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
+            }
+            *word = _mm256_packs_epi32(_mm256_sra_epi32(upper, shift), _mm256_sra_epi32(lower, shift));
         }
-        if let &[a, b] = rest {
-            let ab = both([a, b]);
-            let source = _mm256_set_m128i(load16(rows[1], at), load16(rows[0], at));
-            upper = _mm256_add_epi32(upper, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
-            let source = _mm256_set_m128i(load16(rows[3], at), load16(rows[2], at));
-            lower = _mm256_add_epi32(lower, _mm256_madd_epi16(_mm256_shuffle_epi8(source, first_two), ab));
-        }
-        let words = _mm256_packs_epi32(_mm256_sra_epi32(upper, shift), _mm256_sra_epi32(lower, shift));
-        // Rows 0 and 2, then 1 and 3, in the lower four bytes of eight.
-        let pixels: [[u8; 4]; 8] = bytemuck::cast(_mm256_packus_epi16(words, words));
-        for (row, lane) in out.iter_mut().zip([0, 4, 1, 5]) {
-            // The fourth byte is overwritten by the next pixel.
-            row[to * CHANNELS..][..4].copy_from_slice(&pixels[lane]);
+        // Pixels 0 and 1, 2 and 3: each of rows 0 and 2 in the lower lane, of rows 1 and 3 in the upper.
+        let first = _mm256_castsi256_ps(_mm256_packus_epi16(words[0], words[1]));
+        let last = _mm256_castsi256_ps(_mm256_packus_epi16(words[2], words[3]));
+        let upper = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(first, last));
+        let lower = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(first, last));
+        let [made_0, made_1]: [[u8; 16]; 2] = bytemuck::cast(_mm256_shuffle_epi8(upper, close));
+        let [made_2, made_3]: [[u8; 16]; 2] = bytemuck::cast(_mm256_shuffle_epi8(lower, close));
+        for (out, made) in out.iter_mut().zip([made_0, made_1, made_2, made_3]) {
+            // The last four bytes are overwritten by the next pixels.
+            out[group * GROUP * CHANNELS..][..16].copy_from_slice(&made);
         }
     }
 }
