@@ -21,6 +21,10 @@ pub(crate) enum Failure {
     Io(String),
     /// Standard output could not be written.
     Output(io::Error),
+    /// A promise was not kept.
+    Broken(String),
+    /// A run in another process failed, with this exit code.
+    Run { code: u8, what: String },
     /// The user wanted it to end; the verb has said how far it got.
     Interrupted,
     /// A panic.
@@ -33,6 +37,7 @@ impl Failure {
         match self {
             Failure::Library(error) => say("error", error),
             Failure::Usage(what) | Failure::Data(what) | Failure::Io(what) => say("error", what),
+            Failure::Broken(what) | Failure::Run { what, .. } => say("error", what),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Failure::Output(error) => say("error", format_args!("cannot write to standard output: {error}")),
             Failure::Interrupted => say("interrupted", "ended before the work was done"),
@@ -43,6 +48,8 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Failure::Library(error) => code_of(error.kind()),
+            Failure::Broken(_) => 1,
+            Failure::Run { code, .. } => *code,
             Failure::Usage(_) => 2,
             Failure::Data(_) => 4,
             // Who reads has seen enough, as in `feedstock ... | head`.

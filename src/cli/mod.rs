@@ -7,6 +7,7 @@ mod failure;
 mod inspect;
 mod plan;
 mod progress;
+mod prove;
 mod stop;
 mod synth;
 mod table;
@@ -26,12 +27,13 @@ Examples:
   feedstock train
   feedstock plan  --data photos/train --ram-budget 2G --batch-size 256
   feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json
+  feedstock prove --data photos/train --out budget.svg
   feedstock inspect photos --json
 
 Data is a folder of class folders: <folder>/<class>/<image>. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
 memory) or auto (half of it). Results go to standard output; progress, notes and errors to standard error.
 
-Exit codes: 0 done, 2 wrong usage, 3 the RAM budget is too small, 4 bad data, 5 the system refused something, 6 the \
+Exit codes: 0 done, 1 a budget was not kept (prove), 2 wrong usage, 3 the RAM budget is too small, 4 bad data, 5 the system refused something, 6 the \
 device failed, 70 a bug, 130 interrupted";
 
 /// Feeds training: images, decoded under a RAM budget
@@ -57,6 +59,8 @@ enum Verb {
     Plan(plan::PlanArgs),
     /// Run the loader alone, and measure it
     Bench(bench::BenchArgs),
+    /// Watch many budgets being kept, and draw it
+    Prove(prove::ProveArgs),
     /// Say what is in image files, and what is wrong with them
     Inspect(inspect::InspectArgs),
 }
@@ -84,6 +88,7 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Train(args) => train::run(&args, &context),
         Verb::Plan(args) => plan::run(&args),
         Verb::Bench(args) => bench::run(&args, &context),
+        Verb::Prove(args) => prove::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
     }));
     // A panic has printed its message already.

@@ -1,0 +1,115 @@
+//! Owns one run in a process of its own: it is started, watched from outside, and ended with the program. It must never
+//! judge what it saw.
+
+use std::fs;
+use std::io::{self, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use feedstock::ByteCount;
+
+use super::lock;
+use crate::cli::stop::Stop;
+
+/// How often the process is looked at. The kernel keeps the highest resident size itself; only the end is not seen.
+const LOOK: Duration = Duration::from_millis(4);
+
+/// The process under way, if there is one; a clone may end it from another thread.
+#[derive(Clone, Default)]
+pub(super) struct Watched(Arc<Mutex<Option<Child>>>);
+
+/// What a run was seen to do, and said.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) out: String,
+    pub(super) err: String,
+    pub(super) seen: Seen,
+}
+
+/// What was seen from outside, at most.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Seen {
+    /// All that was resident (VmHWM): a high-water mark of the kernel's.
+    pub(super) peak_rss: ByteCount,
+    /// Anonymous and shared pages, as a control group charges them to the process; the highest of many looks.
+    pub(super) peak_own: ByteCount,
+}
+
+impl Watched {
+    /// Ends the process at once.
+    pub(super) fn kill(&self) {
+        if let Some(child) = &mut *lock(&self.0) {
+            // It may have ended by itself.
+            let _ = child.kill();
+        }
+    }
+
+    /// Runs `command` to its end; `look` is told the peak so far, often.
+    pub(super) fn run(&self, mut command: Command, stop: &Stop, mut look: impl FnMut(ByteCount)) -> io::Result<Ended> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        let pid = child.id();
+        *lock(&self.0) = Some(child);
+        if stop.is_asked() {
+            // Asked between two runs, when there was nothing to kill.
+            self.kill();
+        }
+        let mut seen = Seen::default();
+        let status = loop {
+            // While it has not been waited for, the id is its own and nobody else's.
+            seen.update(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
+            let ended = lock(&self.0).as_mut().map(Child::try_wait).transpose()?.flatten();
+            if let Some(status) = ended {
+                break status;
+            }
+            look(seen.peak_rss);
+            thread::sleep(LOOK);
+        };
+        lock(&self.0).take();
+        let text = |reader: thread::JoinHandle<Vec<u8>>| {
+            String::from_utf8_lossy(&reader.join().unwrap_or_default()).trim().to_owned()
+        };
+        Ok(Ended { status, out: text(out), err: text(err), seen })
+    }
+}
+
+/// Reads a pipe to its end on a thread, so that the process never waits for it.
+fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read before an error is all that there is.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}
+
+impl Seen {
+    /// Takes in one look at `/proc/<pid>/status`.
+    fn update(&mut self, status: &str) {
+        let kilobytes = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+            line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.peak_rss = self.peak_rss.max(ByteCount(kilobytes("VmHWM") << 10));
+        self.peak_own = self.peak_own.max(ByteCount((kilobytes("RssAnon") + kilobytes("RssShmem")) << 10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_look_counts() {
+        let mut seen = Seen::default();
+        seen.update("VmHWM:\t    2048 kB\nRssAnon:\t     100 kB\nRssShmem:\t      28 kB\n");
+        seen.update("VmHWM:\t    2048 kB\nRssAnon:\t      10 kB\nRssShmem:\t       0 kB\n");
+        seen.update("State:\tZ (zombie)\n");
+        assert_eq!((seen.peak_rss, seen.peak_own), (ByteCount(2 << 20), ByteCount(128 << 10)));
+    }
+}
