@@ -1,0 +1,193 @@
+//! The promise where breaking it is deadly: the whole program runs in a memory control group whose limit is its budget
+//! and little more, without swap, over a folder of tiny, huge and broken files. The kernel kills what takes more.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+#![allow(clippy::print_stdout, reason = "a test tells its reader what it measured")]
+
+mod common;
+#[path = "common/group.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared")]
+mod group;
+#[path = "common/hostile.rs"]
+#[allow(unreachable_pub, reason = "shared")]
+mod hostile;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use common::{Said, feedstock, finish, run, said, words};
+use group::{Charged, Group};
+
+const MIB: u64 = 1 << 20;
+
+/// What a group's limit has beyond the budget. A group is charged for things that are not the process's resident memory:
+/// its page tables and kernel stacks, the kernel's records of open files, pages of files on their way through the cache
+/// (at least those that are being read), and up to 64 pages a CPU that are charged ahead.
+const BESIDE: u64 = 8 * MIB;
+
+/// One run, seen from outside.
+struct Ran {
+    said: Said,
+    /// The most that was resident (VmHWM).
+    peak: u64,
+    charged: Charged,
+    oom_kills: u64,
+    limit_hits: u64,
+    /// The most that was charged, the cache of files included.
+    group_peak: u64,
+    /// Why there was no group.
+    alone: Option<String>,
+}
+
+/// Runs the program with these arguments in a group of its own, from a cold file cache.
+fn run_within(limit: u64, folder: &Path, args: &str) -> Ran {
+    hostile::forget(folder);
+    let program = feedstock(words(args, folder));
+    let group = Group::make(limit);
+    let child = match &group {
+        Ok(group) => {
+            // It enters before it becomes the program, so that the program is charged from its first page.
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.door());
+            shell.arg(program.get_program()).args(program.get_args());
+            shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+        }
+        Err(_) => { program }.spawn(),
+    };
+    let child = child.expect("started");
+    let status = format!("/proc/{}/status", child.id());
+    let ended = thread::spawn(move || finish(child));
+    let (mut peak, mut charged) = (0, Charged::default());
+    while !ended.is_finished() {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(resident.unwrap_or(0u64) * 1024);
+        if let Ok(group) = &group {
+            let now = group.charged();
+            charged = Charged { firm: charged.firm.max(now.firm), kernel: charged.kernel.max(now.kernel) };
+        }
+        thread::sleep(Duration::from_millis(3));
+    }
+    let said = said(ended.join().expect("it ended in time"));
+    let (oom_kills, limit_hits, group_peak, alone) = match &group {
+        Ok(group) => (group.events().oom_kills, group.events().limit_hits, group.peak(), None),
+        Err(why) => (0, 0, 0, Some(why.clone())),
+    };
+    Ran { said, peak, charged, oom_kills, limit_hits, group_peak, alone }
+}
+
+/// What all runs with one policy have in common.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    digest: String,
+    /// Path, stage and cause of each bad sample.
+    bad: Vec<[String; 3]>,
+}
+
+fn outcome(json: &Value) -> Outcome {
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let bad = json["bad_samples"].as_array().expect("a list").iter();
+    let mut bad: Vec<_> = bad.map(|entry| ["path", "stage", "cause"].map(|key| text(&entry[key]))).collect();
+    bad.sort();
+    Outcome { digest: text(&json["digest"]), bad }
+}
+
+/// Runs at the least budget and above it, with one worker and three, and holds every run against the promise.
+fn check(folder: &Path, settings: &str, bad: usize, policies: &[&str]) {
+    let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
+    for workers in [1, 3] {
+        let plan =
+            run(words(&format!("plan --data DIR {settings} --workers {workers} --ram-budget 64G --json"), folder)).ok();
+        let minimum = plan.json()["minimum_bytes"].as_u64().expect("a minimum");
+        for (times, of) in [(1, 1), (11, 10), (3, 2), (2, 1), (4, 1)] {
+            let budget = minimum * times / of;
+            for policy in policies {
+                let ran = run_within(
+                    budget + BESIDE,
+                    folder,
+                    &format!(
+                        "bench --data DIR {settings} --workers {workers} --ram-budget {budget} --max-bad 1 \
+                         --on-bad-sample {policy} --epochs 2 --json"
+                    ),
+                );
+                let what = format!("budget {budget} ({times}/{of} of the minimum), {workers} workers, {policy}");
+                let mib = |bytes: u64| bytes as f64 / MIB as f64;
+                println!(
+                    "{what}: peak {:.1} of {:.1} MiB ({:.1} %); the group's {:.1} MiB without file cache (kernel {:.1}), \
+                     {:.1} with it, at its limit {} times{}",
+                    mib(ran.peak),
+                    mib(budget),
+                    100.0 * ran.peak as f64 / budget as f64,
+                    mib(ran.charged.firm),
+                    mib(ran.charged.kernel),
+                    mib(ran.group_peak),
+                    ran.limit_hits,
+                    ran.alone.as_ref().map_or(String::new(), |why| format!(" (skipped: no group can be made: {why})"))
+                );
+                assert_eq!(ran.oom_kills, 0, "{what}: {:?}", ran.said);
+                let json = ran.said.ok().json();
+                let told = json["peak_rss_bytes"].as_u64().expect("a number");
+                assert!(ran.peak.max(told) <= budget, "{what}: {} bytes were resident, it tells of {told}", ran.peak);
+                let planned = json["planned_bytes"].as_u64().expect("a number");
+                assert!(ran.peak.max(told) <= planned, "{what}: {} resident, {planned} planned", ran.peak.max(told));
+                // Counted as the group counts, the budget holds as well; the kernel's own share is beside it.
+                let own = ran.charged.firm - ran.charged.kernel;
+                assert!(own <= budget, "{what}: the group was charged {own} besides the cache of files");
+                let outcome = outcome(&json);
+                assert_eq!(outcome.bad.len(), bad, "{what}: {json}");
+                match outcomes.iter().find(|(of, _)| of == policy) {
+                    Some((_, first)) => assert_eq!(&outcome, first, "{what}"),
+                    None => outcomes.push((policy, outcome)),
+                }
+            }
+        }
+    }
+    if let [(_, first), (_, second)] = &outcomes[..] {
+        assert_eq!(first.bad, second.bad, "whatever is done about them, the same files are bad");
+        assert_ne!(first.digest, second.digest);
+    }
+}
+
+#[test]
+fn tiny_and_broken_files_fit_into_the_least_budget() {
+    let folder = tempdir().expect("a folder");
+    hostile::small(folder.path());
+    let bad = hostile::broken(folder.path());
+    check(folder.path(), "--size 48 --batch-size 16", bad, &["substitute", "mask"]);
+    check(folder.path(), "--size 64 --batch-size 7 --output f32", bad, &["mask"]);
+}
+
+#[test]
+fn huge_pictures_of_every_format_among_them_fit_too() {
+    let folder = tempdir().expect("a folder");
+    hostile::small(folder.path());
+    let bad = hostile::broken(folder.path()) + hostile::large(folder.path());
+    check(folder.path(), "--size 96 --batch-size 8", bad, &["substitute"]);
+}
+
+/// Were these tests blind, this one would see it.
+#[test]
+fn a_limit_far_below_the_budget_is_noticed() {
+    let folder = tempdir().expect("a folder");
+    hostile::small(folder.path());
+    let args = "bench --data DIR --size 224 --batch-size 64 --workers 2 --ram-budget 512M --max-bad 1 --json";
+    let ample = run_within(520 * MIB, folder.path(), args);
+    if let Some(why) = ample.alone {
+        println!("skipped: no group can be made here: {why}");
+        return;
+    }
+    let taken = ample.charged.firm;
+    assert_eq!(ample.said.ok().json()["error"], Value::Null);
+    let short = run_within(taken / 2, folder.path(), args);
+    println!(
+        "it took {taken} bytes; with half of that: {} OOM kills, exit code {:?}",
+        short.oom_kills, short.said.code
+    );
+    assert!(short.oom_kills > 0 && short.said.code.is_none(), "{:?}", short.said);
+}
