@@ -92,6 +92,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/device/finish.rs", "a copy of a safe function compiled for AVX2, called where the CPU has it"),
     ("src/device/sim/tests.rs", "writes to a slot behind a copy's back, to see it caught"),
     ("src/transform/kernel.rs", "calls to functions compiled for AVX2, where the CPU has it"),
+    ("src/host/allocator.rs", "declares a function of the C library, for the allocator's settings"),
     ("src/pool/slot.rs", "several workers write disjoint parts of one slot"),
 ];
 

@@ -75,6 +75,8 @@ struct Context {
 
 /// Runs the program that the process was started as.
 pub(crate) fn run(started: Instant) -> ExitCode {
+    // Before there are other threads. Where the allocator cannot, headroom has to do.
+    feedstock::host::return_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

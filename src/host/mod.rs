@@ -1,5 +1,5 @@
 //! Owns the facts about the machine a run finds itself on: how much memory and how many cores it may really use, how
-//! hard memory is contended, and what this process holds.
+//! hard memory is contended, what this process holds, and what its allocator keeps of what it was given back.
 //! It must never decide anything (how many workers, how large a budget), never keep state between calls, and never
 //! fail: what cannot be read becomes a note.
 //!
@@ -9,6 +9,7 @@
 //!
 //! The parsers are functions of a text or of a root directory, so that tests run them on trees of fixture files.
 
+mod allocator;
 #[cfg(any(target_os = "linux", test))]
 mod cpu;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod process;
 mod ranks;
 mod watch;
 
+pub use allocator::return_large_blocks;
 pub use process::{ProcessMemory, process_memory, reset_peak_rss};
 pub use watch::MemoryWatch;
 

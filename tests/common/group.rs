@@ -31,14 +31,6 @@ pub struct Charged {
     pub kernel: u64,
 }
 
-/// What has become of a group.
-#[derive(Clone, Copy, Debug)]
-pub struct Events {
-    pub oom_kills: u64,
-    /// How often the limit was reached; the cache of files was taken back then, unless there was none.
-    pub limit_hits: u64,
-}
-
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
 impl Group {
@@ -132,16 +124,11 @@ impl Group {
         })
     }
 
-    pub fn events(&self) -> Events {
+    /// How often the kernel killed a process in it for want of memory.
+    pub fn oom_kills(&self) -> u64 {
         match self.version {
-            Version::V1 => Events {
-                oom_kills: self.keyed("memory.oom_control", &["oom_kill"]),
-                limit_hits: self.number("memory.failcnt"),
-            },
-            Version::V2 => Events {
-                oom_kills: self.keyed("memory.events", &["oom", "oom_kill"]),
-                limit_hits: self.keyed("memory.events", &["max"]),
-            },
+            Version::V1 => self.keyed("memory.oom_control", &["oom_kill"]),
+            Version::V2 => self.keyed("memory.events", &["oom", "oom_kill"]),
         }
     }
 }
