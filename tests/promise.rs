@@ -138,7 +138,8 @@ proptest! {
         // The same cases every time, and nothing written beside the sources.
         rng_seed: RngSeed::Fixed(7),
         failure_persistence: None,
-        max_shrink_iters: 40,
+        // A stall takes its time to be called one.
+        max_shrink_iters: 8,
         ..ProptestConfig::default()
     })]
 
@@ -156,5 +157,35 @@ proptest! {
         for budget in [ByteCount(minimum.0 + 1), share(above), ByteCount(1 << 30)] {
             prop_assert_eq!(case.run(budget).unwrap(), least, "the batches at {} and at the minimum of {}", budget, minimum);
         }
+    }
+}
+
+/// A consumer that keeps more than it said gets an error, also where what it keeps is of an epoch that is over.
+#[test]
+fn batches_held_beyond_the_end_of_an_epoch_count() {
+    let case = Case {
+        samples: vec![(20, 20, 0); 8],
+        batch_size: 4,
+        side: 8,
+        workers: 1,
+        prefetch: None,
+        held: 2,
+        output: DType::F32,
+        layout: Layout::Nchw,
+        policy: OnBadSample::Mask,
+        seed: 0,
+    };
+    let minimum = case.builder().ram_budget(AMPLE).plan().unwrap().minimum;
+    let loader = case.builder().ram_budget(minimum).build().unwrap();
+    let (done, ended) = mpsc::channel();
+    thread::spawn(move || {
+        let held: Vec<Batch> = loader.epoch(0).map(Result::unwrap).collect();
+        let next = loader.epoch(1).next();
+        drop(held);
+        done.send((next.map(|batch| batch.map(|_| ())), loader.epoch(1).count())).unwrap();
+    });
+    match ended.recv_timeout(STALL) {
+        Ok((Some(Err(Error::BatchesHeld { held: 2 })), 2)) => {}
+        other => panic!("{other:?}"),
     }
 }
