@@ -75,8 +75,6 @@ struct Context {
 
 /// Runs the program that the process was started as.
 pub(crate) fn run(started: Instant) -> ExitCode {
-    // Before there are other threads. Where the allocator cannot, headroom has to do.
-    feedstock::host::return_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -85,6 +83,11 @@ pub(crate) fn run(started: Instant) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    if !matches!(cli.verb, Verb::Train(_)) {
+        // Before there are other threads. Where the allocator cannot, headroom has to do. Not for training, whose tensors
+        // are large blocks that come again in every step.
+        feedstock::host::return_large_blocks();
+    }
     let context = Context { started, stop: Stop::watch() };
     let done = catch_unwind(AssertUnwindSafe(|| match cli.verb {
         Verb::Train(args) => train::run(&args, &context),

@@ -90,7 +90,9 @@ impl Transfer<'_> {
         if let Some((_, bad)) = &marks.fatal {
             return Err(RunError::Sample(bad.clone()));
         }
-        self.bad_samples += bad.len() as u64;
+        // A place whose substitutes were bad as well is still one sample that could not be used.
+        let places = marks.bad.chunk_by(|a, b| a.0 == b.0).count();
+        self.bad_samples += places as u64;
         let samples = engine.order(self.run.epoch).len();
         let allowed = engine.bad_samples_allowed(samples);
         match bad.last() {

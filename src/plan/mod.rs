@@ -253,7 +253,7 @@ impl Plan {
         let mut text = table(&self.rows);
         let left = self.budget.saturating_sub(self.total());
         text += &format!(
-            "{:<16}{:>10}   of {} ({left} not taken: only a giant larger than any seen may)\n\n",
+            "{:<16}{:>10}   of {} ({left} not taken: left for files and pictures larger than their buffers)\n\n",
             "sum",
             self.total(),
             self.budget
