@@ -266,7 +266,8 @@ struct CancelShared {
 
 impl Cancel {
     fn new(ledger: Ledger) -> Self {
-        let (alarm, closed) = bounded(0);
+        // A channel of one place, though nothing is ever sent: waiting on one without places allocates.
+        let (alarm, closed) = bounded(1);
         let shared = CancelShared { flag: AtomicBool::new(false), alarm: Mutex::new(Some(alarm)), closed, ledger };
         Cancel { shared: Arc::new(shared) }
     }

@@ -176,8 +176,13 @@ impl Index {
         for _ in 0..=place % BLOCK {
             let [front, back, middle] = [self.names[at], self.names[at + 1], self.names[at + 2]].map(usize::from);
             at += 3;
-            let replaced = name_start + front..path.len() - back;
-            path.splice(replaced, self.names[at..at + middle].iter().copied());
+            // What the name shares with the one before stays where it is or moves as it is; nothing is allocated for it.
+            let (old_end, middle_start) = (path.len(), name_start + front);
+            let new_end = middle_start + middle + back;
+            path.resize(old_end.max(new_end), 0);
+            path.copy_within(old_end - back..old_end, middle_start + middle);
+            path[middle_start..middle_start + middle].copy_from_slice(&self.names[at..at + middle]);
+            path.truncate(new_end);
             at += middle;
         }
     }
