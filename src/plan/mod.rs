@@ -143,15 +143,18 @@ pub enum PlanError {
 
 /// Code, runtime, allocator slack and thread bookkeeping of a process that runs a loader and nothing else, measured
 /// from outside (`docs/BUDGET.md`).
-pub const HEADROOM_BASE: ByteCount = ByteCount(10 << 20);
+pub const HEADROOM_BASE: ByteCount = ByteCount(8 << 20);
 /// What each thread adds to it: the touched part of its stack and its allocator's arena.
-pub const HEADROOM_PER_THREAD: ByteCount = ByteCount(384 << 10);
+pub const HEADROOM_PER_THREAD: ByteCount = ByteCount(96 << 10);
 
 /// A chunk gathers small samples up to this many bytes, so that they share one hand-over between threads.
 pub const CHUNK_TARGET_BYTES: u64 = 64 << 10;
 /// And up to this many samples, so that a batch still spreads over the workers.
 pub const CHUNK_SAMPLES_MAX: usize = 32;
 const PAGE_BYTES: u64 = 4096;
+/// The share of their time that workers may lose waiting for one that is busy with a large sample; more slots would let
+/// them get further ahead.
+const GIANT_LOSS: f64 = 0.03;
 /// Files up to this size, on average, are worth keeping as stored: to open, read and close one takes some 6 us in the
 /// kernel, to decode this many bytes about 110 us. Where reading is less than a twentieth, keeping buys nothing.
 const CACHE_MEAN_BYTES_MAX: u64 = 16 << 10;
@@ -393,19 +396,36 @@ impl Planner<'_> {
         if let Some(prefetch) = self.request.prefetch_max {
             return (in_slots + prefetch, format!("{in_slots} held by the consumer + {prefetch} ahead, as asked"));
         }
-        let in_flight = (shape.chunks * self.samples_per_chunk()).div_ceil(self.request.batch_size);
-        let filling = 1 + in_flight.min(SLOTS_LIMIT);
+        let ahead = shape.chunks * self.samples_per_chunk() + self.samples_past_giants(shape.workers);
+        let filling = 1 + ahead.div_ceil(self.request.batch_size).min(SLOTS_LIMIT);
         let why = if in_slots > 0 {
-            format!("{in_slots} held by the consumer + {filling} being filled: as many as the samples in flight span")
+            format!("{in_slots} held by the consumer + {filling} being filled: as many as the samples under way span")
         } else {
-            format!("{filling} being filled or copied: as many as the samples in flight span")
+            format!("{filling} being filled or copied: as many as the samples under way span")
         };
         (in_slots + filling, why)
     }
 
+    /// How many samples the other workers do while one of them is busy with a large one, as far as waiting for it would
+    /// cost them more than [`GIANT_LOSS`] of their time.
+    fn samples_past_giants(&self, workers: usize) -> usize {
+        if workers < 2 {
+            return 0;
+        }
+        let window = self.profile.window(GIANT_LOSS).0;
+        let each = window.checked_div(self.mean_bytes()).unwrap_or(0);
+        usize::try_from(each)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(workers - 1)
+            .min(SLOTS_LIMIT * self.request.batch_size)
+    }
+
+    fn mean_bytes(&self) -> u64 {
+        self.profile.encoded_total.0.checked_div(self.profile.samples).unwrap_or(0).max(1)
+    }
+
     fn samples_per_chunk(&self) -> usize {
-        let mean = self.profile.encoded_total.0.checked_div(self.profile.samples).unwrap_or(0).max(1);
-        usize::try_from(CHUNK_TARGET_BYTES / mean).unwrap_or(usize::MAX).clamp(1, CHUNK_SAMPLES_MAX)
+        usize::try_from(CHUNK_TARGET_BYTES / self.mean_bytes()).unwrap_or(usize::MAX).clamp(1, CHUNK_SAMPLES_MAX)
     }
 
     /// What giants need at least: the largest file beyond a read buffer, the largest picture beyond a scratch.
@@ -546,6 +566,7 @@ mod tests {
             encoded_p50: ByteCount(104 << 10),
             encoded_p99: ByteCount(350 << 10),
             encoded_max: ByteCount(15 << 20),
+            encoded_spread: vec![(ByteCount(110_000), 1_281_167)],
             headers: 320,
             headers_bad: 0,
             working_p50: ByteCount(1 << 20),
@@ -655,6 +676,11 @@ mod tests {
             encoded_p50: ByteCount(e),
             encoded_p99: ByteCount(e + f),
             encoded_max: ByteCount(e + f + g),
+            encoded_spread: vec![
+                (ByteCount(e), samples / 2),
+                (ByteCount(e + f), samples / 3),
+                (ByteCount(e + f + g), 1),
+            ],
             headers: 1,
             headers_bad: 0,
             working_p50: ByteCount(w),

@@ -32,6 +32,8 @@ pub struct Profile {
     pub encoded_p99: ByteCount,
     /// The largest as stored, of those that are within the limits.
     pub encoded_max: ByteCount,
+    /// How sizes as stored spread: how many samples there are of about each size, smallest first.
+    pub encoded_spread: Vec<(ByteCount, u64)>,
     /// Headers that were read and understood.
     pub headers: u64,
     /// Headers that could not be read or understood, or are beyond the limits: bad samples, when their turn comes.
@@ -49,6 +51,31 @@ impl Profile {
     #[must_use]
     pub fn measure(source: &dyn Source, limits: &Limits, working_set: impl Fn(&Header) -> ByteCount) -> Profile {
         Survey::take(source, limits).profile(working_set)
+    }
+}
+
+impl Profile {
+    /// How far the other workers have to be able to get ahead of one that is busy with a large sample, in bytes as stored,
+    /// so that they lose no more than `share` of their time waiting for it. Time is taken to go with size.
+    ///
+    /// While one worker decodes a sample of `s` bytes the others can do the samples that follow it, until those that may
+    /// be under way at once (worth `w` bytes for each worker) are done; then they wait for the rest, `s - w`. Over all
+    /// samples that is the sum of `max(0, s - w)`, beside the sum of all `s` that they work.
+    #[must_use]
+    pub fn window(&self, share: f64) -> ByteCount {
+        let spread = || self.encoded_spread.iter().map(|&(size, count)| (size.0 as f64, count as f64));
+        let total: f64 = spread().map(|(size, count)| size * count).sum();
+        // From the largest size down: what is lost grows by as many samples as are larger, for each byte.
+        let (mut above, mut lost, mut window) = (0.0, 0.0, spread().next_back().map_or(0.0, |(size, _)| size));
+        for (size, count) in spread().rev() {
+            let more = above * (window - size);
+            if lost + more > share * total {
+                break;
+            }
+            (lost, window, above) = (lost + more, size, above + count);
+        }
+        let rest = if above > 0.0 { (share * total - lost) / above } else { 0.0 };
+        ByteCount((window - rest).max(0.0) as u64)
     }
 }
 
@@ -111,6 +138,7 @@ impl Survey {
             encoded_p50: ByteCount(encoded.at(0.5)),
             encoded_p99: ByteCount(encoded.at(0.99)),
             encoded_max: ByteCount(encoded.max),
+            encoded_spread: encoded.spread(),
             headers: headers.len() as u64,
             headers_bad,
             ..Profile::default()
@@ -157,15 +185,25 @@ impl Sketch {
         octave as usize * 8 + eighth as usize
     }
 
+    /// The upper end of each bin that is not empty, and how many values it has.
+    fn spread(&self) -> Vec<(ByteCount, u64)> {
+        let filled = self.bins.iter().enumerate().filter(|&(_, &count)| count > 0);
+        filled.map(|(bin, &count)| (ByteCount(Self::end(bin).min(self.max)), count)).collect()
+    }
+
+    fn end(bin: usize) -> u64 {
+        let (octave, eighth) = ((bin / 8) as u32, (bin % 8) as u64);
+        let width = 1u64 << (octave - 3);
+        ((8 + eighth) * width).saturating_add(width - 1)
+    }
+
     /// The upper end of the bin in which this share of the values is reached.
     fn at(&self, share: f64) -> u64 {
         let mut left = (self.count as f64 * share).ceil().max(1.0) as u64;
         for (bin, &count) in self.bins.iter().enumerate() {
             left = left.saturating_sub(count);
             if left == 0 && count > 0 {
-                let (octave, eighth) = ((bin / 8) as u32, (bin % 8) as u64);
-                let width = 1u64 << (octave - 3);
-                return (((8 + eighth) * width).saturating_add(width - 1)).min(self.max);
+                return Self::end(bin).min(self.max);
             }
         }
         self.max
@@ -175,6 +213,32 @@ impl Sketch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_window_is_what_a_heavy_tail_asks_for() {
+        let profile = |sizes: &[(u64, u64)]| Profile {
+            encoded_spread: sizes.iter().map(|&(size, count)| (ByteCount(size), count)).collect(),
+            ..Profile::default()
+        };
+        let lost = |sizes: &[(u64, u64)], window: u64| {
+            let sum = |f: &dyn Fn(u64) -> u64| sizes.iter().map(|&(size, count)| f(size) * count).sum::<u64>() as f64;
+            sum(&|size| size.saturating_sub(window)) / sum(&|size| size)
+        };
+        for sizes in [
+            &[(100_000, 1000)][..],
+            &[(5_000, 1000), (100_000, 990), (8_000_000, 10)],
+            &[(5_000, 1000), (20_000_000, 1)],
+            &[(1, 1), (1 << 20, 1), (1 << 24, 1)],
+        ] {
+            for share in [0.01, 0.05, 0.5] {
+                let window = profile(sizes).window(share).0;
+                let (at, below) = (lost(sizes, window), lost(sizes, window.saturating_sub(window / 1000 + 2)));
+                assert!(at <= share + 1e-3, "{sizes:?} {share}: {window} loses {at}");
+                assert!(window == 0 || below >= share - 1e-3, "{sizes:?} {share}: less than {window} loses {below}");
+            }
+        }
+        assert_eq!(profile(&[]).window(0.05), ByteCount::ZERO);
+    }
 
     #[test]
     fn quantiles_are_right_to_an_eighth_and_never_low() {

@@ -31,6 +31,7 @@ fn plan() -> Plan {
         encoded_p50: ByteCount(100_000),
         encoded_p99: ByteCount(300_000),
         encoded_max: ByteCount(400_000),
+        encoded_spread: vec![(ByteCount(100_000), 10_000)],
         headers: 1,
         headers_bad: 0,
         working_p50: sizes,
