@@ -33,6 +33,13 @@ fn encoded(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
 const FORMATS: [ImageFormat; 6] =
     [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff];
 
+/// Those whose header is shorter than 20 bytes.
+const SHORT: [ImageFormat; 3] = [ImageFormat::Pnm, ImageFormat::Qoi, ImageFormat::Tga];
+
+fn all() -> impl Iterator<Item = ImageFormat> {
+    FORMATS.into_iter().chain(SHORT)
+}
+
 /// Puts bytes over the two or four that hold a size.
 fn with(mut file: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     file[at..at + bytes.len()].copy_from_slice(bytes);
@@ -105,8 +112,42 @@ fn a_file_cut_in_its_header_says_so() {
 }
 
 #[test]
+fn a_short_header_is_checked_and_its_numbers_are_told() {
+    let arbitrary = |text: &str| format!("P7\n{text}ENDHDR\n").into_bytes();
+    for (file, text) in [
+        (b"qoif\0\0\0\x05\0\0\0\x05\x02\0".to_vec(), "qoi: bad header: 2 channels (3 or 4 are possible)"),
+        (b"qoif\0\0\0\x05\0\0\0\x05\x03\x02".to_vec(), "qoi: bad header: colour space 2 (0 or 1 are possible)"),
+        (b"qoif\0\0\0\x05".to_vec(), "qoi: the file ends inside its header, after 8 bytes"),
+        (b"P5 0 7 255\n".to_vec(), "pnm: the header announces 0x7, a picture without pixels"),
+        (b"P5 7 7 65536\n".to_vec(), "pnm: bad header: samples up to 65536 (1 to 65535 are possible)"),
+        (b"P5 7 7 0\n".to_vec(), "pnm: bad header: samples up to 0 (1 to 65535 are possible)"),
+        (b"P5 7 99999999999 255\n".to_vec(), "pnm: bad header: a number beyond 32 bits"),
+        (b"P5 7 -7 255\n".to_vec(), "pnm: bad header: 2d at byte 5 where a number belongs"),
+        (b"P5 7 7 255".to_vec(), "pnm: the file ends inside its header, after 10 bytes"),
+        (b"P2 1 2 255\n12 25".to_vec(), "pnm: the file is cut off: it ends after 16 bytes, before its picture does"),
+        (arbitrary("WIDTH 5\n"), "pnm: bad header: one of WIDTH, HEIGHT, DEPTH and MAXVAL is missing"),
+        (arbitrary("WIDTH five\n"), "pnm: bad header: 'five' is no number"),
+        (arbitrary("COLOUR 5\n"), "pnm: bad header: a line of another kind than the header has"),
+        (arbitrary("WIDTH 5\nHEIGHT 5\nDEPTH 7\nMAXVAL 255\n"), "pnm: not supported: 7 channels (1 to 4 are)"),
+        (
+            arbitrary("WIDTH 5\nHEIGHT 5\nDEPTH 3\nMAXVAL 256\n"),
+            "pnm: not supported: samples up to 256 without a TUPLTYPE (up to 255 are)",
+        ),
+        (
+            b"\0\x01\x01\0\0\x04\0\x0f\0\0\0\0\x05\0\x05\0\x10\0".to_vec(),
+            "tga: not supported: indices of 16 bits to colours of 15",
+        ),
+        (b"P7 332\n".to_vec(), "starts with 50 37 20 33 33 32 0a: no known image format"),
+        (b"P8 5 5 255\n".to_vec(), "starts with 50 38 20 35"),
+    ] {
+        let error = decoded(&file).expect_err(text).to_string();
+        assert!(error.starts_with(text), "{error}");
+    }
+}
+
+#[test]
 fn a_file_cut_in_its_middle_is_an_error() {
-    for format in FORMATS {
+    for format in all() {
         let file = encoded(format, 64, 64);
         let error = decoded(&file[..file.len() / 2]).expect_err("cut");
         println!("{format:?}: {error}");
@@ -178,7 +219,7 @@ fn jpegs_of_unsupported_kinds_are_named() {
 #[test]
 fn bytes_of_another_file_than_the_header_are_an_error() {
     let mut slab = Slab::new();
-    for format in FORMATS {
+    for format in all() {
         let (small, large) = (encoded(format, 16, 16), encoded(format, 64, 48));
         let header = probe(&small, &Limits::default()).expect("header");
         assert!(decode_into(&large, &header, &mut slab).is_err(), "{format:?}");
@@ -191,7 +232,7 @@ fn bytes_of_another_file_than_the_header_are_an_error() {
 
 /// Valid files of every kind: small ones of the fixtures, and generated ones.
 static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
-    let mut files: Vec<_> = FORMATS.iter().map(|format| (format!("{format:?}"), encoded(*format, 33, 18))).collect();
+    let mut files: Vec<_> = all().map(|format| (format!("{format:?}"), encoded(format, 33, 18))).collect();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decode");
     let mut paths: Vec<_> = fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path()).collect();
     paths.sort();
@@ -232,9 +273,10 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(start in 0usize..8, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let starts: [&[u8]; 7] = [
+    fn no_bytes_make_it_panic(start in 0usize..13, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let starts: [&[u8]; 12] = [
             b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"RIFF\x40\0\0\0WEBPVP8X", b"GIF89a", b"BM", b"II\x2a\0", b"MM\0\x2b\0\x08",
+            b"qoif\0\0\0\x08\0\0\0\x08\x04\0", b"P3 ", b"P6 9 9 300\n", b"P7\nWIDTH ", b"\0\0\x0a\0\0\0\0\0\0\0\0\0\x09\0\x09\0\x18\0",
         ];
         if let Some(prefix) = starts.get(start) {
             bytes.splice(0..0, prefix.iter().copied());

@@ -3,10 +3,7 @@
 //! would shut out work that fits.
 
 #![allow(clippy::print_stdout, reason = "the measured numbers are of use to whoever changes a bound")]
-#![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one counts and hands on to the system's")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -21,54 +18,13 @@ use image::{DynamicImage, ImageFormat, RgbaImage};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-thread_local! {
-    static LIVE: Cell<i64> = const { Cell::new(0) };
-    static PEAK: Cell<i64> = const { Cell::new(0) };
-}
+#[path = "common/counting.rs"]
+mod counting;
 
-/// Counts each thread's bytes. `realloc` stays the default one, which takes the new block before it gives back the old:
-/// the worst that an allocator may do.
-struct Counting;
-
-fn count(bytes: i64) {
-    // A thread that is being torn down has no counters left, and nothing that is measured here.
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + bytes);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
-    });
-}
-
-// SAFETY: every call is handed to `System` as it came; counting neither allocates nor touches the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as i64);
-        // SAFETY: the caller keeps the contract of `alloc`, which is that of `System`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(-(layout.size() as i64));
-        // SAFETY: the block came from `System.alloc` or `System.alloc_zeroed` with this layout.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as i64);
-        // SAFETY: as for `alloc`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-}
+use counting::peak_of;
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// The most bytes that were live at once while `work` ran, beyond those that were before.
-fn peak_of<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    let before = LIVE.get();
-    PEAK.set(before);
-    let result = work();
-    (result, (PEAK.get() - before) as u64)
-}
+static COUNTING: counting::Counting = counting::Counting;
 
 /// A picture with slopes and grain, so that codecs have something to do.
 fn rgba(width: u32, height: u32) -> RgbaImage {
@@ -124,14 +80,14 @@ fn check(name: &str, encoded: &[u8], slab: &mut Slab) -> Option<String> {
 
 #[test]
 fn codecs_stay_within_their_bound() {
-    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Pnm, Qoi, Tga, Tiff, WebP};
     let mut wrong = Vec::new();
     let mut checked = 0;
     for (width, height) in [(1, 1), (7, 3), (3, 70), (33, 65), (640, 480), (2000, 1500)] {
         let image = DynamicImage::from(rgba(width, height));
         for (color, cast) in COLORS {
             let image = cast(image.clone());
-            for format in [Jpeg, Png, WebP, Gif, Bmp, Tiff] {
+            for format in [Jpeg, Png, WebP, Gif, Bmp, Tiff, Pnm, Qoi, Tga] {
                 if format == Gif && width == 2000 {
                     continue; // Its palette takes seconds to choose.
                 }

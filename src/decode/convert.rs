@@ -2,38 +2,43 @@
 //!
 //! - Grey is repeated over the three channels.
 //! - 16 bits are rounded, not cut: `(v * 255 + 32767) / 65535`, so that white stays white and the mean does not sink.
-//! - Alpha is composited over black: what is transparent is black, whatever colour hides under it.
-//! - Floats are taken as `[0, 1]` and clamped; NaN is black.
+//! - Alpha (never premultiplied) is composited on a background colour, black unless another is asked for: what is
+//!   transparent shows it, whatever colour hides under it. The sum is rounded once, at 8 bits, also where both have 16.
+//! - Floats are taken as `[0, 1]` and clamped; NaN is 0.
+//! - Numbers are taken as they are: colour profiles and gamma are not looked at.
 
 use image::ColorType;
 
-/// Turns `pixels` pixels of `color`, which lie at the front of `bytes`, into RGB8 at the front of `bytes`.
+/// Turns `pixels` pixels of `color`, which lie at the front of `bytes`, into RGB8 at the front of `bytes`, on
+/// `background` where they are transparent.
 /// `None` where this colour type is not known; `bytes` is then as before.
-pub(super) fn to_rgb8(bytes: &mut [u8], pixels: usize, color: ColorType) -> Option<()> {
+pub(super) fn to_rgb8(bytes: &mut [u8], pixels: usize, color: ColorType, background: [u8; 3]) -> Option<()> {
+    let [red, green, blue] = background;
     match color {
         ColorType::Rgb8 => {}
         ColorType::L8 => rewrite(bytes, pixels, |[v]: [u8; 1]| [v; 3]),
-        ColorType::La8 => rewrite(bytes, pixels, |[v, a]: [u8; 2]| [over_black(v, a); 3]),
+        ColorType::La8 => rewrite(bytes, pixels, |[v, a]: [u8; 2]| background.map(|b| over(b, v, a))),
         ColorType::Rgba8 => {
-            rewrite(bytes, pixels, |[r, g, b, a]: [u8; 4]| [over_black(r, a), over_black(g, a), over_black(b, a)]);
+            rewrite(bytes, pixels, |[r, g, b, a]: [u8; 4]| [over(red, r, a), over(green, g, a), over(blue, b, a)]);
         }
         ColorType::L16 => rewrite(bytes, pixels, |[v0, v1]: [u8; 2]| [round16(v0, v1); 3]),
         ColorType::La16 => {
-            rewrite(bytes, pixels, |[v0, v1, a0, a1]: [u8; 4]| [over_black16([v0, v1], [a0, a1]); 3]);
+            rewrite(bytes, pixels, |[v0, v1, a0, a1]: [u8; 4]| background.map(|b| over16(b, [v0, v1], [a0, a1])));
         }
         ColorType::Rgb16 => rewrite(bytes, pixels, |[r0, r1, g0, g1, b0, b1]: [u8; 6]| {
             [round16(r0, r1), round16(g0, g1), round16(b0, b1)]
         }),
         ColorType::Rgba16 => rewrite(bytes, pixels, |[r0, r1, g0, g1, b0, b1, a0, a1]: [u8; 8]| {
             let alpha = [a0, a1];
-            [over_black16([r0, r1], alpha), over_black16([g0, g1], alpha), over_black16([b0, b1], alpha)]
+            [over16(red, [r0, r1], alpha), over16(green, [g0, g1], alpha), over16(blue, [b0, b1], alpha)]
         }),
         ColorType::Rgb32F => rewrite(bytes, pixels, |p: [u8; 12]| {
             [float(&p, 0), float(&p, 1), float(&p, 2)].map(|v| (v * 255.0).round() as u8)
         }),
         ColorType::Rgba32F => rewrite(bytes, pixels, |p: [u8; 16]| {
             let alpha = float(&p, 3);
-            [float(&p, 0), float(&p, 1), float(&p, 2)].map(|v| (v * alpha * 255.0).round() as u8)
+            let over = |index, b| (float(&p, index) * alpha * 255.0 + f32::from(b) * (1.0 - alpha)).round() as u8;
+            [over(0, red), over(1, green), over(2, blue)]
         }),
         _ => return None,
     }
@@ -55,17 +60,21 @@ fn rewrite<const S: usize>(bytes: &mut [u8], pixels: usize, convert: impl Fn([u8
     }
 }
 
-fn over_black(value: u8, alpha: u8) -> u8 {
-    ((u32::from(value) * u32::from(alpha) + 127) / 255) as u8
+/// The colour that is seen through `alpha` of `value`, rounded to the nearest.
+fn over(background: u8, value: u8, alpha: u8) -> u8 {
+    let (seen, through) = (u32::from(alpha), u32::from(255 - alpha));
+    ((u32::from(value) * seen + u32::from(background) * through + 127) / 255) as u8
 }
 
 fn round16(low: u8, high: u8) -> u8 {
     ((u32::from(u16::from_ne_bytes([low, high])) * 255 + 32_767) / 65_535) as u8
 }
 
-fn over_black16(value: [u8; 2], alpha: [u8; 2]) -> u8 {
+/// As [`over`], of 16 bits: 255 and 65535 are the same white.
+fn over16(background: u8, value: [u8; 2], alpha: [u8; 2]) -> u8 {
     const WHITE: u64 = 65_535 * 65_535;
-    let product = u64::from(u16::from_ne_bytes(value)) * u64::from(u16::from_ne_bytes(alpha));
+    let alpha = u64::from(u16::from_ne_bytes(alpha));
+    let product = u64::from(u16::from_ne_bytes(value)) * alpha + u64::from(background) * 257 * (65_535 - alpha);
     ((product * 255 + WHITE / 2) / WHITE) as u8
 }
 
@@ -73,8 +82,8 @@ fn over_black16(value: [u8; 2], alpha: [u8; 2]) -> u8 {
 fn float(pixel: &[u8], index: usize) -> f32 {
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&pixel[index * 4..][..4]);
-    // NaN stays NaN here, and is 0 once it is cast.
-    f32::from_ne_bytes(bytes).clamp(0.0, 1.0)
+    let value = f32::from_ne_bytes(bytes);
+    if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) }
 }
 
 #[cfg(test)]
@@ -82,9 +91,13 @@ mod tests {
     use super::*;
 
     fn converted(native: &[u8], pixels: usize, color: ColorType) -> Vec<u8> {
+        converted_on([0; 3], native, pixels, color)
+    }
+
+    fn converted_on(background: [u8; 3], native: &[u8], pixels: usize, color: ColorType) -> Vec<u8> {
         let mut bytes = native.to_vec();
         bytes.resize(native.len().max(pixels * 3), 0xAA);
-        to_rgb8(&mut bytes, pixels, color).expect("known");
+        to_rgb8(&mut bytes, pixels, color, background).expect("known");
         bytes.truncate(pixels * 3);
         bytes
     }
@@ -106,6 +119,43 @@ mod tests {
         assert_eq!(converted(&ne16(&[257, 514, 65_535, 65_535]), 1, ColorType::Rgba16), [1, 2, 255]);
         assert_eq!(converted(&float(&[f32::NAN, 0.5, 7.0]), 1, ColorType::Rgb32F), [0, 128, 255]);
         assert_eq!(converted(&float(&[1.0, -3.0, 1.0, 0.2]), 1, ColorType::Rgba32F), [51, 0, 51]);
+    }
+
+    #[test]
+    fn what_is_transparent_shows_the_background() {
+        let background = [10, 100, 255];
+        let on = |native: &[u8], color| converted_on(background, native, 1, color);
+        assert_eq!(on(&[200, 0], ColorType::La8), background);
+        assert_eq!(on(&[200, 255], ColorType::La8), [200; 3]);
+        assert_eq!(on(&[0, 51], ColorType::La8), [8, 80, 204]);
+        assert_eq!(on(&[9, 9, 9, 0], ColorType::Rgba8), background);
+        assert_eq!(on(&[20, 0, 0, 128], ColorType::Rgba8), [15, 50, 127]);
+        assert_eq!(on(&ne16(&[0, 0]), ColorType::La16), background);
+        assert_eq!(on(&ne16(&[65_535, 1, 2, 0]), ColorType::Rgba16), background);
+        assert_eq!(on(&ne16(&[65_535, 65_535, 65_535, 65_535]), ColorType::Rgba16), [255; 3]);
+        assert_eq!(on(&ne16(&[0, 0, 0, 13_107]), ColorType::Rgba16), [8, 80, 204]);
+        let float = |values: [f32; 4]| -> Vec<u8> { values.iter().flat_map(|v| v.to_ne_bytes()).collect() };
+        assert_eq!(on(&float([1.0, 1.0, 1.0, f32::NAN]), ColorType::Rgba32F), background);
+        assert_eq!(on(&float([0.0, 0.0, 0.0, 0.2]), ColorType::Rgba32F), [8, 80, 204]);
+        // What has no alpha does not.
+        assert_eq!(on(&[7, 8, 9], ColorType::Rgb8), [7, 8, 9]);
+        assert_eq!(on(&[7], ColorType::L8), [7; 3]);
+    }
+
+    #[test]
+    fn compositing_is_rounded_to_the_nearest() {
+        for alpha in 0..=255u8 {
+            for value in 0..=255u8 {
+                for background in [0, 1, 77, 128, 254, 255] {
+                    let share = f64::from(alpha) / 255.0;
+                    let exact = f64::from(value) * share + f64::from(background) * (1.0 - share);
+                    let found = over(background, value, alpha);
+                    assert!((f64::from(found) - exact).abs() <= 0.5 + 1e-9, "{value} {alpha} {background}: {found}");
+                    let wide = |v: u8| (u16::from(v) * 257).to_ne_bytes();
+                    assert_eq!(over16(background, wide(value), wide(alpha)), found, "{value} {alpha} {background}");
+                }
+            }
+        }
     }
 
     #[test]

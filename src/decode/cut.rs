@@ -1,6 +1,9 @@
 //! Owns what of a picture is decoded, how, and the pixels that come of it: rows one after the other where a codec gives
 //! them so, or else the whole picture. It must never decode more than is asked where a codec can leave it out.
 
+use std::fmt;
+use std::str::FromStr;
+
 use super::{DecodeError, Header, WorkingSet, whole_onto, working_set};
 #[cfg(feature = "turbo")]
 use super::{Format, turbo};
@@ -18,6 +21,26 @@ pub enum Quality {
     Fast,
 }
 
+impl FromStr for Quality {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "exact" => Ok(Quality::Exact),
+            "fast" => Ok(Quality::Fast),
+            _ => Err(format!("'{text}' is no quality: use exact or fast")),
+        }
+    }
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Quality::Exact => "exact",
+            Quality::Fast => "fast",
+        })
+    }
+}
+
 /// How pictures are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -28,11 +51,13 @@ pub struct Options {
     pub orient: bool,
     /// Whether a JPEG that is damaged or cut off counts as a picture of what there is. Default: false, it is a bad sample.
     pub accept_truncated: bool,
+    /// The colour (red, green, blue) that shows where a picture is transparent. Default: black.
+    pub background: [u8; 3],
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { quality: Quality::Exact, orient: true, accept_truncated: false }
+        Options { quality: Quality::Exact, orient: true, accept_truncated: false, background: [0; 3] }
     }
 }
 
@@ -45,6 +70,8 @@ pub(crate) struct Cut {
     pub(crate) denominator: u32,
     /// Whether a damaged or cut file is decoded as far as it goes.
     pub(crate) accept_truncated: bool,
+    /// What shows where the picture is transparent.
+    pub(crate) background: [u8; 3],
 }
 
 /// Pixels on their way, or there.
@@ -52,8 +79,8 @@ pub(crate) enum Decoded<'m> {
     /// Rows of the cut, as they are asked for.
     #[cfg(feature = "turbo")]
     Rows(turbo::Rows<'m>),
-    /// The whole picture at full size.
-    Whole(ImageView<'m>),
+    /// The whole picture at full size, and how often damage was met and passed over.
+    Whole(ImageView<'m>, u32),
 }
 
 /// The largest of 1, 2, 4 and 8 by which this picture may be divided while `window` (width and height, stored pixels)
@@ -96,5 +123,19 @@ pub(crate) fn cut<'m>(
     if header.format == Format::Jpeg {
         return turbo::start(encoded, header, cut, memory).map(Decoded::Rows);
     }
-    whole_onto(encoded, header, memory, cut.accept_truncated).map(Decoded::Whole)
+    let whole = whole_onto(encoded, header, memory, cut.accept_truncated, cut.background);
+    whole.map(|(image, damage)| Decoded::Whole(image, damage))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qualities_parse_and_print() {
+        for quality in [Quality::Exact, Quality::Fast] {
+            assert_eq!(quality.to_string().parse(), Ok(quality));
+        }
+        assert_eq!("best".parse::<Quality>(), Err("'best' is no quality: use exact or fast".to_owned()));
+    }
 }

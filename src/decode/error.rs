@@ -102,7 +102,7 @@ impl fmt::Display for DecodeError {
                 for byte in starts_with {
                     write!(f, " {byte:02x}")?;
                 }
-                f.write_str(": no known image format (known: JPEG, PNG, WebP, GIF, BMP, TIFF)")
+                f.write_str(": no known image format (known: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, QOI, TGA)")
             }
             DecodeError::HeaderTruncated { format, encoded_bytes } => {
                 write!(f, "{format}: the file ends inside its header, after {encoded_bytes} bytes")

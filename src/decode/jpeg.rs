@@ -9,7 +9,7 @@ use super::ifd::exif_orientation;
 use super::turbo::{ARITHMETIC, codec_bytes};
 #[cfg(not(feature = "turbo"))]
 use super::zune::{ARITHMETIC, codec_bytes};
-use super::{Facts, Flaw};
+use super::{DecodeError, Facts, Flaw, Format};
 
 /// Segments that a header may have. Real ones have tens, and hundreds where a large profile is split up; the codec takes
 /// time in proportion to the square of some.
@@ -104,6 +104,35 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         at += length;
     }
     Err(Flaw::bad(format!("more than {SEGMENTS_MAX} segments before the picture data")))
+}
+
+/// Scans that a file may have. Encoders write about ten; each goes over all coefficients again, however short it is.
+pub(super) const SCANS_MAX: u32 = 64;
+
+/// Counts the scans of a file whose first one's data begins at `data_at`, so that one with too many is refused before
+/// any work. Where one holds the whole picture, nobody looks for others.
+pub(super) fn check_scans(encoded: &[u8], frame: &Frame, data_at: usize) -> Result<(), DecodeError> {
+    if frame.one_scan {
+        return Ok(());
+    }
+    let mut scans = 1u32;
+    let mut at = data_at;
+    while let Some((marker, after)) = next_marker(encoded, at) {
+        at = match marker {
+            0xD9 => break,
+            0x01 | 0xD0..=0xD8 => after,
+            _ => match u16_at(encoded, after, Order::Big) {
+                Some(length) => after + usize::from(length),
+                None => break,
+            },
+        };
+        scans = scans.saturating_add(u32::from(marker == 0xDA));
+    }
+    if scans > SCANS_MAX { Err(too_many_scans(scans)) } else { Ok(()) }
+}
+
+fn too_many_scans(scans: u32) -> DecodeError {
+    DecodeError::Unsupported { format: Format::Jpeg, feature: format!("{scans} scans (at most {SCANS_MAX} are)") }
 }
 
 /// The code of the first marker at or after `at`, and the place behind it.

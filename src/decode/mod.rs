@@ -2,9 +2,23 @@
 //! worth counting, [`working_set`] says what decoding will need, [`decode_into`] does it in memory that the caller has
 //! reserved. It must never decode a pixel before its cost is known, and never take more than it said.
 //!
-//! A format is told by content, never by a file's name. Whatever a file holds (grey, palette, 16 bits, alpha, CMYK,
-//! animation), what comes out is the first picture as RGB8; `convert` says how. The EXIF orientation is reported here; the
-//! pipeline turns what it cuts ([`Options::orient`]).
+//! A format is told by content, never by a file's name ([`Format::of`]): by its magic number, and TGA, which has none, by
+//! a header that agrees with itself in all of its 18 bytes and is no other's.
+//!
+//! Whatever a file holds, what comes out is its first picture as RGB8:
+//!
+//! - Of an animation (GIF, WebP) the first frame, of an APNG the still picture, of a TIFF the first directory. What
+//!   comes after is not looked at.
+//! - Grey is repeated; palettes are looked up; fewer bits are spread to 8, more are rounded.
+//! - What is transparent shows a background: black, or [`Options::background`]. Alpha is not premultiplied.
+//! - CMYK is multiplied out. Colour profiles (ICC), gamma and chromaticities are ignored, as loaders in wide use do: the
+//!   numbers are what the file stores.
+//! - The EXIF orientation (JPEG, PNG, WebP, TIFF) is reported in the header, and a sample is cut from the turned picture
+//!   ([`Options::orient`]); what [`decode_into`] gives is as stored.
+//!
+//! What a file says besides its picture costs nothing: PNG's text and profiles are never inflated. What bounds a
+//! picture's own cost is checked before work begins: sides and pixels ([`Limits`]), segments and scans of a JPEG, the
+//! length of a PNM header.
 //!
 //! ```
 //! use feedstock::decode::{DecodeError, Limits, Slab, decode_into, probe, working_set};
@@ -38,8 +52,11 @@ mod gif;
 mod ifd;
 mod jpeg;
 mod png;
+mod pnm;
+mod qoi;
 mod raster;
 mod slab;
+mod tga;
 mod tiff;
 #[cfg(feature = "turbo")]
 pub(crate) mod turbo;
@@ -69,10 +86,17 @@ pub enum Format {
     Bmp,
     /// TIFF, the first directory: grey, RGB, RGBA, CMYK; of 8, 16 and (floats) 32 bits.
     Tiff,
+    /// PNM: PBM, PGM and PPM, as text and binary, and PAM of up to four channels; up to 16 bits.
+    Pnm,
+    /// QOI.
+    Qoi,
+    /// TGA: colour-mapped, true colour and grey, run-length encoded or not. It has no magic number: what is of no other
+    /// kind is one if all of its header's 18 bytes agree.
+    Tga,
 }
 
 impl Format {
-    /// Tells a format by a file's first bytes.
+    /// Tells a format by a file's first bytes; 18 are enough.
     #[must_use]
     pub fn of(encoded: &[u8]) -> Option<Self> {
         match encoded {
@@ -82,6 +106,9 @@ impl Format {
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Format::Gif),
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Format::Tiff),
             [b'B', b'M', ..] => Some(Format::Bmp),
+            [b'q', b'o', b'i', b'f', ..] => Some(Format::Qoi),
+            _ if pnm::is_header(encoded) => Some(Format::Pnm),
+            _ if tga::is_header(encoded) => Some(Format::Tga),
             _ => None,
         }
     }
@@ -96,6 +123,9 @@ impl Format {
             Format::Gif => "gif",
             Format::Bmp => "bmp",
             Format::Tiff => "tiff",
+            Format::Pnm => "pnm",
+            Format::Qoi => "qoi",
+            Format::Tga => "tga",
         }
     }
 }
@@ -198,6 +228,9 @@ pub fn probe(encoded: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
         Format::Gif => gif::probe(encoded),
         Format::Bmp => bmp::probe(encoded),
         Format::Tiff => tiff::probe(encoded),
+        Format::Pnm => pnm::probe(encoded),
+        Format::Qoi => qoi::probe(encoded),
+        Format::Tga => tga::probe(encoded),
     }
     .map_err(|flaw| match flaw {
         Flaw::Truncated => DecodeError::HeaderTruncated { format, encoded_bytes: encoded.len() },
@@ -246,16 +279,18 @@ pub fn decode_into<'s>(encoded: &[u8], header: &Header, slab: &'s mut Slab) -> R
 /// # Errors
 /// As [`decode_into`]; [`DecodeError::OutOfMemory`] where `pixels` is too small.
 pub fn decode_onto<'p>(encoded: &[u8], header: &Header, pixels: &'p mut [u8]) -> Result<ImageView<'p>, DecodeError> {
-    whole_onto(encoded, header, pixels, false)
+    whole_onto(encoded, header, pixels, false, [0; 3]).map(|(image, _)| image)
 }
 
-/// As [`decode_onto`]; a damaged or cut JPEG is a picture of what there is where that is asked for.
+/// As [`decode_onto`]; a damaged or cut JPEG is a picture of what there is where that is asked for, and how often damage
+/// was passed over comes with it; what is transparent shows the background.
 fn whole_onto<'p>(
     encoded: &[u8],
     header: &Header,
     pixels: &'p mut [u8],
     accept_truncated: bool,
-) -> Result<ImageView<'p>, DecodeError> {
+    background: [u8; 3],
+) -> Result<(ImageView<'p>, u32), DecodeError> {
     let needed = working_set(header).pixel_bytes;
     let room = usize::try_from(needed).ok().and_then(|needed| pixels.get_mut(..needed));
     let Some(pixels) = room else { return Err(DecodeError::OutOfMemory { bytes: needed }) };
@@ -268,14 +303,14 @@ fn whole_onto<'p>(
         }
         #[cfg(not(feature = "turbo"))]
         Format::Jpeg => zune::decode(encoded, header, accept_truncated, pixels),
-        _ => raster::decode(encoded, header, pixels),
+        _ => raster::decode(encoded, header, background, pixels).map(|()| 0),
     });
     // Codecs have been seen to panic on damaged data. What they leave behind is bytes in the slab, which nobody reads.
-    match catch_unwind(codec) {
+    let damage = match catch_unwind(codec) {
         Ok(outcome) => outcome?,
         Err(panic) => return Err(DecodeError::codec(header.format, panicked(panic.as_ref()))),
-    }
-    Ok(ImageView::new(&pixels[..rgb_bytes], header.width, header.height))
+    };
+    Ok((ImageView::new(&pixels[..rgb_bytes], header.width, header.height), damage))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> String {

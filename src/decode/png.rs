@@ -47,10 +47,12 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         let chunk = encoded.get(at + 8..end).ok_or(Flaw::Truncated)?;
         match &kind {
             b"tRNS" => transparent = true,
-            b"eXIf" => orientation = exif_orientation(chunk),
+            b"eXIf" => {
+                orientation = exif_orientation(chunk);
+                metadata_bytes = metadata_bytes.saturating_add(length as u64);
+            }
             _ => {}
         }
-        metadata_bytes = metadata_bytes.saturating_add(length as u64);
         at = end + 4;
     };
     let sample_bytes: u8 = if bits == 16 { 2 } else { 1 };
@@ -58,8 +60,8 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     let native_pixel_bytes = (expanded_channels + alpha) * sample_bytes;
     let row_bytes = (u64::from(width) * stored_channels * u64::from(bits)).div_ceil(8) + 1;
     let expanded_row_bytes = u64::from(width) * u64::from(native_pixel_bytes);
-    // What `image` may spend on text, colour profiles and EXIF data: twice while a chunk's buffer doubles, once more
-    // for its content. A colour profile that inflates beyond that is left out by the codec, without harm.
+    // What the codec may spend on EXIF data, which it does not know how to skip: twice while a chunk's buffer doubles,
+    // once more for its content. Text and colour profiles are skipped, however many there are.
     let codec_limit_bytes =
         expanded_row_bytes.saturating_add(metadata_bytes.saturating_mul(4)).saturating_add(16 << 10);
     // `unfiltering_buffer.rs` of png 0.18: it holds four rows or 128 KiB, the window, and what it reads ahead, or the

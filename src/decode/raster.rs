@@ -1,43 +1,81 @@
-//! Owns decoding through the `image` crate: every format but JPEG. It must never let the codec write past the memory
-//! that the header was charged for.
+//! Owns decoding through the `image` crate, and PNG through the codec that it uses: every format but JPEG. It must never
+//! let a codec write past the memory that the header was charged for, nor read what is no part of the picture.
 
 use std::io::{Cursor, ErrorKind};
 
-use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, pnm::PnmDecoder, qoi::QoiDecoder, tga::TgaDecoder};
+use image::codecs::{tiff::TiffDecoder, webp::WebPDecoder};
 use image::error::UnsupportedErrorKind;
-use image::{ImageDecoder, ImageError, ImageResult, Limits};
+use image::{ColorType, ImageDecoder, ImageError, ImageResult, Limits};
+use png::{BitDepth, ColorType as PngColor, DecodingError};
 
-use super::{DecodeError, Format, Header, convert};
+use super::{DecodeError, Format, Header, convert, pnm};
 
 /// Decodes into the front of `pixels`, which is the slab's part for this picture, and converts to RGB8 there.
-pub(super) fn decode(encoded: &[u8], header: &Header, pixels: &mut [u8]) -> Result<(), DecodeError> {
+pub(super) fn decode(
+    encoded: &[u8],
+    header: &Header,
+    background: [u8; 3],
+    pixels: &mut [u8],
+) -> Result<(), DecodeError> {
+    let format = header.format;
     let reader = Cursor::new(encoded);
-    let refused = |error: ImageError| refused(header.format, encoded.len(), error);
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(header.width);
     limits.max_image_height = Some(header.height);
     limits.max_alloc = Some(header.facts.codec_limit_bytes);
-    let outcome = match header.format {
-        // The PNG decoder allocates while it is made, so it is told its limits then.
-        Format::Png => PngDecoder::with_limits(reader, limits).map(|decoder| read(decoder, header, pixels)),
-        Format::WebP => WebPDecoder::new(reader).map(|decoder| read(decoder, header, pixels)),
-        Format::Bmp => BmpDecoder::new(reader).map(|decoder| read(decoder, header, pixels)),
-        Format::Gif => limited(GifDecoder::new(reader), limits).map(|decoder| read(decoder, header, pixels)),
-        Format::Tiff => limited(TiffDecoder::new(reader), limits).map(|decoder| read(decoder, header, pixels)),
+    let outcome = match format {
+        Format::Png => png(reader, header, pixels),
+        Format::WebP => read(WebPDecoder::new(reader), header, pixels),
+        Format::Bmp => read(BmpDecoder::new(reader), header, pixels),
+        Format::Gif => read(limited(GifDecoder::new(reader), limits), header, pixels),
+        Format::Tiff => read(limited(TiffDecoder::new(reader), limits), header, pixels),
+        // Digits may be missing, and nobody could tell.
+        Format::Pnm if pnm::ends_in_a_number(encoded) => Err(Failure::EndsEarly),
+        Format::Pnm => read(PnmDecoder::new(reader), header, pixels),
+        Format::Qoi => read(QoiDecoder::new(reader), header, pixels),
+        Format::Tga => read(TgaDecoder::new(reader), header, pixels),
         Format::Jpeg => return Err(DecodeError::codec(Format::Jpeg, "it is not decoded here")),
     };
-    match outcome.map_err(refused)? {
-        Ok(()) => Ok(()),
-        Err(Failure::Codec(error)) => Err(refused(error)),
-        Err(Failure::Differs) => {
-            Err(DecodeError::codec(header.format, "the picture is not the one that the header announced"))
+    let pixel_count = header.width as usize * header.height as usize;
+    let converted =
+        outcome.and_then(|color| convert::to_rgb8(pixels, pixel_count, color, background).ok_or(Failure::Differs));
+    converted.map_err(|failure| match failure {
+        Failure::EndsEarly => DecodeError::Incomplete { format, encoded_bytes: encoded.len() },
+        Failure::Differs => DecodeError::codec(format, "the picture is not the one that the header announced"),
+        Failure::Unsupported(feature) => DecodeError::Unsupported { format, feature },
+        Failure::Codec(cause) => DecodeError::Codec { format, cause },
+    })
+}
+
+enum Failure {
+    EndsEarly,
+    Differs,
+    Unsupported(String),
+    Codec(String),
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => Failure::EndsEarly,
+            ImageError::Unsupported(unsupported) => Failure::Unsupported(match unsupported.kind() {
+                UnsupportedErrorKind::GenericFeature(feature) => feature,
+                UnsupportedErrorKind::Color(color) => format!("colour type {color:?}"),
+                other => format!("{other:?}"),
+            }),
+            other => Failure::Codec(other.to_string()),
         }
     }
 }
 
-enum Failure {
-    Codec(ImageError),
-    Differs,
+impl From<DecodingError> for Failure {
+    fn from(error: DecodingError) -> Self {
+        match error {
+            DecodingError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => Failure::EndsEarly,
+            other => Failure::Codec(other.to_string()),
+        }
+    }
 }
 
 fn limited<D: ImageDecoder>(decoder: ImageResult<D>, limits: Limits) -> ImageResult<D> {
@@ -46,7 +84,8 @@ fn limited<D: ImageDecoder>(decoder: ImageResult<D>, limits: Limits) -> ImageRes
     Ok(decoder)
 }
 
-fn read(decoder: impl ImageDecoder, header: &Header, pixels: &mut [u8]) -> Result<(), Failure> {
+fn read<D: ImageDecoder>(decoder: ImageResult<D>, header: &Header, pixels: &mut [u8]) -> Result<ColorType, Failure> {
+    let decoder = decoder?;
     let color = decoder.color_type();
     if decoder.dimensions() != (header.width, header.height) {
         return Err(Failure::Differs);
@@ -56,24 +95,40 @@ fn read(decoder: impl ImageDecoder, header: &Header, pixels: &mut [u8]) -> Resul
     // Not every codec writes every pixel: a GIF may name colours that its palette lacks, a run-length BMP skip pixels.
     // What an earlier picture left there must not shine through.
     native.fill(0);
-    decoder.read_image(native).map_err(Failure::Codec)?;
-    let pixel_count = header.width as usize * header.height as usize;
-    convert::to_rgb8(pixels, pixel_count, color).ok_or(Failure::Differs)
+    decoder.read_image(native)?;
+    Ok(color)
 }
 
-fn refused(format: Format, encoded_bytes: usize, error: ImageError) -> DecodeError {
-    match error {
-        ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => {
-            DecodeError::Incomplete { format, encoded_bytes }
-        }
-        ImageError::Unsupported(unsupported) => {
-            let feature = match unsupported.kind() {
-                UnsupportedErrorKind::GenericFeature(feature) => feature,
-                UnsupportedErrorKind::Color(color) => format!("colour type {color:?}"),
-                other => format!("{other:?}"),
-            };
-            DecodeError::Unsupported { format, feature }
-        }
-        other => DecodeError::codec(format, other),
+/// As [`read`], without `image` in between: it has every text copied, and every colour profile inflated, to be asked for
+/// them; and it has no way to say that nobody will. (The picture of an APNG that is decoded is its still one.)
+fn png(reader: Cursor<&[u8]>, header: &Header, pixels: &mut [u8]) -> Result<ColorType, Failure> {
+    let bytes = usize::try_from(header.facts.codec_limit_bytes).unwrap_or(usize::MAX);
+    let mut decoder = png::Decoder::new_with_limits(reader, png::Limits { bytes });
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    // Palettes and fewer than 8 bits become 8, a colour that counts as transparent becomes alpha, and 16 bits stay.
+    decoder.set_transformations(png::Transformations::EXPAND);
+    let info = decoder.read_header_info()?;
+    if (info.width, info.height) != (header.width, header.height) {
+        return Err(Failure::Differs);
     }
+    let mut reader = decoder.read_info()?;
+    let color = match reader.output_color_type() {
+        (PngColor::Grayscale, BitDepth::Eight) => ColorType::L8,
+        (PngColor::GrayscaleAlpha, BitDepth::Eight) => ColorType::La8,
+        (PngColor::Rgb, BitDepth::Eight) => ColorType::Rgb8,
+        (PngColor::Rgba, BitDepth::Eight) => ColorType::Rgba8,
+        (PngColor::Grayscale, BitDepth::Sixteen) => ColorType::L16,
+        (PngColor::GrayscaleAlpha, BitDepth::Sixteen) => ColorType::La16,
+        (PngColor::Rgb, BitDepth::Sixteen) => ColorType::Rgb16,
+        (PngColor::Rgba, BitDepth::Sixteen) => ColorType::Rgba16,
+        other => return Err(Failure::Unsupported(format!("colour type {other:?}"))),
+    };
+    let native = reader.output_buffer_size().and_then(|bytes| pixels.get_mut(..bytes)).ok_or(Failure::Differs)?;
+    native.fill(0);
+    reader.next_frame(native)?;
+    if color.bytes_per_pixel() / color.channel_count() == 2 {
+        native.as_chunks_mut::<2>().0.iter_mut().for_each(|sample| *sample = u16::from_be_bytes(*sample).to_ne_bytes());
+    }
+    Ok(color)
 }

@@ -11,7 +11,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::jpeg::{Frame, has_end};
+use super::jpeg::{Frame, check_scans, has_end};
 use super::{DecodeError, Format, Header};
 
 /// Component records, marker buffers and the rounding of small allocations.
@@ -52,13 +52,28 @@ pub(super) fn codec_bytes(frame: &Frame, metadata_bytes: u64) -> u64 {
     (bytes + SAMPLE * stride_max * 8).saturating_add(2 * metadata_bytes)
 }
 
-/// Decodes into `pixels`, which is exactly `width * height * 3` bytes long.
+/// Decodes into `pixels`, which is exactly `width * height * 3` bytes long. Returns 1 where damage was passed over, else
+/// 0: the codec does not say how often.
 pub(super) fn decode(
     encoded: &[u8],
     header: &Header,
     accept_truncated: bool,
     pixels: &mut [u8],
-) -> Result<(), DecodeError> {
+) -> Result<u32, DecodeError> {
+    if let Some(frame) = &header.facts.jpeg {
+        check_scans(encoded, frame, header.facts.data_at)?;
+    }
+    // The lenient mode does not tell what it passed over, so a picture is damaged if the strict one refuses it.
+    let strict = decode_as(encoded, header, false, pixels);
+    match strict {
+        Ok(()) => Ok(0),
+        Err(error @ (DecodeError::Unsupported { .. } | DecodeError::OutOfMemory { .. })) => Err(error),
+        Err(_) if accept_truncated => decode_as(encoded, header, true, pixels).map(|()| 1),
+        Err(error) => Err(error),
+    }
+}
+
+fn decode_as(encoded: &[u8], header: &Header, accept_truncated: bool, pixels: &mut [u8]) -> Result<(), DecodeError> {
     let incomplete = || DecodeError::Incomplete { format: Format::Jpeg, encoded_bytes: encoded.len() };
     if !accept_truncated && !has_end(encoded, header.facts.data_at) {
         return Err(incomplete());

@@ -33,6 +33,7 @@ pub(crate) struct Shown<'h> {
     orientation: Orientation,
     denominator: u32,
     accept_truncated: bool,
+    background: [u8; 3],
     spec: SampleSpec,
 }
 
@@ -58,8 +59,8 @@ impl<'h> Shown<'h> {
         let [_, _, window_width, window_height] = geometry.window;
         let out = orientation.sides(geometry.target.width, geometry.target.height);
         let denominator = decode::denominator(header, options.quality, (window_width, window_height), out);
-        let accept_truncated = options.accept_truncated;
-        Ok(Shown { header, geometry, orientation, denominator, accept_truncated, spec })
+        let Options { accept_truncated, background, .. } = *options;
+        Ok(Shown { header, geometry, orientation, denominator, accept_truncated, background, spec })
     }
 
     /// The geometry in pixels of the picture as it is decoded.
@@ -96,6 +97,7 @@ impl<'h> Shown<'h> {
             region: self.geometry.region,
             denominator: self.denominator,
             accept_truncated: self.accept_truncated,
+            background: self.background,
         };
         match decode::cut(encoded, self.header, &cut, decoder).map_err(decoding)? {
             #[cfg(feature = "turbo")]
@@ -108,7 +110,9 @@ impl<'h> Shown<'h> {
                 })?;
                 Ok(rows.warnings())
             }
-            Decoded::Whole(image) => resampler.apply(image, workspace, out).map(|()| 0).map_err(transforming),
+            Decoded::Whole(image, damage) => {
+                resampler.apply(image, workspace, out).map(|()| damage).map_err(transforming)
+            }
         }
     }
 }

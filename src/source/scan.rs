@@ -23,7 +23,10 @@ use super::index::{ClassDirectory, DirectoryIndex, Index, NAME_BYTES_MAX};
 use crate::sync::{Arc, AtomicU64, Ordering, STACK_BYTES};
 
 /// Extensions of the files that are samples, in lower case; any case matches.
-pub const IMAGE_EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
+pub const IMAGE_EXTENSIONS: [&str; 17] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "pnm", "pbm", "pgm", "ppm", "pam", "qoi",
+    "tga",
+];
 
 /// Folders that one scan follows. Real data has far fewer; what gets here is symbolic links that multiply each other
 /// (twenty-four folders, each with two links to the next, make this many paths).

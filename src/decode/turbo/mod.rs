@@ -17,7 +17,7 @@
 //! [`accept_truncated`](Cut::accept_truncated) asks for what there is. Two warnings are not taken for damage: an unknown
 //! number in an Adobe or JFIF marker, and stray bytes between the segments of the header.
 
-use super::jpeg::{Frame, has_end};
+use super::jpeg::{Frame, SCANS_MAX, check_scans, has_end};
 use super::{Cut, DecodeError, Format, Header};
 use crate::tensor::{CHANNELS, Region};
 
@@ -34,9 +34,6 @@ use shim::{Ask, Picture, Stop};
 
 /// Whether arithmetic coding is decoded.
 pub(super) const ARITHMETIC: bool = true;
-
-/// Scans that a file may have. Encoders write about ten; each goes over all coefficients again, however short it is.
-const SCANS_MAX: u32 = 64;
 
 /// What libjpeg's edges do not reach: pixels are made from those next to them.
 const MARGIN: u32 = 1;
@@ -71,7 +68,7 @@ impl Cut {
     /// The whole picture at full size.
     pub(crate) fn whole(header: &Header) -> Self {
         let region = Region::whole(header.width, header.height);
-        Cut { region, denominator: 1, accept_truncated: false }
+        Cut { region, denominator: 1, accept_truncated: false, background: [0; 3] }
     }
 
     /// What of the scaled picture touches the region, in its pixels.
@@ -114,6 +111,7 @@ pub(crate) fn start<'a>(
     assert!(cut.region.fits(width, height), "{:?} is not inside {width}x{height}", cut.region);
     let needed = arena_bytes(header, cut.denominator);
     let Some(frame) = &header.facts.jpeg else { return Err(failed(Stop::OtherPicture, encoded.len())) };
+    check_scans(encoded, frame, header.facts.data_at)?;
     if !cut.accept_truncated && !has_end(encoded, header.facts.data_at) {
         return Err(failed(Stop::EndsEarly, encoded.len()));
     }
@@ -207,16 +205,19 @@ impl Rows<'_> {
     }
 }
 
-/// Decodes the whole picture into `pixels`, which is exactly `width * height * 3` bytes long.
+/// Decodes the whole picture into `pixels`, which is exactly `width * height * 3` bytes long. Returns how often damage
+/// was met and passed over.
 pub(super) fn decode(
     encoded: &[u8],
     header: &Header,
     accept_truncated: bool,
     pixels: &mut [u8],
     arena: &mut [u8],
-) -> Result<(), DecodeError> {
+) -> Result<u32, DecodeError> {
     let cut = Cut { accept_truncated, ..Cut::whole(header) };
-    start(encoded, header, &cut, arena)?.rest_into(pixels)
+    let mut rows = start(encoded, header, &cut, arena)?;
+    rows.rest_into(pixels)?;
+    Ok(rows.warnings())
 }
 
 fn failed(stop: Stop, encoded_bytes: usize) -> DecodeError {
