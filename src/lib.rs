@@ -45,7 +45,7 @@ pub use maker::{SampleError, SampleMaker};
 pub use metrics::{PipelineStats, StageStats};
 pub use pipeline::Move;
 pub use plan::Plan;
-pub use quarantine::{BadSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};
+pub use quarantine::{BadSample, DamagedSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};
 pub use source::{ImageFolder, Source};
 pub use tensor::{DType, Layout};
 pub use units::{ByteCount, KeyedRng, ParseByteCountError, SampleId, Seed, mix64};

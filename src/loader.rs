@@ -17,7 +17,7 @@ use crate::metrics::PipelineStats;
 use crate::pipeline::{Engine, Move, Probe, Recipe, Run, RunError};
 use crate::plan::{Circulating, Facts, Plan, Profile, Request, Survey};
 use crate::pool;
-use crate::quarantine::{BadSample, OnBadSample};
+use crate::quarantine::{BadSample, DamagedSample, OnBadSample};
 use crate::sampler::Order;
 use crate::source::Source;
 use crate::sync::{Arc, OnceLock, Ordering};
@@ -263,6 +263,13 @@ impl Loader {
         self.engine.quarantine.samples()
     }
 
+    /// Every different damaged sample that was used all the same so far ([`LoaderBuilder::accept_truncated`]), by id;
+    /// [`QUARANTINE_NAMES_MAX`](crate::QUARANTINE_NAMES_MAX) at most.
+    #[must_use]
+    pub fn damaged_samples(&self) -> Vec<DamagedSample> {
+        self.engine.quarantine.damaged()
+    }
+
     /// Ends the epoch under way, and every later one, with [`Error::Cancelled`]. May be called from any thread.
     pub fn stop(&self) {
         self.engine.stop();
@@ -416,6 +423,12 @@ impl LoaderBuilder {
     /// false.
     pub fn accept_truncated(mut self, accept: bool) -> Self {
         self.decoding.accept_truncated = accept;
+        self
+    }
+
+    /// The colour that shows where a picture is transparent. Default: black.
+    pub fn background(mut self, red: u8, green: u8, blue: u8) -> Self {
+        self.decoding.background = [red, green, blue];
         self
     }
 

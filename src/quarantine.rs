@@ -1,6 +1,7 @@
 //! Owns what is done about a sample that cannot be used, and the record of every one that was met.
-//! It must never decide that a sample is bad: the stages do; and its list is bounded.
+//! It must never decide that a sample is bad: the stages do; and its lists are bounded.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -88,13 +89,33 @@ impl fmt::Display for BadSample {
     }
 }
 
-/// How many different bad samples are kept by name; beyond it they are only counted.
+/// One damaged sample that was used as far as it goes, because that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedSample {
+    /// Which one.
+    pub id: SampleId,
+    /// What a person would call it: its path.
+    pub path: String,
+    /// How often the codec met damage and passed over it; where the sample was read several times, the most. With the
+    /// feature `turbo` these are libjpeg's warnings, else it is 1.
+    pub warnings: u32,
+}
+
+impl fmt::Display for DamagedSample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.warnings == 1 { "" } else { "s" };
+        write!(f, "{}: {} warning{plural}", self.path, self.warnings)
+    }
+}
+
+/// How many different bad samples are kept by name, and how many damaged ones; beyond it they are only counted.
 pub const QUARANTINE_NAMES_MAX: usize = 10_000;
 
 /// Every bad sample that a loader has met, each once, in the order of the batches.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
     list: Mutex<List>,
+    damaged: Mutex<BTreeMap<u64, DamagedSample>>,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +140,23 @@ impl Quarantine {
     #[must_use]
     pub(crate) fn samples(&self) -> Vec<BadSample> {
         lock(&self.list).samples.clone()
+    }
+
+    /// Notes a sample that is damaged and used all the same; `path` is asked for a new one only.
+    pub(crate) fn note_damage(&self, id: SampleId, warnings: u32, path: impl FnOnce() -> String) {
+        let mut damaged = lock(&self.damaged);
+        if let Some(known) = damaged.get_mut(&id.0) {
+            known.warnings = known.warnings.max(warnings);
+        } else if damaged.len() < QUARANTINE_NAMES_MAX {
+            damaged.insert(id.0, DamagedSample { id, path: path(), warnings });
+        }
+    }
+
+    /// Every different damaged sample that was used so far, [`QUARANTINE_NAMES_MAX`] at most, by id: workers come upon
+    /// them in any order.
+    #[must_use]
+    pub(crate) fn damaged(&self) -> Vec<DamagedSample> {
+        lock(&self.damaged).values().cloned().collect()
     }
 
     /// How often a bad sample was met: the same one counts once an epoch.
@@ -146,6 +184,20 @@ mod tests {
         assert_eq!(quarantine.samples().iter().map(|b| b.id.0).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(quarantine.events(), 3);
         assert_eq!(quarantine.samples()[0].to_string(), "1.jpg (probe): 0 bytes");
+    }
+
+    #[test]
+    fn damaged_samples_are_named_once_by_id_and_no_more_than_may_be() {
+        let quarantine = Quarantine::default();
+        for (id, warnings) in [(7, 2), (3, 1), (7, 5), (7, 4)] {
+            quarantine.note_damage(SampleId(id), warnings, || format!("{id}.jpg"));
+        }
+        let texts: Vec<_> = quarantine.damaged().iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["3.jpg: 1 warning", "7.jpg: 5 warnings"]);
+        for id in 0..QUARANTINE_NAMES_MAX as u64 * 2 {
+            quarantine.note_damage(SampleId(id), 1, String::new);
+        }
+        assert_eq!(quarantine.damaged().len(), QUARANTINE_NAMES_MAX);
     }
 
     #[test]

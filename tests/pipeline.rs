@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use feedstock::device::{Device, DeviceSpec, SimDevice, open};
 use feedstock::source::{MemorySource, SourceError};
 use feedstock::tensor::SampleSpec;
-use feedstock::transform::{Geometry, IMAGENET, RandomResizedCrop, Transform};
+use feedstock::transform::{Geometry, IMAGENET, RandomResizedCrop, Resize, Transform};
 use feedstock::{
     ByteCount, DType, Error, ErrorKind, KeyedRng, Layout, Loader, LoaderBuilder, OnBadSample, SampleId, Seed, Source,
     Stage, State,
@@ -269,6 +269,41 @@ fn the_first_bad_sample_ends_the_run_where_that_is_the_policy() {
         }
         assert!(epoch.next().is_none(), "{name}: nothing comes after an error");
     });
+}
+
+#[test]
+fn a_damaged_sample_that_is_accepted_is_named_with_its_warnings_whatever_the_workers() {
+    let source = || {
+        let mut samples: Vec<Vec<u8>> = (0..24).map(|i| jpeg(i, 60, 50)).collect();
+        for cut in [5, 17] {
+            let half = samples[cut].len() / 2;
+            samples[cut].truncate(half);
+        }
+        source_of(samples)
+    };
+    every_way(
+        // A part that lies above the damage has none, so the whole is shown.
+        || builder(source()).transform(Resize::exact(24, 24)).accept_truncated(true),
+        |name, loader| {
+            assert_eq!(loader.damaged_samples(), [], "{name}");
+            for epoch in 0..2 {
+                assert_eq!(ids(loader.epoch(epoch)).len(), 24, "{name}");
+            }
+            let damaged = loader.damaged_samples();
+            assert_eq!(damaged.iter().map(|one| one.id.0).collect::<Vec<_>>(), [5, 17], "{name}");
+            for one in &damaged {
+                assert!(one.warnings > 0, "{name}: {one}");
+                assert!(one.to_string().starts_with(&one.path), "{name}: {one}");
+            }
+            assert_eq!(loader.stats().pipeline.damage_accepted, 4, "{name}");
+            assert_eq!(loader.bad_samples(), [], "{name}");
+        },
+    );
+    // Unasked, they are bad.
+    let loader = builder(source()).bad_samples_max(1.0).build().unwrap();
+    ids(loader.epoch(0));
+    assert_eq!(loader.bad_samples().iter().map(|bad| bad.id.0).collect::<BTreeSet<_>>(), BTreeSet::from([5, 17]));
+    assert_eq!(loader.damaged_samples(), []);
 }
 
 #[test]

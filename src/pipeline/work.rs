@@ -82,7 +82,8 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
 
 /// Decodes and transforms one sample into its place.
 fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> Result<(), (Stage, String)> {
-    let Engine { recipe, jumbo, counters, .. } = &*run.engine;
+    let Engine { recipe, jumbo, counters, quarantine, .. } = &*run.engine;
+    let id = job.id;
     let header = decode::probe(encoded, &recipe.limits).map_err(|error| (Stage::Probe, error.to_string()))?;
     let mut rng = KeyedRng::new(recipe.seed, run.epoch, job.id, TRANSFORM_SALT);
     let shown = Shown::choose(&header, &recipe.decoding, &*recipe.transform, &mut rng)
@@ -90,7 +91,10 @@ fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> 
     let WorkingSet { pixel_bytes, codec_bytes } = shown.working_set();
     let needed = ByteCount(pixel_bytes) + ByteCount(codec_bytes);
     let note_damage = |warnings: u32| {
-        counters.damage_accepted.fetch_add(u64::from(warnings > 0), Ordering::Relaxed);
+        if warnings > 0 {
+            counters.damage_accepted.fetch_add(1, Ordering::Relaxed);
+            quarantine.note_damage(id, warnings, || recipe.source.name(id));
+        }
     };
     if needed <= scratch.bytes_max() {
         return scratch.fill(encoded, &shown, job.part.bytes_mut()).map(note_damage);
