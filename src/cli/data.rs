@@ -2,24 +2,78 @@
 //! It must never run a loader.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use feedstock::decode::Quality;
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::Profile;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
-    BadSample, ByteCount, CpuBudget, DType, Error, ImageFolder, Layout, Loader, LoaderBuilder, Moves, Plan, RamBudget,
-    SampleId, Source,
+    BadSample, ByteCount, CpuBudget, DType, DamagedSample, Error, ImageFolder, Layout, Loader, LoaderBuilder, Moves,
+    Plan, RamBudget, SampleId, Source,
 };
 
 use super::failure::{Failure, say};
 use super::progress::Progress;
 use super::table::counted;
+
+/// How pictures are decoded.
+#[derive(Args)]
+pub(crate) struct DecodeArgs {
+    /// How close a decoded picture is to the stored one: exact, or fast (large JPEG files are decoded at a smaller scale)
+    #[arg(long, value_name = "QUALITY", default_value_t = Quality::Exact)]
+    quality: Quality,
+    /// Do not turn pictures as their EXIF orientation says
+    #[arg(long)]
+    no_orient: bool,
+    /// What a damaged or cut JPEG is: a bad sample (fail), or a picture of what there is (accept)
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = Truncated::Fail)]
+    truncated: Truncated,
+    /// The colour that shows where a picture is transparent, as #rrggbb
+    #[arg(long, value_name = "COLOR", default_value = "#000000")]
+    background: Background,
+}
+
+/// What a damaged or cut JPEG is.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Truncated {
+    Fail,
+    Accept,
+}
+
+/// A colour: red, green, blue.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Background([u8; 3]);
+
+impl FromStr for Background {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix('#').filter(|digits| digits.len() == 6);
+        let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let value = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let [_, colors @ ..] =
+            value.ok_or_else(|| format!("'{text}' is no colour: write #rrggbb, such as #ffffff"))?.to_be_bytes();
+        Ok(Background(colors))
+    }
+}
+
+impl DecodeArgs {
+    /// A loader that decodes so.
+    pub(crate) fn apply(&self, builder: LoaderBuilder) -> LoaderBuilder {
+        let Background([red, green, blue]) = self.background;
+        builder
+            .quality(self.quality)
+            .orient(!self.no_orient)
+            .accept_truncated(self.truncated == Truncated::Accept)
+            .background(red, green, blue)
+    }
+}
 
 /// What a plan depends on.
 #[derive(Args)]
@@ -58,6 +112,8 @@ pub(crate) struct LoaderArgs {
     /// Where batches end up: cpu, or a simulated accelerator such as sim:h2d=25GB/s,step=20ms
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 impl LoaderArgs {
@@ -78,6 +134,7 @@ impl LoaderArgs {
             .cpu_budget(self.cpu_budget.unwrap_or_default())
             .governed(!self.no_governor)
             .device(device.clone());
+        builder = self.decode.apply(builder);
         if let Some(workers) = self.workers {
             builder = builder.workers(workers);
         }
@@ -211,6 +268,21 @@ impl BadReport {
     }
 }
 
+/// Damaged samples that were used all the same, for the summary.
+pub(crate) fn damaged_json(damaged: &[DamagedSample]) -> Value {
+    damaged.iter().map(|one| json!({ "id": one.id.0, "path": one.path, "warnings": one.warnings })).collect()
+}
+
+/// A line for each damaged sample that was used all the same; nothing where there was none.
+pub(crate) fn damaged_text(damaged: &[DamagedSample]) -> String {
+    if damaged.is_empty() {
+        return String::new();
+    }
+    let mut lines = vec![format!("{} damaged, and used as far as it goes:", counted(damaged.len() as u64, "file"))];
+    lines.extend(damaged.iter().map(|one| format!("  {one}")));
+    lines.join("\n")
+}
+
 /// The data in a line.
 pub(crate) fn describe(folder: &ImageFolder, profile: &Profile) -> String {
     format!(
@@ -250,4 +322,18 @@ pub(crate) fn readable(bytes: &[u8]) -> String {
         chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_read_in_one_way_only() {
+        assert_eq!("#0A64ff".parse(), Ok(Background([10, 100, 255])));
+        for wrong in ["", "#", "000000", "#fff", "#12345g", "#+12345", "#1234567", "white"] {
+            let error = wrong.parse::<Background>().unwrap_err();
+            assert_eq!(error, format!("'{wrong}' is no colour: write #rrggbb, such as #ffffff"));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use feedstock::train::{Cpu, Event, ModelKind, OptimizerKind, TrainConfig, TrainD
 use feedstock::{CpuBudget, RamBudget, Seed};
 
 use super::Context;
-use super::data::{MovesTold, tell_notes};
+use super::data::{DecodeArgs, MovesTold, tell_notes};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 
@@ -76,6 +76,8 @@ pub(crate) struct TrainArgs {
     /// Cores for the loaders where --workers is not given: 6, 50% or auto (all but one, for the training thread)
     #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
     cpu_budget: CpuBudget,
+    #[command(flatten)]
+    decode: DecodeArgs,
     /// Write a checkpoint here after each epoch
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,

@@ -9,7 +9,7 @@ use feedstock::device::SimDevice;
 use feedstock::host::process_memory;
 use feedstock::{ByteCount, ImageFolder, Loader};
 
-use super::super::data::{BadReport, moves_json, moves_text, prefetch_depth};
+use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::table::{counted, facts};
 use super::{BenchArgs, Tally};
 
@@ -73,6 +73,7 @@ impl Report {
             "encoded_bytes": pipeline.encoded_bytes,
             "jumbo_samples": pipeline.jumbo_samples,
             "damage_accepted": pipeline.damage_accepted,
+            "damaged_samples": damaged_json(&self.loader.damaged_samples()),
             "minimum_bytes": plan.minimum.0,
             "knee_bytes": plan.knee.0,
             "planned_bytes": plan.total().0,
@@ -143,7 +144,8 @@ impl Report {
             lines.push(("ended early", error.lines().next().unwrap_or_default().to_owned()));
         }
         let bad = BadReport::new(&self.folder, &self.loader.bad_samples()).text();
-        [facts(&lines), bad].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+        let damaged = damaged_text(&self.loader.damaged_samples());
+        [facts(&lines), bad, damaged].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
     }
 
     fn violations(&self) -> Vec<String> {

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use feedstock::host::process_memory;
 use feedstock::train::{EpochReport, Event, Progress, TrainConfig};
-use feedstock::{ByteCount, ImageFolder, Loader};
+use feedstock::{ByteCount, DamagedSample, ImageFolder, Loader};
 
-use super::super::data::{BadReport, moves_json, moves_text};
+use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
 use super::super::table::{columns, counted, facts};
 use super::Setup;
 
@@ -133,6 +133,7 @@ impl Story {
             "ram_budget_bytes": self.budget.0,
             "ledger_peak_bytes": self.held().1.0,
             "bad_samples": bad,
+            "damaged_samples": damaged_json(&self.damaged()),
             "moves": self.parts.first().map(|(_, loader)| moves_json(&loader.moves())),
             "checkpoint": self.config.checkpoint.as_ref().map(|path| path.to_string_lossy()),
             "ended_early": ended,
@@ -180,7 +181,13 @@ impl Story {
         }
         let mut parts = vec![String::new(), columns(head, &rows), facts(&lines)];
         parts.extend(self.bad().iter().map(BadReport::text).filter(|text| !text.is_empty()));
+        parts.extend(Some(damaged_text(&self.damaged())).filter(|text| !text.is_empty()));
         parts.join("\n")
+    }
+
+    /// Damaged samples that were used, of all loaders.
+    fn damaged(&self) -> Vec<DamagedSample> {
+        self.parts.iter().flat_map(|(_, loader)| loader.damaged_samples()).collect()
     }
 
     fn bad(&self) -> Vec<BadReport> {

@@ -105,6 +105,7 @@ fn common(args: &TrainArgs, folder: &Arc<ImageFolder>) -> LoaderBuilder {
         .cpu_budget(args.cpu_budget)
         .output(DType::F32)
         .normalize(IMAGENET);
+    let builder = args.decode.apply(builder);
     match args.workers {
         Some(workers) => builder.workers(workers),
         None => builder,
