@@ -63,6 +63,17 @@ impl FromStr for Background {
     }
 }
 
+impl Default for DecodeArgs {
+    fn default() -> Self {
+        DecodeArgs {
+            quality: Quality::Exact,
+            no_orient: false,
+            truncated: Truncated::Fail,
+            background: Background([0; 3]),
+        }
+    }
+}
+
 impl DecodeArgs {
     /// A loader that decodes so.
     pub(crate) fn apply(&self, builder: LoaderBuilder) -> LoaderBuilder {
@@ -113,7 +124,7 @@ pub(crate) struct LoaderArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
     #[command(flatten)]
-    decode: DecodeArgs,
+    pub(crate) decode: DecodeArgs,
 }
 
 impl LoaderArgs {

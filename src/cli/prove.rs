@@ -12,10 +12,10 @@ use serde_json::json;
 
 use feedstock::device::DeviceSpec;
 use feedstock::tensor::SIDE_MAX;
-use feedstock::{ByteCount, DType, ImageFolder, Layout, RamBudget};
+use feedstock::{ByteCount, CpuBudget, DType, ImageFolder, Layout, RamBudget};
 
 use super::Context;
-use super::data::{self, LoaderArgs};
+use super::data::{self, DecodeArgs, LoaderArgs};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 use super::stop::Stop;
@@ -125,10 +125,14 @@ impl ProveArgs {
             batch_size: self.batch_size,
             size: self.size,
             workers: self.workers,
+            // As `bench` runs: nobody trains beside it.
+            cpu_budget: Some(CpuBudget::Fraction(1.0)),
+            no_governor: false,
             prefetch: None,
             output: self.output,
             layout: self.layout,
             device: DeviceSpec::Cpu,
+            decode: DecodeArgs::default(),
         }
     }
 
