@@ -57,6 +57,9 @@ fn wrong_usage_is_refused_with_words() {
         ("bench --data DIR --layout chw", "'chw' is no layout"),
         ("bench --data DIR --device tpu", "'tpu' is no device"),
         ("bench --data DIR --on-bad-sample skip", "'skip' is no policy"),
+        ("bench --data DIR --quality best", "'best' is no quality"),
+        ("plan --data DIR --background red", "'red' is no colour"),
+        ("train --data DIR --truncated maybe", "invalid value 'maybe'"),
         ("bench --data DIR --max-bad 2", "2 is no share"),
         ("bench --data DIR --rank 3 --world-size 3", "rank 3 does not exist"),
         ("bench --data DIR --drop-last --batch-size 13", "larger than the 12 samples"),
@@ -253,6 +256,28 @@ fn every_bad_file_is_listed_with_path_stage_and_cause() {
     let failed = bench(set.path(), "--ram-budget 1G");
     assert_eq!(failed.code, Some(4), "{failed:?}");
     assert!(failed.err.contains("1 are allowed"), "{failed:?}");
+}
+
+#[test]
+fn a_damaged_file_that_is_accepted_is_named() {
+    let set = tempdir().expect("a folder");
+    class_folders(set.path(), &["a", "b"], 4, &[(60, 50)]);
+    let cut = set.path().join("a/0002.jpg");
+    let file = fs::read(&cut).expect("a file");
+    fs::write(&cut, &file[..file.len() / 2]).expect("written");
+    let accept = "--transform resize --truncated accept --quality fast --no-orient --background #ffffff";
+    let report = bench(set.path(), &format!("{accept} --json")).ok().json();
+    assert_eq!((&report["damage_accepted"], &report["images"]), (&1.into(), &8.into()), "{report}");
+    let damaged = report["damaged_samples"].as_array().expect("a list");
+    assert_eq!(damaged.len(), 1, "{report}");
+    assert!(damaged[0]["path"].as_str().is_some_and(|path| path.ends_with("0002.jpg")), "{report}");
+    assert!(damaged[0]["warnings"].as_u64().is_some_and(|warnings| warnings > 0), "{report}");
+    assert_eq!(report["bad_samples"].as_array().map(Vec::len), Some(0), "{report}");
+    let text = bench(set.path(), accept).ok();
+    assert!(text.out.contains("1 file damaged, and used as far as it goes:"), "{text:?}");
+    let refused = bench(set.path(), "--max-bad 1 --json").ok().json();
+    assert_eq!(refused["bad_samples"].as_array().map(Vec::len), Some(1), "{refused}");
+    assert_eq!(refused["damaged_samples"].as_array().map(Vec::len), Some(0), "{refused}");
 }
 
 #[test]
