@@ -154,6 +154,38 @@ fn frames_after_the_first_are_not_looked_at() {
 }
 
 #[test]
+fn only_the_first_directory_of_a_tiff_is_read() {
+    let mut plain = std::io::Cursor::new(Vec::new());
+    let image = image::RgbImage::from_pixel(20, 10, image::Rgb([9, 90, 200]));
+    image.write_to(&mut plain, image::ImageFormat::Tiff).expect("encoder");
+    let plain = plain.into_inner();
+    let number = |at: usize| u32::from_le_bytes([plain[at], plain[at + 1], plain[at + 2], plain[at + 3]]) as usize;
+    let first = number(4);
+    let length = 2 + 12 * usize::from(u16::from_le_bytes([plain[first], plain[first + 1]]));
+    let next_at = first + length;
+    let with_next = |file: &mut Vec<u8>, at: usize, next: usize| {
+        file[at..at + 4].copy_from_slice(&(next as u32).to_le_bytes());
+    };
+    // A directory that is its own next one.
+    let mut round = plain.clone();
+    with_next(&mut round, next_at, first);
+    let error = outcome("tiff, round", &round).expect_err("a cycle");
+    assert!(error.contains("a cycle in the list of IFDs"), "{error}");
+    // 100 000 of them, one after the other.
+    let directory = plain[first..next_at + 4].to_vec();
+    let mut long = plain.clone();
+    let start = long.len();
+    with_next(&mut long, next_at, start);
+    for count in 1..=100_000 {
+        let at = long.len();
+        long.extend(&directory);
+        let next = if count == 100_000 { 0 } else { at + directory.len() };
+        with_next(&mut long, at + length, next);
+    }
+    assert_eq!(outcome("tiff, long", &long), Ok((20, 10)));
+}
+
+#[test]
 fn a_great_many_blocks_before_a_gif_frame_cost_nothing() {
     let mut file = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\x80\x00\x00\x00\x00".to_vec();
     file.extend(b"!\xfe\x01a\x00".repeat(100_000));

@@ -86,7 +86,8 @@ pub enum Format {
     Bmp,
     /// TIFF, the first directory: grey, RGB, RGBA, CMYK; of 8, 16 and (floats) 32 bits.
     Tiff,
-    /// PNM: PBM, PGM and PPM, as text and binary, and PAM of up to four channels; up to 16 bits.
+    /// PNM: PBM, PGM and PPM, as text and binary, and PAM of up to four channels; up to 16 bits. Text has to end in white
+    /// space: after a digit, others may be missing.
     Pnm,
     /// QOI.
     Qoi,

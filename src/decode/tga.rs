@@ -4,6 +4,9 @@
 //! everything that the format fixes (see [`is_header`]), and where it is of no other known kind. What follows them, the
 //! file's length included, decides nothing: a TGA that was cut is a cut TGA. The footer of newer files is not needed.
 //!
+//! Where a colour has 32 bits the last 8 are its alpha, also where the header counts no alpha bits: so do other readers.
+//! The odd bit of 16 is never alpha.
+//!
 //! Source: "Truevision TGA File Format Specification", version 2.0 (1991).
 
 use super::bytes::{Order, array, u8_at, u16_at};
@@ -59,6 +62,9 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     if mapped && depth > map_bits {
         return Err(Flaw::Unsupported(format!("indices of {depth} bits to colours of {map_bits}")));
     }
+    if mapped && !matches!((alpha_bits, map_bits), (0, _) | (1, 16) | (8, 32)) {
+        return Err(Flaw::Unsupported(format!("{alpha_bits} bits of alpha in colours of {map_bits}")));
+    }
     let map_stored_bytes = u64::from(map_type) * u64::from(map_length) * u64::from(map_bits.div_ceil(8));
     let data_at = HEADER_BYTES + usize::from(byte(0)?) + map_stored_bytes as usize;
     let pixels = u64::from(width) * u64::from(height);
@@ -66,11 +72,8 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     // three times what it holds is live.
     let map_bytes = map_stored_bytes * 2 + u64::from(map_length) * u64::from(map_type) * 3 * 3;
     // The indices, or colours of 5 bits, are copied before they are widened.
-    let copy_bytes = if mapped || color_bits < 24 { pixels * u64::from(depth.div_ceil(8)) } else { 0 };
-    let copy_bytes = if matches!(kind, 3 | 11) { 0 } else { copy_bytes };
-    if mapped && !matches!((alpha_bits, map_bits), (0, _) | (1, 16) | (8, 32)) {
-        return Err(Flaw::Unsupported(format!("{alpha_bits} bits of alpha in colours of {map_bits}")));
-    }
+    let copied = mapped || (matches!(kind, 2 | 10) && color_bits < 24);
+    let copy_bytes = if copied { pixels * u64::from(depth.div_ceil(8)) } else { 0 };
     Ok(Facts {
         width: width.into(),
         height: height.into(),
