@@ -6,7 +6,7 @@
 //! pictures of the same sizes are made up, and the table says so. `FEEDSTOCK_ROUNDS` is how often each way is measured.
 //!
 //! ```text
-//! cargo bench --no-default-features --features turbo --bench decode
+//! cargo bench --no-default-features --features turbo --bench decode            # or `... --bench decode CIFAR`
 //! ```
 //!
 //! The other ways keep their memory from picture to picture, as a worker would; only the plain `image` crate allocates
@@ -297,6 +297,12 @@ const TURBO: &str = "libjpeg-turbo, full decode, and fast_image_resize";
 const OTHER: &str = "`image`, full decode, and fast_image_resize";
 const BARE: &str = "floor: libjpeg-turbo, bare full decode";
 
+/// Whether the command line names a part of this title, or nothing at all.
+fn wanted(title: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|word| !word.starts_with('-')).peekable();
+    named.peek().is_none() || named.any(|word| title.contains(&word))
+}
+
 /// Measures all ways of making samples of these files, and prints their table.
 fn table<T: Transform + Copy>(title: &str, Files { encoded, made_up }: Files, passes: usize, transform: T) {
     let spec = transform.out_spec();
@@ -399,17 +405,34 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
 
 fn main() {
     let photographs = || files("FEEDSTOCK_IMAGENET", "train", 500, (500, 375));
-    let derived = |encoded: Vec<Vec<u8>>, made_up| Files { encoded, made_up };
     let crop = RandomResizedCrop::new(224).flip(0.5);
-    table("ImageNet sample, RandomResizedCrop 224, flip", photographs(), 1, crop);
-    table("ImageNet sample, Resize 256, CenterCrop 224", photographs(), 1, ResizeCenterCrop::new(256, 224));
+    let title = "ImageNet sample, RandomResizedCrop 224, flip";
+    if wanted(title) {
+        table(title, photographs(), 1, crop);
+    }
+    let title = "ImageNet sample, Resize 256, CenterCrop 224";
+    if wanted(title) {
+        table(title, photographs(), 1, ResizeCenterCrop::new(256, 224));
+    }
     let Files { encoded: few, made_up } = photographs();
-    table("12 megapixels, RandomResizedCrop 224, flip", derived(large(&few, 10), made_up), 1, crop);
-    let cifar = files("FEEDSTOCK_CIFAR", "train", 5000, (32, 32));
-    table("CIFAR-10, RandomCrop 32 padded by 4, flip", cifar, 2, RandomCrop::new(32).padding(4).flip(0.5));
-    let png = again(&few, 60, |picture, to| picture.write_with_encoder(PngEncoder::new(to)).expect("encodes"));
-    table("PNG, RandomResizedCrop 224, flip", derived(png, made_up), 1, crop);
-    let webp =
-        again(&few, 60, |picture, to| picture.write_with_encoder(WebPEncoder::new_lossless(to)).expect("encodes"));
-    table("WebP, lossless, RandomResizedCrop 224, flip", derived(webp, made_up), 1, crop);
+    let derived = |encoded: Vec<Vec<u8>>| Files { encoded, made_up };
+    let title = "12 megapixels, RandomResizedCrop 224, flip";
+    if wanted(title) {
+        table(title, derived(large(&few, 10)), 1, crop);
+    }
+    let title = "CIFAR-10, RandomCrop 32 padded by 4, flip";
+    if wanted(title) {
+        let cifar = files("FEEDSTOCK_CIFAR", "train", 5000, (32, 32));
+        table(title, cifar, 2, RandomCrop::new(32).padding(4).flip(0.5));
+    }
+    let title = "PNG, RandomResizedCrop 224, flip";
+    if wanted(title) {
+        let encode = |picture: &RgbImage, to: &mut Vec<u8>| picture.write_with_encoder(PngEncoder::new(to));
+        table(title, derived(again(&few, 60, |picture, to| encode(picture, to).expect("encodes"))), 1, crop);
+    }
+    let title = "WebP, lossless, RandomResizedCrop 224, flip";
+    if wanted(title) {
+        let encode = |picture: &RgbImage, to: &mut Vec<u8>| picture.write_with_encoder(WebPEncoder::new_lossless(to));
+        table(title, derived(again(&few, 60, |picture, to| encode(picture, to).expect("encodes"))), 1, crop);
+    }
 }
