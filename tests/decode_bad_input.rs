@@ -284,3 +284,12 @@ proptest! {
         prop_assert!(catch_unwind(AssertUnwindSafe(|| decoded(&bytes))).is_ok());
     }
 }
+
+/// Found by `tests/fuzz.rs`: a hundred bytes that took gigabytes and a minute, for a screen of 29x21.
+#[test]
+fn a_frame_beyond_its_screen_counts_against_the_limits() {
+    let file = encoded(ImageFormat::Gif, 40, 30);
+    let at = find(&file, &[0x2C, 0, 0, 0, 0, 40, 0, 30, 0]);
+    let error = decoded(&with(file, at + 5, &[0xFF; 4])).expect_err("too large").to_string();
+    assert!(error.contains("a frame of 4294836225 pixels for a screen of 40x30"), "{error}");
+}

@@ -246,6 +246,13 @@ pub fn probe(encoded: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
     if width.max(height) > side_max || u64::from(width) * u64::from(height) > pixels_max {
         return Err(DecodeError::TooLarge { format, width, height, pixels_max, side_max });
     }
+    // A GIF's frame may be larger than its screen: the codec unpacks all of it, however little is seen. It is told to stay
+    // under four bytes for each of the frame's pixels.
+    let frame_pixels = if format == Format::Gif { facts.codec_limit_bytes / 4 } else { 0 };
+    if frame_pixels > pixels_max {
+        let cause = format!("a frame of {frame_pixels} pixels for a screen of {width}x{height}, above {pixels_max}");
+        return Err(DecodeError::BadHeader { format, cause });
+    }
     Ok(Header { format, width, height, orientation, facts })
 }
 
