@@ -4,7 +4,7 @@
 use super::Region;
 use super::kernel::{BATCH, Kernel, Table};
 use super::weights::Axis;
-use super::workspace::ROWS_MAX;
+use super::workspace::{ROW_SKEW, ROWS_MAX};
 use crate::tensor::{CHANNELS, SampleSpec};
 
 /// What happens to one stored axis.
@@ -104,7 +104,7 @@ impl<'w, F> Pulled<'w, F> {
     }
 
     fn place(&self, at: usize) -> usize {
-        at % (self.kept.len() / self.stride_bytes) * self.stride_bytes
+        at % (self.kept.len() / self.stride_bytes) * self.stride_bytes + ROW_SKEW
     }
 }
 

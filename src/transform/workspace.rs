@@ -13,6 +13,10 @@ pub(super) const ROWS_MAX: usize = 16;
 /// ends of their reach.
 pub(super) const SUMS: usize = 2;
 
+/// How far behind a cache line a pulled row begins. libjpeg-turbo writes rows that begin at a vector's alignment past the
+/// caches, straight to memory, from where they would have to be read again at once.
+pub(super) const ROW_SKEW: usize = 16;
+
 /// Where a part begins: at a cache line.
 const ALIGN: usize = 64;
 
@@ -90,7 +94,7 @@ impl Needs {
 
     /// Bytes of a kept row, and of what separates it from the next.
     pub(super) fn kept_row_bytes(&self) -> usize {
-        padded(self.row_pixels * CHANNELS)
+        padded(ROW_SKEW + self.row_pixels * CHANNELS)
     }
 
     /// Bytes of a workspace, wherever it begins, with room for `weights` weights along a row.
