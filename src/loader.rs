@@ -634,10 +634,10 @@ fn budget_note(budget: RamBudget, bytes: ByteCount, ranks: usize, host: &HostFac
         RamBudget::Bytes(_) if ranks == 1 => None,
         RamBudget::Bytes(asked) => Some(format!("RAM budget {part}{asked} of {available} available ({limited_by})")),
         RamBudget::Fraction(_) => {
-            Some(format!("RAM budget {part}{all}, {budget} of {available} available ({limited_by})"))
+            Some(format!("RAM budget {budget}: {part}{all} of {available} available ({limited_by})"))
         }
         RamBudget::Auto => Some(format!(
-            "RAM budget {part}{all}, half of {available} available ({limited_by}); the other half is the trainer's"
+            "RAM budget auto: {part}{all}, half of {available} available ({limited_by}); the other half is the trainer's"
         )),
     }
 }

@@ -59,7 +59,7 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
             "bench --data DIR --ram-budget 300M --batch-size 128 --layout nhwc --prefetch 12 --workers 2 --json";
         format!("{common} --epochs {epochs}")
     };
-    let quiet = said(finish(feedstock(words(&args(60), folder.path())).spawn().expect("started"))).ok();
+    let quiet = said(finish(feedstock(words(&args(200), folder.path())).spawn().expect("started"))).ok();
     let plan = quiet.json()["planned_bytes"].as_u64().expect("a number");
     assert!(plan > 200 * MIB, "{plan}: there is nothing to give back");
 
@@ -72,7 +72,7 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
             return;
         }
     };
-    let loader = start_within(&group, &mut feedstock(words(&args(60), folder.path())));
+    let loader = start_within(&group, &mut feedstock(words(&args(200), folder.path())));
     let pid = loader.id();
     let ended = thread::spawn(move || finish(loader));
     eventually("the loader has its memory", || resident(pid) > plan * 3 / 4 || ended.is_finished());
@@ -84,11 +84,11 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     let mut hog = start_within(&group, &mut hog);
     let mut said_by_hog = BufReader::new(hog.stdout.take().expect("piped")).lines();
     assert!(said_by_hog.any(|line| line.is_ok_and(|line| line.contains("taken"))), "the other process was killed");
-    let (mut least, mut samples) = (full, 0);
+    let mut least = full;
     eventually("the loader gives memory back", || {
+        assert!(!ended.is_finished(), "it ended with {least} of {full} bytes resident");
         least = least.min(resident(pid));
-        samples += 1;
-        least < full - 80 * MIB || ended.is_finished()
+        least < full * 3 / 4
     });
     hog.stdin.take().expect("piped").write_all(b"\n").expect("told");
     assert!(hog.wait().expect("waited for").success());
@@ -98,7 +98,6 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     assert_eq!(group.oom_kills(), 0);
     let (report, expected) = (ran.json(), quiet.json());
     assert_eq!(report["digest"], expected["digest"], "the batches are the same");
-    assert!(least < full - 80 * MIB, "{least} of {full} bytes stayed");
     let moves = report["moves"]["latest"].as_array().expect("a list");
     println!("{moves:#?}");
     assert!(moves.iter().any(|one| one["level"].as_u64() > Some(0)), "{moves:?}");
@@ -113,7 +112,7 @@ fn take(mib: usize) {
     let mut held: Vec<Vec<u8>> = Vec::new();
     for _ in 0..mib {
         held.push(vec![0x5A; MIB as usize]);
-        thread::sleep(Duration::from_millis(12));
+        thread::sleep(Duration::from_millis(4));
     }
     println!("taken {} MiB", held.len());
     let _ = std::io::stdin().read_line(&mut String::new());
