@@ -282,10 +282,13 @@ fn zune<'p>(file: &File, pixels: &'p mut Vec<u8>) -> &'p [u8] {
     &pixels[..bytes]
 }
 
+/// What a way does to the file of this number.
+type Work<'w> = Box<dyn FnMut(usize, &File) + 'w>;
+
 /// A row of a table: what is done to each file, by its number.
 struct Way<'w> {
     name: &'static str,
-    work: Box<dyn FnMut(usize, &File) + 'w>,
+    work: Work<'w>,
 }
 
 fn way<'w>(name: &'static str, work: impl FnMut(usize, &File) + 'w) -> Way<'w> {
