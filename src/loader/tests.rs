@@ -9,8 +9,9 @@ use super::*;
 use crate::host::MemoryNow;
 use crate::source::SourceError;
 use crate::sync::AtomicUsize;
+use crate::tensor::{DType, Layout};
 use crate::transform::RandomResizedCrop;
-use crate::units::SampleId;
+use crate::units::{ByteCount, SampleId};
 
 /// Small files that are drawn when they are read, so that they are worth keeping.
 struct Drawn {
