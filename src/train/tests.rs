@@ -158,8 +158,12 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
 
         let resumed = run(&TrainConfig { resume: true, ..config }).expect("resumed");
         assert_eq!(bits(&whole.model), bits(&resumed.model), "{optimizer}");
-        let after: Vec<_> = whole.report.epochs[2..].iter().map(|epoch| epoch.training.loss.to_bits()).collect();
-        assert_eq!(after, resumed.report.epochs.iter().map(|e| e.training.loss.to_bits()).collect::<Vec<_>>());
+        // Weights are the same to the bit. What is reported of the loss is a sum over threads, whose order is not theirs.
+        assert_eq!(resumed.report.epochs.len(), 2);
+        for (whole, resumed) in whole.report.epochs[2..].iter().zip(&resumed.report.epochs) {
+            let (whole, resumed) = (whole.training.loss, resumed.training.loss);
+            assert!((whole - resumed).abs() <= 1e-6 * whole.abs(), "{optimizer}: {whole} {resumed}");
+        }
     }
 }
 
