@@ -19,6 +19,10 @@ use group::Group;
 
 const MIB: u64 = 1 << 20;
 
+/// How long the loader runs where nobody disturbs it: memory is taken within a second or two of its start, and a second
+/// of calm precedes each of the four levels that it grows by.
+const RUN_SECONDS: f64 = 20.0;
+
 /// Set, this test program is not a test but takes so many MiB, says so, and gives them back when its input ends.
 const HOG: &str = "FEEDSTOCK_TEST_HOG";
 
@@ -53,13 +57,16 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     class_folders(folder.path(), &["ant", "bee"], 100, &[(320, 240), (240, 320)]);
-    // What the batches are, told by a run that nobody disturbs.
     let args = |epochs: u32| {
         let common =
             "bench --data DIR --ram-budget 300M --batch-size 128 --layout nhwc --prefetch 12 --workers 2 --json";
         format!("{common} --epochs {epochs}")
     };
-    let quiet = said(finish(feedstock(words(&args(200), folder.path())).spawn().expect("started"))).ok();
+    // Long enough to shrink and to grow again, however fast this machine is.
+    let tried = said(finish(feedstock(words(&args(20), folder.path())).spawn().expect("started"))).ok();
+    let epochs = (20.0 * RUN_SECONDS / tried.json()["seconds"].as_f64().expect("a number")).clamp(20.0, 1e5) as u32;
+    // What the batches are, told by a run that nobody disturbs.
+    let quiet = said(finish(feedstock(words(&args(epochs), folder.path())).spawn().expect("started"))).ok();
     let plan = quiet.json()["planned_bytes"].as_u64().expect("a number");
     assert!(plan > 200 * MIB, "{plan}: there is nothing to give back");
 
@@ -72,7 +79,7 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
             return;
         }
     };
-    let loader = start_within(&group, &mut feedstock(words(&args(200), folder.path())));
+    let loader = start_within(&group, &mut feedstock(words(&args(epochs), folder.path())));
     let pid = loader.id();
     let ended = thread::spawn(move || finish(loader));
     eventually("the loader has its memory", || resident(pid) > plan * 3 / 4 || ended.is_finished());

@@ -84,11 +84,12 @@ fn digests(loader: &Loader, epoch: u64, pause: Duration) -> Vec<u64> {
     loader.epoch(epoch).map(digest).collect()
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+/// Takes batches as fast as they come, so that the consumer waits for each, until this holds.
+fn consume_until(batches: &mut dyn Iterator<Item = Result<Batch, Error>>, what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
+        drop(batches.next().expect("there is always another").expect("a batch"));
     }
 }
 
@@ -101,16 +102,9 @@ fn while_memory_is_short_what_circulates_goes_back_to_the_system_and_comes_again
         let full = loader.stats().memory.held;
         let planned = loader.moves().now;
         let mut epoch = (0..).flat_map(|epoch| loader.epoch(epoch));
-        let mut step = |loader: &Loader, wanted: &dyn Fn(&Moves) -> bool| {
-            // The consumer takes batches as fast as they come, so it waits for each.
-            eventually(&format!("{dtype}: {:?}", loader.moves()), || {
-                drop(epoch.next().expect("there is always another").expect("a batch"));
-                wanted(&loader.moves())
-            });
-        };
         *left.lock().expect("a share") = 0.01;
         let least = loader.plan().least;
-        step(&loader, &|moves| moves.now == least);
+        consume_until(&mut epoch, "it shrinks to the least", || loader.moves().now == least);
         let small = loader.stats().memory.held;
         assert!(
             small.0 <= full.0 - loader.plan().level_bytes(0).0 + loader.plan().level_bytes(9).0,
@@ -120,8 +114,10 @@ fn while_memory_is_short_what_circulates_goes_back_to_the_system_and_comes_again
         assert_eq!((moves.level, moves.made), (loader.plan().levels() - 1, 1), "{moves:?}");
         assert!(moves.latest[0].reason.contains("is short (a test)"), "{moves:?}");
         *left.lock().expect("a share") = 0.5;
-        step(&loader, &|moves| moves.level == 0 && moves.now == planned);
-        eventually("the cache is there again", || loader.stats().memory.held == full || epoch.next().is_none());
+        consume_until(&mut epoch, "all of it circulates again, and the cache is there", || {
+            let moves = loader.moves();
+            moves.level == 0 && moves.now == planned && loader.stats().memory.held == full
+        });
         assert!(loader.moves().made > 2, "it grows level by level");
     }
 }
