@@ -13,10 +13,12 @@
 //! where its interface leaves no choice.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
+use std::ffi::c_int;
 use std::fs;
 use std::hint::black_box;
 use std::io::Cursor;
 use std::path::Path;
+use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -28,7 +30,7 @@ use feedstock::transform::{Geometry, KeyedRng, RandomCrop, RandomResizedCrop, Re
 use feedstock::{SampleId, SampleMaker, Seed};
 use image::codecs::{png::PngEncoder, webp::WebPEncoder};
 use image::{ImageReader, RgbImage, imageops};
-use turbojpeg::{Compressor, Decompressor, PixelFormat, ScalingFactor, Subsamp};
+use turbojpeg::{Compressor, Decompressor, PixelFormat, ScalingFactor, Subsamp, raw};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 
@@ -271,6 +273,53 @@ impl Turbo {
     }
 }
 
+/// libjpeg-turbo's entropy decoder and no more: what a lossless transform does that is told to write no file.
+struct Coefficients(raw::tjhandle);
+
+#[allow(unsafe_code, reason = "the safe interface has no such transform")]
+impl Coefficients {
+    fn new() -> Self {
+        // SAFETY: a constructor without conditions.
+        let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_TRANSFORM as c_int) };
+        assert!(!handle.is_null(), "a transformer");
+        Coefficients(handle)
+    }
+
+    fn decode(&mut self, file: &File) {
+        let transform = raw::tjtransform {
+            r: raw::tjregion { x: 0, y: 0, w: 0, h: 0 },
+            op: raw::TJXOP_TJXOP_NONE as c_int,
+            options: raw::TJXOPT_NOOUTPUT as c_int,
+            data: ptr::null_mut(),
+            customFilter: None,
+        };
+        let (bytes, len) = (file.encoded.as_ptr(), file.encoded.len());
+        let (mut out, mut out_len) = (ptr::null_mut(), 0);
+        // SAFETY: the handle is a transformer's, the file is borrowed for the call, and one output is described, into which
+        // nothing is written.
+        let code = unsafe {
+            raw::tj3Transform(
+                self.0,
+                bytes,
+                len as raw::size_t,
+                1,
+                &raw mut out,
+                &raw mut out_len,
+                &raw const transform,
+            )
+        };
+        assert!(code == 0 && out.is_null(), "coefficients");
+    }
+}
+
+#[allow(unsafe_code, reason = "as above")]
+impl Drop for Coefficients {
+    fn drop(&mut self) {
+        // SAFETY: the handle is one of `tj3Init`, and nobody uses it afterwards.
+        unsafe { raw::tj3Destroy(self.0) }
+    }
+}
+
 fn zune<'p>(file: &File, pixels: &'p mut Vec<u8>) -> &'p [u8] {
     let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB);
     let bytes = file.width as usize * file.height as usize * 3;
@@ -333,6 +382,7 @@ fn table<T: Transform + Copy>(title: &str, Files { encoded, made_up }: Files, pa
         (Vec::new(), Fir::new(spec), Fir::new(spec), Fir::new(spec));
     let (mut turbo, mut bare, mut eighth) =
         (Turbo::new(ScalingFactor::ONE), Turbo::new(ScalingFactor::ONE), Turbo::new(ScalingFactor::ONE_EIGHTH));
+    let mut coefficients = Coefficients::new();
     let region = Arc::new(Mutex::new(Region::whole(1, 1)));
     let (mut exact, mut fast) = (maker(transform, Quality::Exact), maker(transform, Quality::Fast));
     let mut cut = maker(Bare(Arc::clone(&region)), Quality::Exact);
@@ -362,8 +412,11 @@ fn table<T: Transform + Copy>(title: &str, Files { encoded, made_up }: Files, pa
         ways.push(way(BARE, |_, file| {
             bare.decode(file);
         }));
-        ways.push(way("floor: libjpeg-turbo at 1/8, hardly more than its entropy decoder", |_, file| {
+        ways.push(way("floor: libjpeg-turbo at 1/8", |_, file| {
             eighth.decode(file);
+        }));
+        ways.push(way("floor: libjpeg-turbo, coefficients only, kept", |_, file| {
+            coefficients.decode(file);
         }));
         ways.push(way("floor: feedstock, the crop's region, not resampled", |at, file| {
             *region.lock().unwrap_or_else(PoisonError::into_inner) = file.geometry.region;

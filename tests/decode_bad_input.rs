@@ -212,8 +212,12 @@ fn jpegs_of_unsupported_kinds_are_named() {
         let error = decoded(&with(jpeg.clone(), frame + 1, &[marker])).expect_err(text);
         assert!(matches!(&error, DecodeError::Unsupported { feature, .. } if feature.contains(text)), "{error}");
     }
-    let error = decoded(&with(jpeg, frame + 4, &[12])).expect_err("12 bits").to_string();
+    let error = decoded(&with(jpeg.clone(), frame + 4, &[12])).expect_err("12 bits").to_string();
     assert_eq!(error, "jpeg: not supported: 12 bits a sample (8 are)");
+    // Three columns of brightness to two of colour.
+    let uneven = with(with(jpeg, frame + 11, &[0x31]), frame + 14, &[0x21]);
+    let error = decoded(&uneven).expect_err("uneven").to_string();
+    assert_eq!(error, "jpeg: not supported: a component sampled 2x1 of 3x1");
 }
 
 #[test]

@@ -168,6 +168,13 @@ fn parse_frame(segment: &[u8], marker: u8) -> Result<Frame, Flaw> {
         }
         *component = Component { horizontal: horizontal.into(), vertical: vertical.into() };
     }
+    // T.81 has a component's size rounded from any ratio (A.1.1); decoders enlarge by whole numbers.
+    let most = |of: fn(&Component) -> u64| components.iter().map(of).max().unwrap_or(1);
+    let (across, down) = (most(|component| component.horizontal), most(|component| component.vertical));
+    let fits = |&Component { horizontal, vertical }: &Component| across % horizontal == 0 && down % vertical == 0;
+    if let Some(Component { horizontal, vertical }) = components[..component_count].iter().find(|one| !fits(one)) {
+        return Err(Flaw::Unsupported(format!("a component sampled {horizontal}x{vertical} of {across}x{down}")));
+    }
     let (progressive, arithmetic) = (matches!(marker, 0xC2 | 0xCA), marker >= 0xC9);
     let (width, height) = (width.into(), height.into());
     Ok(Frame { width, height, progressive, arithmetic, one_scan: false, components, component_count })
