@@ -28,6 +28,8 @@ const COMPONENT: u64 = 96 + 160 + 256;
 const MCU: u64 = 10 * BLOCK;
 /// A Huffman table made ready for look-up.
 const DERIVED: u64 = 1344;
+/// The tables of `huffman.h`, which needs all components in one scan.
+const OWN_CODES: u64 = 22 << 10;
 /// The adaptive statistics of arithmetic coding: as many tables as can be named.
 const STATISTICS: u64 = 16 * (64 + 256);
 /// From YCC to RGB without SIMD, and as a step to CMYK.
@@ -50,6 +52,7 @@ pub(super) fn arena_bytes(frame: &Frame, denominator: u32) -> u64 {
     bytes += if frame.arithmetic { STATISTICS } else { DERIVED * if frame.progressive { 4 } else { 8 } };
     bytes += if frame.progressive { count * PROGRESS } else { 0 };
     bytes += if frame.one_scan { MCU } else { 0 };
+    bytes += if frame.one_scan && !frame.arithmetic { OWN_CODES } else { 0 };
     // Where the machine has no SIMD, this is made for three components, too; and a row of CMYK before it is RGB.
     bytes += if count >= 3 { COLOUR } else { 0 };
     bytes += if count == 4 { up(4 * scaled_width, ALIGN) } else { 0 };

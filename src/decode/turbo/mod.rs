@@ -41,6 +41,9 @@ const MARGIN: u32 = 1;
 /// Below so many columns the library may enlarge colour in another way.
 const COLUMNS_MIN: u32 = 8;
 
+/// Files of fewer bytes are over before tables of our own for their Huffman codes have paid. A fuzzer's are small.
+const OWN_CODES_BYTES_MIN: usize = if cfg!(fuzzing) { 0 } else { 16 << 10 };
+
 /// The text of an error, which is all that is allocated.
 const TEXT_BYTES: u64 = 512;
 
@@ -107,6 +110,17 @@ pub(crate) fn start<'a>(
     cut: &Cut,
     arena: &'a mut [u8],
 ) -> Result<Rows<'a>, DecodeError> {
+    start_with(encoded, header, cut, arena, encoded.len() >= OWN_CODES_BYTES_MIN)
+}
+
+/// The same, with Huffman codes read by us or by the library. It makes no difference but in speed.
+fn start_with<'a>(
+    encoded: &'a [u8],
+    header: &Header,
+    cut: &Cut,
+    arena: &'a mut [u8],
+    own_codes: bool,
+) -> Result<Rows<'a>, DecodeError> {
     let Header { width, height, .. } = *header;
     assert!(cut.region.fits(width, height), "{:?} is not inside {width}x{height}", cut.region);
     let needed = arena_bytes(header, cut.denominator);
@@ -132,6 +146,7 @@ pub(crate) fn start<'a>(
         y: scaled.y,
         scans_max: SCANS_MAX,
         accept_truncated: cut.accept_truncated.into(),
+        own_codes: own_codes.into(),
     };
     let begun = Picture::start(encoded, &ask, arena).map_err(|stop| failed(stop, encoded.len()))?;
     let (picture, first_column, columns) = begun;

@@ -8,9 +8,9 @@
  *   This state, too, lies at the arena's front, so a picture begins from nothing: no table, no flag, no pointer of an
  *   earlier one can be left over.
  * - Creation. `jpeg_create_decompress` installs a manager that allocates before anybody can replace it. `create` does
- *   what that function does in version 3.1.0 (`jdapimin.c`), with the arena's manager. It is the one place that leans on
- *   the library's insides: two functions, one number, one size. A new version of the library has to be held against it,
- *   which is why the version is checked below.
+ *   what that function does in version 3.1.0 (`jdapimin.c`), with the arena's manager. It leans on the library's
+ *   insides (two functions, one number, one size), as `huffman.h` does and nothing else here. A new version of the
+ *   library has to be held against both, which is why the version is checked below.
  *
  * Source: `libjpeg.txt` and the headers of libjpeg-turbo 3.1.0. */
 
@@ -22,6 +22,8 @@
 
 #include <jpeglib.h>
 #include <jerror.h>
+
+#include "huffman.h"
 
 #if LIBJPEG_TURBO_VERSION_NUMBER != 3001000 || JPEG_LIB_VERSION != 62
 #error "`create` repeats jpeg_CreateDecompress of libjpeg-turbo 3.1.0: hold it against this version, then change this line"
@@ -50,6 +52,7 @@ typedef struct {
   uint32_t x, columns, y;
   uint32_t scans_max;
   uint32_t accept_truncated;
+  uint32_t own_codes; /* whether Huffman codes are read by `huffman.h` where it knows them */
 } Ask;
 
 typedef struct {
@@ -60,6 +63,7 @@ typedef struct {
   struct jpeg_progress_mgr progress;
   unsigned char *free_at, *end; /* what is left of the arena */
   unsigned char *ink;           /* a row of CMYK, if the picture is in CMYK */
+  Huffman *huffman;             /* if it takes the library's decoder's place */
   uint32_t scans_max, warnings;
   int accept_truncated, in_header, failed;
   /* From here on, nothing is read before it is written. */
@@ -285,6 +289,20 @@ static void create(Jpeg *self, const unsigned char *encoded, size_t encoded_byte
   cinfo->src = &self->src;
 }
 
+static boolean decode_mcu(j_decompress_ptr cinfo, JBLOCKROW *blocks) {
+  return huffman_decode_mcu(cinfo, self_of((j_common_ptr)cinfo)->huffman, blocks);
+}
+
+/* The library has made its tables. `x` and `width` are what `jpeg_crop_scanline` returned. */
+static void read_codes_ourselves(Jpeg *self, JDIMENSION x, JDIMENSION width, int skips) {
+  j_decompress_ptr cinfo = &self->cinfo;
+  JDIMENSION mcu = (JDIMENSION)(cinfo->min_DCT_scaled_size * (cinfo->num_components == 1 ? 1 : cinfo->max_h_samp_factor));
+  if (!huffman_knows(cinfo)) return;
+  self->huffman = take(self, sizeof(Huffman));
+  huffman_begin(cinfo, self->huffman, x / mcu, (x + width - 1) / mcu, skips);
+  ((Entropy *)cinfo->entropy)->decode_mcu = decode_mcu;
+}
+
 /* Begins a picture in `arena`, and leaves it before its first wanted row. `*out` is set whenever there is room for the
  * state, also for a picture that fails; `*first_column` and `*columns` are what each row then has. */
 int feedstock_jpeg_start(Jpeg **out, unsigned char *arena, size_t arena_bytes, const unsigned char *encoded,
@@ -332,6 +350,7 @@ int feedstock_jpeg_start(Jpeg **out, unsigned char *arena, size_t arena_bytes, c
   *first_column = x;
   *columns = width;
   if (cinfo->out_color_space == JCS_CMYK) self->ink = take(self, (size_t)width * 4);
+  if (ask->own_codes) read_codes_ourselves(self, x, width, ask->y != 0);
   if (ask->y != 0) jpeg_skip_scanlines(cinfo, ask->y);
   return GOOD;
 }
@@ -382,3 +401,6 @@ const char *feedstock_jpeg_text(const Jpeg *self) { return self->text; }
 
 /* How much of its arena the picture has used, but for what comes before the state: for the tests of the bound. */
 size_t feedstock_jpeg_used(const Jpeg *self) { return (size_t)(self->free_at - (const unsigned char *)self); }
+
+/* How many MCUs `huffman.h` has decoded so far: for the tests, which could not tell otherwise. */
+uint32_t feedstock_jpeg_own_mcus(const Jpeg *self) { return self->huffman ? self->huffman->done : 0; }

@@ -26,6 +26,7 @@ pub(super) struct Ask {
     pub(super) y: u32,
     pub(super) scans_max: u32,
     pub(super) accept_truncated: u32,
+    pub(super) own_codes: u32,
 }
 
 #[allow(unsafe_code, reason = "the shim is in C, so that the library's long jumps stay there")]
@@ -45,6 +46,8 @@ unsafe extern "C" {
     fn feedstock_jpeg_text(jpeg: *const Jpeg) -> *const c_char;
     #[cfg(test)]
     fn feedstock_jpeg_used(jpeg: *const Jpeg) -> usize;
+    #[cfg(test)]
+    fn feedstock_jpeg_own_mcus(jpeg: *const Jpeg) -> u32;
 }
 
 /// Why the library stopped.
@@ -131,6 +134,14 @@ impl<'a> Picture<'a> {
     pub(super) fn used_bytes(&self) -> usize {
         // SAFETY: as for `warnings`.
         unsafe { feedstock_jpeg_used(self.jpeg.as_ptr()) }
+    }
+
+    /// How many MCUs were decoded by our own Huffman decoder so far.
+    #[cfg(test)]
+    #[allow(unsafe_code, reason = "calls the shim")]
+    pub(super) fn own_mcus(&self) -> u32 {
+        // SAFETY: as for `warnings`.
+        unsafe { feedstock_jpeg_own_mcus(self.jpeg.as_ptr()) }
     }
 
     fn outcome(&self, code: c_int) -> Result<(), Stop> {
