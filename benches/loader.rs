@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use feedstock::source::SourceError;
 use feedstock::transform::{RandomResizedCrop, Transform};
 use feedstock::{ByteCount, DType, ImageFolder, Layout, Loader, SampleId, SampleMaker, Seed, Source};
 
@@ -18,11 +19,51 @@ const ROUNDS: usize = 5;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// An epoch of the loader has at least so many samples: each begins with an empty pipeline, as one of a large data set
+/// does, but not every fifth of a second.
+const EPOCH_SAMPLES_MIN: u64 = 4000;
+
 struct Case {
     name: &'static str,
     folder: Option<PathBuf>,
     /// Samples of one tight loop.
     samples: u64,
+}
+
+/// A folder, several times over.
+struct Repeated {
+    folder: ImageFolder,
+    times: u64,
+}
+
+impl Repeated {
+    fn of(&self, id: SampleId) -> SampleId {
+        SampleId(id.0 % self.folder.len())
+    }
+}
+
+impl Source for Repeated {
+    fn len(&self) -> u64 {
+        self.folder.len() * self.times
+    }
+    fn classes(&self) -> &[String] {
+        self.folder.classes()
+    }
+    fn label(&self, id: SampleId) -> u32 {
+        self.folder.label(self.of(id))
+    }
+    fn encoded_bytes(&self, id: SampleId) -> u64 {
+        self.folder.encoded_bytes(self.of(id))
+    }
+    fn name(&self, id: SampleId) -> String {
+        self.folder.name(self.of(id))
+    }
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> std::result::Result<(), SourceError> {
+        self.folder.read_into(self.of(id), out)
+    }
+    fn index_bytes(&self) -> u64 {
+        self.folder.index_bytes()
+    }
 }
 
 fn main() -> Result<()> {
@@ -70,7 +111,8 @@ fn row<T: Transform>(
         source.read_into(id, &mut bytes)?;
         files.push(bytes);
     }
-    let source = Arc::new(source);
+    let times = EPOCH_SAMPLES_MIN.div_ceil(source.len());
+    let source = Arc::new(Repeated { folder: source, times });
     let loader = || {
         Loader::builder(source.clone())
             .batch_size(64)
