@@ -1,11 +1,11 @@
 //! Owns the making of single samples outside of a loader, with the loader's own code: for inference on one picture, for
 //! tools, for measuring what a worker could do at best. It must never keep more memory than its largest picture took.
 
-use crate::decode::{Limits, Options, WorkingSet, probe};
+use crate::decode::{Limits, Options, WorkingSet};
 use crate::pool::Shown;
 use crate::quarantine::Stage;
 use crate::transform::Transform;
-use crate::units::{KeyedRng, SampleId, Seed};
+use crate::units::{SampleId, Seed};
 
 /// Makes one sample at a time, exactly as a [`Loader`](crate::Loader) with the same transform, options and seed makes it.
 ///
@@ -99,17 +99,13 @@ impl SampleMaker {
         id: SampleId,
         out: &mut [u8],
     ) -> Result<(), SampleError> {
-        let failed = |stage| move |cause: &dyn ToString| SampleError { stage, cause: cause.to_string() };
-        let header = probe(encoded, &self.limits).map_err(|error| failed(Stage::Probe)(&error))?;
-        let mut rng = KeyedRng::new(seed, epoch, id, crate::pool::TRANSFORM_SALT);
-        let shown = Shown::choose(&header, &self.options, &*self.transform, &mut rng)
-            .map_err(|error| failed(Stage::Transform)(&error))?;
+        let shown = Shown::of(encoded, &self.limits, &self.options, &*self.transform, (seed, epoch, id))?;
         let WorkingSet { pixel_bytes, .. } = shown.working_set();
         let needed = usize::try_from(pixel_bytes).unwrap_or(usize::MAX);
         if needed > self.memory.len() {
             self.memory = Vec::new();
             let reserved = self.memory.try_reserve_exact(needed);
-            reserved.map_err(|_| failed(Stage::Decode)(&format!("there is no memory of {needed} bytes")))?;
+            reserved.map_err(|_| (Stage::Decode, format!("there is no memory of {needed} bytes")))?;
             self.memory.resize(needed, 0);
         }
         shown.make(encoded, &mut self.memory, out)?;

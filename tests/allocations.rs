@@ -103,8 +103,8 @@ fn a_jpeg_takes_nothing_from_the_allocator() {
         for output in [DType::U8, DType::F32] {
             let (sample, batch) = per_sample_and_batch(root.path(), output);
             println!("{size:?} {output}: {sample:.3} a sample, {batch:.1} a batch");
-            // It is none, or one at least; threads that wait for each other more or less often make a little of either.
-            assert!(sample < 0.25, "{sample} allocations a sample");
+            // One in twenty is what threads that wait for each other more or less often make of it.
+            assert!(sample < 0.05, "{sample} allocations a sample");
             assert!(batch < 12.0, "{batch} allocations a batch");
             let (_, large) = measure(root.path(), 64, 1, output);
             assert!(large <= 16, "{large} large allocations an epoch: is payload allocated?");

@@ -39,6 +39,12 @@ impl Frame {
     pub(super) fn components(&self) -> &[Component] {
         &self.components[..self.component_count]
     }
+
+    /// The finest sampling across and down, which a pixel of the picture has.
+    pub(super) fn sampling_max(&self) -> (u64, u64) {
+        let most = |of: fn(&Component) -> u64| self.components().iter().map(of).max().unwrap_or(1);
+        (most(|component| component.horizontal), most(|component| component.vertical))
+    }
 }
 
 /// Walks the markers up to the first scan.
@@ -115,24 +121,26 @@ pub(super) fn check_scans(encoded: &[u8], frame: &Frame, data_at: usize) -> Resu
     if frame.one_scan {
         return Ok(());
     }
-    let mut scans = 1u32;
-    let mut at = data_at;
-    while let Some((marker, after)) = next_marker(encoded, at) {
-        at = match marker {
-            0xD9 => break,
-            0x01 | 0xD0..=0xD8 => after,
-            _ => match u16_at(encoded, after, Order::Big) {
-                Some(length) => after + usize::from(length),
-                None => break,
-            },
-        };
-        scans = scans.saturating_add(u32::from(marker == 0xDA));
+    let others = markers(encoded, data_at).take_while(|&marker| marker != 0xD9).filter(|&marker| marker == 0xDA);
+    let scans = 1 + others.count();
+    if scans as u64 > u64::from(SCANS_MAX) {
+        let feature = format!("{scans} scans (at most {SCANS_MAX} are)");
+        return Err(DecodeError::Unsupported { format: Format::Jpeg, feature });
     }
-    if scans > SCANS_MAX { Err(too_many_scans(scans)) } else { Ok(()) }
+    Ok(())
 }
 
-fn too_many_scans(scans: u32) -> DecodeError {
-    DecodeError::Unsupported { format: Format::Jpeg, feature: format!("{scans} scans (at most {SCANS_MAX} are)") }
+/// The markers among and behind picture data, up to the first that is cut off; what their segments hold is passed over.
+fn markers(encoded: &[u8], data_at: usize) -> impl Iterator<Item = u8> {
+    let mut at = data_at;
+    std::iter::from_fn(move || {
+        let (marker, after) = next_marker(encoded, at)?;
+        at = match marker {
+            0x01 | 0xD0..=0xD9 => after,
+            _ => after + usize::from(u16_at(encoded, after, Order::Big)?),
+        };
+        Some(marker)
+    })
 }
 
 /// The code of the first marker at or after `at`, and the place behind it.
@@ -168,16 +176,16 @@ fn parse_frame(segment: &[u8], marker: u8) -> Result<Frame, Flaw> {
         }
         *component = Component { horizontal: horizontal.into(), vertical: vertical.into() };
     }
-    // T.81 has a component's size rounded from any ratio (A.1.1); decoders enlarge by whole numbers.
-    let most = |of: fn(&Component) -> u64| components.iter().map(of).max().unwrap_or(1);
-    let (across, down) = (most(|component| component.horizontal), most(|component| component.vertical));
-    let fits = |&Component { horizontal, vertical }: &Component| across % horizontal == 0 && down % vertical == 0;
-    if let Some(Component { horizontal, vertical }) = components[..component_count].iter().find(|one| !fits(one)) {
-        return Err(Flaw::Unsupported(format!("a component sampled {horizontal}x{vertical} of {across}x{down}")));
-    }
     let (progressive, arithmetic) = (matches!(marker, 0xC2 | 0xCA), marker >= 0xC9);
     let (width, height) = (width.into(), height.into());
-    Ok(Frame { width, height, progressive, arithmetic, one_scan: false, components, component_count })
+    let frame = Frame { width, height, progressive, arithmetic, one_scan: false, components, component_count };
+    // T.81 has a component's size rounded from any ratio (A.1.1); decoders enlarge by whole numbers.
+    let (across, down) = frame.sampling_max();
+    let uneven = |one: &&Component| across % one.horizontal != 0 || down % one.vertical != 0;
+    if let Some(Component { horizontal, vertical }) = frame.components().iter().find(uneven) {
+        return Err(Flaw::Unsupported(format!("a component sampled {horizontal}x{vertical} of {across}x{down}")));
+    }
+    Ok(frame)
 }
 
 /// Whether the picture data that begins at `data_at` is closed by an end marker.
@@ -191,16 +199,5 @@ pub(super) fn has_end(encoded: &[u8], data_at: usize) -> bool {
         return true;
     }
     // Something was appended (another picture, a camera's preview, text): look for the end where it is.
-    let mut at = data_at;
-    while let Some((marker, after)) = next_marker(encoded, at) {
-        at = match marker {
-            0xD9 => return true,
-            0x01 | 0xD0..=0xD8 => after,
-            _ => match u16_at(encoded, after, Order::Big) {
-                Some(length) => after + usize::from(length),
-                None => return false,
-            },
-        };
-    }
-    false
+    markers(encoded, data_at).any(|marker| marker == 0xD9)
 }

@@ -26,8 +26,7 @@ pub(super) const ARITHMETIC: bool = false;
 pub(super) fn codec_bytes(frame: &Frame, metadata_bytes: u64) -> u64 {
     const SAMPLE: u64 = 2;
     let components = frame.components();
-    let across = components.iter().map(|c| c.horizontal).max().unwrap_or(1);
-    let down = components.iter().map(|c| c.vertical).max().unwrap_or(1);
+    let (across, down) = frame.sampling_max();
     let mcu_columns = u64::from(frame.width).div_ceil(8 * across);
     let mcu_rows = u64::from(frame.height).div_ceil(8 * down);
     let subsampled = across > 1 || down > 1;

@@ -86,7 +86,7 @@ fn digests(loader: &Loader, epoch: u64, pause: Duration) -> Vec<u64> {
 
 /// Takes batches as fast as they come, so that the consumer waits for each, until this holds.
 fn consume_until(batches: &mut dyn Iterator<Item = Result<Batch, Error>>, what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");
         drop(batches.next().expect("there is always another").expect("a batch"));

@@ -11,11 +11,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::admit::{Attempt, Chunk, Job, Retry, substitute};
 use super::{Engine, Epoch};
-use crate::decode::{self, Header, WorkingSet};
-use crate::pool::{JumboError, Lent, Scratch, Shown, TRANSFORM_SALT};
+use crate::decode::{Header, WorkingSet};
+use crate::pool::{JumboError, Lent, Scratch, Shown};
 use crate::quarantine::{BadSample, OnBadSample, Stage};
 use crate::sync::Ordering;
-use crate::units::{ByteCount, KeyedRng};
+use crate::units::ByteCount;
 
 /// How many samples are tried for one place. With one sample in a hundred bad, ten in a row do not happen.
 const SUBSTITUTES_MAX: u32 = 32;
@@ -84,10 +84,8 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
 fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> Result<(), (Stage, String)> {
     let Engine { recipe, jumbo, counters, quarantine, .. } = &*run.engine;
     let id = job.id;
-    let header = decode::probe(encoded, &recipe.limits).map_err(|error| (Stage::Probe, error.to_string()))?;
-    let mut rng = KeyedRng::new(recipe.seed, run.epoch, job.id, TRANSFORM_SALT);
-    let shown = Shown::choose(&header, &recipe.decoding, &*recipe.transform, &mut rng)
-        .map_err(|error| (Stage::Transform, error.to_string()))?;
+    let key = (recipe.seed, run.epoch, id);
+    let shown = Shown::of(encoded, &recipe.limits, &recipe.decoding, &*recipe.transform, key)?;
     let WorkingSet { pixel_bytes, codec_bytes } = shown.working_set();
     let needed = ByteCount(pixel_bytes) + ByteCount(codec_bytes);
     let note_damage = |warnings: u32| {
@@ -102,7 +100,7 @@ fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> 
     counters.jumbo_samples.fetch_add(1, Ordering::Relaxed);
     jumbo.run(needed, |scratch| scratch.fill(encoded, &shown, job.part.bytes_mut()).map(note_damage)).unwrap_or_else(
         |error| {
-            let Header { format, width, height, .. } = header;
+            let Header { format, width, height, .. } = shown.header();
             let cause = match error {
                 JumboError::Memory(error) => error.to_string(),
                 JumboError::OverBudget(refused) => format!(

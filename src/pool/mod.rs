@@ -19,7 +19,7 @@ pub(crate) use buffer::ReadBuffer;
 pub(crate) use cache::EncodedCache;
 pub(crate) use output::Output;
 pub(crate) use ring::{Lent, Recycle, Ring};
-pub(crate) use sample::{Shown, TRANSFORM_SALT, working_set};
+pub(crate) use sample::{Shown, working_set};
 pub(crate) use scratch::{JumboError, JumboLane, Scratch};
 pub(crate) use slot::{Filled, Marks, Part, Parts, Pending, Slot, fill};
 

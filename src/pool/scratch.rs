@@ -62,7 +62,7 @@ impl Scratch {
     }
 
     /// Decodes a picture and puts what is shown of it into `out`, one sample's bytes. Returns as [`Shown::make`].
-    pub(crate) fn fill(&mut self, encoded: &[u8], shown: &Shown<'_>, out: &mut [u8]) -> Result<u32, (Stage, String)> {
+    pub(crate) fn fill(&mut self, encoded: &[u8], shown: &Shown, out: &mut [u8]) -> Result<u32, (Stage, String)> {
         self.make_room(shown.working_set()).map_err(|error| (Stage::Decode, error.to_string()))?;
         shown.make(encoded, self.memory.as_mut_slice(), out)
     }

@@ -222,11 +222,9 @@ impl<'w, 'o> Along<'w, 'o> {
     fn take(&mut self, place: usize, row: &[u8]) {
         if self.table.is_some() {
             self.take_with(place, |to| to.copy_from_slice(row));
-        } else if self.reversed {
-            self.kernel.reverse(row, &mut self.made[..self.made_stride]);
-            self.sink.put(place, self.made);
         } else {
-            self.sink.put(place, row);
+            let made = self.reversed.then_some(&mut self.made[..self.made_stride]);
+            copy(self.kernel, row, made, place, &mut self.sink);
         }
     }
 
@@ -240,11 +238,9 @@ impl<'w, 'o> Along<'w, 'o> {
             if self.waiting == BATCH {
                 self.flush();
             }
-        } else if self.reversed {
-            self.kernel.reverse(row, &mut self.made[..self.made_stride]);
-            self.sink.put(place, self.made);
         } else {
-            self.sink.put(place, row);
+            let made = self.reversed.then_some(&mut self.made[..self.made_stride]);
+            copy(self.kernel, row, made, place, &mut self.sink);
         }
     }
 
@@ -261,6 +257,17 @@ impl<'w, 'o> Along<'w, 'o> {
             self.sink.put(place, row);
         }
         self.waiting = 0;
+    }
+}
+
+/// Puts a row whose pixels are not weighed, turned round in `made` where that is given.
+fn copy(kernel: Kernel, row: &[u8], made: Option<&mut [u8]>, place: usize, sink: &mut Sink<'_>) {
+    match made {
+        Some(made) => {
+            kernel.reverse(row, made);
+            sink.put(place, made);
+        }
+        None => sink.put(place, row),
     }
 }
 

@@ -41,8 +41,7 @@ const PROGRESS: u64 = 2 * 64 * 4;
 pub(super) fn arena_bytes(frame: &Frame, denominator: u32) -> u64 {
     let components = frame.components();
     let count = components.len() as u64;
-    let across = components.iter().map(|c| c.horizontal).max().unwrap_or(1);
-    let down = components.iter().map(|c| c.vertical).max().unwrap_or(1);
+    let (across, down) = frame.sampling_max();
     let (width, height) = (u64::from(frame.width), u64::from(frame.height));
     let scaled_width = width.div_ceil(u64::from(denominator));
     // A block of 8 x 8 coefficients becomes so many samples a side.

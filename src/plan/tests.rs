@@ -1,0 +1,191 @@
+//! Owns what is expected of a plan: its sizes, its refusals, its table. It must never ask the real machine.
+
+use super::*;
+use crate::tensor::{DType, Layout};
+use proptest::prelude::*;
+
+fn photographs() -> Profile {
+    Profile {
+        samples: 1_281_167,
+        encoded_total: ByteCount(1_281_167 * 110_000),
+        encoded_p50: ByteCount(104 << 10),
+        encoded_p99: ByteCount(350 << 10),
+        encoded_max: ByteCount(15 << 20),
+        encoded_spread: vec![(ByteCount(110_000), 1_281_167)],
+        headers: 320,
+        headers_bad: 0,
+        working_p50: ByteCount(1 << 20),
+        working_p99: ByteCount(4 << 20),
+        working_max: ByteCount(30 << 20),
+    }
+}
+
+fn request(budget: u64) -> Request {
+    Request {
+        batch_size: 64,
+        spec: SampleSpec { height: 224, width: 224 },
+        finish: Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None },
+        workers_max: None,
+        prefetch_max: None,
+        batches_held: 1,
+        budget: ByteCount(budget),
+    }
+}
+
+const FACTS: Facts = Facts {
+    cores: 8,
+    cores_because: "all",
+    index: ByteCount(13 << 20),
+    source_in_memory: false,
+    output_in_ram: true,
+    reads_slots: true,
+};
+
+#[test]
+fn more_than_the_knee_is_not_taken() {
+    let ample = Plan::new(&request(64 << 30), FACTS, &photographs()).unwrap();
+    assert_eq!((ample.workers, ample.outputs), (8, 0));
+    assert_eq!(ample.total(), ample.knee);
+    let knee = Plan::new(&request(ample.knee.0), FACTS, &photographs()).unwrap();
+    assert_eq!((knee.workers, knee.slots, knee.total()), (ample.workers, ample.slots, ample.total()));
+    // What is left over is there for giants, and for nothing else.
+    assert!(ample.jumbo_bytes > 40 << 30);
+}
+
+#[test]
+fn workers_have_a_scratch_for_the_common_picture_and_share_a_lane_for_giants() {
+    let plan = Plan::new(&request(1 << 30), FACTS, &photographs()).unwrap();
+    assert_eq!(plan.scratch_bytes, 4 << 20);
+    assert!(plan.jumbo_bytes >= 30 << 20);
+    let least = Plan::new(&request(plan.minimum.0), FACTS, &photographs()).unwrap();
+    assert_eq!((least.workers, least.slots, least.scratch_bytes), (1, 2, 30 << 20));
+    assert_eq!(least.total(), least.minimum);
+}
+
+#[test]
+fn small_files_are_kept_as_far_as_the_budget_goes_and_large_ones_are_not() {
+    let small = Profile { encoded_total: ByteCount(50_000 * 900), samples: 50_000, ..photographs() };
+    let cache =
+        |budget: u64, facts: Facts, profile: &Profile| Plan::new(&request(budget), facts, profile).unwrap().cache_bytes;
+    let all = cache(1 << 30, FACTS, &small);
+    assert!((50_000 * 900..50_000 * 1200).contains(&all), "{all}");
+    let knee = Plan::new(&request(1 << 30), FACTS, &small).unwrap().knee;
+    let without = knee.0 - all;
+    assert_eq!(cache(without + all, FACTS, &small), all / 2, "half of what is left stays free for giants");
+    assert_eq!(cache(without + (1 << 20), FACTS, &small), 0, "a table with next to nothing in it");
+    assert_eq!(cache(1 << 30, Facts { source_in_memory: true, ..FACTS }, &small), 0);
+    assert_eq!(cache(64 << 30, FACTS, &photographs()), 0);
+}
+
+#[test]
+fn a_budget_one_byte_short_is_refused_with_the_table() {
+    let minimum = Plan::new(&request(1 << 30), FACTS, &photographs()).unwrap().minimum;
+    match Plan::new(&request(minimum.0 - 1), FACTS, &photographs()) {
+        Err(PlanError::OverBudget { needed, table, .. }) => {
+            assert_eq!(needed, minimum);
+            assert!(table.contains("slots") && table.contains("2 x 9.19 MiB"), "{table}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_output_of_another_type_is_made_beside_the_slots() {
+    let finish = Finish { dtype: DType::F32, layout: Layout::Nchw, normalize: None };
+    let plan = Plan::new(&Request { finish, ..request(1 << 30) }, FACTS, &photographs()).unwrap();
+    assert_eq!((plan.outputs, plan.output_bytes), (2, 4 * plan.slot_bytes));
+    // On a device with memory of its own the outputs are not the ledger's.
+    let there = Facts { output_in_ram: false, reads_slots: false, ..FACTS };
+    let plan = Plan::new(&Request { finish, ..request(1 << 30) }, there, &photographs()).unwrap();
+    assert_eq!(plan.outputs, 2);
+    assert!(plan.rows.iter().all(|row| row.account != "outputs"));
+}
+
+#[test]
+fn the_explanation_names_every_account_and_its_reason() {
+    let plan = Plan::new(&request(1 << 30), FACTS, &photographs()).unwrap();
+    let (text, minimum) = (plan.explain(), plan.minimum.to_string());
+    for words in
+        ["headroom", "scratch", "encoded", "giant files", "workers", "slots", "knee", "one more worker", &minimum]
+    {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+}
+
+fn profile() -> impl Strategy<Value = Profile> {
+    let sizes = || (0u64..1 << 20, 0u64..1 << 20, 0u64..1 << 26);
+    (1u64..1 << 40, sizes(), sizes()).prop_map(|(samples, (e, f, g), (w, x, y))| Profile {
+        samples,
+        encoded_total: ByteCount(samples.saturating_mul(e)),
+        encoded_p50: ByteCount(e),
+        encoded_p99: ByteCount(e + f),
+        encoded_max: ByteCount(e + f + g),
+        encoded_spread: vec![(ByteCount(e), samples / 2), (ByteCount(e + f), samples / 3), (ByteCount(e + f + g), 1)],
+        headers: 1,
+        headers_bad: 0,
+        working_p50: ByteCount(w),
+        working_p99: ByteCount(w + x),
+        working_max: ByteCount(w + x + y),
+    })
+}
+
+prop_compose! {
+    fn any_request()(
+        batch_size in 1usize..600, height in 1u32..300, width in 1u32..300,
+        dtype in prop_oneof![Just(DType::U8), Just(DType::F32), Just(DType::Bf16)],
+        layout in prop_oneof![Just(Layout::Nhwc), Just(Layout::Nchw)],
+        workers_max in prop::option::of(1usize..40), prefetch_max in prop::option::of(1usize..9),
+        batches_held in 1usize..4, budget in 0u64..1 << 31,
+    ) -> Request {
+        let finish = Finish { dtype, layout, normalize: None };
+        let spec = SampleSpec { height, width };
+        Request { batch_size, spec, finish, workers_max, prefetch_max, batches_held, budget: ByteCount(budget) }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_plan_is_refused_or_adds_up(
+        request in any_request(), profile in profile(), cores in 1usize..20,
+        output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
+    ) {
+        let reads_slots = reads_slots && output_in_ram;
+        let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), source_in_memory, output_in_ram, reads_slots };
+        match Plan::new(&request, facts, &profile) {
+            Ok(plan) => {
+                prop_assert!(plan.total() <= request.budget);
+                prop_assert!(plan.minimum <= plan.total() || plan.minimum <= request.budget);
+                prop_assert!(plan.workers >= 1 && plan.workers <= request.workers_max.unwrap_or(cores));
+                // Every account can be used to its cap whatever the others do.
+                let giants = |account| plan.rows.iter().find(|row| row.account == account).map_or(0, |row| row.bytes.0);
+                let fixed = plan.total().0 - giants("giant files") - giants("jumbo");
+                prop_assert!(fixed + plan.giant_encoded_bytes + plan.jumbo_bytes <= request.budget.0);
+                prop_assert!(plan.cache_bytes == 0 || !source_in_memory);
+                // The largest file and the largest picture that are known can be let in.
+                let fits = |largest: ByteCount, common: u64, giant: u64| largest.0 <= common.max(giant);
+                prop_assert!(fits(profile.encoded_max, plan.chunk_bytes, plan.giant_encoded_bytes));
+                prop_assert!(fits(profile.working_max, plan.scratch_bytes, plan.jumbo_bytes));
+                // Every level is smaller than the one before, and the last is the least.
+                for level in 1..plan.levels() {
+                    prop_assert!(plan.level_bytes(level) <= plan.level_bytes(level - 1), "{level} {plan:?}");
+                }
+                let last = plan.at_level(plan.levels() - 1);
+                prop_assert_eq!(last.workers, 1);
+                prop_assert!(last.slots >= plan.least.slots.min(plan.slots) && last.slots >= 1);
+                // The consumer's batches and one more.
+                let handed = if plan.outputs == 0 { plan.slots - 1 } else { plan.outputs };
+                prop_assert!(handed >= request.batches_held && plan.slots >= 1);
+                // More budget never buys less.
+                let more = Request { budget: ByteCount(request.budget.0 * 2), ..request.clone() };
+                let more = Plan::new(&more, facts, &profile).expect("what fits in less fits in more");
+                prop_assert!(more.workers >= plan.workers && more.minimum == plan.minimum);
+            }
+            Err(PlanError::OverBudget { needed, budget, .. }) => {
+                prop_assert!(needed > budget);
+                let enough = Request { budget: needed, ..request.clone() };
+                prop_assert!(Plan::new(&enough, facts, &profile).is_ok(), "the minimum is enough");
+            }
+            Err(PlanError::Config(what)) => prop_assert!(false, "{}", what),
+        }
+    }
+}
