@@ -172,6 +172,15 @@ impl Batch {
         bytemuck::try_cast_slice(self.bytes()?).ok()
     }
 
+    /// The pixels as `f16`, in place; `None` if they are of another type, or in the memory of a device.
+    #[must_use]
+    pub fn as_f16(&self) -> Option<&[half::f16]> {
+        if self.dtype() != DType::F16 {
+            return None;
+        }
+        bytemuck::try_cast_slice(self.bytes()?).ok()
+    }
+
     /// Where the pixels are on the device; `None` if the batch is a slot in host memory.
     #[must_use]
     pub fn device_memory(&self) -> Option<&DeviceMemory> {
@@ -179,6 +188,20 @@ impl Batch {
             Lease::Slot(..) => None,
             Lease::Output(output, ..) => Some(&output.memory),
         }
+    }
+
+    /// Gives the memory back once `event` has passed, for a consumer that reads the batch by its own means: on a stream of
+    /// its own, say. The call does not wait, but for a batch that is a slot in host memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::Timeout`] where it does wait, and in vain; the memory is then given back all the same.
+    pub fn release_after(mut self, event: Event) -> Result<(), DeviceError> {
+        match self.lease.take() {
+            Some(Lease::Output(mut output, _)) => output.released = event,
+            Some(Lease::Slot(_slot)) => event.wait()?,
+            None => {}
+        }
+        Ok(())
     }
 
     /// Copies the pixels to host memory, from wherever they are. Waits until they are there.

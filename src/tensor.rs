@@ -14,6 +14,8 @@ pub enum DType {
     F32,
     /// The upper half of an `F32`, rounded to nearest even.
     Bf16,
+    /// IEEE 754 half precision, rounded to nearest even.
+    F16,
 }
 
 impl DType {
@@ -22,7 +24,7 @@ impl DType {
     pub const fn size_bytes(self) -> usize {
         match self {
             DType::U8 => 1,
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::F16 => 2,
             DType::F32 => 4,
         }
     }
@@ -57,7 +59,8 @@ impl FromStr for DType {
             "u8" => Ok(DType::U8),
             "f32" => Ok(DType::F32),
             "bf16" => Ok(DType::Bf16),
-            _ => Err(ParseTensorError(format!("'{text}' is no element type: use u8, f32 or bf16"))),
+            "f16" => Ok(DType::F16),
+            _ => Err(ParseTensorError(format!("'{text}' is no element type: use u8, f32, bf16 or f16"))),
         }
     }
 }
@@ -68,6 +71,7 @@ impl fmt::Display for DType {
             DType::U8 => "u8",
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
+            DType::F16 => "f16",
         })
     }
 }

@@ -61,7 +61,7 @@ prop_compose! {
         samples in prop::collection::vec((side(), side(), 0u8..10), 1..40),
         (batch_size, side, workers, held) in (1usize..20, 1u32..80, 1usize..6, 1usize..4),
         prefetch in prop::option::weighted(0.3, 1usize..5),
-        output in prop::sample::select(vec![DType::U8, DType::F32, DType::Bf16]),
+        output in prop::sample::select(vec![DType::U8, DType::F32, DType::Bf16, DType::F16]),
         layout in prop::sample::select(vec![Layout::Nchw, Layout::Nhwc]),
         policy in prop::sample::select(vec![OnBadSample::Substitute, OnBadSample::Mask]),
         seed in any::<u64>(),

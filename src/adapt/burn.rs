@@ -18,7 +18,7 @@ use crate::{Batch, DType, Epoch, Error, Loader, State};
 #[derive(Clone, Debug)]
 pub struct ImageBatch<B: Backend> {
     /// The pixels, in the loader's layout and scale, `[samples, 3, height, width]` unless it was built otherwise. u8 and
-    /// bf16 values are cast to the backend's float type as they are.
+    /// bf16 and f16 values are cast to the backend's float type as they are.
     pub images: Tensor<B, 4>,
     /// The label of each sample, `[samples]`.
     pub labels: Tensor<B, 1, Int>,
@@ -251,6 +251,7 @@ fn to_tensors<B: Backend>(batch: &Batch, keep: &[usize], device: &B::Device) -> 
         DType::U8 => TensorData::new(pixels.into_owned(), shape),
         DType::F32 => elements::<f32>(&pixels, shape),
         DType::Bf16 => elements::<half::bf16>(&pixels, shape),
+        DType::F16 => elements::<half::f16>(&pixels, shape),
     };
     let labels: Vec<i64> = keep.iter().map(|&place| i64::from(batch.labels()[place])).collect();
     Ok(ImageBatch {

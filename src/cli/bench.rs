@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use xxhash_rust::xxh3::Xxh3;
 
-use feedstock::device::{Device, Event, SimDevice};
+use feedstock::device::{Device, Event};
 use feedstock::tensor::{SIDE_MAX, SampleSpec};
 use feedstock::transform::{Resize, ResizeCenterCrop};
 use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, ram_budget_here};
@@ -66,6 +66,9 @@ pub(crate) struct BenchArgs {
     /// How many processes share an epoch
     #[arg(long, value_name = "N", default_value_t = 1)]
     world_size: u64,
+    /// How long a training step keeps the device busy, in milliseconds [default: what sim:step=... says, else 0]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=3_600_000))]
+    step_ms: Option<u64>,
     /// Do not read batches back from a device; there is no digest then
     #[arg(long)]
     no_digest: bool,
@@ -149,6 +152,10 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
 }
 
 impl BenchArgs {
+    fn step(&self) -> Option<Duration> {
+        self.step_ms.map(Duration::from_millis)
+    }
+
     fn build(&self, folder: &Arc<ImageFolder>) -> Result<Loader, Failure> {
         let (builder, device) = self.loader.builder(folder)?;
         // Nobody trains here.
@@ -230,10 +237,11 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// What a trainer would do with the batch, where the device simulates it.
+    /// What a trainer would do with the batch: keep the device busy for a while.
     fn step(&mut self, batch: &Batch) -> Result<(), Error> {
-        if let (Some(sim), Some(memory)) = (self.loader.device().downcast_ref::<SimDevice>(), batch.device_memory()) {
-            self.last_step = sim.step(memory, batch.ready(), None)?;
+        match batch.device_memory() {
+            Some(memory) => self.last_step = self.loader.device().step(memory, batch.ready(), self.args.step())?,
+            None => std::thread::sleep(self.args.step().unwrap_or_default()),
         }
         Ok(())
     }

@@ -114,13 +114,14 @@ pub(crate) struct LoaderArgs {
     /// The most batches that are prepared ahead [default: as many as it takes]
     #[arg(long, value_name = "N")]
     pub(crate) prefetch: Option<usize>,
-    /// Element type of a batch: u8, f32 or bf16
+    /// Element type of a batch: u8, f32, bf16 or f16
     #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
     pub(crate) output: DType,
     /// Order of a batch's axes: nchw or nhwc
     #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
     pub(crate) layout: Layout,
-    /// Where batches end up: cpu, or a simulated accelerator such as sim:h2d=25GB/s,step=20ms
+    /// Where batches end up: cuda:N, cpu, a simulated accelerator such as sim:h2d=25GB/s,step=20ms, or auto (cuda:0 where
+    /// there is one, else cpu)
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
     #[command(flatten)]
@@ -135,7 +136,8 @@ impl LoaderArgs {
 
     /// A loader as these arguments ask for it, with the transform that training uses.
     pub(crate) fn builder(&self, folder: &Arc<ImageFolder>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
-        let device = device::open(&self.device)?;
+        let (device, why) = device::open_or_say(&self.device)?;
+        tell_notes(&why);
         let mut builder = Loader::builder(folder.clone())
             .ram_budget(self.ram_budget)
             .batch_size(self.batch_size)

@@ -3,7 +3,9 @@
 
 mod bench;
 mod data;
+mod doctor;
 mod failure;
+mod gpu;
 mod inspect;
 mod plan;
 mod progress;
@@ -29,6 +31,7 @@ Examples:
   feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json
   feedstock prove --data photos/train --out budget.svg
   feedstock inspect photos --json
+  feedstock doctor
 
 Data is a folder of class folders: <folder>/<class>/<image>. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
 memory) or auto (half of it). Results go to standard output; progress, notes and errors to standard error.
@@ -63,6 +66,8 @@ enum Verb {
     Prove(prove::ProveArgs),
     /// Say what is in image files, and what is wrong with them
     Inspect(inspect::InspectArgs),
+    /// Say what this machine gives: GPU and driver, copy rates, limits of memory and cores
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What every verb gets besides its own arguments.
@@ -95,6 +100,7 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Bench(args) => bench::run(&args, &context),
         Verb::Prove(args) => prove::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
+        Verb::Doctor(args) => doctor::run(&args),
     }));
     // A panic has printed its message already.
     let failure = match done {

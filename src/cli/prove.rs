@@ -60,7 +60,7 @@ pub(crate) struct ProveArgs {
     /// The most threads that decode [default: as many as the machine keeps busy]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Element type of a batch: u8, f32 or bf16
+    /// Element type of a batch: u8, f32, bf16 or f16
     #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
     output: DType,
     /// Order of a batch's axes: nchw or nhwc

@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use super::finish::{all_finishes, finish_naive};
 use super::*;
 use crate::sync::Arc;
-use crate::tensor::{Layout, Normalize};
+use crate::tensor::{DType, Finish, Layout, Normalize, SampleSpec};
 use crate::units::mix64;
 
 /// Runs a test on every device.
@@ -19,6 +19,15 @@ fn everywhere(test: impl Fn(&Arc<dyn Device>)) {
         let device = open(&name.parse().expect(name)).expect(name);
         test(&device);
         assert_eq!(device.check(), Ok(()), "{name}");
+    }
+    #[cfg(feature = "cuda")]
+    for settings in ["lazy_us=0", "lazy_us=300;copy_ns_per_kib=2000"] {
+        let standin = super::cuda::standin::Standin::new(settings);
+        let device: Arc<dyn Device> = Arc::new(standin.open());
+        test(&device);
+        assert_eq!(device.check(), Ok(()), "{settings}");
+        drop(device);
+        standin.assert_empty();
     }
 }
 
@@ -36,7 +45,8 @@ const SMALL: SampleSpec = SampleSpec { height: 3, width: 5 };
 const PLAIN: Finish = Finish { dtype: DType::U8, layout: Layout::Nchw, normalize: None };
 
 fn feed(device: &Arc<dyn Device>, from: &Arc<HostMemory>, samples: usize, to: &mut DeviceMemory) -> Fed {
-    let feed = Feed { from: Arc::clone(from), samples, spec: SMALL, finish: PLAIN, to, after: Event::done() };
+    let feed =
+        Feed { from: Arc::clone(from), samples, spec: SMALL, finish: PLAIN, windows: None, to, after: Event::done() };
     device.feed(feed).expect("a batch that fits")
 }
 
@@ -48,7 +58,7 @@ fn memory_has_the_size_that_was_asked_for() {
             assert_eq!(host.len(), len);
             assert!(host.as_ptr().addr().is_multiple_of(PAGE_BYTES));
             assert!(host.as_slice().iter().all(|&byte| byte == 0));
-            let memory = device.memory(len).expect("device memory");
+            let memory = device.memory(len, 0).expect("device memory");
             assert_eq!((memory.len(), memory.is_empty()), (len, len == 0));
             assert_eq!(memory.host().map(<[u8]>::len), device.reads_slots().then_some(len));
         }
@@ -65,9 +75,10 @@ fn every_finish_equals_the_definition() {
             let pixels = pixels(capacity * spec.elements(), u64::from(width));
             let from = slot(device, &pixels);
             for finish in all_finishes() {
-                let mut to = device.memory(capacity * spec.size_bytes(finish.dtype)).expect("memory");
+                let mut to = device.memory(capacity * spec.size_bytes(finish.dtype), pixels.len()).expect("memory");
                 let from = Arc::clone(&from);
-                let fed = device.feed(Feed { from, samples, spec, finish, to: &mut to, after: Event::done() });
+                let fed =
+                    device.feed(Feed { from, samples, spec, finish, windows: None, to: &mut to, after: Event::done() });
                 let mut out = vec![0xEE; samples * spec.size_bytes(finish.dtype)];
                 device.read_back(&to, &fed.expect("fits").ready, &mut out).expect("read back");
                 assert_eq!(out, finish_naive(&pixels[..samples * spec.elements()], spec, &finish), "{finish:?}");
@@ -83,10 +94,12 @@ fn every_finish_equals_the_definition() {
 fn what_cannot_be_done_is_refused_and_does_no_harm() {
     everywhere(|device| {
         let from = slot(device, &pixels(2 * SMALL.elements(), 0));
-        let mut to = device.memory(2 * SMALL.elements()).expect("memory");
+        let mut to = device.memory(2 * SMALL.elements(), 2 * SMALL.elements()).expect("memory");
         let attempt = |samples, finish, to: &mut DeviceMemory| {
             let from = Arc::clone(&from);
-            device.feed(Feed { from, samples, spec: SMALL, finish, to, after: Event::done() }).map(|_| ())
+            device
+                .feed(Feed { from, samples, spec: SMALL, finish, windows: None, to, after: Event::done() })
+                .map(|_| ())
         };
         let f32 = Finish { dtype: DType::F32, ..PLAIN };
         let by = |std| Some(Normalize { mean: [0.5; 3], std });
@@ -124,7 +137,8 @@ fn a_ring_carries_many_batches_from_thread_to_thread() {
         let expected = |n| finish_naive(&pixels(samples * SMALL.elements(), n), SMALL, &finish);
         let (give_back, take) = bounded(3);
         for _ in 0..3 {
-            let memory = device.memory(samples * SMALL.size_bytes(finish.dtype)).expect("ring");
+            let memory =
+                device.memory(samples * SMALL.size_bytes(finish.dtype), samples * SMALL.elements()).expect("ring");
             give_back.send((memory, Event::done())).expect("open");
         }
         let (hand_over, receive) = bounded(3);
@@ -139,7 +153,15 @@ fn a_ring_carries_many_batches_from_thread_to_thread() {
                     memory.as_mut_slice().copy_from_slice(&pixels(samples * SMALL.elements(), n));
                     let (mut to, after) = take.recv().expect("open");
                     let sent = Arc::clone(&from);
-                    let fed = device.feed(Feed { from: sent, samples, spec: SMALL, finish, to: &mut to, after });
+                    let fed = device.feed(Feed {
+                        from: sent,
+                        samples,
+                        spec: SMALL,
+                        finish,
+                        windows: None,
+                        to: &mut to,
+                        after,
+                    });
                     let fed = fed.expect("a batch");
                     slots.push((from, fed.slot_free));
                     hand_over.send((n, to, fed.ready)).expect("open");
@@ -162,7 +184,7 @@ fn a_ring_carries_many_batches_from_thread_to_thread() {
 fn an_event_that_has_passed_stays_passed() {
     everywhere(|device| {
         let from = slot(device, &pixels(SMALL.elements(), 0));
-        let mut to = device.memory(SMALL.elements()).expect("memory");
+        let mut to = device.memory(SMALL.elements(), SMALL.elements()).expect("memory");
         let fed = feed(device, &from, 1, &mut to);
         for _ in 0..3 {
             for event in [&fed.ready, &fed.slot_free, &fed.ready.clone()] {
@@ -179,7 +201,7 @@ fn an_event_that_has_passed_stays_passed() {
 #[test]
 fn a_batch_overwrites_the_one_before() {
     everywhere(|device| {
-        let mut to = device.memory(2 * SMALL.elements()).expect("memory");
+        let mut to = device.memory(2 * SMALL.elements(), 2 * SMALL.elements()).expect("memory");
         for n in 0..5 {
             let pixels = pixels(2 * SMALL.elements(), n);
             let fed = feed(device, &slot(device, &pixels), 2, &mut to);
@@ -196,7 +218,7 @@ fn things_may_be_dropped_or_forgotten_in_any_order() {
         for order in 0..4 {
             let device = open(&name.parse().expect(name)).expect(name);
             let from = slot(&device, &pixels(SMALL.elements(), 0));
-            let mut to = device.memory(SMALL.elements()).expect("memory");
+            let mut to = device.memory(SMALL.elements(), SMALL.elements()).expect("memory");
             let fed = feed(&device, &from, 1, &mut to);
             match order {
                 0 => drop((to, from, device)),
@@ -220,10 +242,11 @@ fn things_may_be_dropped_or_forgotten_in_any_order() {
 #[test]
 fn memory_of_a_closed_device_is_foreign_to_the_next() {
     let [first, second] = [(); 2].map(|()| open(&"sim".parse().expect("sim")).expect("sim"));
-    let mut memory = first.memory(SMALL.elements()).expect("memory");
+    let mut memory = first.memory(SMALL.elements(), 0).expect("memory");
     drop(first);
     let from = slot(&second, &pixels(SMALL.elements(), 0));
-    let feed = Feed { from, samples: 1, spec: SMALL, finish: PLAIN, to: &mut memory, after: Event::done() };
+    let feed =
+        Feed { from, samples: 1, spec: SMALL, finish: PLAIN, windows: None, to: &mut memory, after: Event::done() };
     let error = second.feed(feed).expect_err("foreign memory");
     assert!(matches!(error, DeviceError::Unsupported(_)), "{error}");
 }

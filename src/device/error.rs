@@ -18,6 +18,8 @@ pub enum DeviceError {
         asked: ByteCount,
         /// What there was, where that can be told.
         free: Option<ByteCount>,
+        /// Who holds the rest, and how it came to that, where that can be told.
+        usage: Option<Box<MemoryUsage>>,
     },
     /// A batch does not fit.
     Size {
@@ -62,17 +64,57 @@ pub enum DeviceError {
     },
 }
 
+/// Who holds a device's memory, and how it came to that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryUsage {
+    /// What there is in all.
+    pub total: ByteCount,
+    /// What this device's own batches hold.
+    pub held: ByteCount,
+    /// What everybody else holds: the model and what it computes with, other programs.
+    pub others: ByteCount,
+    /// Batches that had been fed by then. None: it happened at the start.
+    pub batches: u64,
+    /// What was free how long before, oldest first.
+    pub trend: Vec<(Duration, ByteCount)>,
+}
+
+impl fmt::Display for MemoryUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemoryUsage { total, held, others, batches, trend } = self;
+        write!(f, " of {total}: the loader's batches hold {held}, others (the model, other programs) {others}. ")?;
+        if *batches == 0 {
+            return f.write_str(
+                "It happened at the start: the model and its first batches do not fit. Use smaller batches, a smaller \
+                 element type, a lower precision of the model, or activation checkpointing; or end the other programs",
+            );
+        }
+        write!(f, "It happened after {batches} batches")?;
+        if !trend.is_empty() {
+            f.write_str("; free before:")?;
+            for (index, (before, free)) in trend.iter().enumerate() {
+                let comma = if index == 0 { "" } else { "," };
+                write!(f, "{comma} {free} {:.0} s ago", before.as_secs_f64())?;
+            }
+        }
+        f.write_str(
+            ". Something has grown since the start, or another program has come: look for tensors that are kept",
+        )
+    }
+}
+
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DeviceError::OutOfMemory { what, asked, free: Some(free) } => {
-                write!(
-                    f,
-                    "out of {what}: {asked} asked for, {free} free; use smaller batches or fewer of them in flight"
-                )
-            }
-            DeviceError::OutOfMemory { what, asked, free: None } => {
-                write!(f, "out of {what}: {asked} asked for; use smaller batches or fewer of them in flight")
+            DeviceError::OutOfMemory { what, asked, free, usage } => {
+                write!(f, "out of {what}: {asked} asked for")?;
+                if let Some(free) = free {
+                    write!(f, ", {free} free")?;
+                }
+                match usage {
+                    Some(usage) => usage.fmt(f),
+                    None => f.write_str("; use smaller batches or fewer of them in flight"),
+                }
             }
             DeviceError::Size { what, needed, given } => {
                 write!(f, "{what} needs {} bytes, and there are {}", needed.0, given.0)

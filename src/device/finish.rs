@@ -6,14 +6,15 @@
 //! by definition (no question of fused or reordered arithmetic), it is the fastest way without AVX2, and a kernel agrees by
 //! being given the same 768 floats.
 
-use half::bf16;
+use half::{bf16, f16};
 
+use super::Windows;
 use crate::tensor::{CHANNELS, DType, Finish, Layout, Normalize, SampleSpec};
 
 /// What each byte of each channel becomes: `(v / 255 - mean) / std` with every operation rounded to f32, in that order
 /// (as `torchvision`'s `ToTensor` and `Normalize` do), or `v / 255` without a normalisation.
 ///
-/// For bf16 each is then rounded to nearest, ties to even.
+/// For bf16 and f16 each is then rounded to nearest, ties to even.
 #[must_use]
 pub fn normalize_table(normalize: Option<&Normalize>) -> [[f32; 256]; CHANNELS] {
     std::array::from_fn(|channel| {
@@ -53,6 +54,57 @@ pub fn finish_into(pixels: &[u8], spec: SampleSpec, finish: &Finish, out: &mut [
             let table = table().map(|channel| channel.map(|value| bf16::from_f32(value).to_ne_bytes()));
             look_up(pixels, spec, layout, &table, out);
         }
+        (DType::F16, layout) => {
+            let table = table().map(|channel| channel.map(|value| f16::from_f32(value).to_ne_bytes()));
+            look_up(pixels, spec, layout, &table, out);
+        }
+    }
+}
+
+/// Finishes windows of decoded samples: as [`finish_into`], but `pixels` are samples of `windows.stored`, and `spec` is
+/// what is cut out of each.
+///
+/// # Panics
+/// Panics if `pixels` are not the samples that `windows` has places for, if a window leaves its sample, or if `out` is not
+/// exactly as long as the finished samples.
+pub fn finish_windows_into(pixels: &[u8], windows: &Windows<'_>, spec: SampleSpec, finish: &Finish, out: &mut [u8]) {
+    let Windows { stored, places } = windows;
+    assert_eq!(pixels.len(), places.len() * stored.elements(), "{} samples of {stored}", places.len());
+    assert_eq!(out.len(), places.len() * spec.size_bytes(finish.dtype), "{} samples of {spec}", places.len());
+    let table = element_table(finish);
+    let (size, plane) = (finish.dtype.size_bytes(), spec.elements() / CHANNELS);
+    let row_bytes = stored.width as usize * CHANNELS;
+    for (sample, place) in places.iter().enumerate() {
+        let pixels = &pixels[sample * stored.elements()..][..stored.elements()];
+        let out = &mut out[sample * spec.size_bytes(finish.dtype)..][..spec.size_bytes(finish.dtype)];
+        for y in 0..spec.height as usize {
+            let row = &pixels[(usize::from(place.top) + y) * row_bytes..][..row_bytes];
+            let row = &row[usize::from(place.left) * CHANNELS..][..spec.width as usize * CHANNELS];
+            for x in 0..spec.width as usize {
+                let from = if place.flip { spec.width as usize - 1 - x } else { x };
+                let pixel = y * spec.width as usize + x;
+                for channel in 0..CHANNELS {
+                    let value = usize::from(row[from * CHANNELS + channel]);
+                    let at = match finish.layout {
+                        Layout::Nhwc => pixel * CHANNELS + channel,
+                        Layout::Nchw => channel * plane + pixel,
+                    };
+                    out[at * size..][..size].copy_from_slice(&table[(channel * 256 + value) * size..][..size]);
+                }
+            }
+        }
+    }
+}
+
+/// What each byte of each channel becomes, as bytes of the batch's elements: 3 x 256 of them, in the byte order of this
+/// machine. It is the same table that [`finish_into`] uses; kernels are given it.
+pub(super) fn element_table(finish: &Finish) -> Vec<u8> {
+    let floats = normalize_table(finish.normalize.as_ref()).into_iter().flatten();
+    match finish.dtype {
+        DType::U8 => (0..CHANNELS).flat_map(|_| 0..=255).collect(),
+        DType::F32 => floats.flat_map(f32::to_ne_bytes).collect(),
+        DType::Bf16 => floats.flat_map(|value| bf16::from_f32(value).to_ne_bytes()).collect(),
+        DType::F16 => floats.flat_map(|value| f16::from_f32(value).to_ne_bytes()).collect(),
     }
 }
 
@@ -143,6 +195,7 @@ pub(super) fn finish_naive(pixels: &[u8], spec: SampleSpec, finish: &Finish) -> 
         match finish.dtype {
             DType::U8 => out[0] = value,
             DType::F32 => out.copy_from_slice(&float.to_ne_bytes()),
+            DType::F16 => out.copy_from_slice(&f16::from_f32(float).to_ne_bytes()),
             DType::Bf16 => {
                 // Nearest even on the upper 16 bits, by hand: no value here is infinite or NaN.
                 let bits = float.to_bits();
@@ -161,7 +214,7 @@ pub(super) fn all_finishes() -> Vec<Finish> {
     let mut all = Vec::new();
     for layout in [Layout::Nhwc, Layout::Nchw] {
         all.push(Finish { dtype: DType::U8, layout, normalize: None });
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
             for normalize in [None, Some(imagenet)] {
                 all.push(Finish { dtype, layout, normalize });
             }

@@ -1,7 +1,9 @@
 //! Owns the CPU as a device: device memory is host memory, and a batch is finished in the call that feeds it.
 //! It must never enqueue anything: every event it hands out has passed.
 
-use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, bytes, finish_into};
+use std::time::Duration;
+
+use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, bytes, finish_into, finish_windows_into};
 
 /// The CPU as a device. [`feed`](Device::feed) does all the work in the calling (transfer) thread; consumers read
 /// batches in place through [`DeviceMemory::host`].
@@ -29,7 +31,7 @@ impl Device for HostDevice {
         HostMemory::pageable(len)
     }
 
-    fn memory(&self, len: usize) -> Result<DeviceMemory, DeviceError> {
+    fn memory(&self, len: usize, _copied: usize) -> Result<DeviceMemory, DeviceError> {
         Ok(DeviceMemory::from_host(HostMemory::pageable(len)?))
     }
 
@@ -44,10 +46,14 @@ impl Device for HostDevice {
     fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError> {
         feed.check()?;
         let (copied, finished) = (feed.copied_bytes(), feed.finished_bytes());
-        let Feed { from, spec, finish, to, after, .. } = feed;
+        let Feed { from, spec, finish, windows, to, after, .. } = feed;
         let to = to.host_mut().ok_or_else(foreign)?;
         after.wait()?;
-        finish_into(&from.as_slice()[..copied], spec, &finish, &mut to[..finished]);
+        let (pixels, to) = (&from.as_slice()[..copied], &mut to[..finished]);
+        match windows {
+            None => finish_into(pixels, spec, &finish, to),
+            Some(windows) => finish_windows_into(pixels, &windows, spec, &finish, to),
+        }
         Ok(Fed { slot_free: Event::done(), ready: Event::done() })
     }
 
@@ -63,6 +69,13 @@ impl Device for HostDevice {
 
     fn order_after(&self, ready: &Event) -> Result<(), DeviceError> {
         ready.wait()
+    }
+
+    fn step(&self, memory: &DeviceMemory, ready: &Event, duration: Option<Duration>) -> Result<Event, DeviceError> {
+        memory.host().ok_or_else(foreign)?;
+        ready.wait()?;
+        std::thread::sleep(duration.unwrap_or_default());
+        Ok(Event::done())
     }
 
     fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError> {

@@ -38,7 +38,7 @@ impl HostMemory {
         if len == 0 {
             return Ok(HostMemory { ptr: NonNull::<Page>::dangling().cast(), len, free: None });
         }
-        let refused = || DeviceError::OutOfMemory { what: "host memory", asked: bytes(len), free: None };
+        let refused = || DeviceError::OutOfMemory { what: "host memory", asked: bytes(len), free: None, usage: None };
         // The allocator's zeroed memory would be touched on the way: for alignments above 16 it is cleared by hand.
         #[allow(unsafe_code, reason = "a mapping is made by address")]
         // SAFETY: an anonymous mapping at an address of the system's choice overlaps nothing.

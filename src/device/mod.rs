@@ -25,8 +25,9 @@
 //! let finish = Finish { dtype: DType::U8, layout: Layout::Nchw, normalize: None };
 //! let mut slot = device.host_memory(6)?;
 //! slot.as_mut_slice().copy_from_slice(&[1, 2, 3, 4, 5, 6]);
-//! let mut batch = device.memory(6)?;
-//! let feed = Feed { from: Arc::new(slot), samples: 1, spec, finish, to: &mut batch, after: Event::done() };
+//! let mut batch = device.memory(6, 6)?;
+//! let (from, after) = (Arc::new(slot), Event::done());
+//! let feed = Feed { from, samples: 1, spec, finish, windows: None, to: &mut batch, after };
 //! let fed = device.feed(feed)?;
 //! let mut bytes = [0; 6];
 //! device.read_back(&batch, &fed.ready, &mut bytes)?;
@@ -36,28 +37,32 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod event;
+mod feed;
 mod finish;
 mod host;
 mod memory;
 mod sim;
 mod spec;
 
-pub use error::DeviceError;
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaDevice, CudaFacts, RawBatch, TransferRates, cuda_devices, nvrtc_is_present};
+pub use error::{DeviceError, MemoryUsage};
 pub use event::{Event, Signal, WAIT_MAX};
-pub use finish::{finish_into, normalize_table};
+pub use feed::{Fed, Feed, Place, Windows};
+pub use finish::{finish_into, finish_windows_into, normalize_table};
 pub use host::HostDevice;
 pub use memory::{DeviceMemory, HostMemory, PAGE_BYTES};
 pub use sim::{SimDevice, SimSpec};
-pub use spec::{DeviceSpec, open};
+pub use spec::{DeviceSpec, open, open_or_say};
 
 use std::any::Any;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use crate::sync::Arc;
-use crate::tensor::{DType, Finish, SampleSpec};
 use crate::units::ByteCount;
 
 /// Where batches end up.
@@ -76,11 +81,13 @@ pub trait Device: Any + Debug + Send + Sync {
     /// [`DeviceError::OutOfMemory`], or whatever is wrong with the device.
     fn host_memory(&self, len: usize) -> Result<HostMemory, DeviceError>;
 
-    /// Memory of the device for one finished batch: an entry of the device ring, made once and fed again and again.
+    /// Memory of the device for one finished batch of up to `len` bytes: an entry of the device ring, made once and fed
+    /// again and again. `copied` is the most that crosses to the device before it is finished there
+    /// ([`Feed::copied_bytes`]); 0 where batches need no finish. A device that finishes on the way needs no room for it.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`] names what was asked and what was free.
-    fn memory(&self, len: usize) -> Result<DeviceMemory, DeviceError>;
+    fn memory(&self, len: usize, copied: usize) -> Result<DeviceMemory, DeviceError>;
 
     /// Whether [`memory`](Device::memory) comes out of the host's RAM, and so out of its budget.
     fn counts_as_ram(&self) -> bool;
@@ -111,12 +118,31 @@ pub trait Device: Any + Debug + Send + Sync {
     /// Whatever is wrong with the device.
     fn order_after(&self, ready: &Event) -> Result<(), DeviceError>;
 
+    /// A training step, for measuring: on the compute stream, after `ready`, it reads `memory` and keeps the stream busy
+    /// for this long (`None`: as long as the device's own setting says, for a simulated one; else no time at all). Returns
+    /// the event of its end. A device without streams waits and sleeps in the call.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the device.
+    fn step(&self, memory: &DeviceMemory, ready: &Event, duration: Option<Duration>) -> Result<Event, DeviceError>;
+
     /// The present end of the compute stream: once it has passed, nothing that the consumer has enqueued so far reads
     /// `memory`, and it may be fed again.
     ///
     /// # Errors
     /// Whatever is wrong with the device.
     fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError>;
+
+    /// RAM that the device's own library took when it was opened and keeps (for CUDA, the context): no reservation covers
+    /// it, so a plan adds it to its headroom.
+    fn host_overhead(&self) -> ByteCount {
+        ByteCount::ZERO
+    }
+
+    /// What a person should know, one sentence each: memory that could not be page-locked, for example.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// How busy the streams were, where the device can tell.
     fn utilization(&self) -> Option<Utilization> {
@@ -137,73 +163,6 @@ impl dyn Device {
         let any: &dyn Any = self;
         any.downcast_ref()
     }
-}
-
-/// One batch on its way to the device.
-#[derive(Debug)]
-pub struct Feed<'a> {
-    /// The slot: `samples` decoded samples one after another (u8, NHWC) from its first byte on. Until
-    /// [`Fed::slot_free`] has passed nobody may write to the memory; by the time anybody has seen it pass, the device has
-    /// dropped its handle.
-    pub from: Arc<HostMemory>,
-    /// How many samples there are; zero is a batch like any other.
-    pub samples: usize,
-    /// Shape of one sample.
-    pub spec: SampleSpec,
-    /// What is done to the samples on the device.
-    pub finish: Finish,
-    /// Where the finished batch goes, from the first byte on. Bytes past its end keep whatever they were.
-    pub to: &'a mut DeviceMemory,
-    /// What has to pass before `to` may be written: the consumer's [`release`](Device::release) of the batch before.
-    pub after: Event,
-}
-
-impl Feed<'_> {
-    /// Bytes that cross to the device.
-    #[must_use]
-    pub fn copied_bytes(&self) -> usize {
-        self.samples.saturating_mul(self.spec.size_bytes(DType::U8))
-    }
-
-    /// Bytes of the finished batch.
-    #[must_use]
-    pub fn finished_bytes(&self) -> usize {
-        self.samples.saturating_mul(self.spec.size_bytes(self.finish.dtype))
-    }
-
-    /// Whether this can be done at all. Every device asks this first.
-    ///
-    /// # Errors
-    /// [`DeviceError::Size`] where slot or device memory are too small; [`DeviceError::Unsupported`] for a
-    /// normalisation of bytes, or one by a standard deviation that is zero or no number.
-    pub fn check(&self) -> Result<(), DeviceError> {
-        let fits = |what, needed: usize, given: usize| match needed <= given {
-            true => Ok(()),
-            false => Err(DeviceError::Size { what, needed: bytes(needed), given: bytes(given) }),
-        };
-        fits("a batch in its slot", self.copied_bytes(), self.from.len())?;
-        fits("a finished batch in device memory", self.finished_bytes(), self.to.len())?;
-        let Some(normalize) = self.finish.normalize else { return Ok(()) };
-        if self.finish.dtype == DType::U8 {
-            return Err(DeviceError::Unsupported("bytes cannot be normalised: ask for f32 or bf16".to_owned()));
-        }
-        let usable = |std: &f32| std.is_finite() && *std != 0.0;
-        if !normalize.std.iter().all(usable) || !normalize.mean.iter().all(|mean| mean.is_finite()) {
-            let cause = format!("no normalisation by {normalize:?}: mean and std are numbers, and no std is zero");
-            return Err(DeviceError::Unsupported(cause));
-        }
-        Ok(())
-    }
-}
-
-/// What [`Device::feed`] hands back: two points on the copy stream.
-#[derive(Clone, Debug)]
-#[must_use = "the slot may be written only after `slot_free`, the batch read only after `ready`"]
-pub struct Fed {
-    /// After it the slot may be written again.
-    pub slot_free: Event,
-    /// After it the batch may be read.
-    pub ready: Event,
 }
 
 /// How busy the streams of a device were, since the consumer's first step began. Two readings taken one after the other

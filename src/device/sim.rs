@@ -64,21 +64,6 @@ impl SimDevice {
         Ok(SimDevice { engine, copy, compute })
     }
 
-    /// The consumer's step: enqueues, on the compute stream, to wait for `ready` and then to read `memory` for as long as
-    /// `duration` (the spec's `step`, if `None`). Returns the event of its end.
-    ///
-    /// # Errors
-    /// [`DeviceError::Lifetime`] where the batch need not be there by then; the sticky error.
-    pub fn step(&self, memory: &DeviceMemory, ready: &Event, duration: Option<Duration>) -> Result<Event, DeviceError> {
-        self.engine.check()?;
-        let memory = self.own(memory)?;
-        let duration = duration.unwrap_or(self.engine.spec.step);
-        self.compute.push(ready, |step, seen| {
-            let copy = memory.read(step, self.ordered(ready, seen)?)?;
-            Ok(Compute::Step { memory: Arc::clone(memory), copy, duration })
-        })
-    }
-
     /// Every lifetime violation so far, in words, first one first.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
@@ -113,7 +98,7 @@ impl Device for SimDevice {
         HostMemory::pageable(len)
     }
 
-    fn memory(&self, len: usize) -> Result<DeviceMemory, DeviceError> {
+    fn memory(&self, len: usize, _copied: usize) -> Result<DeviceMemory, DeviceError> {
         self.engine.check()?;
         let place = HostMemory::pageable(len)?;
         let number = self.engine.take(len)?;
@@ -129,12 +114,13 @@ impl Device for SimDevice {
         self.engine.check()?;
         feed.check()?;
         let (copied_bytes, finished_bytes) = (feed.copied_bytes(), feed.finished_bytes());
-        let Feed { from, spec, finish, to, after, .. } = feed;
+        let Feed { from, spec, finish, windows, to, after, .. } = feed;
+        let windows = windows.map(|windows| (windows.stored, windows.places.to_vec()));
         let to = self.own(to)?;
         let checksum = Copy::source(&from, copied_bytes);
         let ready = self.copy.push(&after, |copy, seen| {
             to.feed(copy, self.ordered(&after, seen)?)?;
-            Ok(Copy { from, copied_bytes, checksum, spec, finish, to: Arc::clone(to), finished_bytes })
+            Ok(Copy { from, copied_bytes, checksum, spec, finish, windows, to: Arc::clone(to), finished_bytes })
         })?;
         Ok(Fed { slot_free: ready.clone(), ready })
     }
@@ -153,6 +139,16 @@ impl Device for SimDevice {
     fn order_after(&self, ready: &Event) -> Result<(), DeviceError> {
         self.engine.check()?;
         self.compute.push(ready, |_, _| Ok(Compute::Order)).map(|_| ())
+    }
+
+    fn step(&self, memory: &DeviceMemory, ready: &Event, duration: Option<Duration>) -> Result<Event, DeviceError> {
+        self.engine.check()?;
+        let memory = self.own(memory)?;
+        let duration = duration.unwrap_or(self.engine.spec.step);
+        self.compute.push(ready, |step, seen| {
+            let copy = memory.read(step, self.ordered(ready, seen)?)?;
+            Ok(Compute::Step { memory: Arc::clone(memory), copy, duration })
+        })
     }
 
     fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError> {

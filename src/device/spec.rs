@@ -63,20 +63,45 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-/// Opens the device of this name. `auto` is the CPU where there is no other.
+/// Opens the device of this name. `auto` is the first CUDA device, or the CPU where there is none that can be used.
 ///
 /// # Errors
-/// [`DeviceError::Unsupported`] for a device that this build knows nothing of, and whatever keeps the device from
-/// starting.
+/// [`DeviceError::Unsupported`] for a device that this build or this machine knows nothing of, and whatever keeps the device
+/// from starting.
 pub fn open(spec: &DeviceSpec) -> Result<Arc<dyn Device>, DeviceError> {
-    match spec {
-        DeviceSpec::Auto | DeviceSpec::Cpu => Ok(Arc::new(HostDevice::new())),
-        DeviceSpec::Cuda(number) => Err(DeviceError::Unsupported(format!(
-            "cuda:{number} cannot be used: this program was built without CUDA; use --device cpu or --device \
-             sim:h2d=25GB/s,step=20ms"
-        ))),
-        DeviceSpec::Sim(spec) => Ok(Arc::new(SimDevice::open(spec.clone())?)),
-    }
+    open_or_say(spec).map(|(device, _)| device)
+}
+
+/// Opens the device of this name, and says in one line why `auto` is the CPU where it is.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_or_say(spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Option<String>), DeviceError> {
+    let device: Arc<dyn Device> = match spec {
+        DeviceSpec::Cpu => Arc::new(HostDevice::new()),
+        DeviceSpec::Cuda(number) => open_cuda(*number).map_err(|error| match error {
+            DeviceError::Unsupported(why) => DeviceError::Unsupported(format!(
+                "cuda:{number} cannot be used: {why}. Use --device cpu, or --device sim:step=20ms to see how a GPU would be fed"
+            )),
+            error => error,
+        })?,
+        DeviceSpec::Sim(spec) => Arc::new(SimDevice::open(spec.clone())?),
+        DeviceSpec::Auto => match open_cuda(0) {
+            Ok(device) => device,
+            Err(error) => return Ok((Arc::new(HostDevice::new()), Some(format!("batches stay in host memory: {error}")))),
+        },
+    };
+    Ok((device, None))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: u32) -> Result<Arc<dyn Device>, DeviceError> {
+    Ok(Arc::new(super::CudaDevice::open(number)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: u32) -> Result<Arc<dyn Device>, DeviceError> {
+    Err(DeviceError::Unsupported("this program was built without CUDA (feature `cuda`)".to_owned()))
 }
 
 #[cfg(test)]
@@ -103,11 +128,13 @@ mod tests {
     #[test]
     fn devices_open_by_name() {
         let name = |text: &str| open(&text.parse().expect(text)).map(|device| device.name());
-        assert_eq!(name("auto"), Ok("cpu".to_owned()));
+        // With CUDA, tests find a stand-in for the driver.
+        let best = if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" };
+        assert_eq!(name("auto"), Ok(best.to_owned()));
         assert_eq!(name("cpu"), Ok("cpu".to_owned()));
         assert!(name("sim").expect("sim").starts_with("sim:"));
-        let error = name("cuda:1").expect_err("no CUDA in this build").to_string();
-        assert!(error.contains("cuda:1") && error.contains("--device cpu"), "{error}");
+        let error = name("cuda:99").expect_err("not that many").to_string();
+        assert!(error.contains("cuda:99 cannot be used: ") && error.contains("--device cpu"), "{error}");
     }
 
     #[test]

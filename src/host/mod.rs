@@ -14,6 +14,8 @@ mod allocator;
 mod cpu;
 #[cfg(test)]
 mod fixture;
+#[cfg(feature = "cuda")]
+mod gpu;
 #[cfg(any(target_os = "linux", test))]
 mod groups;
 #[cfg(any(target_os = "linux", test))]
@@ -25,6 +27,8 @@ mod ranks;
 mod watch;
 
 pub use allocator::return_large_blocks;
+#[cfg(feature = "cuda")]
+pub use gpu::{GpuFacts, GpuWatch};
 pub use process::{ProcessMemory, process_memory, reset_peak_rss};
 pub use watch::MemoryWatch;
 
@@ -49,6 +53,8 @@ pub struct HostFacts {
     pub cpus: CpuFacts,
     /// How long tasks were stalled for want of memory; none where the kernel does not measure it.
     pub pressure: Option<Pressure>,
+    /// How much memory this process may lock (`ulimit -l`); `None` for as much as it likes.
+    pub lock_limit: Option<ByteCount>,
     /// The ranks that share this machine.
     pub local_ranks: LocalRanks,
     /// What could not be read and what was assumed instead, one sentence each; empty on an ordinary machine.
@@ -185,6 +191,7 @@ fn read() -> HostFacts {
         memory: memory::facts(machine_memory(), &groups, &mut notes),
         cpus: cpu::facts(cpu::affinity(&mut notes), &groups, &mut notes),
         pressure: pressure::read(root, &groups, &mut notes),
+        lock_limit: rustix::process::getrlimit(rustix::process::Resource::Memlock).current.map(ByteCount),
         local_ranks: local_ranks(&mut notes),
         notes,
     }
@@ -213,6 +220,7 @@ fn read() -> HostFacts {
             limited_by: format!("{affinity} CPUs of the machine"),
         },
         pressure: None,
+        lock_limit: None,
         local_ranks: local_ranks(&mut notes),
         notes,
     }

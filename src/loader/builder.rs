@@ -273,7 +273,7 @@ impl LoaderBuilder {
     /// [`Error::Config`] for a setting out of range, [`Error::OverBudget`] with the byte table if the budget is below
     /// the least that works, [`Error::Device`] if the device has no memory.
     pub fn build(self) -> Result<Loader, Error> {
-        let (plan, profile, notes) = self.decide()?;
+        let (plan, profile, mut notes) = self.decide()?;
         let batch_size = self.samples_per_batch();
         let batch_size = NonZeroUsize::new(batch_size).ok_or_else(|| Error::Config("batch size is 0".to_owned()))?;
         let Some(transform) = self.transform else { return Err(no_transform()) };
@@ -297,6 +297,8 @@ impl LoaderBuilder {
             governed: self.governed,
         };
         let engine = Arc::new(Engine::build(recipe, plan, self.probe)?);
+        // Of the memory that it has just been asked for.
+        notes.extend(engine.recipe.device.notes());
         Ok(Loader { engine, facts: Arc::new(About { profile, notes }) })
     }
 
@@ -344,6 +346,7 @@ impl LoaderBuilder {
             source_in_memory: self.source.in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
             reads_slots,
+            device_overhead: self.device.as_ref().map_or(ByteCount::ZERO, |device| device.host_overhead()),
         };
         let plan = Plan::new(&request, facts, &profile)?;
         Ok((plan, profile, notes))
@@ -401,7 +404,7 @@ impl LoaderBuilder {
         }
         if let Some(normalize) = self.finish.normalize {
             if self.finish.dtype == DType::U8 {
-                return refuse("u8 batches cannot be normalised: ask for f32 or bf16".to_owned());
+                return refuse("u8 batches cannot be normalised: ask for f32, bf16 or f16".to_owned());
             }
             let Normalize { mean, std } = normalize;
             if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s == 0.0) {

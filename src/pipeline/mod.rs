@@ -133,8 +133,9 @@ impl Engine {
         if device.counts_as_ram() && plan.outputs > 0 {
             in_ram = fixed("outputs", plan.output_bytes, plan.outputs)?;
         }
+        let copied_bytes = if recipe.finish.is_identity() { 0 } else { plan.slot_bytes as usize };
         for _ in 0..plan.outputs {
-            let output = Output::new(device.clone(), plan.output_bytes as usize, in_ram.pop());
+            let output = Output::new(device.clone(), plan.output_bytes as usize, copied_bytes, in_ram.pop());
             outputs.push(output.map_err(BuildError::Device)?);
         }
         let mut scratches = Vec::new();

@@ -127,6 +127,7 @@ impl Transfer<'_> {
             samples: filled.samples(),
             spec: recipe.spec,
             finish: recipe.finish,
+            windows: None,
             to: &mut output.memory,
             after,
         };

@@ -53,6 +53,8 @@ pub struct Facts {
     pub output_in_ram: bool,
     /// Whether the consumer can read slots where they are, so that a batch which needs no finish is one.
     pub reads_slots: bool,
+    /// RAM that the device's own library holds, of which the ledger sees nothing.
+    pub device_overhead: ByteCount,
 }
 
 /// How many of the things that circulate do so.
@@ -242,12 +244,15 @@ impl Plan {
     #[must_use]
     pub fn level_bytes(&self, level: u32) -> ByteCount {
         let Circulating { workers, slots, outputs, chunks } = self.at_level(level);
-        let in_ram = self.rows.iter().any(|row| row.account == "outputs");
         ByteCount(self.scratch_bytes) * workers as u64
             + ByteCount(self.slot_bytes) * slots as u64
-            + ByteCount(self.output_bytes) * if in_ram { outputs as u64 } else { 0 }
+            + ByteCount(self.output_bytes) * if self.outputs_in_ram() { outputs as u64 } else { 0 }
             + ByteCount(self.chunk_bytes) * chunks as u64
             + ByteCount(if level == 0 { self.cache_bytes } else { 0 })
+    }
+
+    fn outputs_in_ram(&self) -> bool {
+        self.rows.iter().any(|row| row.account == "outputs")
     }
 
     /// The byte table with its equation, the reasons, the minimum and the knee, for people.
@@ -264,6 +269,14 @@ impl Plan {
         text += &format!("workers  {:>4}   {}\n", self.workers, self.workers_because);
         text += &format!("slots    {:>4}   {}\n", self.slots, self.slots_because);
         text += &format!("read     {:>4}   buffers in circulation, {} threads\n\n", self.chunks, self.read_threads);
+        if self.outputs > 0 && !self.outputs_in_ram() {
+            text += &format!(
+                "device   {:>4}   batches in the device's own memory: {} each, and {} of pixels that they are made from\n\n",
+                self.outputs,
+                ByteCount(self.output_bytes),
+                ByteCount(self.slot_bytes)
+            );
+        }
         text += &format!("minimum {:>10}   the least budget that works: one worker\n", self.minimum);
         text += &format!("knee    {:>10}   more than this buys no throughput\n", self.knee);
         text += &format!("one more worker would take {}\n", self.per_worker);
@@ -434,8 +447,10 @@ impl Planner<'_> {
         (beyond(self.profile.encoded_max, shape.chunk), beyond(self.profile.working_max, shape.scratch))
     }
 
-    fn headroom(shape: &Shape) -> ByteCount {
-        HEADROOM_BASE + HEADROOM_PER_THREAD * (shape.workers + READ_THREADS + OTHER_THREADS) as u64
+    fn headroom(&self, shape: &Shape) -> ByteCount {
+        self.facts.device_overhead
+            + HEADROOM_BASE
+            + HEADROOM_PER_THREAD * (shape.workers + READ_THREADS + OTHER_THREADS) as u64
     }
 
     fn total(&self, shape: &Shape) -> ByteCount {
@@ -451,8 +466,15 @@ impl Planner<'_> {
         let mut rows = vec![
             Row {
                 account: "headroom",
-                bytes: Self::headroom(shape),
-                because: format!("the process itself, and {} threads", workers + READ_THREADS + OTHER_THREADS),
+                bytes: self.headroom(shape),
+                because: format!(
+                    "the process itself, {}and {} threads",
+                    match self.facts.device_overhead {
+                        ByteCount::ZERO => String::new(),
+                        overhead => format!("the device's library ({overhead}) "),
+                    },
+                    workers + READ_THREADS + OTHER_THREADS
+                ),
             },
             Row { account: "index", bytes: self.facts.index, because: format!("{} samples", self.profile.samples) },
             Row {

@@ -39,6 +39,7 @@ const FACTS: Facts = Facts {
     source_in_memory: false,
     output_in_ram: true,
     reads_slots: true,
+    device_overhead: ByteCount::ZERO,
 };
 
 #[test]
@@ -132,7 +133,7 @@ fn profile() -> impl Strategy<Value = Profile> {
 prop_compose! {
     fn any_request()(
         batch_size in 1usize..600, height in 1u32..300, width in 1u32..300,
-        dtype in prop_oneof![Just(DType::U8), Just(DType::F32), Just(DType::Bf16)],
+        dtype in prop_oneof![Just(DType::U8), Just(DType::F32), Just(DType::Bf16), Just(DType::F16)],
         layout in prop_oneof![Just(Layout::Nhwc), Just(Layout::Nchw)],
         workers_max in prop::option::of(1usize..40), prefetch_max in prop::option::of(1usize..9),
         batches_held in 1usize..4, budget in 0u64..1 << 31,
@@ -150,7 +151,7 @@ proptest! {
         output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
     ) {
         let reads_slots = reads_slots && output_in_ram;
-        let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), source_in_memory, output_in_ram, reads_slots };
+        let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), source_in_memory, output_in_ram, reads_slots, device_overhead: ByteCount::ZERO };
         match Plan::new(&request, facts, &profile) {
             Ok(plan) => {
                 prop_assert!(plan.total() <= request.budget);

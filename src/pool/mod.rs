@@ -33,5 +33,6 @@ fn take_again(held: &mut Reservation, bytes: usize) -> Result<(), DeviceError> {
         what: "memory that was given back before",
         asked,
         free: Some(refused.available),
+        usage: None,
     })
 }

@@ -14,6 +14,7 @@ pub(crate) struct Output {
     /// What has to pass before it may be fed again.
     pub(crate) released: Event,
     bytes: usize,
+    copied_bytes: usize,
     device: Arc<dyn Device>,
     /// Where device memory comes out of the host's RAM.
     held: Option<Reservation>,
@@ -31,7 +32,7 @@ impl Recycle for Output {
     fn wake(&mut self) -> Result<(), DeviceError> {
         if let Some(held) = &mut self.held {
             super::take_again(held, self.bytes)?;
-            self.memory = self.device.memory(self.bytes)?;
+            self.memory = self.device.memory(self.bytes, self.copied_bytes)?;
             self.released = Event::done();
         }
         Ok(())
@@ -39,10 +40,17 @@ impl Recycle for Output {
 }
 
 impl Output {
+    /// Memory for a finished batch of `bytes`, made of `copied_bytes` that have to be finished (0: none have).
+    ///
     /// # Errors
     /// The device has no memory.
-    pub(crate) fn new(device: Arc<dyn Device>, bytes: usize, held: Option<Reservation>) -> Result<Self, DeviceError> {
-        let memory = device.memory(bytes)?;
-        Ok(Output { memory, released: Event::done(), bytes, device, held })
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        bytes: usize,
+        copied_bytes: usize,
+        held: Option<Reservation>,
+    ) -> Result<Self, DeviceError> {
+        let memory = device.memory(bytes, copied_bytes)?;
+        Ok(Output { memory, released: Event::done(), bytes, copied_bytes, device, held })
     }
 }

@@ -168,6 +168,7 @@ mod tests {
                 what: "a thing",
                 asked: crate::units::ByteCount(1),
                 free: None,
+                usage: None,
             })
         }
     }

@@ -10,6 +10,7 @@ use feedstock::host::process_memory;
 use feedstock::{ByteCount, ImageFolder, Loader};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
+use super::super::gpu::Gpu;
 use super::super::table::{counted, facts};
 use super::{BenchArgs, Tally};
 
@@ -23,6 +24,8 @@ pub(super) struct Report {
     /// What was asked for.
     request: Value,
     has_digest: bool,
+    /// Where the device is a GPU.
+    gpu: Option<Arc<Gpu>>,
 }
 
 impl Report {
@@ -39,8 +42,9 @@ impl Report {
             "warmup_epochs": args.warmup_epochs,
         });
         let budget = loader.plan().budget + args.read_back_bytes(&**loader.device());
+        let gpu = Gpu::watch(&**loader.device()).map(Arc::new);
         let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest);
-        Report { folder, loader, tally, budget, request, has_digest }
+        Report { folder, loader, tally, budget, request, has_digest, gpu }
     }
 
     /// How far the run has got, or why it ended early, in words.
@@ -81,6 +85,7 @@ impl Report {
             "slots": plan.slots,
             "outputs": plan.outputs,
             "compute_share": stats.device.map(|used| used.compute_share()),
+            "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
             "copy_share": stats.device.map(|used| used.copy_share()),
             "violations": self.violations(),
             "moves": moves_json(&self.loader.moves()),
@@ -134,7 +139,11 @@ impl Report {
         }
         if let Some(used) = stats.device {
             let (compute, copy) = (percent(used.compute_share()), percent(used.copy_share()));
-            lines.push(("device", format!("computes {compute} and copies {copy} of the time")));
+            let by_nvml = self.gpu.as_deref().map_or_else(String::new, |gpu| match gpu.busy_share() {
+                Ok(share) => format!("; busy {} by NVML", percent(share)),
+                Err(why) => format!("; {why}"),
+            });
+            lines.push(("device", format!("computes {compute} and copies {copy} of the time{by_nvml}")));
         }
         lines.extend(self.violations().into_iter().map(|violation| ("violation", violation)));
         if self.has_digest {

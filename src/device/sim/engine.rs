@@ -11,7 +11,9 @@ use super::SimSpec;
 use super::memory::SimMemory;
 use super::meter::{Meter, StreamKind};
 use super::stream::{Command, Progress};
-use crate::device::{DeviceError, Event, HostMemory, Utilization, WAIT_MAX, bytes, finish_into};
+use crate::device::{
+    DeviceError, Event, HostMemory, Place, Utilization, WAIT_MAX, Windows, bytes, finish_into, finish_windows_into,
+};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 use crate::tensor::{Finish, SampleSpec};
 use crate::units::ByteCount;
@@ -31,6 +33,7 @@ pub(super) struct Copy {
     pub(super) checksum: u64,
     pub(super) spec: SampleSpec,
     pub(super) finish: Finish,
+    pub(super) windows: Option<(SampleSpec, Vec<Place>)>,
     pub(super) to: Arc<SimMemory>,
     pub(super) finished_bytes: usize,
 }
@@ -129,7 +132,12 @@ impl Engine {
         if let Some(limit) = self.spec.memory {
             let free = limit.saturating_sub(memory.used);
             if bytes(len) > free {
-                return Err(DeviceError::OutOfMemory { what: "device memory", asked: bytes(len), free: Some(free) });
+                return Err(DeviceError::OutOfMemory {
+                    what: "device memory",
+                    asked: bytes(len),
+                    free: Some(free),
+                    usage: None,
+                });
             }
         }
         memory.used += bytes(len);
@@ -216,7 +224,14 @@ impl Engine {
             ));
         }
         work.to.end_copy(number, work.finished_bytes, |out| {
-            finish_into(&work.from.as_slice()[..work.copied_bytes], work.spec, &work.finish, out);
+            let pixels = &work.from.as_slice()[..work.copied_bytes];
+            match &work.windows {
+                None => finish_into(pixels, work.spec, &work.finish, out),
+                Some((stored, places)) => {
+                    let windows = Windows { stored: *stored, places };
+                    finish_windows_into(pixels, &windows, work.spec, &work.finish, out);
+                }
+            }
         });
         *over_at = deadline.max(Instant::now());
         lock(&self.meter).end(StreamKind::Copy, *over_at);

@@ -50,14 +50,14 @@ fn slot(value: u8) -> Arc<HostMemory> {
 
 fn feed(device: &SimDevice, from: &Arc<HostMemory>, to: &mut DeviceMemory, after: &Event) -> Result<Fed, DeviceError> {
     let (from, after) = (Arc::clone(from), after.clone());
-    device.feed(Feed { from, samples: 1, spec: SPEC, finish: PLAIN, to, after })
+    device.feed(Feed { from, samples: 1, spec: SPEC, finish: PLAIN, windows: None, to, after })
 }
 
 /// A device, a slot, and memory that holds a batch which has arrived.
 fn fed(text: &str) -> (SimDevice, Arc<HostMemory>, DeviceMemory, Event) {
     let device = sim(text);
     let from = slot(1);
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let fed = feed(&device, &from, &mut to, &Event::done()).expect("fed");
     fed.ready.wait().expect("arrived");
     (device, from, to, fed.ready)
@@ -71,7 +71,7 @@ fn assert_violation(device: &SimDevice, words: &str) {
     assert!(violations[0].contains(words), "{violations:?}");
     let sticky = Err(DeviceError::Lifetime(violations[0].clone()));
     assert_eq!(device.check(), sticky);
-    assert_eq!(device.memory(1).map(|_| ()), sticky, "every later call says so");
+    assert_eq!(device.memory(1, 0).map(|_| ()), sticky, "every later call says so");
     assert_eq!(device.host_memory(1).map(|_| ()), sticky);
 }
 
@@ -86,7 +86,7 @@ fn a_slot_written_before_its_copy_is_over_is_caught() {
     let device = sim("sim");
     let (held, open) = gate();
     let from = slot(1);
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let fed = feed(&device, &from, &mut to, &held).expect("fed");
     assert_eq!(fed.slot_free.is_done(), Ok(false));
     #[allow(unsafe_code, reason = "what a faulty slot would do")]
@@ -148,7 +148,7 @@ fn an_event_of_the_wrong_stream_releases_nothing() {
 #[test]
 fn a_release_keeps_the_next_batch_back_until_the_step_is_over() {
     let (device, from, mut to, ready) = fed("sim");
-    let mut other = device.memory(LEN).expect("memory");
+    let mut other = device.memory(LEN, 0).expect("memory");
     let other_ready = feed(&device, &from, &mut other, &Event::done()).expect("fed").ready;
     let (held, open) = gate();
     device.order_after(&held).expect("ordered");
@@ -195,7 +195,7 @@ fn a_foreign_release_that_comes_in_time_is_fine() {
 fn a_step_without_ready_is_caught() {
     let device = sim("sim");
     let (held, open) = gate();
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let fed = feed(&device, &slot(1), &mut to, &held).expect("fed");
     device.step(&to, &Event::done(), None).expect_err("the batch is not there");
     open();
@@ -217,7 +217,7 @@ fn a_step_with_the_ready_of_another_batch_is_caught() {
 fn a_step_that_was_ordered_or_waited_for_needs_no_ready() {
     let device = sim("sim");
     let (held, open) = gate();
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let fed = feed(&device, &slot(1), &mut to, &held).expect("fed");
     device.order_after(&fed.ready).expect("ordered");
     let step = device.step(&to, &Event::done(), None).expect("behind `ready` by its place on the stream");
@@ -232,7 +232,7 @@ fn a_step_that_was_ordered_or_waited_for_needs_no_ready() {
 fn a_foreign_ready_that_comes_too_early_is_caught() {
     let device = sim("sim");
     let ((held, open_copy), (foreign, open_step)) = (gate(), gate());
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let fed = feed(&device, &slot(1), &mut to, &held).expect("fed");
     let step = device.step(&to, &foreign, None).expect("may be in order");
     open_step();
@@ -246,7 +246,7 @@ fn a_foreign_ready_that_comes_too_early_is_caught() {
 fn reading_back_before_ready_is_caught() {
     let device = sim("sim");
     let (held, open) = gate();
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let _ = feed(&device, &slot(1), &mut to, &held).expect("fed");
     let mut out = [7; LEN];
     device.read_back(&to, &Event::done(), &mut out).expect_err("not there");
@@ -258,11 +258,11 @@ fn reading_back_before_ready_is_caught() {
 #[test]
 fn reading_what_was_never_fed_is_caught() {
     let device = sim("sim");
-    let to = device.memory(LEN).expect("memory");
+    let to = device.memory(LEN, 0).expect("memory");
     device.read_back(&to, &Event::done(), &mut [0]).expect_err("never fed");
     assert_violation(&device, "read_back reads device memory 1, which was never fed");
     let device = sim("sim");
-    let to = device.memory(LEN).expect("memory");
+    let to = device.memory(LEN, 0).expect("memory");
     device.step(&to, &Event::done(), None).expect_err("never fed");
     assert_violation(&device, "step 1 reads device memory 1, which was never fed");
 }
@@ -270,20 +270,20 @@ fn reading_what_was_never_fed_is_caught() {
 #[test]
 fn memory_runs_out_at_its_limit_and_comes_back() {
     let device = sim("sim:memory=1000");
-    let mut first = device.memory(600).expect("600 of 1000");
-    let error = device.memory(401).expect_err("401 of 400");
+    let mut first = device.memory(600, 0).expect("600 of 1000");
+    let error = device.memory(401, 0).expect_err("401 of 400");
     let free = Some(ByteCount(400));
-    assert_eq!(error, DeviceError::OutOfMemory { what: "device memory", asked: ByteCount(401), free });
+    assert_eq!(error, DeviceError::OutOfMemory { what: "device memory", asked: ByteCount(401), free, usage: None });
     assert!(error.to_string().contains("401 B asked for, 400 B free"), "{error}");
-    let second = device.memory(400).expect("400 of 400");
+    let second = device.memory(400, 0).expect("400 of 400");
     drop(second);
     let (held, open) = gate();
     let fed = feed(&device, &slot(1), &mut first, &held).expect("fed");
     drop(first);
-    assert!(device.memory(401).is_err(), "the copy still writes there");
+    assert!(device.memory(401, 0).is_err(), "the copy still writes there");
     open();
     fed.ready.wait().expect("arrived");
-    device.memory(401).expect("nothing else is there any more");
+    device.memory(401, 0).expect("nothing else is there any more");
     assert_clean(&device);
 }
 
@@ -291,7 +291,7 @@ fn memory_runs_out_at_its_limit_and_comes_back() {
 fn a_failed_copy_fails_its_event_and_all_after_it() {
     let device = sim("sim:fail-copy=2");
     let from = slot(1);
-    let [mut first, mut second] = [(); 2].map(|()| device.memory(LEN).expect("memory"));
+    let [mut first, mut second] = [(); 2].map(|()| device.memory(LEN, 0).expect("memory"));
     let good = feed(&device, &from, &mut first, &Event::done()).expect("fed");
     good.ready.wait().expect("copy 1 is fine");
     let (held, open) = gate();
@@ -313,7 +313,7 @@ fn a_failed_copy_fails_its_event_and_all_after_it() {
 fn a_lost_device_says_so_to_everybody() {
     let device = sim("sim:lose-after=1");
     let from = slot(1);
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let (held, open) = gate();
     let first = feed(&device, &from, &mut to, &held).expect("enqueued");
     let step = device.step(&to, &first.ready, None).expect("enqueued");
@@ -331,7 +331,7 @@ fn dropping_a_device_ends_whatever_is_under_way() {
     let device = sim("sim:step=3600s");
     let from = slot(1);
     let (never, _open) = gate();
-    let [mut first, mut second] = [(); 2].map(|()| device.memory(LEN).expect("memory"));
+    let [mut first, mut second] = [(); 2].map(|()| device.memory(LEN, 0).expect("memory"));
     let good = feed(&device, &from, &mut first, &Event::done()).expect("fed");
     let hour = device.step(&first, &good.ready, None).expect("an hour");
     good.ready.wait().expect("arrived");
@@ -349,7 +349,7 @@ fn a_loop_without_a_wait_of_the_host_is_clean() {
     for text in ["sim", "sim:latency=300us,step=50us", "sim:latency=0us,step=300us"] {
         let device = sim(text);
         let mut ring: Vec<_> =
-            (0..3).map(|_| (device.memory(LEN).expect("memory"), Event::done(), Event::done())).collect();
+            (0..3).map(|_| (device.memory(LEN, 0).expect("memory"), Event::done(), Event::done())).collect();
         let mut slots: Vec<_> = (0..4).map(|_| (slot(0), Event::done())).collect();
         for n in 0..200usize {
             let (from, slot_free) = &mut slots[n % 4];
@@ -376,7 +376,7 @@ fn a_loop_without_a_wait_of_the_host_is_clean() {
 fn copies_and_steps_take_their_time() {
     let start = Instant::now();
     let device = sim("sim:h2d=1MB/s,latency=2ms,step=4ms");
-    let mut to = device.memory(LEN).expect("memory");
+    let mut to = device.memory(LEN, 0).expect("memory");
     let fed = feed(&device, &slot(1), &mut to, &Event::done()).expect("fed");
     fed.ready.wait().expect("arrived");
     assert!(start.elapsed() >= Duration::from_micros(2000 + LEN as u64));

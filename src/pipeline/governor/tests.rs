@@ -23,6 +23,7 @@ fn plan() -> Plan {
         source_in_memory: false,
         output_in_ram: true,
         reads_slots: true,
+        device_overhead: ByteCount::ZERO,
     };
     let sizes = ByteCount(MIB);
     let profile = Profile {

@@ -1,0 +1,467 @@
+//! Owns a CUDA device: page-locked slots, a copy stream, a stream that finishes batches, the consumer's compute stream, and
+//! the order between them, which is by events alone.
+//! It must never wait for a stream where an event will do, and never take device memory once a run has begun.
+//!
+//! - `driver`: the calls into NVIDIA's library, and what its errors mean.
+//! - `memory`: page-locked slots, entries of the device ring, and who holds the device's memory.
+//! - `kernels`: the last steps of a batch on the GPU (`kernels.cu`, which ships as `kernels.ptx`).
+//! - `flight`: what streams still work on, and how busy they were.
+//! - `point`: points on streams as events.
+//! - `probe`: what there is, and how fast it copies.
+//!
+//! A batch's way, with its events (`-->` is an order between streams; nothing on the host waits):
+//!
+//! ```text
+//! copy stream      after --> | pixels of the slot: host to device | copied = slot_free
+//! finish stream                               copied --> | kernel: table, layout | ready
+//! compute stream                                             ready --> | the consumer's step | released = next after
+//! ```
+//!
+//! Copies so go on back to back while kernels run. A batch that needs no finish crosses right to its place, and is ready
+//! when it is copied.
+
+mod driver;
+mod flight;
+mod kernels;
+mod memory;
+mod point;
+mod probe;
+#[cfg(test)]
+pub(super) mod standin;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::ffi::c_void;
+use std::fmt;
+use std::time::Duration;
+
+use self::driver::{Context, Stream};
+use self::flight::Flight;
+use self::kernels::{Addresses, Kernels};
+use self::memory::{Accounts, CudaMemory, Keep, Places};
+use self::point::{Mark, Point};
+pub use self::probe::{CudaFacts, TransferRates, cuda_devices, nvrtc_is_present};
+use super::finish::element_table;
+use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Place, Utilization, bytes};
+use crate::sync::{Arc, Mutex, lock};
+use crate::units::ByteCount;
+
+/// How long a device that is closed waits for what is under way.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// An NVIDIA GPU.
+///
+/// Slots are page-locked and exactly as large as asked for; an entry of the device ring is one allocation
+/// ([`memory_bytes`](CudaDevice::memory_bytes)), made once. A consumer has three ways to a batch:
+///
+/// - on the device's own compute stream: [`order_after`](Device::order_after), enqueue work on
+///   [`raw`](CudaDevice::raw)'s stream, and [`release`](Device::release) (dropping a [`Batch`](crate::Batch) does that);
+/// - on a stream of its own: let it wait for [`RawBatch::ready`], and release by
+///   [`event_on`](CudaDevice::event_on) that stream ([`Batch::release_after`](crate::Batch::release_after));
+/// - [`read_back`](Device::read_back), which blocks.
+///
+/// An event that is none of this device's own is waited for in the call that it is given to.
+pub struct CudaDevice {
+    context: Arc<Context>,
+    kernels: Kernels,
+    copy: Stream,
+    finish: Stream,
+    compute: Stream,
+    flight: Arc<Flight>,
+    accounts: Accounts,
+    write_combined: bool,
+    host_overhead: ByteCount,
+    notes: Mutex<Vec<String>>,
+    allocate: Option<Allocate>,
+}
+
+/// Makes device memory of this many bytes: its address, and what keeps it alive.
+type Allocate = Box<dyn Fn(usize) -> Result<(u64, Box<dyn Any + Send + Sync>), DeviceError> + Send + Sync>;
+
+/// A batch as any program that speaks CUDA can use it. All handles are the driver's, and valid for as long as the batch and
+/// its device are.
+#[derive(Clone, Copy, Debug)]
+pub struct RawBatch {
+    /// Where the finished batch is in device memory: a `CUdeviceptr`.
+    pub pointer: u64,
+    /// How many bytes there are at most.
+    pub bytes: usize,
+    /// The stream on which the device expects its consumer: a `CUstream`.
+    pub stream: *mut c_void,
+    /// The point after which the batch may be read: a `CUevent`; null where it has passed.
+    pub ready: *mut c_void,
+    /// The device's primary context: a `CUcontext`.
+    pub context: *mut c_void,
+}
+
+impl CudaDevice {
+    /// Opens the device of this number, compiles the kernels for it, and measures which kind of page-locked memory it
+    /// copies from faster.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] in one line where there is no driver, an old one, no GPU or none of this number;
+    /// whatever keeps the device from starting.
+    pub fn open(number: u32) -> Result<Self, DeviceError> {
+        Self::start(number, None)
+    }
+
+    /// As [`open`](CudaDevice::open), but entries of the device ring are memory of somebody else's, such as a training
+    /// library that can use no other: `allocate` makes this many bytes and says where they are and what keeps them alive
+    /// ([`keep`](CudaDevice::keep) gives that back).
+    ///
+    /// # Errors
+    /// As [`open`](CudaDevice::open).
+    ///
+    /// # Safety
+    /// What `allocate` returns has to be device memory of this device of at least the length asked for, aligned to 256
+    /// bytes, which nothing else writes while it is kept alive.
+    #[allow(unsafe_code, reason = "the caller vouches for memory of its own")]
+    pub unsafe fn open_with(
+        number: u32,
+        allocate: impl Fn(usize) -> Result<(u64, Box<dyn Any + Send + Sync>), DeviceError> + Send + Sync + 'static,
+    ) -> Result<Self, DeviceError> {
+        Self::start(number, Some(Box::new(allocate)))
+    }
+
+    fn start(number: u32, allocate: Option<Allocate>) -> Result<Self, DeviceError> {
+        let before = probe::resident_bytes();
+        let context = Context::open(number)?;
+        let stream = || Stream::new(&context);
+        let mut device = CudaDevice {
+            kernels: Kernels::load(&context)?,
+            copy: stream()?,
+            finish: stream()?,
+            compute: stream()?,
+            flight: Arc::default(),
+            accounts: Accounts::default(),
+            write_combined: false,
+            host_overhead: ByteCount::ZERO,
+            notes: Mutex::default(),
+            allocate,
+            context,
+        };
+        device.write_combined = device.copies_faster_from_write_combined()?;
+        device.host_overhead = probe::resident_bytes().saturating_sub(before);
+        Ok(device)
+    }
+
+    /// Bytes of device memory that an entry of the device ring takes ([`Device::memory`] of these two sizes): the finished
+    /// batch, and where it is finished on the device the pixels that it is made from and the table of 3 KiB, each rounded
+    /// up to 256 bytes.
+    #[must_use]
+    pub const fn memory_bytes(len: usize, copied: usize) -> usize {
+        CudaMemory::bytes(len, copied)
+    }
+
+    /// Bytes of device memory that this device's entries hold.
+    #[must_use]
+    pub fn held(&self) -> ByteCount {
+        self.context.held()
+    }
+
+    /// Bytes of device memory that are free, and that there are in all, whoever holds the others.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the device.
+    pub fn memory_info(&self) -> Result<(ByteCount, ByteCount), DeviceError> {
+        self.context.memory_info()
+    }
+
+    /// A batch for any other program that speaks CUDA. Reading it there is sound if it comes after
+    /// [`RawBatch::ready`] and before what the batch is released by.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] for memory of another device.
+    pub fn raw(&self, memory: &DeviceMemory, ready: &Event) -> Result<RawBatch, DeviceError> {
+        let own = self.own(memory)?;
+        let ready = match Point::mark_in(ready, &self.flight) {
+            Some(mark) => mark.recorded().raw(),
+            None => {
+                ready.wait()?;
+                std::ptr::null_mut()
+            }
+        };
+        let (stream, context) = (self.compute.raw(), self.context.raw());
+        Ok(RawBatch { pointer: own.finished(), bytes: memory.len(), stream, ready, context })
+    }
+
+    /// What keeps memory alive that [`open_with`](CudaDevice::open_with)'s `allocate` has made.
+    #[must_use]
+    pub fn keep<T: Any>(memory: &DeviceMemory) -> Option<&T> {
+        memory.handle::<Arc<CudaMemory>>()?.keep()?.downcast_ref()
+    }
+
+    /// The present end of a stream of the consumer's, for [`Batch::release_after`](crate::Batch::release_after).
+    ///
+    /// # Errors
+    /// Whatever is wrong with the device.
+    ///
+    /// # Safety
+    /// `stream` has to be a stream (a `CUstream`) of this device's primary context that is alive.
+    #[allow(unsafe_code, reason = "the caller vouches for a stream of its own")]
+    pub unsafe fn event_on(&self, stream: *mut c_void) -> Result<Event, DeviceError> {
+        // SAFETY: as the caller says.
+        let recorded = unsafe { driver::record_on(&self.context, stream.cast()) }?;
+        Ok(self.event(&Mark::new(recorded, "a point on a stream of the consumer's")))
+    }
+
+    fn own<'m>(&self, memory: &'m DeviceMemory) -> Result<&'m Arc<CudaMemory>, DeviceError> {
+        let own = memory.handle::<Arc<CudaMemory>>().filter(|own| Arc::ptr_eq(&own.context, &self.context));
+        own.ok_or_else(|| {
+            DeviceError::Unsupported(format!("this memory belongs to another device than '{}'", self.context.name()))
+        })
+    }
+
+    fn event(&self, mark: &Arc<Mark>) -> Event {
+        Point::event(mark, &self.flight)
+    }
+
+    /// Whatever is enqueued on `stream` from here on begins after `event`.
+    fn order(&self, stream: &Stream, event: &Event) -> Result<(), DeviceError> {
+        match Point::mark_in(event, &self.flight) {
+            Some(mark) => stream.wait(mark.recorded()),
+            None => event.wait(),
+        }
+    }
+
+    fn mark(&self, stream: &Stream, what: &'static str) -> Result<Arc<Mark>, DeviceError> {
+        Ok(Mark::new(stream.record()?, what))
+    }
+
+    /// Enqueues what a feed asks for. Returns where its copy begins, where it ends, and where the batch is ready.
+    fn enqueue(&self, feed: &Feed<'_>, memory: &CudaMemory) -> Result<[Arc<Mark>; 3], DeviceError> {
+        let (copied_bytes, empty) = (feed.copied_bytes(), feed.finished_bytes() == 0);
+        let mut uses = lock(&memory.uses);
+        let begun = self.mark(&self.copy, "the begin of a copy")?;
+        let to = if feed.is_identity() { memory.finished() } else { memory.pixels().0 };
+        if !empty {
+            #[allow(unsafe_code, reason = "the device is given addresses")]
+            // SAFETY: the slot is held until the copy is over (`Flight`), and by the contract of `Feed::from` nobody writes
+            // to it until then. `to` has room for as much, and comes after its last use by what `feed` has ordered.
+            unsafe {
+                self.copy.copy_in(to, feed.from.as_ptr(), copied_bytes)?;
+            }
+        }
+        let mut places = 0;
+        if !feed.is_identity() && !empty {
+            if uses.table != Some(feed.finish) {
+                uses.table = None;
+                self.small(memory.table(), &element_table(&feed.finish))?;
+                uses.table = Some(feed.finish);
+            }
+            if let Some(windows) = &feed.windows {
+                places = self.places(&mut uses.places, windows.places)?;
+            }
+        }
+        let copied = self.mark(&self.copy, "a copy to the device")?;
+        if feed.is_identity() || empty {
+            return Ok([begun, Arc::clone(&copied), copied]);
+        }
+        self.finish.wait(copied.recorded())?;
+        let at = Addresses { finished: memory.finished(), pixels: to, table: memory.table(), places };
+        #[allow(unsafe_code, reason = "a kernel is given addresses")]
+        // SAFETY: all four are parts of the entry, which is held until the kernel is over (`Flight`) and large enough
+        // (`feed`); it comes after the copy, and the next copy into the entry after it.
+        unsafe {
+            let shapes = (feed.stored(), feed.spec);
+            self.kernels.finish(&self.finish, at, feed.samples, shapes, (feed.finish.dtype, feed.finish.layout))?;
+        }
+        Ok([begun, copied, self.mark(&self.finish, "a batch on the device")?])
+    }
+
+    /// Enqueues a copy of a few bytes out of ordinary memory, which the driver reads before it returns.
+    fn small(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
+        for (index, piece) in from.chunks(PAGEABLE_MAX).enumerate() {
+            #[allow(unsafe_code, reason = "the device is given addresses")]
+            // SAFETY: up to 64 KiB of memory that is not page-locked have been read by the time the call returns, so
+            // `from` need not live longer. The place is part of an entry whose use the copy stream has been ordered after.
+            unsafe {
+                self.copy.copy_in(to + (index * PAGEABLE_MAX) as u64, piece.as_ptr(), piece.len())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts windows on the device, and says where.
+    fn places(&self, rooms: &mut Vec<Places>, places: &[Place]) -> Result<u64, DeviceError> {
+        let bytes: Vec<u8> = places
+            .iter()
+            .flat_map(|place| {
+                let [t0, t1] = place.top.to_ne_bytes();
+                let [l0, l1] = place.left.to_ne_bytes();
+                let [f0, f1, f2, f3] = u32::from(place.flip).to_ne_bytes();
+                [t0, t1, l0, l1, f0, f1, f2, f3]
+            })
+            .collect();
+        let at = match rooms.last() {
+            Some(room) if room.bytes >= bytes.len() => room.at,
+            _ => {
+                let refused = |refusal| self.accounts.refused(&self.context, bytes.len(), refusal);
+                let at = self.context.alloc(bytes.len()).map_err(refused)?;
+                rooms.push(Places { at, bytes: bytes.len() });
+                at
+            }
+        };
+        self.small(at, &bytes)?;
+        Ok(at)
+    }
+}
+
+/// What the driver reads of ordinary memory before it returns.
+const PAGEABLE_MAX: usize = 64 << 10;
+
+impl Device for CudaDevice {
+    fn name(&self) -> String {
+        self.context.name().to_owned()
+    }
+
+    fn host_memory(&self, len: usize) -> Result<HostMemory, DeviceError> {
+        self.check()?;
+        if len == 0 {
+            return HostMemory::pageable(len);
+        }
+        if let Some(memory) = memory::pinned(&self.context, len, self.write_combined)? {
+            return Ok(memory);
+        }
+        let mut notes = lock(&self.notes);
+        if notes.is_empty() {
+            notes.push(format!(
+                "{} of host memory could not be page-locked: copies to {} are slower and wait ({})",
+                bytes(len),
+                self.context.name(),
+                probe::lock_limit()
+            ));
+        }
+        HostMemory::pageable(len)
+    }
+
+    fn memory(&self, len: usize, copied: usize) -> Result<DeviceMemory, DeviceError> {
+        self.check()?;
+        let memory = match &self.allocate {
+            None => CudaMemory::alloc(&self.context, &self.accounts, len, copied)?,
+            Some(allocate) => {
+                let (place, keep) = allocate(CudaMemory::bytes(len, copied).max(1))?;
+                CudaMemory::lent(&self.context, place, len, copied, Keep(keep))
+            }
+        };
+        Ok(DeviceMemory::from_handle(len, Box::new(Arc::new(memory))))
+    }
+
+    fn counts_as_ram(&self) -> bool {
+        false
+    }
+
+    fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError> {
+        self.check()?;
+        feed.check()?;
+        let memory = Arc::clone(self.own(feed.to)?);
+        let (copied, (_, room)) = (feed.copied_bytes(), memory.pixels());
+        if !feed.is_identity() && copied > room {
+            let what = "pixels of a batch in device memory, to be finished there,";
+            return Err(DeviceError::Size { what, needed: bytes(copied), given: bytes(room) });
+        }
+        self.flight.settle()?;
+        self.order(&self.copy, &feed.after)?;
+        {
+            // A batch that nobody has read may be overwritten, but not while it is being made.
+            let uses = lock(&memory.uses);
+            for mark in [&uses.fed, &uses.released].into_iter().flatten() {
+                self.copy.wait(mark.recorded())?;
+            }
+        }
+        match self.enqueue(&feed, &memory) {
+            Ok([begun, copied, ready]) => {
+                lock(&memory.uses).fed = Some(Arc::clone(&ready));
+                self.flight.fed(feed.from, memory, begun, &copied, &ready);
+                self.accounts.fed(&self.context);
+                Ok(Fed { slot_free: self.event(&copied), ready: self.event(&ready) })
+            }
+            Err(error) => {
+                // Its copy may have been enqueued, and nothing says when it is over.
+                self.flight.park(feed.from, memory);
+                Err(error)
+            }
+        }
+    }
+
+    fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
+        self.check()?;
+        let own = self.own(from)?;
+        if out.len() > from.len() {
+            let what = "what is read back";
+            return Err(DeviceError::Size { what, needed: bytes(out.len()), given: bytes(from.len()) });
+        }
+        ready.wait()?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        #[allow(unsafe_code, reason = "the device is given addresses")]
+        // SAFETY: the entry is `from.len()` bytes long, and `from` is borrowed, so nobody feeds it meanwhile.
+        unsafe {
+            self.context.read(out, own.finished())
+        }
+    }
+
+    fn order_after(&self, ready: &Event) -> Result<(), DeviceError> {
+        self.check()?;
+        self.order(&self.compute, ready)?;
+        self.flight.begin(self.mark(&self.compute, "the begin of a step")?);
+        Ok(())
+    }
+
+    fn step(&self, memory: &DeviceMemory, ready: &Event, duration: Option<Duration>) -> Result<Event, DeviceError> {
+        let own = self.own(memory)?;
+        self.order_after(ready)?;
+        if !memory.is_empty() {
+            #[allow(unsafe_code, reason = "a kernel is given an address")]
+            // SAFETY: the first byte of the batch, which is there by the order above; the next feed comes after `release`.
+            unsafe {
+                self.kernels.step(&self.compute, own.finished(), duration.unwrap_or_default())?;
+            }
+        }
+        let end = self.mark(&self.compute, "a step")?;
+        self.flight.end(&end);
+        lock(&own.uses).released = Some(Arc::clone(&end));
+        Ok(self.event(&end))
+    }
+
+    fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError> {
+        self.check()?;
+        let own = self.own(memory)?;
+        let end = self.mark(&self.compute, "the end of a step")?;
+        self.flight.end(&end);
+        lock(&own.uses).released = Some(Arc::clone(&end));
+        Ok(self.event(&end))
+    }
+
+    fn host_overhead(&self) -> ByteCount {
+        self.host_overhead
+    }
+
+    fn notes(&self) -> Vec<String> {
+        lock(&self.notes).clone()
+    }
+
+    fn utilization(&self) -> Option<Utilization> {
+        Some(self.flight.utilization())
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        self.context.check()
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        if !self.flight.drain(DRAIN_MAX) {
+            self.flight.leak();
+        }
+    }
+}
+
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CudaDevice({}, {} held)", self.context.name(), self.held())
+    }
+}

@@ -1,0 +1,589 @@
+//! Owns every call into NVIDIA's driver library, the handles that it gives out, and what its error codes mean.
+//! It must never decide in which order streams do their work, and no other file calls the driver.
+//!
+//! The library is looked for at run time. Whatever is missing is an error in one line: nothing here panics where there is
+//! no driver, an old one, or half of one.
+
+#![allow(unsafe_code, reason = "the driver is a library in C")]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr;
+use std::time::Duration;
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+
+use crate::device::DeviceError;
+use crate::sync::{Arc, AtomicU64, Mutex, OnceLock, Ordering, lock};
+use crate::units::ByteCount;
+
+/// The oldest version of the driver's interface that will do, as CUDA writes it: the first with every function below. (The
+/// kernels' PTX would do with an older one.)
+pub(super) const VERSION_MIN: i32 = 12_080;
+
+/// Every function that is called here. A library without one of them is refused before anything is called.
+const CALLS: [&str; 30] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceTotalMem_v2",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetPCIBusId",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamWaitEvent",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventQuery",
+    "cuEventElapsedTime_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoH_v2",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
+];
+
+/// Version of the driver's interface, once the library is loaded and started; or why there is none.
+pub(super) fn driver_version() -> Result<i32, DeviceError> {
+    static STARTED: OnceLock<Result<i32, DeviceError>> = OnceLock::new();
+    STARTED.get_or_init(start).clone()
+}
+
+fn start() -> Result<i32, DeviceError> {
+    #[cfg(test)]
+    super::standin::load();
+    let refused = |why: String| Err(DeviceError::Unsupported(why));
+    // SAFETY: loads a library, whose initialisers the system trusts.
+    if !unsafe { sys::is_culib_present() } {
+        return refused("no NVIDIA driver is installed (its library, libcuda.so, is not found)".to_owned());
+    }
+    // SAFETY: it was loaded a moment ago; this does not call anything.
+    let library = unsafe { sys::culib() };
+    for name in CALLS {
+        // SAFETY: the symbol is looked up, and not used.
+        if unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err() {
+            return refused(format!("the NVIDIA driver is too old or damaged: its library has no {name}"));
+        }
+    }
+    let mut version: c_int = 0;
+    // SAFETY: writes one integer; it may be called before `cuInit`.
+    let code = unsafe { sys::cuDriverGetVersion(&mut version) };
+    if code != CUresult::CUDA_SUCCESS {
+        return refused(format!("the NVIDIA driver does not say its version: {}", meaning(code)));
+    }
+    if version < VERSION_MIN {
+        return refused(format!(
+            "the NVIDIA driver is too old: it is made for CUDA {}, and {} is needed (driver 570 or newer)",
+            dotted(version),
+            dotted(VERSION_MIN)
+        ));
+    }
+    // SAFETY: no flags are defined.
+    match unsafe { sys::cuInit(0) } {
+        CUresult::CUDA_SUCCESS => Ok(version),
+        CUresult::CUDA_ERROR_NO_DEVICE => refused("the NVIDIA driver finds no GPU".to_owned()),
+        code => refused(format!("the NVIDIA driver does not start: {}", meaning(code))),
+    }
+}
+
+/// 13000 as people write it: 13.0.
+pub(super) fn dotted(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// How many devices there are.
+pub(super) fn device_count() -> Result<u32, DeviceError> {
+    driver_version()?;
+    let mut count: c_int = 0;
+    // SAFETY: writes one integer; the driver is started.
+    let code = unsafe { sys::cuDeviceGetCount(&mut count) };
+    match code {
+        CUresult::CUDA_SUCCESS => Ok(count.max(0).cast_unsigned()),
+        code => Err(DeviceError::Failed { what: "cuDeviceGetCount".to_owned(), cause: meaning(code) }),
+    }
+}
+
+/// The code's name and text, in the driver's words.
+fn meaning(code: CUresult) -> String {
+    let text = |ask: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text: *const c_char = ptr::null();
+        // SAFETY: writes one pointer; every library has the two functions that are passed here.
+        let told = unsafe { ask(code, &mut text) };
+        if told != CUresult::CUDA_SUCCESS || text.is_null() {
+            return None;
+        }
+        // SAFETY: a text of the library's own, which stays and ends with a zero.
+        Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    };
+    match (text(sys::cuGetErrorName), text(sys::cuGetErrorString)) {
+        (Some(name), Some(words)) => format!("{name} ({words})"),
+        (Some(name), None) => name,
+        _ => format!("error {}", code as u32),
+    }
+}
+
+/// Whether nothing will work any more after this code: the device is gone, or its context is damaged for good.
+fn is_fatal(code: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        code,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_SYSTEM_NOT_READY
+            | CUDA_ERROR_UNKNOWN
+    )
+}
+
+/// A device's primary context: the one that every library in the process shares.
+#[derive(Debug)]
+pub(super) struct Context {
+    name: String,
+    device: sys::CUdevice,
+    raw: Handle<sys::CUctx_st>,
+    /// The first thing that went wrong for good.
+    trouble: Mutex<Option<DeviceError>>,
+    /// Events to be used again.
+    events: Mutex<Vec<Handle<sys::CUevent_st>>>,
+    /// Bytes of device memory that this context was asked for and holds.
+    held: AtomicU64,
+}
+
+/// A handle of the driver's. The driver may be called from any thread.
+#[derive(Debug)]
+struct Handle<T>(*mut T);
+
+impl<T> Clone for Handle<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Handle<T> {}
+// SAFETY: a handle is a name for something of the driver's, which locks for itself.
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Handle<T> {}
+
+/// What a call of the driver's was refused with.
+pub(super) enum Refusal {
+    /// There is not enough memory for this call.
+    NoMemory(&'static str),
+    Other(DeviceError),
+}
+
+impl From<Refusal> for DeviceError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoMemory(call) => {
+                DeviceError::Failed { what: call.to_owned(), cause: "the driver is out of memory".to_owned() }
+            }
+            Refusal::Other(error) => error,
+        }
+    }
+}
+
+impl Context {
+    /// The context of the device of this number.
+    pub(super) fn open(number: u32) -> Result<Arc<Self>, DeviceError> {
+        let name = format!("cuda:{number}");
+        let count = device_count()?;
+        if number >= count {
+            let there =
+                if count == 1 { "1 device, cuda:0".to_owned() } else { format!("{count} devices, from cuda:0 on") };
+            return Err(DeviceError::Unsupported(format!("there is no {name}: the NVIDIA driver finds {there}")));
+        }
+        let failed =
+            |call: &str, code| DeviceError::Failed { what: format!("{call} for {name}"), cause: meaning(code) };
+        let (mut device, mut raw) = (0, ptr::null_mut());
+        // SAFETY: writes one device handle.
+        let code = unsafe { sys::cuDeviceGet(&mut device, number as c_int) };
+        if code != CUresult::CUDA_SUCCESS {
+            return Err(failed("cuDeviceGet", code));
+        }
+        // SAFETY: writes one context handle of a device that there is.
+        let code = unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) };
+        if code != CUresult::CUDA_SUCCESS {
+            return Err(failed("cuDevicePrimaryCtxRetain", code));
+        }
+        let (trouble, events, held) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
+        Ok(Arc::new(Context { name, device, raw: Handle(raw), trouble, events, held }))
+    }
+
+    /// `cuda:0`.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The handle, for other libraries.
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.raw.0.cast()
+    }
+
+    /// What went wrong for good, if anything has.
+    pub(super) fn check(&self) -> Result<(), DeviceError> {
+        lock(&self.trouble).clone().map_or(Ok(()), Err)
+    }
+
+    /// Nothing will work any more; the first reason stays.
+    pub(super) fn lose(&self, error: DeviceError) -> DeviceError {
+        lock(&self.trouble).get_or_insert(error).clone()
+    }
+
+    /// Calls the driver with this context current on the calling thread.
+    fn call(&self, what: &'static str, call: impl FnOnce() -> CUresult) -> Result<(), Refusal> {
+        // SAFETY: the context lives as long as `self`.
+        let mut code = unsafe { sys::cuCtxSetCurrent(self.raw.0) };
+        if code == CUresult::CUDA_SUCCESS {
+            code = call();
+        }
+        match code {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Refusal::NoMemory(what)),
+            code => Err(Refusal::Other(self.error(what, code))),
+        }
+    }
+
+    fn error(&self, what: &'static str, code: CUresult) -> DeviceError {
+        let cause = format!("{what} says {}", meaning(code));
+        if is_fatal(code) {
+            return self.lose(DeviceError::Lost { device: self.name.clone(), cause });
+        }
+        DeviceError::Failed { what: format!("a call to the driver for {}", self.name), cause }
+    }
+
+    /// Bytes of device memory that are free, and that there are, whoever holds the others.
+    pub(super) fn memory_info(&self) -> Result<(ByteCount, ByteCount), DeviceError> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two sizes.
+        self.call("cuMemGetInfo", || unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((ByteCount(free as u64), ByteCount(total as u64)))
+    }
+
+    /// Bytes of device memory that were asked for through this context and not given back.
+    pub(super) fn held(&self) -> ByteCount {
+        ByteCount(self.held.load(Ordering::Relaxed))
+    }
+
+    fn attribute(&self, attribute: Attribute) -> Result<i32, DeviceError> {
+        let mut value = 0;
+        // SAFETY: writes one integer.
+        self.call("cuDeviceGetAttribute", || unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, self.device) })?;
+        Ok(value)
+    }
+
+    /// Multiprocessors of the device.
+    pub(super) fn multiprocessors(&self) -> Result<u32, DeviceError> {
+        Ok(self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1).cast_unsigned())
+    }
+
+    /// Compute capability: (9, 0).
+    pub(super) fn capability(&self) -> Result<(i32, i32), DeviceError> {
+        let major = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        Ok((major, self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+    }
+
+    /// What the device is called: `NVIDIA H100 80GB HBM3`.
+    pub(super) fn model(&self) -> Result<String, DeviceError> {
+        self.text("cuDeviceGetName", |text, len| {
+            // SAFETY: writes at most `len` bytes.
+            unsafe { sys::cuDeviceGetName(text, len, self.device) }
+        })
+    }
+
+    /// Its place on the bus: `0000:1b:00.0`.
+    pub(super) fn bus_id(&self) -> Result<String, DeviceError> {
+        self.text("cuDeviceGetPCIBusId", |text, len| {
+            // SAFETY: writes at most `len` bytes.
+            unsafe { sys::cuDeviceGetPCIBusId(text, len, self.device) }
+        })
+    }
+
+    fn text(
+        &self,
+        what: &'static str,
+        ask: impl FnOnce(*mut c_char, c_int) -> CUresult,
+    ) -> Result<String, DeviceError> {
+        let mut text = [0u8; 256];
+        self.call(what, || ask(text.as_mut_ptr().cast(), 255))?;
+        let text = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        Ok(text.to_string_lossy().into_owned())
+    }
+
+    /// Device memory, with whatever was in it.
+    pub(super) fn alloc(&self, len: usize) -> Result<u64, Refusal> {
+        let mut place = 0;
+        // SAFETY: writes one address.
+        self.call("cuMemAlloc", || unsafe { sys::cuMemAlloc_v2(&mut place, len) })?;
+        self.held.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(place)
+    }
+
+    /// Gives device memory back.
+    ///
+    /// # Safety
+    /// It is what `alloc` returned for this length, nothing uses it any more, and it is given back once.
+    pub(super) unsafe fn free(&self, place: u64, len: usize) {
+        self.held.fetch_sub(len as u64, Ordering::Relaxed);
+        // SAFETY: as the caller says. A device that is lost has freed it already.
+        let _ = self.call("cuMemFree", || unsafe { sys::cuMemFree_v2(place) });
+    }
+
+    /// Page-locked memory of the host, exactly as large as asked for, with whatever was in it.
+    pub(super) fn alloc_host(&self, len: usize, write_combined: bool) -> Result<*mut u8, Refusal> {
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | if write_combined { sys::CU_MEMHOSTALLOC_WRITECOMBINED } else { 0 };
+        let mut place = ptr::null_mut();
+        // SAFETY: writes one address.
+        self.call("cuMemHostAlloc", || unsafe { sys::cuMemHostAlloc(&mut place, len, flags) })?;
+        Ok(place.cast())
+    }
+
+    /// Gives page-locked memory back.
+    ///
+    /// # Safety
+    /// It is what `alloc_host` returned, nothing uses it any more, and it is given back once.
+    pub(super) unsafe fn free_host(&self, place: *mut u8) {
+        // SAFETY: as the caller says. Where the device is lost the driver keeps it, which harms nobody.
+        let _ = self.call("cuMemFreeHost", || unsafe { sys::cuMemFreeHost(place.cast()) });
+    }
+
+    /// Copies device memory to the host. Blocks until it is there.
+    ///
+    /// # Safety
+    /// The device memory is `out.len()` bytes long at least, and nothing writes it meanwhile.
+    pub(super) unsafe fn read(&self, out: &mut [u8], from: u64) -> Result<(), DeviceError> {
+        let (place, len) = (out.as_mut_ptr().cast(), out.len());
+        // SAFETY: as the caller says; `out` is ours to write.
+        Ok(self.call("cuMemcpyDtoH", || unsafe { sys::cuMemcpyDtoH_v2(place, from, len) })?)
+    }
+
+    /// An event, new or used before.
+    fn take_event(self: &Arc<Self>) -> Result<Recorded, DeviceError> {
+        let used = lock(&self.events).pop();
+        let raw = match used {
+            Some(raw) => raw,
+            None => {
+                let mut raw = ptr::null_mut();
+                // SAFETY: writes one handle. With its time: how busy streams are is read off these events.
+                self.call("cuEventCreate", || unsafe { sys::cuEventCreate(&mut raw, 0) })?;
+                Handle(raw)
+            }
+        };
+        Ok(Recorded { raw, context: Arc::clone(self) })
+    }
+
+    /// Loads a program in PTX, which the driver compiles for the device.
+    pub(super) fn module(self: &Arc<Self>, ptx: &str) -> Result<Module, DeviceError> {
+        let ptx =
+            CString::new(ptx).map_err(|_| DeviceError::Unsupported("the kernels' PTX has a zero in it".to_owned()))?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: the text ends with a zero, and is read during the call only.
+        self.call("cuModuleLoadData", || unsafe { sys::cuModuleLoadData(&mut raw, ptx.as_ptr().cast()) })?;
+        Ok(Module { raw: Handle(raw), context: Arc::clone(self) })
+    }
+
+    /// The kernel of this name.
+    pub(super) fn kernel(&self, module: &Module, name: &CStr) -> Result<Kernel, DeviceError> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the module is loaded, and the name ends with a zero.
+        self.call("cuModuleGetFunction", || unsafe {
+            sys::cuModuleGetFunction(&mut raw, module.raw.0, name.as_ptr())
+        })?;
+        Ok(Kernel(Handle(raw)))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let events = std::mem::take(&mut *lock(&self.events));
+        for event in events {
+            // SAFETY: made here, in nobody's hands, destroyed once.
+            let _ = self.call("cuEventDestroy", || unsafe { sys::cuEventDestroy_v2(event.0) });
+        }
+        // SAFETY: retained once in `open`. Nobody can be told if it fails.
+        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}
+
+/// A program on the device. It is unloaded with this; the kernels of it that were launched by then finish.
+#[derive(Debug)]
+pub(super) struct Module {
+    raw: Handle<sys::CUmod_st>,
+    context: Arc<Context>,
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: loaded once, unloaded once.
+        let _ = self.context.call("cuModuleUnload", || unsafe { sys::cuModuleUnload(self.raw.0) });
+    }
+}
+
+/// A function of a program on the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel(Handle<sys::CUfunc_st>);
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Argument {
+    U32(u32),
+    U64(u64),
+}
+
+/// A point on a stream. The event behind it is used again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    raw: Handle<sys::CUevent_st>,
+    context: Arc<Context>,
+}
+
+impl Recorded {
+    /// Whether the stream has got there.
+    pub(super) fn is_over(&self) -> Result<bool, DeviceError> {
+        // SAFETY: the event is alive.
+        let code = unsafe { sys::cuCtxSetCurrent(self.context.raw.0) };
+        if code != CUresult::CUDA_SUCCESS {
+            return Err(self.context.error("cuCtxSetCurrent", code));
+        }
+        // SAFETY: as above.
+        match unsafe { sys::cuEventQuery(self.raw.0) } {
+            CUresult::CUDA_SUCCESS => Ok(true),
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => Err(self.context.error("cuEventQuery", code)),
+        }
+    }
+
+    /// Time on the device from this point to a later one. Both have been passed.
+    pub(super) fn until(&self, later: &Recorded) -> Result<Duration, DeviceError> {
+        let mut ms = 0f32;
+        self.context
+            // SAFETY: writes one float; both events are alive.
+            .call("cuEventElapsedTime", || unsafe { sys::cuEventElapsedTime_v2(&mut ms, self.raw.0, later.raw.0) })?;
+        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
+    }
+
+    /// The handle, for other libraries.
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.raw.0.cast()
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // It may be recorded anew even if it has not been passed: who waits for it was told so when the wait was enqueued.
+        lock(&self.context.events).push(self.raw);
+    }
+}
+
+/// A queue of work on the device, ordered with other streams by events alone.
+#[derive(Debug)]
+pub(super) struct Stream {
+    raw: Handle<sys::CUstream_st>,
+    context: Arc<Context>,
+}
+
+impl Stream {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let mut raw = ptr::null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes one handle.
+        context.call("cuStreamCreate", || unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
+        Ok(Stream { raw: Handle(raw), context: Arc::clone(context) })
+    }
+
+    /// The handle, for other libraries.
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.raw.0.cast()
+    }
+
+    /// The present end.
+    pub(super) fn record(&self) -> Result<Recorded, DeviceError> {
+        // SAFETY: our own stream.
+        unsafe { record_on(&self.context, self.raw.0) }
+    }
+
+    /// Whatever is enqueued from here on begins after this point.
+    pub(super) fn wait(&self, point: &Recorded) -> Result<(), DeviceError> {
+        // SAFETY: stream and event are alive; the event may go before the wait is over.
+        let wait = || unsafe { sys::cuStreamWaitEvent(self.raw.0, point.raw.0, 0) };
+        Ok(self.context.call("cuStreamWaitEvent", wait)?)
+    }
+
+    /// Enqueues a copy from the host. From page-locked memory it is asynchronous; other memory the driver reads before it
+    /// returns (at once for up to 64 KiB, else by and by).
+    ///
+    /// # Safety
+    /// Until the copy is over `from` is valid for `len` bytes and nobody writes them, and `to` is device memory of that
+    /// length which nothing else uses in an order that events have not settled.
+    pub(super) unsafe fn copy_in(&self, to: u64, from: *const u8, len: usize) -> Result<(), DeviceError> {
+        // SAFETY: as the caller says.
+        let copy = || unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.raw.0) };
+        Ok(self.context.call("cuMemcpyHtoDAsync", copy)?)
+    }
+
+    /// Enqueues a kernel on a grid of blocks.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel takes, and the memory that they name is valid until it is over and used by nothing
+    /// else in an order that events have not settled.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 2],
+        block: u32,
+        arguments: &[Argument],
+    ) -> Result<(), DeviceError> {
+        let mut places: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::U32(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::U64(value) => ptr::from_ref(value).cast_mut().cast(),
+            })
+            .collect();
+        let [x, y] = grid;
+        // SAFETY: as the caller says; arguments are copied in the call.
+        let launch = || unsafe {
+            sys::cuLaunchKernel(kernel.0.0, x, y, 1, block, 1, 1, 0, self.raw.0, places.as_mut_ptr(), ptr::null_mut())
+        };
+        Ok(self.context.call("cuLaunchKernel", launch)?)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made here, destroyed once. What is still enqueued the driver finishes.
+        let _ = self.context.call("cuStreamDestroy", || unsafe { sys::cuStreamDestroy_v2(self.raw.0) });
+    }
+}
+
+/// The present end of any stream of the context's device.
+///
+/// # Safety
+/// The stream is alive, and of this context.
+pub(super) unsafe fn record_on(context: &Arc<Context>, stream: sys::CUstream) -> Result<Recorded, DeviceError> {
+    let event = context.take_event()?;
+    // SAFETY: as the caller says; the event is in nobody else's hands.
+    context.call("cuEventRecord", || unsafe { sys::cuEventRecord(event.raw.0, stream) })?;
+    Ok(event)
+}

@@ -1,0 +1,188 @@
+//! Owns what the streams still work on: the handles of slots and device memory that copies and kernels use, until they
+//! are over, and the record of how long each stream was busy.
+//! It must never let go of anything before the mark behind it has passed.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::point::Mark;
+use crate::device::{DeviceError, HostMemory, Utilization};
+use crate::sync::{Arc, Mutex, lock};
+
+/// Intervals that are kept for the record at most; older ones are given up (and the busy time of a consumer that never
+/// releases a batch with them).
+const INTERVALS_MAX: usize = 4096;
+
+/// What is under way on the streams of one device.
+#[derive(Debug, Default)]
+pub(super) struct Flight(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Slots that are being copied, in the order of the copy stream.
+    slots: VecDeque<(Arc<Mark>, Arc<HostMemory>)>,
+    /// Device memory that is being written, in the order of the stream that writes it last.
+    memory: VecDeque<(Arc<Mark>, Arc<dyn Any + Send + Sync>)>,
+    /// What the device may use, and nobody knows any more until when.
+    parked: Vec<(Arc<HostMemory>, Arc<dyn Any + Send + Sync>)>,
+    started: Option<Instant>,
+    copy: Busy,
+    compute: Busy,
+}
+
+/// How long one stream was busy.
+#[derive(Debug, Default)]
+struct Busy {
+    total: Duration,
+    /// Beginnings whose end has not been enqueued.
+    open: VecDeque<(u64, Arc<Mark>)>,
+    /// Begun and ended, in the order of their ends.
+    intervals: VecDeque<Interval>,
+    /// The last end that was counted.
+    counted: Option<(u64, Arc<Mark>)>,
+    /// How many marks there were.
+    marks: u64,
+}
+
+#[derive(Debug)]
+struct Interval {
+    begin: (u64, Arc<Mark>),
+    end: (u64, Arc<Mark>),
+}
+
+impl Busy {
+    fn number(&mut self) -> u64 {
+        self.marks += 1;
+        self.marks
+    }
+
+    fn begin(&mut self, mark: Arc<Mark>) {
+        let number = self.number();
+        self.open.push_back((number, mark));
+        if self.open.len() > INTERVALS_MAX {
+            self.open.pop_front();
+        }
+    }
+
+    fn end(&mut self, mark: Arc<Mark>) {
+        let number = self.number();
+        if let Some(begin) = self.open.pop_front() {
+            self.intervals.push_back(Interval { begin, end: (number, mark) });
+        }
+    }
+
+    /// Counts what is over.
+    fn count(&mut self) -> Result<(), DeviceError> {
+        while let Some(Interval { begin, end }) = self.intervals.front() {
+            if self.intervals.len() <= INTERVALS_MAX && !end.1.is_passed()? {
+                break;
+            }
+            if end.1.is_passed()? {
+                // Where intervals overlap, time counts once: from the end before on, if that is the later of the two.
+                let from = self.counted.as_ref().filter(|counted| counted.0 > begin.0).unwrap_or(begin);
+                self.total += from.1.recorded().until(end.1.recorded())?;
+                self.counted = Some(end.clone());
+            }
+            self.intervals.pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Flight {
+    /// A copy out of `slot`, begun at `begun` and over at `copied`, and the writing of `memory`, over at `ready`.
+    pub(super) fn fed(
+        &self,
+        slot: Arc<HostMemory>,
+        memory: Arc<dyn Any + Send + Sync>,
+        begun: Arc<Mark>,
+        copied: &Arc<Mark>,
+        ready: &Arc<Mark>,
+    ) {
+        let mut inner = lock(&self.0);
+        inner.slots.push_back((Arc::clone(copied), slot));
+        inner.memory.push_back((Arc::clone(ready), memory));
+        inner.copy.begin(begun);
+        inner.copy.end(Arc::clone(copied));
+    }
+
+    /// Keeps both for good: a copy may have been enqueued, and nothing says when it is over.
+    pub(super) fn park(&self, slot: Arc<HostMemory>, memory: Arc<dyn Any + Send + Sync>) {
+        lock(&self.0).parked.push((slot, memory));
+    }
+
+    /// The consumer's work on a batch begins here.
+    pub(super) fn begin(&self, mark: Arc<Mark>) {
+        let mut inner = lock(&self.0);
+        if inner.started.is_none() {
+            inner.started = Some(Instant::now());
+            // Batches that were made ready before are none of the time that is looked at.
+            inner.copy.total = Duration::ZERO;
+        }
+        inner.compute.begin(mark);
+    }
+
+    /// The consumer's work on the batch that was begun first and is not ended ends here.
+    pub(super) fn end(&self, mark: &Arc<Mark>) {
+        lock(&self.0).compute.end(Arc::clone(mark));
+    }
+
+    /// Lets go of what is over. Never blocks.
+    pub(super) fn settle(&self) -> Result<(), DeviceError> {
+        let mut inner = lock(&self.0);
+        while let Some((mark, _)) = inner.slots.front()
+            && mark.is_passed()?
+        {
+            inner.slots.pop_front();
+        }
+        while let Some((mark, _)) = inner.memory.front()
+            && mark.is_passed()?
+        {
+            inner.memory.pop_front();
+        }
+        inner.copy.count()?;
+        inner.compute.count()
+    }
+
+    /// Waits until everything is over, at most this long, and lets go of it. False if something is not.
+    pub(super) fn drain(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.settle().is_err() {
+                // Nothing works any more, so nothing is being worked on.
+                drop(std::mem::take(&mut *lock(&self.0)));
+                return true;
+            }
+            let inner = lock(&self.0);
+            if inner.slots.is_empty() && inner.memory.is_empty() {
+                return true;
+            }
+            drop(inner);
+            if start.elapsed() > limit {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// What is left goes to nobody: the device may use it for as long as the process lives.
+    pub(super) fn leak(&self) {
+        let inner = std::mem::take(&mut *lock(&self.0));
+        inner.slots.into_iter().for_each(|(_, slot)| std::mem::forget(slot));
+        inner.parked.into_iter().for_each(std::mem::forget);
+        inner.memory.into_iter().for_each(|(_, memory)| std::mem::forget(memory));
+    }
+
+    /// How busy the streams were, as far as what is over tells.
+    pub(super) fn utilization(&self) -> Utilization {
+        // What went wrong sticks to the device, and is told by the next call.
+        let _ = self.settle();
+        let inner = lock(&self.0);
+        Utilization {
+            elapsed: inner.started.map_or(Duration::ZERO, |started| started.elapsed()),
+            compute_busy: inner.compute.total,
+            copy_busy: inner.copy.total,
+        }
+    }
+}
