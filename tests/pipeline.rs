@@ -4,9 +4,14 @@
 //! Each expectation is checked under every configuration of [`every_way`], the least budget included.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+#[cfg(feature = "cuda")]
+mod standin;
+
 use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -76,17 +81,29 @@ const AMPLE: ByteCount = ByteCount(1 << 30);
 
 /// Workers x budget x device, the least budget included.
 fn every_way(base: impl Fn() -> LoaderBuilder, check: impl Fn(&str, Loader)) {
-    let least = base().workers(1).plan().unwrap().minimum;
     for workers in [1, 2, 7] {
-        for budget in [least, AMPLE] {
-            for device in ["cpu", "sim:h2d=20GB/s"] {
-                let device: Arc<dyn Device> = open(&device.parse::<DeviceSpec>().unwrap()).unwrap();
+        for device in devices() {
+            let device: Arc<dyn Device> = open(&device.parse::<DeviceSpec>().unwrap()).unwrap();
+            let least = base().workers(1).device(device.clone()).plan().unwrap().minimum;
+            for budget in [least, AMPLE] {
                 let name = format!("{workers} workers, {budget}, {}", device.name());
-                let loader = base().workers(workers).ram_budget(budget).device(device).build();
+                let loader = base().workers(workers).ram_budget(budget).device(device.clone()).build();
                 check(&name, loader.unwrap_or_else(|error| panic!("{name}: {error}")));
             }
         }
     }
+}
+
+/// Every kind of device there is; a GPU is played by the stand-in.
+fn devices() -> Vec<String> {
+    let mut devices = vec!["cpu".to_owned(), "sim:h2d=20GB/s".to_owned()];
+    #[cfg(feature = "cuda")]
+    {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let standin = standin::Standin::shared(NEXT.fetch_add(1, Ordering::Relaxed));
+        devices.push(format!("cuda:{}", standin.number()));
+    }
+    devices
 }
 
 /// A digest of every batch in order: pixels, labels, ids and marks.
@@ -118,6 +135,10 @@ fn assert_balanced(name: &str, loader: &Loader) {
     }
     if let Some(sim) = loader.device().downcast_ref::<SimDevice>() {
         assert_eq!(sim.violations(), Vec::<String>::new(), "{name}");
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(number) = loader.device().name().strip_prefix("cuda:") {
+        standin::Standin::shared(number.parse().unwrap()).assert_lawful();
     }
 }
 

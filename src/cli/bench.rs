@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::Xxh3;
 use feedstock::device::{Device, Event};
 use feedstock::tensor::{SIDE_MAX, SampleSpec};
 use feedstock::transform::{Resize, ResizeCenterCrop};
-use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, ram_budget_here};
+use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, State, ram_budget_here};
 
 use super::Context;
 use super::data::{self, LoaderArgs, MovesTold};
@@ -98,6 +98,8 @@ struct Tally {
     /// The input wait of the epochs before the measured ones.
     waited_before: Duration,
     digest: u64,
+    /// The next batch.
+    state: State,
 }
 
 struct Bench<'a> {
@@ -214,14 +216,16 @@ impl Bench<'_> {
 
     fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
         let mut batches = self.loader.epoch(epoch);
+        self.tally(|tally| tally.state = batches.state());
         while let Some(batch) = batches.next().transpose()? {
             let since_start = self.started.elapsed();
             self.step(&batch)?;
             if began.is_some() && !self.args.no_digest {
                 self.add_to_digest(&batch)?;
             }
-            let digest = self.digest.digest();
+            let (digest, state) = (self.digest.digest(), batches.state());
             self.tally(|tally| {
+                tally.state = state;
                 tally.first_batch.get_or_insert(since_start);
                 if began.is_some() {
                     tally.images += batch.len() as u64;

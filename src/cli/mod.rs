@@ -102,6 +102,7 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args),
     }));
+    context.stop.forget();
     // A panic has printed its message already.
     let failure = match done {
         Ok(Ok(())) => return ExitCode::SUCCESS,

@@ -56,6 +56,13 @@ impl Stop {
         *lock(&self.0.last_words) = Some(Box::new(words));
     }
 
+    /// Lets go of what it was given: the verb is done, and what it held is to be given back before the program ends.
+    pub(crate) fn forget(&self) {
+        let ends = std::mem::take(&mut *lock(&self.0.ends));
+        let words = lock(&self.0.last_words).take();
+        drop((ends, words));
+    }
+
     /// Whether the caller is to sum up: the first one only.
     pub(crate) fn sum_up(&self) -> bool {
         !self.0.summed_up.swap(true, Ordering::SeqCst)

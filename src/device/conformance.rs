@@ -23,7 +23,7 @@ fn everywhere(test: impl Fn(&Arc<dyn Device>)) {
     #[cfg(feature = "cuda")]
     for settings in ["lazy_us=0", "lazy_us=300;copy_ns_per_kib=2000"] {
         let standin = super::cuda::standin::Standin::new(settings);
-        let device: Arc<dyn Device> = Arc::new(standin.open());
+        let device: Arc<dyn Device> = Arc::new(CudaDevice::open(standin.number()).expect(settings));
         test(&device);
         assert_eq!(device.check(), Ok(()), "{settings}");
         drop(device);

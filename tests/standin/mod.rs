@@ -1,15 +1,23 @@
-//! Owns the building of the stand-in for NVIDIA's driver library: compiled once for a state of its sources, by the compilers
-//! that the tests themselves were built with, and shared by every test program.
-//! It must never be part of the library, and never load what it builds.
+//! Owns the tests' way to a GPU: the stand-in for NVIDIA's driver library, compiled once for a state of its sources by the
+//! compilers at hand, loaded before anybody looks for the real one, and one of its devices for each test.
+//! It must never be part of anything but tests.
 #![allow(unreachable_pub, dead_code, reason = "each user is a program of its own, and uses a part of it")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::collections::hash_map::DefaultHasher;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString, c_char, c_int};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libloading::os::unix::Library;
+
+/// How many devices it has.
+const DEVICES: u32 = 64;
 
 /// The folder with `libcuda.so` in it, for `LD_LIBRARY_PATH`. Builds it where it is not there yet.
 pub fn folder() -> PathBuf {
@@ -89,5 +97,93 @@ impl Report {
     #[track_caller]
     pub fn number(&self, key: &str) -> u64 {
         *self.numbers.get(key).unwrap_or_else(|| panic!("no {key} in {self:?}"))
+    }
+}
+
+/// Loads the stand-in, so that the driver's name means it from here on: a library that is loaded is found by its name.
+pub fn load() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let path = folder().join("libcuda.so");
+        #[allow(unsafe_code, reason = "a library is loaded")]
+        // SAFETY: its initialiser only reads the environment.
+        unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    })
+}
+
+/// A device of the stand-in's, for one test.
+#[derive(Debug)]
+pub struct Standin {
+    number: u32,
+}
+
+impl Standin {
+    /// The next device that no other test has had, set up as `settings` say (`tests/standin/README.md`).
+    pub fn new(settings: &str) -> Self {
+        // The first belongs to those who ask for it by name.
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(number < DEVICES, "the stand-in has no device left for this test");
+        let standin = Standin { number };
+        standin.set(settings);
+        standin
+    }
+
+    /// A device that other tests may have as well, as the stand-in sets it up by itself.
+    pub fn shared(number: u32) -> Self {
+        load();
+        Standin { number: number % DEVICES }
+    }
+
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Changes settings.
+    pub fn set(&self, settings: &str) {
+        let text = CString::new(settings).expect("no zero");
+        type Configure = unsafe extern "C" fn(c_int, *const c_char) -> c_int;
+        #[allow(unsafe_code, reason = "the stand-in is a C library")]
+        // SAFETY: it has a function of this name and type.
+        let configure = unsafe { load().get::<Configure>(b"standin_configure\0") }.expect("a stand-in");
+        #[allow(unsafe_code, reason = "the stand-in is a C library")]
+        // SAFETY: the text ends with a zero.
+        let refused = unsafe { configure(self.number as c_int, text.as_ptr()) };
+        assert_eq!(refused, 0, "'{settings}'");
+    }
+
+    pub fn report(&self) -> Report {
+        type Ask = unsafe extern "C" fn(c_int, *mut c_char, usize) -> usize;
+        #[allow(unsafe_code, reason = "the stand-in is a C library")]
+        // SAFETY: it has a function of this name and type.
+        let report = unsafe { load().get::<Ask>(b"standin_report\0") }.expect("a stand-in");
+        #[allow(unsafe_code, reason = "the stand-in is a C library")]
+        // SAFETY: null and 0 ask for the length.
+        let len = unsafe { report(self.number as c_int, ptr::null_mut(), 0) };
+        // Room for what is added between the two calls.
+        let mut text = vec![0u8; len + 4096];
+        #[allow(unsafe_code, reason = "the stand-in is a C library")]
+        // SAFETY: the buffer is as long as it says.
+        unsafe {
+            report(self.number as c_int, text.as_mut_ptr().cast(), text.len());
+        }
+        let end = text.iter().position(|&byte| byte == 0).expect("it ends");
+        Report::parse(std::str::from_utf8(&text[..end]).expect("text"))
+    }
+
+    /// Nothing has gone against the rules so far.
+    #[track_caller]
+    pub fn assert_lawful(&self) {
+        assert_eq!(self.report().violations, Vec::<String>::new());
+    }
+
+    /// As above, and everything was given back.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        self.assert_lawful();
+        let report = self.report();
+        for key in ["device_bytes", "pinned_bytes", "streams", "events", "modules", "contexts"] {
+            assert_eq!(report.number(key), 0, "{key}: {report:?}");
+        }
     }
 }

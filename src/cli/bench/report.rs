@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use feedstock::device::SimDevice;
 use feedstock::host::process_memory;
-use feedstock::{ByteCount, ImageFolder, Loader};
+use feedstock::{ByteCount, ImageFolder, Loader, State};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::gpu::Gpu;
@@ -90,6 +90,7 @@ impl Report {
             "violations": self.violations(),
             "moves": moves_json(&self.loader.moves()),
             "notes": self.loader.notes().iter().chain(self.folder.notes()).collect::<Vec<_>>(),
+            "state": { "epoch": tally.state.epoch, "batch": tally.state.batch },
             "error": error,
         });
         if let (Value::Object(report), Value::Object(request)) = (&mut report, &self.request) {
@@ -150,7 +151,9 @@ impl Report {
             lines.push(("digest", format!("{:016x}", tally.digest)));
         }
         if let Some(error) = error {
+            let State { epoch, batch } = tally.state;
             lines.push(("ended early", error.lines().next().unwrap_or_default().to_owned()));
+            lines.push(("to go on", format!("at batch {batch} of epoch {epoch}, both from 0")));
         }
         let bad = BadReport::new(&self.folder, &self.loader.bad_samples()).text();
         let damaged = damaged_text(&self.loader.damaged_samples());

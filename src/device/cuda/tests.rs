@@ -17,6 +17,10 @@ fn pixels(len: usize, salt: u64) -> Vec<u8> {
     (0..len as u64).map(|at| mix64(at ^ salt << 32) as u8).collect()
 }
 
+fn open(standin: &Standin) -> CudaDevice {
+    CudaDevice::open(standin.number()).expect("the stand-in opens")
+}
+
 fn slot(device: &CudaDevice, pixels: &[u8]) -> Arc<HostMemory> {
     let mut memory = device.host_memory(pixels.len()).expect("a slot");
     memory.as_mut_slice().copy_from_slice(pixels);
@@ -45,7 +49,7 @@ fn a_thousand_batches_go_through_one_ring_in_order_and_nothing_is_taken_on_the_w
         [(F32, "seed=3"), (Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None }, "seed=4;lazy_us=20")]
     {
         let standin = Standin::new(settings);
-        let device = standin.open();
+        let device = open(&standin);
         let samples = 3;
         let mut ring: Vec<_> = (0..3).map(|_| (memory(&device, samples, &finish), Event::done())).collect();
         let mut slots: Vec<_> =
@@ -89,7 +93,7 @@ fn a_thousand_batches_go_through_one_ring_in_order_and_nothing_is_taken_on_the_w
 #[test]
 fn windows_are_cut_and_mirrored_on_the_device() {
     let standin = Standin::new("seed=5");
-    let device = standin.open();
+    let device = open(&standin);
     let stored = SampleSpec { height: 9, width: 14 };
     for round in 0..6 {
         let samples = 1 + round as usize * 3;
@@ -127,7 +131,7 @@ fn windows_are_cut_and_mirrored_on_the_device() {
 #[test]
 fn memory_that_runs_out_names_who_holds_it_and_when() {
     let standin = Standin::new("memory=100000000;others=60000000");
-    let device = standin.open();
+    let device = open(&standin);
     let held = device.memory(10_000_000, 0).expect("there is room");
     let error = device.memory(50_000_000, 0).expect_err("there is no room").to_string();
     for words in [
@@ -163,7 +167,7 @@ fn memory_that_runs_out_names_who_holds_it_and_when() {
 #[test]
 fn memory_that_cannot_be_locked_is_ordinary_memory_and_a_note_says_so() {
     let standin = Standin::new("");
-    let device = standin.open();
+    let device = open(&standin);
     standin.set("fail_pin=1");
     let from = slot(&device, &pixels(4 * SPEC.elements(), 9));
     let notes = device.notes();
@@ -182,7 +186,7 @@ fn memory_that_cannot_be_locked_is_ordinary_memory_and_a_note_says_so() {
 #[test]
 fn a_device_that_is_lost_fails_every_event_and_every_later_call() {
     let standin = Standin::new("");
-    let device = standin.open();
+    let device = open(&standin);
     let mut to = memory(&device, 2, &F32);
     let from = slot(&device, &pixels(2 * SPEC.elements(), 9));
     standin.set("lose_after=2;lose_code=999");
@@ -209,7 +213,7 @@ fn a_device_that_is_lost_fails_every_event_and_every_later_call() {
 #[test]
 fn a_kernel_that_goes_wrong_sticks_with_its_name() {
     let standin = Standin::new("");
-    let device = standin.open();
+    let device = open(&standin);
     let mut to = memory(&device, 2, &F32);
     let from = slot(&device, &pixels(2 * SPEC.elements(), 9));
     standin.set("sticky=1;sticky_code=700");
@@ -227,7 +231,7 @@ fn slots_are_write_combined_where_that_copies_faster() {
         ("copy_ns_per_kib=0", false),
     ] {
         let standin = Standin::new(settings);
-        let device = standin.open();
+        let device = open(&standin);
         if expected {
             // Whether the CPU writes it as fast is measured as well, and is this machine's affair.
             let slot = device.host_memory(4096).expect("a slot");
@@ -244,7 +248,7 @@ fn slots_are_write_combined_where_that_copies_faster() {
 #[test]
 fn slots_are_as_large_as_asked_for_and_go_back_when_they_are_dropped() {
     let standin = Standin::new("");
-    let device = standin.open();
+    let device = open(&standin);
     let slots: Vec<_> = [1, 4097, 1_000_000].iter().map(|&len| device.host_memory(len).expect("a slot")).collect();
     assert!(slots.iter().all(|slot| slot.as_slice().iter().all(|&byte| byte == 0)));
     assert_eq!(standin.report().number("pinned_bytes"), 1 + 4097 + 1_000_000);
@@ -257,7 +261,7 @@ fn slots_are_as_large_as_asked_for_and_go_back_when_they_are_dropped() {
 #[test]
 fn a_consumer_with_a_stream_of_its_own_reads_and_releases_in_order() {
     let standin = Standin::new("seed=11");
-    let device = standin.open();
+    let device = open(&standin);
     let consumer = Stream::new(&device.context).expect("a stream");
     let mut ring: Vec<_> = (0..2).map(|_| (memory(&device, 2, &F32), Event::done())).collect();
     for batch in 0..50 {
@@ -315,7 +319,7 @@ fn memory_of_somebody_elses_is_fed_and_given_back_to_them() {
 #[test]
 fn busy_time_is_the_streams_own() {
     let standin = Standin::new("lazy_us=0;kernel_ns=3000000");
-    let device = standin.open();
+    let device = open(&standin);
     let mut to = memory(&device, 2, &F32);
     let from = slot(&device, &pixels(2 * SPEC.elements(), 3));
     let fed = feed(&device, &from, F32, &mut to, Event::done()).expect("fed");
@@ -336,7 +340,7 @@ fn busy_time_is_the_streams_own() {
 #[test]
 fn what_a_device_is_and_how_fast_it_copies_is_told() {
     let standin = Standin::new("copy_ns_per_kib=200");
-    let device = standin.open();
+    let device = open(&standin);
     let facts = device.facts().expect("facts");
     assert_eq!((facts.driver.as_str(), facts.capability.as_str()), ("13.0", "9.0"));
     assert!(facts.memory_free <= facts.memory_total && !facts.model.is_empty() && !facts.bus_id.is_empty());
