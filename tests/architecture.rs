@@ -88,6 +88,13 @@ const ROOMS: &[(&str, &[&str])] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("src/decode/turbo/sample.rs", "the tests' files come from an encoder in C"),
     ("src/decode/turbo/shim.rs", "libjpeg-turbo is in C"),
+    ("src/adapt/burn/cuda.rs", "burn's memory is lent by address, and its stream named by id"),
+    ("src/device/cuda.rs", "copies and kernels are given addresses"),
+    ("src/device/cuda/driver.rs", "NVIDIA's driver is a library in C"),
+    ("src/device/cuda/kernels.rs", "kernels are given addresses"),
+    ("src/device/cuda/memory.rs", "memory of the driver's"),
+    ("src/device/cuda/probe.rs", "copies are given addresses, and a library is looked for"),
+    ("src/device/cuda/tests.rs", "does what consumers with streams and memory of their own do"),
     ("src/device/memory.rs", "memory made by hand: mapped, page-locked"),
     ("src/device/finish.rs", "a copy of a safe function compiled for AVX2, called where the CPU has it"),
     ("src/device/sim/tests.rs", "writes to a slot behind a copy's back, to see it caught"),

@@ -55,7 +55,9 @@ fn batches_are_the_same_on_a_gpu_whatever_order_its_streams_choose() {
     for (index, output) in ["u8", "f32", "bf16", "f16"].into_iter().enumerate() {
         for layout in ["nchw", "nhwc"] {
             let line = |device: &str| {
-                format!("bench --data DIR --size 48 --batch-size 5 --epochs 3 --output {output} --layout {layout} --json --device {device}")
+                format!(
+                    "bench --data DIR --size 48 --batch-size 5 --epochs 3 --output {output} --layout {layout} --json --device {device}"
+                )
             };
             let (cpu, _) = run(&line("cpu"), set.path(), "");
             let settings = format!("seed={index};lazy_us={};copy_ns_per_kib={}", 100 * index, 40 * index);
@@ -103,7 +105,10 @@ fn what_is_there_is_told() {
     let devices = said["devices"].as_array().expect("devices");
     assert_eq!(devices.len(), 2, "{said}");
     assert_eq!(devices[0]["memory"]["total_bytes"], 2_147_483_648_u64);
-    assert!(devices.iter().all(|device| device["bytes_per_s"]["pinned"].as_f64().is_some_and(|rate| rate > 0.0)), "{said}");
+    assert!(
+        devices.iter().all(|device| device["bytes_per_s"]["pinned"].as_f64().is_some_and(|rate| rate > 0.0)),
+        "{said}"
+    );
     assert_eq!(devices[1]["nvrtc"].as_bool().is_some(), true, "{said}");
     for key in ["memory", "cores", "lock_limit_bytes", "memory_stalled_percent_10s", "local_ranks"] {
         assert!(said.get(key).is_some(), "{key}: {said}");
@@ -146,7 +151,9 @@ fn a_device_without_room_refuses_at_the_start_with_the_account() {
     let line = "bench --data DIR --size 64 --batch-size 36 --output f32 --device cuda:0";
     let (said, report) = run(line, set.path(), "memory=40000000;others=35700000");
     assert_eq!(said.code, Some(6), "{said:?}");
-    for words in ["out of device memory", "asked for", "free of 38.1 MiB", "the loader's batches hold", "others", "at the start"] {
+    for words in
+        ["out of device memory", "asked for", "free of 38.1 MiB", "the loader's batches hold", "others", "at the start"]
+    {
         assert!(said.err.contains(words), "{words}: {}", said.err);
     }
     assert_clean(&report);
@@ -168,7 +175,8 @@ fn memory_that_cannot_be_locked_slows_a_run_down_and_a_note_says_so() {
 fn a_device_lost_in_mid_run_ends_it_at_once_and_says_where_to_go_on() {
     let set = small_set();
     for settings in ["lose_after=400", "sticky=40", "lose_after=400;lazy_us=0", "sticky=75;sticky_code=719"] {
-        let line = "bench --data DIR --size 48 --batch-size 5 --epochs 200 --output f32 --no-digest --json --device cuda:0";
+        let line =
+            "bench --data DIR --size 48 --batch-size 5 --epochs 200 --output f32 --no-digest --json --device cuda:0";
         let (said, report) = run(line, set.path(), settings);
         assert_eq!(said.code, Some(6), "{settings}: {said:?}");
         assert!(said.err.contains("device 'cuda:0' is lost"), "{settings}: {said:?}");

@@ -1,5 +1,7 @@
 //! Owns the way into burn: a [`Loader`] as a [`burn::data::dataloader::DataLoader`].
 //! It must never keep a slot longer than the copy into a tensor takes, and never end an epoch early in silence.
+//!
+//! On burn's CUDA backend there is no copy (`burn/cuda.rs`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,6 +14,11 @@ use ::burn::tensor::backend::Backend;
 use ::burn::tensor::{Element, Int, Tensor, TensorData};
 
 use crate::{Batch, DType, Epoch, Error, Loader, State};
+
+#[cfg(feature = "burn-cuda")]
+mod cuda;
+#[cfg(feature = "burn-cuda")]
+pub use cuda::cuda_device;
 
 /// Images and their labels, as tensors. Samples that the loader masked are left out, so a training loop sees good ones
 /// only and a batch may be smaller than asked.
@@ -194,7 +201,7 @@ impl<B: Backend> Batches<'_, B> {
             let keep: Vec<usize> = (0..batch.len()).filter(wanted).filter(|&place| batch.valid()[place]).collect();
             self.position = (first + batch.len()).min(self.of.samples.end);
             if !keep.is_empty() {
-                return to_tensors(&batch, &keep, &self.of.device).map(Some);
+                return to_tensors(batch, &keep, &self.of.device).map(Some);
             }
         }
         Ok(None)
@@ -231,8 +238,24 @@ impl<B: Backend> DataLoaderIterator<ImageBatch<B>> for Batches<'_, B> {
     }
 }
 
-/// The samples at these places of a batch. Their pixels are copied once; the slot goes back when the batch is dropped.
-fn to_tensors<B: Backend>(batch: &Batch, keep: &[usize], device: &B::Device) -> Result<ImageBatch<B>, Error> {
+/// The samples at these places of a batch. Where the batch lies in memory that burn has lent, it is not copied; otherwise
+/// its pixels are copied once, and the slot goes back when the batch is dropped.
+fn to_tensors<B: Backend>(batch: Batch, keep: &[usize], device: &B::Device) -> Result<ImageBatch<B>, Error> {
+    let labels: Vec<i64> = keep.iter().map(|&place| i64::from(batch.labels()[place])).collect();
+    let labels = Tensor::from_data(TensorData::new(labels, [keep.len()]), device);
+    #[cfg(feature = "burn-cuda")]
+    let batch = {
+        let samples = batch.len();
+        match cuda::images::<B>(batch)? {
+            Ok(images) if keep.len() == samples => return Ok(ImageBatch { images, labels }),
+            Ok(images) => {
+                let places: Vec<i64> = keep.iter().map(|&place| place as i64).collect();
+                let places = Tensor::from_data(TensorData::new(places, [keep.len()]), device);
+                return Ok(ImageBatch { images: images.select(0, places), labels });
+            }
+            Err(batch) => batch,
+        }
+    };
     let mut pixels = match batch.bytes() {
         Some(bytes) => Cow::Borrowed(bytes),
         None => {
@@ -253,11 +276,7 @@ fn to_tensors<B: Backend>(batch: &Batch, keep: &[usize], device: &B::Device) -> 
         DType::Bf16 => elements::<half::bf16>(&pixels, shape),
         DType::F16 => elements::<half::f16>(&pixels, shape),
     };
-    let labels: Vec<i64> = keep.iter().map(|&place| i64::from(batch.labels()[place])).collect();
-    Ok(ImageBatch {
-        images: Tensor::from_data(data, device),
-        labels: Tensor::from_data(TensorData::new(labels, [keep.len()]), device),
-    })
+    Ok(ImageBatch { images: Tensor::from_data(data, device), labels })
 }
 
 fn elements<E: Element + bytemuck::Pod>(pixels: &[u8], shape: [usize; 4]) -> TensorData {

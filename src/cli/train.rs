@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
+use feedstock::device::DeviceSpec;
 use feedstock::train::{Cpu, Event, ModelKind, OptimizerKind, TrainConfig, TrainData, TrainError, train};
 use feedstock::{CpuBudget, RamBudget, Seed};
 
@@ -17,6 +19,7 @@ use super::data::{DecodeArgs, MovesTold, tell_notes};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 
+mod place;
 mod report;
 mod setup;
 
@@ -76,6 +79,10 @@ pub(crate) struct TrainArgs {
     /// Cores for the loaders where --workers is not given: 6, 50% or auto (all but one, for the training thread)
     #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
     cpu_budget: CpuBudget,
+    /// What trains: cuda:N, cpu, or auto (a GPU where there is one and the program is built for it, else cpu). With
+    /// sim:step=20ms the CPU trains, and batches take the way that a GPU's would
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceSpec,
     #[command(flatten)]
     decode: DecodeArgs,
     /// Write a checkpoint here after each epoch
@@ -148,14 +155,32 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
         context.stop.last_words(move || drop(print(story.render(json, Some("interrupted")))));
     }
 
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = setup.place.gpu {
+        let device = burn::backend::cuda::CudaDevice::new(number as usize);
+        return learn::<feedstock::train::Gpu>(args, context, &setup, &config, &story, &stop, &device);
+    }
+    learn::<Cpu>(args, context, &setup, &config, &story, &stop, &Default::default())
+}
+
+/// Trains on a backend, and tells how it goes.
+fn learn<B: AutodiffBackend>(
+    args: &TrainArgs,
+    context: &Context,
+    setup: &Setup,
+    config: &TrainConfig,
+    story: &Story,
+    stop: &AtomicBool,
+    device: &B::Device,
+) -> Result<(), Failure> {
+    let json = args.json;
     let mut progress = Progress::new(setup.training.batches_per_epoch().saturating_mul(args.epochs));
-    let device = Default::default();
-    let data = TrainData::<Cpu>::from_loaders(setup.training.clone(), setup.validation.clone(), &device);
+    let data = TrainData::<B>::from_loaders(setup.training.clone(), setup.validation.clone(), device);
     let began = Instant::now();
     let mut printed = Ok(());
     let mut out_of_time = false;
     let mut moves = MovesTold::default();
-    let outcome = train(&config, &data, &device, &stop, |event| {
+    let outcome = train(config, &data, device, stop, |event| {
         story.hear(&event);
         match event {
             Event::Progress(step) => {

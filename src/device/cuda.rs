@@ -221,7 +221,11 @@ impl CudaDevice {
     fn order(&self, stream: &Stream, event: &Event) -> Result<(), DeviceError> {
         match Point::mark_in(event, &self.flight) {
             Some(mark) => stream.wait(mark.recorded()),
-            None => event.wait(),
+            None => {
+                // Somebody else's event may have to ask the driver.
+                self.context.enter()?;
+                event.wait()
+            }
         }
     }
 

@@ -52,3 +52,7 @@ pub use schedule::Schedule;
 
 /// The backend to train with on the CPU: burn's flex, with gradients.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
+
+/// The backend to train with on an NVIDIA GPU: burn's CUDA, with gradients.
+#[cfg(feature = "burn-cuda")]
+pub type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;

@@ -99,6 +99,12 @@ pub unsafe extern "C" fn cuMemHostAlloc(address: Out<'_, usize>, len: usize, fla
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAllocHost_v2(address: Out<'_, usize>, len: usize) -> Code {
+    // SAFETY: the caller vouches for it, as for any call.
+    unsafe { cuMemHostAlloc(address, len, 0) }
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFreeHost(address: usize) -> Code {
     call_to_release(|_, mut state| free(&mut state, true, address, "cuMemFreeHost"))
 }
@@ -152,6 +158,60 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, len: u
 pub unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, len: usize) -> Code {
     let range = (to as usize, from as usize, len);
     call(|device, state| device_to_host(device, state, range, DEFAULT_STREAM, "cuMemcpyDtoH", true))
+}
+
+/// A rectangle to copy, as cuda.h has it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Rectangle {
+    from_x: usize,
+    from_y: usize,
+    from_kind: c_uint,
+    from_host: *const c_void,
+    from_device: u64,
+    from_array: usize,
+    from_pitch: usize,
+    to_x: usize,
+    to_y: usize,
+    to_kind: c_uint,
+    to_host: *mut c_void,
+    to_device: u64,
+    to_array: usize,
+    to_pitch: usize,
+    width: usize,
+    height: usize,
+}
+
+const KIND_HOST: c_uint = 1;
+const KIND_DEVICE: c_uint = 2;
+
+/// Copies a rectangle row by row, or at once where rows follow each other without a gap.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpy2DAsync_v2(what: *const Rectangle, stream: usize) -> Code {
+    // SAFETY: the caller vouches for it.
+    let Some(&all) = (unsafe { what.as_ref() }) else { return INVALID_VALUE };
+    let dense = all.from_pitch == all.width && all.to_pitch == all.width;
+    let (rows, len) = if dense { (1, all.width * all.height) } else { (all.height, all.width) };
+    for row in 0..rows {
+        let from = (all.from_y + row) * all.from_pitch + all.from_x;
+        let to = (all.to_y + row) * all.to_pitch + all.to_x;
+        let (from_device, to_device) = (all.from_device + from as u64, all.to_device + to as u64);
+        let from_host = all.from_host.wrapping_byte_add(from);
+        let to_host = all.to_host.wrapping_byte_add(to);
+        let code = match (all.from_kind, all.to_kind) {
+            // SAFETY: the caller vouches for both ends.
+            (KIND_HOST, KIND_DEVICE) => unsafe { cuMemcpyHtoDAsync_v2(to_device, from_host, len, stream) },
+            // SAFETY: as above.
+            (KIND_DEVICE, KIND_HOST) => unsafe { cuMemcpyDtoHAsync_v2(to_host, from_device, len, stream) },
+            // SAFETY: as above.
+            (KIND_DEVICE, KIND_DEVICE) => unsafe { cuMemcpyDtoDAsync_v2(to_device, from_device, len, stream) },
+            _ => NOT_SUPPORTED,
+        };
+        if code != 0 {
+            return code;
+        }
+    }
+    0
 }
 
 #[unsafe(no_mangle)]

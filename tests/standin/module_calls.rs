@@ -97,7 +97,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
         // SAFETY: the caller has as many parameters, of these sizes, as the kernel takes.
         let values = unsafe { copy_params(&entry, params) }?;
         let what: Arc<str> = format!("kernel {}", entry.name.to_string_lossy()).into();
-        let Reach { touches, blocks, wild } = reach(&mut state, &entry, &values, &what);
+        let Reach { touches, blocks, wild } = reach(&mut state, &entry, &values, &what, grid_y);
         let launch = Launch { name: entry.name, grid, block, shared, params: values, wild };
         state.counts.launches += 1;
         state.enqueue(stream, what, Task::Launch(Box::new(launch)), blocks, &touches);
@@ -136,8 +136,10 @@ struct Reach {
 }
 
 /// Finds out which memory the parameters lead to. The first pointer is what a kernel writes, if it writes anything, and the
-/// others are what it reads, each up to the next pointer into the same allocation, or to its end.
-fn reach(state: &mut State, entry: &Entry, values: &[Vec<u64>], what: &str) -> Reach {
+/// others are what it reads, each up to the next pointer into the same allocation, or to its end; no further than is known
+/// of the kernels under test.
+fn reach(state: &mut State, entry: &Entry, values: &[Vec<u64>], what: &str, rows: u32) -> Reach {
+    let lengths = lengths(&entry.name.to_string_lossy(), values, rows as usize);
     let mut pointers = Vec::new();
     for (param, value) in entry.params.iter().zip(values).filter(|(param, _)| param.bytes == 8) {
         let address = value[0] as usize;
@@ -161,7 +163,8 @@ fn reach(state: &mut State, entry: &Entry, values: &[Vec<u64>], what: &str) -> R
                 continue;
             }
         };
-        let end = found.base + found.len;
+        let known = lengths.as_ref().map_or(usize::MAX, |lengths| lengths[at]);
+        let end = (found.base + found.len).min(address.saturating_add(known));
         let next = pointers.iter().copied().filter(|&other| other > address && other < end).min();
         reach.blocks.push(Arc::clone(&found.block));
         reach
@@ -171,4 +174,18 @@ fn reach(state: &mut State, entry: &Entry, values: &[Vec<u64>], what: &str) -> R
     // What it reads it finds as it was before it wrote.
     reach.touches.sort_by_key(|(_, touch)| touch.write);
     reach
+}
+
+/// How many bytes the kernels under test reach behind each of their pointers.
+fn lengths(name: &str, values: &[Vec<u64>], rows: usize) -> Option<Vec<usize>> {
+    let value = |at: usize| values.get(at).map_or(0, |value| value[0] as u32 as usize);
+    let (finished, stored) = (3 * value(4) * value(5), 3 * value(6) * value(7));
+    let element = match name.strip_prefix("feedstock_finish_") {
+        Some(kind) if kind.starts_with("b8_") => 1,
+        Some(kind) if kind.starts_with("b16_") => 2,
+        Some(_) => 4,
+        None if name == "feedstock_step" => return Some(vec![1]),
+        None => return None,
+    };
+    Some(vec![rows * finished * element, rows * stored, 3 * 256 * element, 8 * rows])
 }

@@ -10,6 +10,7 @@ use feedstock::train::{EpochReport, Event, Progress, TrainConfig};
 use feedstock::{ByteCount, DamagedSample, ImageFolder, Loader};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
+use super::super::gpu::Gpu;
 use super::super::table::{columns, counted, facts};
 use super::Setup;
 
@@ -21,6 +22,8 @@ pub(super) struct Story {
     budget: ByteCount,
     config: Arc<TrainConfig>,
     told: Arc<Mutex<Told>>,
+    /// Where the device is a GPU.
+    gpu: Option<Arc<Gpu>>,
 }
 
 #[derive(Clone, Default)]
@@ -41,7 +44,12 @@ impl Story {
             budget: setup.budget,
             config: Arc::new(config.clone()),
             told: Arc::default(),
+            gpu: Gpu::watch(&*setup.place.device).map(Arc::new),
         }
+    }
+
+    fn device(&self) -> String {
+        self.parts.first().map_or_else(String::new, |(_, loader)| loader.device().name())
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -135,6 +143,8 @@ impl Story {
             "bad_samples": bad,
             "damaged_samples": damaged_json(&self.damaged()),
             "moves": self.parts.first().map(|(_, loader)| moves_json(&loader.moves())),
+            "device": self.device(),
+            "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
             "checkpoint": self.config.checkpoint.as_ref().map(|path| path.to_string_lossy()),
             "ended_early": ended,
         })
@@ -160,6 +170,17 @@ impl Story {
                 images as f64 / seconds.max(1e-9)
             ),
         ));
+        let device = self.device();
+        if device != "cpu" {
+            lines.push((
+                "device",
+                match self.gpu.as_deref().map(Gpu::busy_share) {
+                    Some(Ok(share)) => format!("{device}, busy {} of the time by NVML", percent(share)),
+                    Some(Err(why)) => format!("{device}; {why}"),
+                    None => device,
+                },
+            ));
+        }
         if let Some((epoch, accuracy)) = told.best() {
             lines.push(("best", format!("validation accuracy {} after epoch {}", percent(accuracy), epoch + 1)));
         }
@@ -178,6 +199,10 @@ impl Story {
         }
         if let Some(ended) = ended {
             lines.push(("ended early", ended.to_owned()));
+            if let (Some(_), Some(last)) = (&self.config.checkpoint, told.epochs.last()) {
+                let done = last.training.epoch + 1;
+                lines.push(("to go on", format!("--resume takes up the checkpoint, after epoch {done}")));
+            }
         }
         let mut parts = vec![String::new(), columns(head, &rows), facts(&lines)];
         parts.extend(self.bad().iter().map(BadReport::text).filter(|text| !text.is_empty()));

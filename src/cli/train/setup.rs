@@ -15,6 +15,7 @@ use super::super::failure::{Failure, say};
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
 use super::TrainArgs;
+use super::place::Place;
 
 /// Pictures up to this side are small ones: the small network, and samples of [`SMALL_SIZE`].
 const SMALL_SIDE_MAX: u32 = 96;
@@ -33,11 +34,13 @@ pub(super) struct Setup {
     pub(super) size: u32,
     pub(super) budget: ByteCount,
     pub(super) notes: Vec<String>,
+    pub(super) place: Place,
 }
 
 impl Setup {
     pub(super) fn new(args: &TrainArgs) -> Result<Setup, Failure> {
-        let mut notes = Vec::new();
+        let place = Place::choose(&args.device)?;
+        let mut notes: Vec<String> = place.note.clone().into_iter().collect();
         let (train, validate) = match &args.data {
             Some(data) => split(data, args.val.clone()),
             None => {
@@ -58,13 +61,14 @@ impl Setup {
         let mut validating = None;
         let mut share = ByteCount::ZERO;
         if let Some(folder) = &validation_folder {
-            let builder = common(args, folder).transform(center(&sides, size)).shuffle(false).own_ram_budget(budget);
+            let builder =
+                common(args, folder, &place).transform(center(&sides, size)).shuffle(false).own_ram_budget(budget);
             // It gets what it has use for, but leaves training three quarters where it can.
             let plan = builder.plan()?;
             share = plan.knee.min(ByteCount(budget.0 / 4)).max(plan.minimum);
             validating = Some(builder.own_ram_budget(share));
         }
-        let training = common(args, &folder).seed(args.seed).own_ram_budget(budget.saturating_sub(share));
+        let training = common(args, &folder, &place).seed(args.seed).own_ram_budget(budget.saturating_sub(share));
         let training = match sides.iter().all(|&side| side == (size, size)) {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
             false => training.transform(RandomResizedCrop::new(size).scale(0.35, 1.0).flip(0.5)),
@@ -76,7 +80,7 @@ impl Setup {
         if let Some(folder) = &validation_folder {
             notes.extend(folder.notes().iter().cloned());
         }
-        Ok(Setup { folder, validation_folder, training, validation, size, budget, notes })
+        Ok(Setup { folder, validation_folder, training, validation, size, budget, notes, place })
     }
 
     /// Every loader there is.
@@ -99,8 +103,11 @@ impl Setup {
 }
 
 /// What both loaders are like.
-fn common(args: &TrainArgs, folder: &Arc<ImageFolder>) -> LoaderBuilder {
+fn common(args: &TrainArgs, folder: &Arc<ImageFolder>, place: &Place) -> LoaderBuilder {
     let builder = Loader::builder(folder.clone())
+        .device(place.device.clone())
+        // A GPU works on one while the step after it is being enqueued.
+        .batches_held(if place.gpu.is_some() { 2 } else { 1 })
         .batch_size(args.batch_size)
         .cpu_budget(args.cpu_budget)
         .output(DType::F32)

@@ -251,6 +251,11 @@ impl Context {
         lock(&self.trouble).get_or_insert(error).clone()
     }
 
+    /// Makes this context current on the calling thread.
+    pub(super) fn enter(&self) -> Result<(), DeviceError> {
+        Ok(self.call("cuCtxSetCurrent", || CUresult::CUDA_SUCCESS)?)
+    }
+
     /// Calls the driver with this context current on the calling thread.
     fn call(&self, what: &'static str, call: impl FnOnce() -> CUresult) -> Result<(), Refusal> {
         // SAFETY: the context lives as long as `self`.

@@ -1,0 +1,50 @@
+//! Owns where a run computes and where its batches end up: on the CPU, or on a GPU where burn's CUDA backend is built in. It
+//! must never open a GPU that would not be trained on.
+
+use std::sync::Arc;
+
+use feedstock::device::{self, Device, DeviceSpec};
+
+use super::super::failure::Failure;
+
+/// Where a run computes, and where its batches go.
+pub(super) struct Place {
+    pub(super) device: Arc<dyn Device>,
+    /// The GPU that trains; `None`: the CPU does.
+    #[cfg_attr(not(feature = "burn-cuda"), allow(dead_code, reason = "no GPU trains in this build"))]
+    pub(super) gpu: Option<u32>,
+    /// Why it is not the GPU that was hoped for.
+    pub(super) note: Option<String>,
+}
+
+impl Place {
+    pub(super) fn choose(spec: &DeviceSpec) -> Result<Self, Failure> {
+        match spec {
+            DeviceSpec::Cuda(number) => Ok(Place { device: gpu(*number)?, gpu: Some(*number), note: None }),
+            DeviceSpec::Auto if cfg!(feature = "burn-cuda") => Ok(match gpu(0) {
+                Ok(device) => Place { device, gpu: Some(0), note: None },
+                Err(Failure::Library(why)) => Self::cpu(Some(format!("training on the CPU: {why}"))),
+                Err(other) => return Err(other),
+            }),
+            DeviceSpec::Auto => Ok(Self::cpu(None)),
+            other => Ok(Place { device: device::open(other)?, gpu: None, note: None }),
+        }
+    }
+
+    fn cpu(note: Option<String>) -> Self {
+        Place { device: Arc::new(device::HostDevice::new()), gpu: None, note }
+    }
+}
+
+#[cfg(feature = "burn-cuda")]
+fn gpu(number: u32) -> Result<Arc<dyn Device>, Failure> {
+    Ok(feedstock::adapt::burn::cuda_device(number)?)
+}
+
+#[cfg(not(feature = "burn-cuda"))]
+fn gpu(number: u32) -> Result<Arc<dyn Device>, Failure> {
+    Err(Failure::Usage(format!(
+        "cuda:{number} cannot train: this program was built without burn's CUDA backend. Build it with `cargo build --release \
+         --features burn-cuda`, or train with --device cpu"
+    )))
+}
