@@ -30,7 +30,7 @@ fn bench(folder: &Path, more: &str) -> common::Said {
 
 #[test]
 fn every_help_is_short_and_has_an_example() {
-    for verb in ["", "train", "plan", "bench", "prove", "inspect"] {
+    for verb in ["", "train", "plan", "bench", "prove", "inspect", "doctor"] {
         let args = [verb, "--help"];
         let help = run(args.iter().filter(|word| !word.is_empty())).ok();
         assert!(help.out.contains("Usage: feedstock") && help.out.contains("Example"), "{help:?}");

@@ -276,6 +276,8 @@ fn to_tensors<B: Backend>(batch: Batch, keep: &[usize], device: &B::Device) -> R
         DType::Bf16 => elements::<half::bf16>(&pixels, shape),
         DType::F16 => elements::<half::f16>(&pixels, shape),
     };
+    // What comes next needs none of its memory.
+    drop(batch);
     Ok(ImageBatch { images: Tensor::from_data(data, device), labels })
 }
 

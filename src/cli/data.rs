@@ -136,8 +136,7 @@ impl LoaderArgs {
 
     /// A loader as these arguments ask for it, with the transform that training uses.
     pub(crate) fn builder(&self, folder: &Arc<ImageFolder>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
-        let (device, why) = device::open_or_say(&self.device)?;
-        tell_notes(&why);
+        let device = device::open(&self.device)?;
         let mut builder = Loader::builder(folder.clone())
             .ram_budget(self.ram_budget)
             .batch_size(self.batch_size)

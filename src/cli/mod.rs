@@ -102,7 +102,10 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args),
     }));
-    context.stop.forget();
+    if !context.stop.is_asked() {
+        // Where the user wants the program to end, nobody waits for a device to be done: its driver cleans up.
+        context.stop.forget();
+    }
     // A panic has printed its message already.
     let failure = match done {
         Ok(Ok(())) => return ExitCode::SUCCESS,

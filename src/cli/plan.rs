@@ -31,11 +31,12 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let folder = args.loader.open()?;
-    let (builder, _) = args.loader.builder(&folder)?;
+    let (builder, device) = args.loader.builder(&folder)?;
+    let about_device = device.notes();
     let profile = builder.profile()?;
     let host = HostFacts::read();
     if !args.json {
-        data::tell_notes(host.notes.iter().chain(folder.notes()));
+        data::tell_notes(host.notes.iter().chain(folder.notes()).chain(&about_device));
         print(about(&host, &folder, &profile))?;
     }
     let planned = builder.plan();
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
             "data": data::profile_json(&folder, &profile),
             "minimum_bytes": minimum_bytes(&planned),
             "plan": planned.as_ref().ok().map(plan_json),
-            "notes": host.notes.iter().chain(folder.notes()).collect::<Vec<_>>(),
+            "notes": host.notes.iter().chain(folder.notes()).chain(&about_device).collect::<Vec<_>>(),
         }))?;
     }
     let plan = planned?;

@@ -27,7 +27,7 @@ mod memory;
 mod point;
 mod probe;
 #[cfg(test)]
-pub(super) mod standin;
+pub(crate) mod standin;
 #[cfg(test)]
 mod tests;
 

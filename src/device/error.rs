@@ -46,8 +46,10 @@ pub enum DeviceError {
     },
     /// Memory was read or written before the event had passed that allows it, or after its owner was gone.
     Lifetime(String),
-    /// The device cannot do this.
+    /// The device cannot do this, or cannot be used.
     Unsupported(String),
+    /// There is nothing of the kind on this machine, as on most.
+    Absent(String),
     /// An event did not pass in time.
     Timeout {
         /// What was waited for.
@@ -122,7 +124,7 @@ impl fmt::Display for DeviceError {
             DeviceError::Lost { device, cause } => write!(f, "device '{device}' is lost: {cause}"),
             DeviceError::Failed { what, cause } => write!(f, "{what} failed: {cause}"),
             DeviceError::Lifetime(what) => write!(f, "lifetime violation: {what}"),
-            DeviceError::Unsupported(what) => f.write_str(what),
+            DeviceError::Unsupported(what) | DeviceError::Absent(what) => f.write_str(what),
             DeviceError::Timeout { what, waited } => {
                 write!(f, "{what} has not passed within {} s; the device may hang", waited.as_secs_f64())
             }

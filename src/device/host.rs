@@ -7,14 +7,21 @@ use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, byt
 
 /// The CPU as a device. [`feed`](Device::feed) does all the work in the calling (transfer) thread; consumers read
 /// batches in place through [`DeviceMemory::host`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostDevice(());
+#[derive(Clone, Debug, Default)]
+pub struct HostDevice {
+    note: Option<String>,
+}
 
 impl HostDevice {
     /// The CPU.
     #[must_use]
     pub const fn new() -> Self {
-        HostDevice(())
+        HostDevice { note: None }
+    }
+
+    /// The CPU in the place of another device, and why.
+    pub(super) fn instead(why: String) -> Self {
+        HostDevice { note: Some(why) }
     }
 }
 
@@ -80,6 +87,10 @@ impl Device for HostDevice {
 
     fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError> {
         memory.host().map(|_| Event::done()).ok_or_else(foreign)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.note.clone().into_iter().collect()
     }
 
     fn check(&self) -> Result<(), DeviceError> {

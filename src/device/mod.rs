@@ -48,6 +48,8 @@ mod memory;
 mod sim;
 mod spec;
 
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use cuda::standin;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaDevice, CudaFacts, RawBatch, TransferRates, cuda_devices, nvrtc_is_present};
 pub use error::{DeviceError, MemoryUsage};
@@ -57,7 +59,7 @@ pub use finish::{finish_into, finish_windows_into, normalize_table};
 pub use host::HostDevice;
 pub use memory::{DeviceMemory, HostMemory, PAGE_BYTES};
 pub use sim::{SimDevice, SimSpec};
-pub use spec::{DeviceSpec, open, open_or_say};
+pub use spec::{DeviceSpec, open};
 
 use std::any::Any;
 use std::fmt::Debug;

@@ -63,24 +63,17 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-/// Opens the device of this name. `auto` is the first CUDA device, or the CPU where there is none that can be used.
+/// Opens the device of this name. `auto` is the first CUDA device, or the CPU where there is none that can be used; where
+/// there is a driver all the same, the device's [`notes`](Device::notes) say why in one line.
 ///
 /// # Errors
-/// [`DeviceError::Unsupported`] for a device that this build or this machine knows nothing of, and whatever keeps the device
-/// from starting.
+/// [`DeviceError::Unsupported`] or [`DeviceError::Absent`] for a device that this build or this machine knows nothing of, and
+/// whatever keeps the device from starting.
 pub fn open(spec: &DeviceSpec) -> Result<Arc<dyn Device>, DeviceError> {
-    open_or_say(spec).map(|(device, _)| device)
-}
-
-/// Opens the device of this name, and says in one line why `auto` is the CPU where it is.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_or_say(spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Option<String>), DeviceError> {
-    let device: Arc<dyn Device> = match spec {
+    Ok(match spec {
         DeviceSpec::Cpu => Arc::new(HostDevice::new()),
         DeviceSpec::Cuda(number) => open_cuda(*number).map_err(|error| match error {
-            DeviceError::Unsupported(why) => DeviceError::Unsupported(format!(
+            DeviceError::Unsupported(why) | DeviceError::Absent(why) => DeviceError::Unsupported(format!(
                 "cuda:{number} cannot be used: {why}. Use --device cpu, or --device sim:step=20ms to see how a GPU would be fed"
             )),
             error => error,
@@ -88,10 +81,10 @@ pub fn open_or_say(spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Option<String>
         DeviceSpec::Sim(spec) => Arc::new(SimDevice::open(spec.clone())?),
         DeviceSpec::Auto => match open_cuda(0) {
             Ok(device) => device,
-            Err(error) => return Ok((Arc::new(HostDevice::new()), Some(format!("batches stay in host memory: {error}")))),
+            Err(DeviceError::Absent(_)) => Arc::new(HostDevice::new()),
+            Err(error) => Arc::new(HostDevice::instead(format!("batches stay in host memory: {error}"))),
         },
-    };
-    Ok((device, None))
+    })
 }
 
 #[cfg(feature = "cuda")]
@@ -101,7 +94,7 @@ fn open_cuda(number: u32) -> Result<Arc<dyn Device>, DeviceError> {
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: u32) -> Result<Arc<dyn Device>, DeviceError> {
-    Err(DeviceError::Unsupported("this program was built without CUDA (feature `cuda`)".to_owned()))
+    Err(DeviceError::Absent("this program was built without CUDA (feature `cuda`)".to_owned()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
+use crate::device::HostDevice;
 use crate::host::MemoryNow;
 use crate::source::SourceError;
 use crate::sync::AtomicUsize;
@@ -55,6 +56,10 @@ impl Source for Drawn {
 
 /// A loader whose view of the machine's memory is this share of its limit.
 fn loader(dtype: DType, left: impl Fn() -> f64 + Send + 'static) -> Loader {
+    loader_on(Arc::new(HostDevice::new()), dtype, left)
+}
+
+fn loader_on(device: Arc<dyn Device>, dtype: DType, left: impl Fn() -> f64 + Send + 'static) -> Loader {
     let probe = Box::new(move || {
         let limit = ByteCount(1 << 30);
         MemoryNow {
@@ -67,6 +72,7 @@ fn loader(dtype: DType, left: impl Fn() -> f64 + Send + 'static) -> Loader {
     let builder =
         Loader::builder(Drawn::new()).transform(RandomResizedCrop::new(32).flip(0.5)).batch_size(16).workers(5);
     builder
+        .device(device)
         .output(dtype)
         .layout(Layout::Nhwc)
         .ram_budget(ByteCount(1 << 30))
@@ -120,6 +126,30 @@ fn while_memory_is_short_what_circulates_goes_back_to_the_system_and_comes_again
         });
         assert!(loader.moves().made > 2, "it grows level by level");
     }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn page_locked_slots_go_back_while_memory_is_short_and_device_memory_stays() {
+    let standin = crate::device::standin::Standin::new("");
+    let device = crate::device::CudaDevice::open(standin.number()).expect("a device");
+    let left = Arc::new(Mutex::new(0.5));
+    let probe = left.clone();
+    let loader = loader_on(Arc::new(device), DType::F32, move || *probe.lock().expect("a share"));
+    let locked = || standin.report().number("pinned_bytes");
+    let on_device = standin.report().number("device_bytes");
+    let (full, slot) = (locked(), loader.plan().slot_bytes);
+    assert_eq!(full, loader.plan().slots as u64 * slot);
+    let mut epoch = (0..).flat_map(|epoch| loader.epoch(epoch));
+    *left.lock().expect("a share") = 0.01;
+    let least = loader.plan().least.slots as u64 * slot;
+    consume_until(&mut epoch, "slots are given back to the driver", || locked() == least);
+    *left.lock().expect("a share") = 0.5;
+    consume_until(&mut epoch, "they are taken again", || locked() == full);
+    assert_eq!(standin.report().number("device_bytes"), on_device);
+    drop(epoch);
+    drop(loader);
+    standin.assert_empty();
 }
 
 #[test]

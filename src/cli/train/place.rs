@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use feedstock::device::{self, Device, DeviceSpec};
+use feedstock::Error;
+use feedstock::device::{self, Device, DeviceError, DeviceSpec};
 
 use super::super::failure::Failure;
 
@@ -23,6 +24,7 @@ impl Place {
             DeviceSpec::Cuda(number) => Ok(Place { device: gpu(*number)?, gpu: Some(*number), note: None }),
             DeviceSpec::Auto if cfg!(feature = "burn-cuda") => Ok(match gpu(0) {
                 Ok(device) => Place { device, gpu: Some(0), note: None },
+                Err(Failure::Library(Error::Device(DeviceError::Absent(_)))) => Self::cpu(None),
                 Err(Failure::Library(why)) => Self::cpu(Some(format!("training on the CPU: {why}"))),
                 Err(other) => return Err(other),
             }),

@@ -66,7 +66,8 @@ fn start() -> Result<i32, DeviceError> {
     let refused = |why: String| Err(DeviceError::Unsupported(why));
     // SAFETY: loads a library, whose initialisers the system trusts.
     if !unsafe { sys::is_culib_present() } {
-        return refused("no NVIDIA driver is installed (its library, libcuda.so, is not found)".to_owned());
+        let why = "no NVIDIA driver is installed (its library, libcuda.so, is not found)";
+        return Err(DeviceError::Absent(why.to_owned()));
     }
     // SAFETY: it was loaded a moment ago; this does not call anything.
     let library = unsafe { sys::culib() };

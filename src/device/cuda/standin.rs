@@ -2,6 +2,6 @@
 //! It must never be part of anything but tests.
 
 #[path = "../../../tests/standin/mod.rs"]
-mod standin;
+mod shared;
 
-pub(crate) use standin::{Standin, load};
+pub(crate) use shared::{Standin, load};
