@@ -8,6 +8,7 @@
 //! `--quick` does a little of everything, for tools that make each call a hundred times slower. The table goes to standard
 //! output, as Markdown; the exit code is 1 where something is wrong (a figure below what was hoped for is not), 2 where there
 //! is no GPU.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it talks to its user")]
 
 use std::error::Error;
 use std::process::ExitCode;

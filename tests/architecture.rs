@@ -91,6 +91,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/adapt/burn/cuda.rs", "burn's memory is lent by address, and its stream named by id"),
     ("src/device/cuda.rs", "copies and kernels are given addresses"),
     ("src/device/cuda/driver.rs", "NVIDIA's driver is a library in C"),
+    ("src/device/cuda/driver/stream.rs", "NVIDIA's driver is a library in C"),
+    ("src/device/cuda/handover.rs", "a consumer names a stream of its own"),
     ("src/device/cuda/kernels.rs", "kernels are given addresses"),
     ("src/device/cuda/memory.rs", "memory of the driver's"),
     ("src/device/cuda/probe.rs", "copies are given addresses, and a library is looked for"),

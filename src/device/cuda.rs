@@ -7,6 +7,7 @@
 //! - `kernels`: the last steps of a batch on the GPU (`kernels.cu`, which ships as `kernels.ptx`).
 //! - `flight`: what streams still work on, and how busy they were.
 //! - `point`: points on streams as events.
+//! - `handover`: a batch for those who use it by their own means.
 //! - `probe`: what there is, and how fast it copies.
 //!
 //! A batch's way, with its events (`-->` is an order between streams; nothing on the host waits):
@@ -22,6 +23,7 @@
 
 mod driver;
 mod flight;
+mod handover;
 mod kernels;
 mod memory;
 mod point;
@@ -32,18 +34,20 @@ pub(crate) mod standin;
 mod tests;
 
 use std::any::Any;
-use std::ffi::c_void;
 use std::fmt;
 use std::time::Duration;
 
 use self::driver::{Context, Stream};
 use self::flight::Flight;
+pub use self::handover::RawBatch;
 use self::kernels::{Addresses, Kernels};
 use self::memory::{Accounts, CudaMemory, Keep, Places};
 use self::point::{Mark, Point};
 pub use self::probe::{CudaFacts, TransferRates, cuda_devices, nvrtc_is_present};
 use super::finish::element_table;
-use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Place, Utilization, bytes};
+use super::{
+    Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Place, Utilization, bytes, check_read_back,
+};
 use crate::sync::{Arc, Mutex, lock};
 use crate::units::ByteCount;
 
@@ -78,22 +82,6 @@ pub struct CudaDevice {
 
 /// Makes device memory of this many bytes: its address, and what keeps it alive.
 type Allocate = Box<dyn Fn(usize) -> Result<(u64, Box<dyn Any + Send + Sync>), DeviceError> + Send + Sync>;
-
-/// A batch as any program that speaks CUDA can use it. All handles are the driver's, and valid for as long as the batch and
-/// its device are.
-#[derive(Clone, Copy, Debug)]
-pub struct RawBatch {
-    /// Where the finished batch is in device memory: a `CUdeviceptr`.
-    pub pointer: u64,
-    /// How many bytes there are at most.
-    pub bytes: usize,
-    /// The stream on which the device expects its consumer: a `CUstream`.
-    pub stream: *mut c_void,
-    /// The point after which the batch may be read: a `CUevent`; null where it has passed.
-    pub ready: *mut c_void,
-    /// The device's primary context: a `CUcontext`.
-    pub context: *mut c_void,
-}
 
 impl CudaDevice {
     /// Opens the device of this number, compiles the kernels for it, and measures which kind of page-locked memory it
@@ -166,44 +154,6 @@ impl CudaDevice {
     /// Whatever is wrong with the device.
     pub fn memory_info(&self) -> Result<(ByteCount, ByteCount), DeviceError> {
         self.context.memory_info()
-    }
-
-    /// A batch for any other program that speaks CUDA. Reading it there is sound if it comes after
-    /// [`RawBatch::ready`] and before what the batch is released by.
-    ///
-    /// # Errors
-    /// [`DeviceError::Unsupported`] for memory of another device.
-    pub fn raw(&self, memory: &DeviceMemory, ready: &Event) -> Result<RawBatch, DeviceError> {
-        let own = self.own(memory)?;
-        let ready = match Point::mark_in(ready, &self.flight) {
-            Some(mark) => mark.recorded().raw(),
-            None => {
-                ready.wait()?;
-                std::ptr::null_mut()
-            }
-        };
-        let (stream, context) = (self.compute.raw(), self.context.raw());
-        Ok(RawBatch { pointer: own.finished(), bytes: memory.len(), stream, ready, context })
-    }
-
-    /// What keeps memory alive that [`open_with`](CudaDevice::open_with)'s `allocate` has made.
-    #[must_use]
-    pub fn keep<T: Any>(memory: &DeviceMemory) -> Option<&T> {
-        memory.handle::<Arc<CudaMemory>>()?.keep()?.downcast_ref()
-    }
-
-    /// The present end of a stream of the consumer's, for [`Batch::release_after`](crate::Batch::release_after).
-    ///
-    /// # Errors
-    /// Whatever is wrong with the device.
-    ///
-    /// # Safety
-    /// `stream` has to be a stream (a `CUstream`) of this device's primary context that is alive.
-    #[allow(unsafe_code, reason = "the caller vouches for a stream of its own")]
-    pub unsafe fn event_on(&self, stream: *mut c_void) -> Result<Event, DeviceError> {
-        // SAFETY: as the caller says.
-        let recorded = unsafe { driver::record_on(&self.context, stream.cast()) }?;
-        Ok(self.event(&Mark::new(recorded, "a point on a stream of the consumer's")))
     }
 
     fn own<'m>(&self, memory: &'m DeviceMemory) -> Result<&'m Arc<CudaMemory>, DeviceError> {
@@ -392,10 +342,7 @@ impl Device for CudaDevice {
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
         self.check()?;
         let own = self.own(from)?;
-        if out.len() > from.len() {
-            let what = "what is read back";
-            return Err(DeviceError::Size { what, needed: bytes(out.len()), given: bytes(from.len()) });
-        }
+        check_read_back(out.len(), from.len())?;
         ready.wait()?;
         if out.is_empty() {
             return Ok(());

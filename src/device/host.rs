@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, bytes, finish_into, finish_windows_into};
+use super::{
+    Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, check_read_back, finish_into, finish_windows_into,
+};
 
 /// The CPU as a device. [`feed`](Device::feed) does all the work in the calling (transfer) thread; consumers read
 /// batches in place through [`DeviceMemory::host`].
@@ -66,11 +68,9 @@ impl Device for HostDevice {
 
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
         let from = from.host().ok_or_else(foreign)?;
-        let what = "what is read back";
-        let size = || DeviceError::Size { what, needed: bytes(out.len()), given: bytes(from.len()) };
-        let from = from.get(..out.len()).ok_or_else(size)?;
+        check_read_back(out.len(), from.len())?;
         ready.wait()?;
-        out.copy_from_slice(from);
+        out.copy_from_slice(&from[..out.len()]);
         Ok(())
     }
 

@@ -210,3 +210,11 @@ fn share(busy: Duration, elapsed: Duration) -> f64 {
 fn bytes(len: usize) -> ByteCount {
     ByteCount(len as u64)
 }
+
+/// Refuses to read back more than there is.
+fn check_read_back(asked: usize, there: usize) -> Result<(), DeviceError> {
+    match asked <= there {
+        true => Ok(()),
+        false => Err(DeviceError::Size { what: "what is read back", needed: bytes(asked), given: bytes(there) }),
+    }
+}

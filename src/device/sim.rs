@@ -22,7 +22,7 @@ use self::engine::{Compute, Copy, Engine};
 use self::memory::{Ordered, SimMemory};
 pub use self::spec::SimSpec;
 use self::stream::{Point, Stream};
-use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Utilization, bytes};
+use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Utilization, check_read_back};
 use crate::sync::Arc;
 
 /// A simulated accelerator.
@@ -127,10 +127,7 @@ impl Device for SimDevice {
 
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
         self.engine.check()?;
-        if out.len() > from.len() {
-            let what = "what is read back";
-            return Err(DeviceError::Size { what, needed: bytes(out.len()), given: bytes(from.len()) });
-        }
+        check_read_back(out.len(), from.len())?;
         let from = self.own(from)?;
         ready.wait()?;
         from.read_back(out)

@@ -1,0 +1,179 @@
+//! Owns streams, the points on them, and what is enqueued: copies from the host and kernels.
+//! It must never wait for a stream: a point can be asked whether it has passed, and that is all.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::time::Duration;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::{Context, Handle, Kernel};
+use crate::device::DeviceError;
+use crate::sync::{Arc, lock};
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::device::cuda) enum Argument {
+    U32(u32),
+    U64(u64),
+}
+
+/// A point on a stream. The event behind it is used again when this is dropped.
+#[derive(Debug)]
+pub(in crate::device::cuda) struct Recorded {
+    raw: Handle<sys::CUevent_st>,
+    context: Arc<Context>,
+}
+
+impl Recorded {
+    /// An event, new or used before.
+    fn take(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let used = lock(&context.events).pop();
+        let raw = match used {
+            Some(raw) => raw,
+            None => {
+                let mut raw = ptr::null_mut();
+                // SAFETY: writes one handle. With its time: how busy streams are is read off these events.
+                context.call("cuEventCreate", || unsafe { sys::cuEventCreate(&mut raw, 0) })?;
+                Handle(raw)
+            }
+        };
+        Ok(Recorded { raw, context: Arc::clone(context) })
+    }
+
+    /// Whether the stream has got there.
+    pub(in crate::device::cuda) fn is_over(&self) -> Result<bool, DeviceError> {
+        // SAFETY: the event is alive.
+        let code = unsafe { sys::cuCtxSetCurrent(self.context.raw.0) };
+        if code != CUresult::CUDA_SUCCESS {
+            return Err(self.context.error("cuCtxSetCurrent", code));
+        }
+        // SAFETY: as above.
+        match unsafe { sys::cuEventQuery(self.raw.0) } {
+            CUresult::CUDA_SUCCESS => Ok(true),
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => Err(self.context.error("cuEventQuery", code)),
+        }
+    }
+
+    /// Time on the device from this point to a later one. Both have been passed.
+    pub(in crate::device::cuda) fn until(&self, later: &Recorded) -> Result<Duration, DeviceError> {
+        let mut ms = 0f32;
+        self.context
+            // SAFETY: writes one float; both events are alive.
+            .call("cuEventElapsedTime", || unsafe { sys::cuEventElapsedTime_v2(&mut ms, self.raw.0, later.raw.0) })?;
+        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
+    }
+
+    /// The handle, for other libraries.
+    pub(in crate::device::cuda) fn raw(&self) -> *mut c_void {
+        self.raw.0.cast()
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // It may be recorded anew even if it has not been passed: who waits for it was told so when the wait was enqueued.
+        lock(&self.context.events).push(self.raw);
+    }
+}
+
+/// A queue of work on the device, ordered with other streams by events alone.
+#[derive(Debug)]
+pub(in crate::device::cuda) struct Stream {
+    raw: Handle<sys::CUstream_st>,
+    context: Arc<Context>,
+}
+
+impl Stream {
+    pub(in crate::device::cuda) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let mut raw = ptr::null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes one handle.
+        context.call("cuStreamCreate", || unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
+        Ok(Stream { raw: Handle(raw), context: Arc::clone(context) })
+    }
+
+    /// The handle, for other libraries.
+    pub(in crate::device::cuda) fn raw(&self) -> *mut c_void {
+        self.raw.0.cast()
+    }
+
+    /// The present end.
+    pub(in crate::device::cuda) fn record(&self) -> Result<Recorded, DeviceError> {
+        // SAFETY: our own stream.
+        unsafe { record_on(&self.context, self.raw.0) }
+    }
+
+    /// Whatever is enqueued from here on begins after this point.
+    pub(in crate::device::cuda) fn wait(&self, point: &Recorded) -> Result<(), DeviceError> {
+        // SAFETY: stream and event are alive; the event may go before the wait is over.
+        let wait = || unsafe { sys::cuStreamWaitEvent(self.raw.0, point.raw.0, 0) };
+        Ok(self.context.call("cuStreamWaitEvent", wait)?)
+    }
+
+    /// Enqueues a copy from the host. From page-locked memory it is asynchronous; other memory the driver reads before it
+    /// returns (at once for up to 64 KiB, else by and by).
+    ///
+    /// # Safety
+    /// Until the copy is over `from` is valid for `len` bytes and nobody writes them, and `to` is device memory of that
+    /// length which nothing else uses in an order that events have not settled.
+    pub(in crate::device::cuda) unsafe fn copy_in(
+        &self,
+        to: u64,
+        from: *const u8,
+        len: usize,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: as the caller says.
+        let copy = || unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.raw.0) };
+        Ok(self.context.call("cuMemcpyHtoDAsync", copy)?)
+    }
+
+    /// Enqueues a kernel on a grid of blocks.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel takes, and the memory that they name is valid until it is over and used by nothing
+    /// else in an order that events have not settled.
+    pub(in crate::device::cuda) unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 2],
+        block: u32,
+        arguments: &[Argument],
+    ) -> Result<(), DeviceError> {
+        let mut places: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::U32(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::U64(value) => ptr::from_ref(value).cast_mut().cast(),
+            })
+            .collect();
+        let [x, y] = grid;
+        // SAFETY: as the caller says; arguments are copied in the call.
+        let launch = || unsafe {
+            sys::cuLaunchKernel(kernel.0.0, x, y, 1, block, 1, 1, 0, self.raw.0, places.as_mut_ptr(), ptr::null_mut())
+        };
+        Ok(self.context.call("cuLaunchKernel", launch)?)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made here, destroyed once. What is still enqueued the driver finishes.
+        let _ = self.context.call("cuStreamDestroy", || unsafe { sys::cuStreamDestroy_v2(self.raw.0) });
+    }
+}
+
+/// The present end of any stream of the context's device.
+///
+/// # Safety
+/// The stream is alive, and of this context.
+pub(in crate::device::cuda) unsafe fn record_on(
+    context: &Arc<Context>,
+    stream: sys::CUstream,
+) -> Result<Recorded, DeviceError> {
+    let event = Recorded::take(context)?;
+    // SAFETY: as the caller says; the event is in nobody else's hands.
+    context.call("cuEventRecord", || unsafe { sys::cuEventRecord(event.raw.0, stream) })?;
+    Ok(event)
+}
