@@ -22,7 +22,7 @@ pub struct Feed<'a> {
     pub windows: Option<Windows<'a>>,
     /// Where the finished batch goes, from the first byte on. Bytes past its end keep whatever they were.
     pub to: &'a mut DeviceMemory,
-    /// What has to pass before `to` may be written: the consumer's [`release`](Device::release) of the batch before.
+    /// What has to pass before `to` may be written: the consumer's [`release`](super::Device::release) of the batch before.
     pub after: Event,
 }
 
@@ -80,7 +80,7 @@ impl Feed<'_> {
     }
 }
 
-/// What [`Device::feed`] hands back: two points on the copy stream.
+/// What [`Device::feed`](super::Device::feed) hands back: two points on the copy stream.
 #[derive(Clone, Debug)]
 #[must_use = "the slot may be written only after `slot_free`, the batch read only after `ready`"]
 pub struct Fed {

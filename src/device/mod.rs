@@ -95,7 +95,7 @@ pub trait Device: Any + Debug + Send + Sync {
     fn counts_as_ram(&self) -> bool;
 
     /// Whether consumers may as well read slots where they are, so that a batch which needs no finish
-    /// ([`Finish::is_identity`]) need not be fed at all.
+    /// ([`Finish::is_identity`](crate::tensor::Finish::is_identity)) need not be fed at all.
     fn reads_slots(&self) -> bool {
         false
     }
