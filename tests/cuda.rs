@@ -82,6 +82,7 @@ fn a_run_takes_its_memory_once_and_never_waits_for_the_device() {
     // One more of each kind, and one of the other, decided at the start which kind of page-locked memory is copied faster.
     let outputs = said["outputs"].as_u64().expect("a number");
     assert_eq!(report.number("device_allocs_ever"), outputs + 1);
+    assert_eq!(said["device_allocations"], outputs + 1);
     assert_eq!(report.number("pinned_allocs_ever"), said["slots"].as_u64().expect("a number") + 2);
     assert_eq!((report.number("host_syncs"), report.number("pageable_copies_blocking")), (0, 0));
     assert_eq!(said["compute_share"].as_f64().map(|share| (0.0..=1.0).contains(&share)), Some(true));

@@ -148,6 +148,13 @@ impl CudaDevice {
         self.context.held()
     }
 
+    /// How often this device has taken device memory. It stays as it is while loaders run: they take theirs when they are
+    /// built, and use the same addresses for as long as they live.
+    #[must_use]
+    pub fn allocations(&self) -> u64 {
+        self.context.allocations()
+    }
+
     /// Bytes of device memory that are free, and that there are in all, whoever holds the others.
     ///
     /// # Errors

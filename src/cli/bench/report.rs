@@ -10,7 +10,7 @@ use feedstock::host::process_memory;
 use feedstock::{ByteCount, ImageFolder, Loader, State};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
-use super::super::gpu::Gpu;
+use super::super::gpu::{self, Gpu};
 use super::super::table::{counted, facts};
 use super::{BenchArgs, Tally};
 
@@ -85,6 +85,8 @@ impl Report {
             "slots": plan.slots,
             "outputs": plan.outputs,
             "compute_share": stats.device.map(|used| used.compute_share()),
+            "device_bytes": gpu::memory(&**self.loader.device()).map(|(held, _)| held.0),
+            "device_allocations": gpu::memory(&**self.loader.device()).map(|(_, allocations)| allocations),
             "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
             "copy_share": stats.device.map(|used| used.copy_share()),
             "violations": self.violations(),
@@ -145,6 +147,10 @@ impl Report {
                 Err(why) => format!("; {why}"),
             });
             lines.push(("device", format!("computes {compute} and copies {copy} of the time{by_nvml}")));
+        }
+        if let Some((held, allocations)) = gpu::memory(&**self.loader.device()) {
+            let taken = counted(allocations, "allocation");
+            lines.push(("VRAM", format!("{held} held by the loader, {taken} since the device was opened")));
         }
         lines.extend(self.violations().into_iter().map(|violation| ("violation", violation)));
         if self.has_digest {

@@ -175,6 +175,8 @@ pub(super) struct Context {
     events: Mutex<Vec<Handle<sys::CUevent_st>>>,
     /// Bytes of device memory that this context was asked for and holds.
     held: AtomicU64,
+    /// How often it was asked for device memory.
+    allocations: AtomicU64,
 }
 
 /// A handle of the driver's. The driver may be called from any thread.
@@ -233,8 +235,9 @@ impl Context {
         if code != CUresult::CUDA_SUCCESS {
             return Err(failed("cuDevicePrimaryCtxRetain", code));
         }
-        let (trouble, events, held) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
-        Ok(Arc::new(Context { name, device, raw: Handle(raw), trouble, events, held }))
+        let (trouble, events) = (Mutex::default(), Mutex::default());
+        let (held, allocations) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Arc::new(Context { name, device, raw: Handle(raw), trouble, events, held, allocations }))
     }
 
     /// `cuda:0`.
@@ -297,6 +300,11 @@ impl Context {
         ByteCount(self.held.load(Ordering::Relaxed))
     }
 
+    /// How often device memory was asked for through this context.
+    pub(super) fn allocations(&self) -> u64 {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
     fn attribute(&self, attribute: Attribute) -> Result<i32, DeviceError> {
         let mut value = 0;
         // SAFETY: writes one integer.
@@ -348,6 +356,7 @@ impl Context {
         // SAFETY: writes one address.
         self.call("cuMemAlloc", || unsafe { sys::cuMemAlloc_v2(&mut place, len) })?;
         self.held.fetch_add(len as u64, Ordering::Relaxed);
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         Ok(place)
     }
 
