@@ -1,6 +1,7 @@
 //! Owns `feedstock bench`: one configuration of the loader, run alone and measured. It must never hold memory of its own
 //! that is worth counting: what it measures is the process.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,16 +19,23 @@ use super::failure::{Failure, print};
 use super::progress::Progress;
 
 mod report;
+mod stall;
+mod sweep;
+mod waits;
 
 use report::Report;
+use waits::Waits;
 
 const MORE: &str = "\
 Every batch is taken and dropped at once. The digest (XXH3, 64 bits) covers all bytes, labels and ids in order: it is the \
-same for any number of workers and any budget. A simulated accelerator gets a step for each batch, as a trainer would \
-give it. --transform: rrc is a random part, mirrored or not (training); center the central square of the picture scaled \
-to 8/7 of the size (validation); resize the whole picture, stretched.
+same for any number of workers and any budget. --transform: rrc is a random part, mirrored or not (training); center the \
+central square of the picture scaled to 8/7 of the size (validation); resize the whole picture, stretched.
 
-Example:
+With several --ram-budget or --workers every combination runs in a process of its own, in turn; the middle of --rounds runs \
+counts, and the fewest workers that are as good as any are named.
+
+Examples:
+  feedstock bench --data photos/train --workers 1,2,4 --ram-budget 256M,1G --step-ms 20
   feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json";
 
 /// Run the loader alone, and measure it
@@ -54,10 +62,10 @@ pub(crate) struct BenchArgs {
     /// Leave out a last batch that is not full
     #[arg(long)]
     drop_last: bool,
-    /// What becomes of a bad sample: fail, substitute or mask
+    /// What of a bad sample: fail, substitute or mask
     #[arg(long, value_name = "POLICY", default_value_t = OnBadSample::Substitute)]
     on_bad_sample: OnBadSample,
-    /// The share of samples that may be bad before the run fails, 0 to 1
+    /// The share of samples that may be bad, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     max_bad: f64,
     /// Which share of each epoch this process gets
@@ -66,12 +74,18 @@ pub(crate) struct BenchArgs {
     /// How many processes share an epoch
     #[arg(long, value_name = "N", default_value_t = 1)]
     world_size: u64,
-    /// How long a training step keeps the device busy, in milliseconds [default: what sim:step=... says, else 0]
+    /// Milliseconds of a training step, that keep the device busy [default: sim's step, or 0]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=3_600_000))]
     step_ms: Option<u64>,
     /// Do not read batches back from a device; there is no digest then
     #[arg(long)]
     no_digest: bool,
+    /// How often each combination of several values is run
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    rounds: u64,
+    /// Write a line for each of its runs to a file
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -100,6 +114,10 @@ struct Tally {
     digest: u64,
     /// The next batch.
     state: State,
+    /// How long each batch of the measured epochs was waited for.
+    waits: Waits,
+    /// When the first epoch began, measured or not.
+    fed_since: Option<Instant>,
 }
 
 struct Bench<'a> {
@@ -115,13 +133,16 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
+    if sweep::is_asked(args) {
+        return sweep::run(args, context);
+    }
     let folder = args.loader.open()?;
     let loader = args.build(&folder)?;
     if !args.json {
         data::tell_notes(loader.notes().iter().chain(folder.notes()));
     }
     let tally = Arc::new(Mutex::new(Tally::default()));
-    let report = Report::new(args, folder, &loader, &tally);
+    let report = Report::new(args, context.started, folder, &loader, &tally);
     let json = args.json;
     {
         let (loader, report) = (loader.clone(), report.clone());
@@ -170,7 +191,7 @@ impl BenchArgs {
             Cut::Resize => builder.transform(Resize::exact(size, size)),
         };
         if read_back > ByteCount::ZERO {
-            let (budget, _) = ram_budget_here(self.loader.ram_budget);
+            let (budget, _) = ram_budget_here(self.loader.one()?.0);
             builder = builder.own_ram_budget(budget.saturating_sub(read_back));
         }
         let built = builder
@@ -216,8 +237,13 @@ impl Bench<'_> {
 
     fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
         let mut batches = self.loader.epoch(epoch);
-        self.tally(|tally| tally.state = batches.state());
+        self.tally(|tally| {
+            tally.state = batches.state();
+            tally.fed_since.get_or_insert_with(Instant::now);
+        });
+        let mut asked = Instant::now();
         while let Some(batch) = batches.next().transpose()? {
+            let waited = asked.elapsed();
             let since_start = self.started.elapsed();
             self.step(&batch)?;
             if began.is_some() && !self.args.no_digest {
@@ -228,6 +254,7 @@ impl Bench<'_> {
                 tally.state = state;
                 tally.first_batch.get_or_insert(since_start);
                 if began.is_some() {
+                    tally.waits.add(waited);
                     tally.images += batch.len() as u64;
                     tally.batches += 1;
                     tally.digest = digest;
@@ -237,6 +264,8 @@ impl Bench<'_> {
             if !self.args.json {
                 self.moves.tell(&self.loader, &self.progress);
             }
+            drop(batch);
+            asked = Instant::now();
         }
         Ok(())
     }

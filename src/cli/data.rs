@@ -92,26 +92,25 @@ pub(crate) struct LoaderArgs {
     /// Folder of class folders
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// The most RAM to hold: 24G, 1.5GiB, 60% or auto
-    #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
-    pub(crate) ram_budget: RamBudget,
+    /// The most RAM to hold: 24G, 1.5GiB, 60% or auto (bench: or several)
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
+    pub(crate) ram_budget: Vec<RamBudget>,
     /// Samples in a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) batch_size: usize,
     /// Height and width of a sample
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     pub(crate) size: u32,
-    /// The most threads that decode [default: as many as --cpu-budget allows]
-    #[arg(long, value_name = "N")]
-    pub(crate) workers: Option<usize>,
-    /// Cores to keep busy where --workers is not given: 6, 50% or auto (all but one, for the training thread) [default:
-    /// auto, but for bench 100%]
+    /// The most threads that decode (bench: or several) [default: by --cpu-budget]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) workers: Vec<usize>,
+    /// Cores to keep busy without --workers: 6, 50% or auto (all but one) [default: auto; bench: 100%]
     #[arg(long, value_name = "CORES")]
     pub(crate) cpu_budget: Option<CpuBudget>,
     /// Never give memory back while it is short
     #[arg(long)]
     pub(crate) no_governor: bool,
-    /// The most batches that are prepared ahead [default: as many as it takes]
+    /// The most batches prepared ahead [default: as many as it takes]
     #[arg(long, value_name = "N")]
     pub(crate) prefetch: Option<usize>,
     /// Element type of a batch: u8, f32, bf16 or f16
@@ -120,8 +119,7 @@ pub(crate) struct LoaderArgs {
     /// Order of a batch's axes: nchw or nhwc
     #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
     pub(crate) layout: Layout,
-    /// Where batches end up: cuda:N, cpu, a simulated accelerator such as sim:h2d=25GB/s,step=20ms, or auto (cuda:0 where
-    /// there is one, else cpu)
+    /// Where batches end up: cuda:N, cpu, a simulated one (sim:h2d=25GB/s,step=20ms) or auto (cuda:0, if there, or cpu)
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
     #[command(flatten)]
@@ -134,11 +132,23 @@ impl LoaderArgs {
         Ok(Arc::new(ImageFolder::open(&self.data)?))
     }
 
+    /// The budget and the number of workers of a single loader.
+    pub(crate) fn one(&self) -> Result<(RamBudget, Option<usize>), Failure> {
+        match (&self.ram_budget[..], &self.workers[..]) {
+            (&[budget], &[]) => Ok((budget, None)),
+            (&[budget], &[workers]) => Ok((budget, Some(workers))),
+            _ => Err(Failure::Usage(
+                "several budgets or numbers of workers are for bench: give one of each here".to_owned(),
+            )),
+        }
+    }
+
     /// A loader as these arguments ask for it, with the transform that training uses.
     pub(crate) fn builder(&self, folder: &Arc<ImageFolder>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
+        let (budget, workers) = self.one()?;
         let device = device::open(&self.device)?;
         let mut builder = Loader::builder(folder.clone())
-            .ram_budget(self.ram_budget)
+            .ram_budget(budget)
             .batch_size(self.batch_size)
             .transform(RandomResizedCrop::new(self.size).flip(0.5))
             .output(self.output)
@@ -147,7 +157,7 @@ impl LoaderArgs {
             .governed(!self.no_governor)
             .device(device.clone());
         builder = self.decode.apply(builder);
-        if let Some(workers) = self.workers {
+        if let Some(workers) = workers {
             builder = builder.workers(workers);
         }
         if let Some(prefetch) = self.prefetch {

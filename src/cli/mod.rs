@@ -2,6 +2,7 @@
 //! It must never do a verb's work, and it sees the library only as any other program does.
 
 mod bench;
+mod child;
 mod data;
 mod doctor;
 mod failure;
@@ -17,6 +18,7 @@ mod train;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -114,4 +116,9 @@ pub(crate) fn run(started: Instant) -> ExitCode {
     };
     failure.tell();
     failure.exit_code()
+}
+
+/// Locks, whatever a thread that panicked in between has left.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     if args.json {
         print(json!({
             "fits": planned.is_ok(),
-            "ram_budget_bytes": ram_budget_here(args.loader.ram_budget).0.0,
+            "ram_budget_bytes": ram_budget_here(args.loader.one()?.0).0.0,
             "batch_size": args.loader.batch_size,
             "size": args.loader.size,
             "output": args.loader.output.to_string(),

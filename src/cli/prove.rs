@@ -5,7 +5,7 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use clap::Args;
 use serde_json::json;
@@ -14,19 +14,18 @@ use feedstock::device::DeviceSpec;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::{ByteCount, CpuBudget, DType, ImageFolder, Layout, RamBudget};
 
-use super::Context;
+use super::child::Watched;
 use super::data::{self, DecodeArgs, LoaderArgs};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 use super::stop::Stop;
+use super::{Context, lock};
 
 mod chart;
-mod child;
 mod figure;
 mod ladder;
 mod proof;
 
-use child::Watched;
 use proof::{Point, Proof};
 
 const MORE: &str = "\
@@ -121,10 +120,10 @@ impl ProveArgs {
     fn loader(&self, ram_budget: RamBudget) -> LoaderArgs {
         LoaderArgs {
             data: self.data.clone(),
-            ram_budget,
+            ram_budget: vec![ram_budget],
             batch_size: self.batch_size,
             size: self.size,
-            workers: self.workers,
+            workers: self.workers.into_iter().collect(),
             // As `bench` runs: nobody trains beside it.
             cpu_budget: Some(CpuBudget::Fraction(1.0)),
             no_governor: false,
@@ -209,8 +208,4 @@ impl ProveArgs {
         }
         command
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

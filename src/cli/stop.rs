@@ -3,7 +3,7 @@
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ const PATIENCE: Duration = Duration::from_millis(600);
 /// How long it has to finish its last words, once it has begun to say them.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 const INTERRUPTED: i32 = 130;
+
+use super::lock;
 
 type Call = Box<dyn Fn() + Send>;
 
@@ -94,8 +96,4 @@ impl Stop {
         }
         process::exit(INTERRUPTED);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -29,7 +29,7 @@ mod watch;
 pub use allocator::return_large_blocks;
 #[cfg(feature = "cuda")]
 pub use gpu::{GpuFacts, GpuWatch};
-pub use process::{ProcessMemory, process_memory, reset_peak_rss};
+pub use process::{ProcessMemory, process_cpu_time, process_memory, reset_peak_rss};
 pub use watch::MemoryWatch;
 
 use crate::units::ByteCount;

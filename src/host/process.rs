@@ -2,6 +2,8 @@
 //!
 //! Format: proc_pid_status(5), proc_pid_clear_refs(5).
 
+use std::time::Duration;
+
 use crate::units::ByteCount;
 
 /// Memory that is resident for this process, and its threads. A number that the system does not tell is zero.
@@ -47,6 +49,13 @@ pub fn process_memory() -> ProcessMemory {
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, what);
     let rss = system.process(pid).map_or(0, sysinfo::Process::memory);
     ProcessMemory { rss: ByteCount(rss), ..ProcessMemory::default() }
+}
+
+/// Processor time that this process, all its threads together, has used since it started.
+#[must_use]
+pub fn process_cpu_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(used.tv_sec).unwrap_or(0), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
 /// Lets [`ProcessMemory::peak_rss`] begin anew from the present `rss`. False where the system cannot or will not.

@@ -1,18 +1,18 @@
 //! Owns what a bench says: one report, as JSON and for people. It must never measure anything that the run has not.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use feedstock::device::SimDevice;
-use feedstock::host::process_memory;
+use feedstock::host::{process_cpu_time, process_memory};
 use feedstock::{ByteCount, ImageFolder, Loader, State};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::gpu::{self, Gpu};
 use super::super::table::{counted, facts};
-use super::{BenchArgs, Tally};
+use super::{BenchArgs, Tally, stall};
 
 /// Everything that a report is made of, to be asked for at any time and from any thread.
 #[derive(Clone)]
@@ -26,10 +26,17 @@ pub(super) struct Report {
     has_digest: bool,
     /// Where the device is a GPU.
     gpu: Option<Arc<Gpu>>,
+    started: Instant,
 }
 
 impl Report {
-    pub(super) fn new(args: &BenchArgs, folder: Arc<ImageFolder>, loader: &Loader, tally: &Arc<Mutex<Tally>>) -> Self {
+    pub(super) fn new(
+        args: &BenchArgs,
+        started: Instant,
+        folder: Arc<ImageFolder>,
+        loader: &Loader,
+        tally: &Arc<Mutex<Tally>>,
+    ) -> Self {
         let request = json!({
             "data": folder.root().to_string_lossy(),
             "batch_size": args.loader.batch_size,
@@ -44,7 +51,7 @@ impl Report {
         let budget = loader.plan().budget + args.read_back_bytes(&**loader.device());
         let gpu = Gpu::watch(&**loader.device()).map(Arc::new);
         let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest);
-        Report { folder, loader, tally, budget, request, has_digest, gpu }
+        Report { folder, loader, tally, budget, request, has_digest, gpu, started }
     }
 
     /// How far the run has got, or why it ended early, in words.
@@ -95,8 +102,17 @@ impl Report {
             "state": { "epoch": tally.state.epoch, "batch": tally.state.batch },
             "error": error,
         });
-        if let (Value::Object(report), Value::Object(request)) = (&mut report, &self.request) {
-            report.extend(request.clone());
+        let waits = json!({
+            "wait_p50_s": tally.waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
+            "wait_p99_s": tally.waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
+            "cpu_s": process_cpu_time().as_secs_f64(),
+            "process_s": self.started.elapsed().as_secs_f64(),
+            "bottleneck": self.bottleneck(tally),
+        });
+        for more in [&waits, &self.request] {
+            if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
+                report.extend(more.clone());
+            }
         }
         report
     }
@@ -135,7 +151,15 @@ impl Report {
                     pipeline.transfer.busy.as_secs_f64()
                 ),
             ),
-            ("input wait", percent(share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took))),
+            (
+                "input wait",
+                format!(
+                    "{}{}",
+                    percent(share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took)),
+                    self.waits(tally)
+                ),
+            ),
+            ("held up by", self.bottleneck(tally)),
         ];
         if let Some(moves) = moves_text(&self.loader.moves()) {
             lines.push(("memory", moves));
@@ -164,6 +188,26 @@ impl Report {
         let bad = BadReport::new(&self.folder, &self.loader.bad_samples()).text();
         let damaged = damaged_text(&self.loader.damaged_samples());
         [facts(&lines), bad, damaged].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+
+    /// How long batches were waited for, in the middle and at the worst.
+    fn waits(&self, tally: &Tally) -> String {
+        let millis = |share| tally.waits.quantile(share).map(|wait| wait.as_secs_f64() * 1e3);
+        match (millis(0.5), millis(0.99)) {
+            (Some(half), Some(most)) => {
+                format!("; half of the batches were there within {half:.1} ms, 99 % within {most:.1} ms")
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// What held the run up, all epochs together.
+    fn bottleneck(&self, tally: &Tally) -> String {
+        let stats = self.loader.stats();
+        let elapsed = tally.fed_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let input_wait = share(stats.pipeline.consume.wait_in, elapsed);
+        let copying = stats.device.map(|used| used.copy_share());
+        stall::sentence(self.loader.plan(), &stats.pipeline, elapsed, input_wait, copying)
     }
 
     fn violations(&self) -> Vec<String> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use feedstock::ByteCount;
 
-use super::child::Ended;
+use crate::cli::child::Ended;
 use crate::cli::failure::Failure;
 use crate::cli::table::{columns, counted, facts};
 

@@ -11,35 +11,35 @@ use std::time::Duration;
 use feedstock::ByteCount;
 
 use super::lock;
-use crate::cli::stop::Stop;
+use super::stop::Stop;
 
 /// How often the process is looked at. The kernel keeps the highest resident size itself; only the end is not seen.
 const LOOK: Duration = Duration::from_millis(4);
 
 /// The process under way, if there is one; a clone may end it from another thread.
 #[derive(Clone, Default)]
-pub(super) struct Watched(Arc<Mutex<Option<Child>>>);
+pub(crate) struct Watched(Arc<Mutex<Option<Child>>>);
 
 /// What a run was seen to do, and said.
-pub(super) struct Ended {
-    pub(super) status: ExitStatus,
-    pub(super) out: String,
-    pub(super) err: String,
-    pub(super) seen: Seen,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) seen: Seen,
 }
 
 /// What was seen from outside, at most.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// All that was resident (VmHWM): a high-water mark of the kernel's.
-    pub(super) peak_rss: ByteCount,
+    pub(crate) peak_rss: ByteCount,
     /// Anonymous and shared pages, as a control group charges them to the process; the highest of many looks.
-    pub(super) peak_own: ByteCount,
+    pub(crate) peak_own: ByteCount,
 }
 
 impl Watched {
     /// Ends the process at once.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         if let Some(child) = &mut *lock(&self.0) {
             // It may have ended by itself.
             let _ = child.kill();
@@ -47,7 +47,7 @@ impl Watched {
     }
 
     /// Runs `command` to its end; `look` is told the peak so far, often.
-    pub(super) fn run(&self, mut command: Command, stop: &Stop, mut look: impl FnMut(ByteCount)) -> io::Result<Ended> {
+    pub(crate) fn run(&self, mut command: Command, stop: &Stop, mut look: impl FnMut(ByteCount)) -> io::Result<Ended> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
