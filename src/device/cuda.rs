@@ -35,7 +35,7 @@ mod tests;
 
 use std::any::Any;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::driver::{Context, Stream};
 use self::flight::Flight;
@@ -363,8 +363,10 @@ impl Device for CudaDevice {
 
     fn order_after(&self, ready: &Event) -> Result<(), DeviceError> {
         self.check()?;
+        // Taken before the mark, so that no stream is ever busy for longer than there was time.
+        let since = Instant::now();
         self.order(&self.compute, ready)?;
-        self.flight.begin(self.mark(&self.compute, "the begin of a step")?);
+        self.flight.begin(since, self.mark(&self.compute, "the begin of a step")?);
         Ok(())
     }
 

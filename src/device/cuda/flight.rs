@@ -112,11 +112,11 @@ impl Flight {
         lock(&self.0).parked.push((slot, memory));
     }
 
-    /// The consumer's work on a batch begins here.
-    pub(super) fn begin(&self, mark: Arc<Mark>) {
+    /// The consumer's work on a batch begins at `mark`, which was recorded after `since`.
+    pub(super) fn begin(&self, since: Instant, mark: Arc<Mark>) {
         let mut inner = lock(&self.0);
         if inner.started.is_none() {
-            inner.started = Some(Instant::now());
+            inner.started = Some(since);
             // Batches that were made ready before are none of the time that is looked at.
             inner.copy.total = Duration::ZERO;
         }
