@@ -16,7 +16,7 @@ use burn::tensor::Tensor;
 use feedstock::adapt::burn::{BurnLoader, ImageBatch, cuda_device};
 use feedstock::source::MemorySource;
 use feedstock::transform::Resize;
-use feedstock::{ByteCount, DType, Loader, OnBadSample};
+use feedstock::{ByteCount, DType, Loader};
 
 /// Ready for burn: the stand-in for the driver, and an empty library in the place of the run-time compiler, which is asked
 /// for and, as long as nothing is computed, not used.
@@ -42,14 +42,13 @@ fn load(library: &Path) {
     std::mem::forget(loaded.unwrap());
 }
 
-/// Pictures of one colour each, and some that are none.
-fn source(samples: u32, bad: &[u32]) -> MemorySource {
+/// Pictures of one colour each.
+fn source(samples: u32) -> MemorySource {
     let sample = |n: u32| {
         let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([n as u8, 255 - n as u8, (n * 7) as u8]));
         let mut bytes = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        let bytes = if bad.contains(&n) { b"no picture".to_vec() } else { bytes.into_inner() };
-        (bytes, n % 3)
+        (bytes.into_inner(), n % 3)
     };
     MemorySource::new(vec!["a".into(), "b".into(), "c".into()], (0..samples).map(sample).collect()).unwrap()
 }
@@ -62,8 +61,6 @@ fn builder(source: MemorySource) -> feedstock::LoaderBuilder {
         .ram_budget(ByteCount(1 << 30))
         .output(DType::F32)
         .seed(3)
-        .on_bad_sample(OnBadSample::Mask)
-        .bad_samples_max(1.0)
 }
 
 fn values<const D: usize>(tensor: &Tensor<Cuda, D>) -> Vec<f32> {
@@ -75,8 +72,8 @@ fn tensors_are_the_batches_in_place_for_as_long_as_they_live() {
     prepare();
     let number = 50;
     let device = cuda_device(number).unwrap();
-    let build = |device| builder(source(23, &[])).device(device).batches_held(3).build().unwrap();
-    let expected = builder(source(23, &[])).build().unwrap();
+    let build = |device| builder(source(23)).device(device).batches_held(3).build().unwrap();
+    let expected = builder(source(23)).build().unwrap();
     let data: Arc<dyn DataLoader<Cuda, ImageBatch<Cuda>>> =
         Arc::new(BurnLoader::<Cuda>::new(build(device.clone()), BurnDevice::new(number as usize)));
     let before = standin::Standin::shared(number).report();
@@ -107,8 +104,8 @@ fn tensors_are_the_batches_in_place_for_as_long_as_they_live() {
 fn a_training_backend_gets_the_same_tensors() {
     prepare();
     let number = 51;
-    let loader = builder(source(10, &[])).device(cuda_device(number).unwrap()).build().unwrap();
-    let right = builder(source(10, &[])).build().unwrap();
+    let loader = builder(source(10)).device(cuda_device(number).unwrap()).build().unwrap();
+    let right = builder(source(10)).build().unwrap();
     let data = BurnLoader::<Autodiff<Cuda>>::new(loader, BurnDevice::new(number as usize));
     for (batch, right) in data.iter().zip(right.epoch(0)) {
         assert_eq!(values(&batch.images.inner()), right.unwrap().as_f32().unwrap());

@@ -190,6 +190,7 @@ fn a_device_without_room_refuses_at_the_start_with_the_account() {
     let line = "bench --data DIR --size 64 --batch-size 6 --output f32 --device cuda:0";
     let (said, report) = run(line, set.path(), "memory=40000000;others=39900000");
     assert_eq!(said.code, Some(6), "{said:?}");
+    assert!(said.err.contains("out of device memory: 4.00 MiB asked for"), "{said:?}");
     assert_clean(&report);
     let line = "bench --data DIR --size 64 --batch-size 36 --output f32 --device cuda:0";
     let (said, report) = run(line, set.path(), "memory=40000000;others=35700000");

@@ -3,13 +3,16 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use feedstock::ByteCount;
+use serde_json::Value;
 
+use super::failure::Failure;
 use super::lock;
 use super::stop::Stop;
 
@@ -86,6 +89,27 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
         }
         bytes
     })
+}
+
+impl Ended {
+    /// What the run said, as JSON, if it ended well. `name` names it in the error: "at a budget of 64 MiB".
+    pub(crate) fn said(&self, name: &str) -> Result<Value, Failure> {
+        if let Some(signal) = self.status.signal() {
+            return Err(Failure::Broken(format!("{name} the run was killed by signal {signal}")));
+        }
+        if !self.status.success() {
+            // Notes come before it.
+            let error = self.err.lines().find_map(|line| line.strip_prefix("error: "));
+            return Err(self.failed(name, error.unwrap_or(&self.err)));
+        }
+        serde_json::from_str(&self.out).map_err(|error| self.failed(name, &error.to_string()))
+    }
+
+    /// A run that came to nothing, with its exit code.
+    pub(crate) fn failed(&self, name: &str, what: &str) -> Failure {
+        let code = self.status.code().filter(|code| *code != 0).and_then(|code| u8::try_from(code).ok()).unwrap_or(70);
+        Failure::Run { code, what: format!("the run {name} failed: {what}") }
+    }
 }
 
 impl Seen {

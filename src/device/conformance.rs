@@ -90,6 +90,76 @@ fn every_finish_equals_the_definition() {
     });
 }
 
+/// The windows of a batch, cut out and mirrored a byte at a time.
+fn cut(pixels: &[u8], windows: &Windows<'_>, spec: SampleSpec) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (sample, place) in pixels.chunks_exact(windows.stored.elements()).zip(windows.places) {
+        for y in 0..spec.height {
+            for x in 0..spec.width {
+                let x = if place.flip { spec.width - 1 - x } else { x };
+                let at = (u32::from(place.top) + y) * windows.stored.width + u32::from(place.left) + x;
+                out.extend_from_slice(&sample[at as usize * 3..][..3]);
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn every_window_equals_the_definition() {
+    everywhere(|device| {
+        let stored = SampleSpec { height: 9, width: 14 };
+        for (round, spec) in [(6, 10), (9, 14), (1, 1), (5, 8), (9, 4)].into_iter().enumerate() {
+            let (spec, samples) = (SampleSpec { height: spec.0, width: spec.1 }, 1 + 3 * round);
+            let pixels = pixels(samples * stored.elements(), round as u64);
+            let from = slot(device, &pixels);
+            let places: Vec<Place> = (0..samples as u64)
+                .map(|sample| {
+                    let draw = mix64(sample ^ (round as u64) << 40);
+                    let (top, left) = (draw % u64::from(10 - spec.height), (draw >> 8) % u64::from(15 - spec.width));
+                    Place { top: top as u16, left: left as u16, flip: draw >> 16 & 1 == 1 }
+                })
+                .collect();
+            let windows = Windows { stored, places: &places };
+            for finish in all_finishes() {
+                let mut to = device.memory(samples * spec.size_bytes(finish.dtype), pixels.len()).expect("memory");
+                let (from, after) = (Arc::clone(&from), Event::done());
+                let fed = device.feed(Feed { from, samples, spec, finish, windows: Some(windows), to: &mut to, after });
+                let mut out = vec![0xEE; to.len()];
+                device.read_back(&to, &fed.expect("fits").ready, &mut out).expect("read back");
+                assert_eq!(out, finish_naive(&cut(&pixels, &windows, spec), spec, &finish), "{spec} {finish:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn windows_that_leave_their_samples_are_refused_with_the_numbers() {
+    everywhere(|device| {
+        let from = slot(device, &pixels(2 * SMALL.elements(), 0));
+        let mut to = device.memory(2 * SMALL.elements(), 2 * SMALL.elements()).expect("memory");
+        let spec = SampleSpec { height: 2, width: 4 };
+        let inside = Place { top: 1, left: 1, flip: true };
+        for (places, words) in [
+            (vec![inside], "1 windows for 2 samples"),
+            (
+                vec![inside, Place { top: 2, ..inside }],
+                "the window of sample 1, 2x4x3 from row 2 and column 1 on, leaves",
+            ),
+            (
+                vec![Place { left: u16::MAX, ..inside }, inside],
+                "the window of sample 0, 2x4x3 from row 1 and column 65535",
+            ),
+        ] {
+            let windows = Some(Windows { stored: SMALL, places: &places });
+            let (from, after) = (Arc::clone(&from), Event::done());
+            let feed = Feed { from, samples: 2, spec, finish: PLAIN, windows, to: &mut to, after };
+            let error = device.feed(feed).expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    });
+}
+
 #[test]
 fn what_cannot_be_done_is_refused_and_does_no_harm() {
     everywhere(|device| {
@@ -214,28 +284,44 @@ fn a_batch_overwrites_the_one_before() {
 
 #[test]
 fn things_may_be_dropped_or_forgotten_in_any_order() {
-    for name in ["cpu", "sim:latency=5ms"] {
-        for order in 0..4 {
-            let device = open(&name.parse().expect(name)).expect(name);
-            let from = slot(&device, &pixels(SMALL.elements(), 0));
-            let mut to = device.memory(SMALL.elements(), SMALL.elements()).expect("memory");
-            let fed = feed(&device, &from, 1, &mut to);
-            match order {
-                0 => drop((to, from, device)),
-                1 => drop((device, from, to)),
-                2 => drop((from, device, to)),
-                _ => {
-                    mem::forget(to);
-                    mem::forget(from);
-                    drop(device);
-                }
-            }
-            // Done or given up, but never left hanging.
-            match fed.ready.wait_for(Duration::from_secs(60)) {
-                Ok(passed) => assert!(passed, "{name}, order {order}"),
-                Err(error) => assert!(matches!(error, DeviceError::Lost { .. }), "{error}"),
+    for order in 0..4 {
+        for name in ["cpu", "sim:latency=5ms"] {
+            drop_in(order, open(&name.parse().expect(name)).expect(name));
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let standin = super::cuda::standin::Standin::new("");
+            let device = CudaDevice::open(standin.number()).expect("the stand-in");
+            // Some milliseconds for the batch, as above.
+            standin.set("copy_ns_per_kib=100000000");
+            drop_in(order, Arc::new(device));
+            standin.assert_lawful();
+            if order < 3 {
+                standin.assert_empty();
             }
         }
+    }
+}
+
+fn drop_in(order: u32, device: Arc<dyn Device>) {
+    let name = device.name();
+    let from = slot(&device, &pixels(SMALL.elements(), 0));
+    let mut to = device.memory(SMALL.elements(), SMALL.elements()).expect("memory");
+    let fed = feed(&device, &from, 1, &mut to);
+    match order {
+        0 => drop((to, from, device)),
+        1 => drop((device, from, to)),
+        2 => drop((from, device, to)),
+        _ => {
+            mem::forget(to);
+            mem::forget(from);
+            drop(device);
+        }
+    }
+    // Done or given up, but never left hanging.
+    match fed.ready.wait_for(Duration::from_secs(60)) {
+        Ok(passed) => assert!(passed, "{name}, order {order}"),
+        Err(error) => assert!(matches!(error, DeviceError::Lost { .. }), "{error}"),
     }
 }
 

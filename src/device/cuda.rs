@@ -233,15 +233,12 @@ impl CudaDevice {
 
     /// Enqueues a copy of a few bytes out of ordinary memory, which the driver reads before it returns.
     fn small(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        for (index, piece) in from.chunks(PAGEABLE_MAX).enumerate() {
-            #[allow(unsafe_code, reason = "the device is given addresses")]
-            // SAFETY: up to 64 KiB of memory that is not page-locked have been read by the time the call returns, so
-            // `from` need not live longer. The place is part of an entry whose use the copy stream has been ordered after.
-            unsafe {
-                self.copy.copy_in(to + (index * PAGEABLE_MAX) as u64, piece.as_ptr(), piece.len())?;
-            }
+        #[allow(unsafe_code, reason = "the device is given addresses")]
+        // SAFETY: memory that is not page-locked has been read by the time the call returns, so `from` need not live
+        // longer. The place is part of an entry whose use the copy stream has been ordered after.
+        unsafe {
+            self.copy.copy_in(to, from.as_ptr(), from.len())
         }
-        Ok(())
     }
 
     /// Puts windows on the device, and says where.
@@ -268,9 +265,6 @@ impl CudaDevice {
         Ok(at)
     }
 }
-
-/// What the driver reads of ordinary memory before it returns.
-const PAGEABLE_MAX: usize = 64 << 10;
 
 impl Device for CudaDevice {
     fn name(&self) -> String {
@@ -324,12 +318,9 @@ impl Device for CudaDevice {
         }
         self.flight.settle()?;
         self.order(&self.copy, &feed.after)?;
-        {
-            // A batch that nobody has read may be overwritten, but not while it is being made.
-            let uses = lock(&memory.uses);
-            for mark in [&uses.fed, &uses.released].into_iter().flatten() {
-                self.copy.wait(mark.recorded())?;
-            }
+        // A batch that nobody has read may be overwritten, but not while it is being made.
+        if let Some(fed) = &lock(&memory.uses).fed {
+            self.copy.wait(fed.recorded())?;
         }
         match self.enqueue(&feed, &memory) {
             Ok([begun, copied, ready]) => {
@@ -414,9 +405,8 @@ impl Device for CudaDevice {
 
 impl Drop for CudaDevice {
     fn drop(&mut self) {
-        if !self.flight.drain(DRAIN_MAX) {
-            self.flight.leak();
-        }
+        self.flight.drain(DRAIN_MAX);
+        self.flight.leak();
     }
 }
 

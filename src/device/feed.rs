@@ -55,8 +55,7 @@ impl Feed<'_> {
     ///
     /// # Errors
     /// [`DeviceError::Size`] where slot or device memory are too small; [`DeviceError::Unsupported`] for a window that
-    /// leaves its sample, and [`DeviceError::Unsupported`] for a
-    /// normalisation of bytes, or one by a standard deviation that is zero or no number.
+    /// leaves its sample, a normalisation of bytes, or one by a standard deviation that is zero or no number.
     pub fn check(&self) -> Result<(), DeviceError> {
         let fits = |what, needed: usize, given: usize| match needed <= given {
             true => Ok(()),

@@ -125,12 +125,11 @@ pub(super) fn images<B: Backend>(batch: Batch) -> Result<Result<Tensor<B, 4>, Ba
     };
     let released = Released { entry, stream: StreamId::current(), over: AtomicBool::new(false) };
     batch.release_after(Event::new(Arc::new(released)))?;
-    let plain: Box<dyn Any> = Box::new(images.clone());
-    if let Ok(images) = plain.downcast::<Tensor<B, 4>>() {
-        return Ok(Ok(*images));
-    }
-    let tracked: Box<dyn Any> = Box::new(Tensor::<Autodiff<Cuda>, 4>::from_inner(images));
-    match tracked.downcast::<Tensor<B, 4>>() {
+    let images: Box<dyn Any> = match TypeId::of::<B>() == TypeId::of::<Cuda>() {
+        true => Box::new(images),
+        false => Box::new(Tensor::<Autodiff<Cuda>, 4>::from_inner(images)),
+    };
+    match images.downcast::<Tensor<B, 4>>() {
         Ok(images) => Ok(Ok(*images)),
         Err(_) => unreachable!("`ours` is one of the two"),
     }

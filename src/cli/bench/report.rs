@@ -63,6 +63,7 @@ impl Report {
 
     fn json(&self, tally: &Tally, took: Duration, error: Option<&str>) -> Value {
         let (plan, stats, pipeline) = (self.loader.plan(), self.loader.stats(), self.loader.stats().pipeline);
+        let on_device = gpu::memory(&**self.loader.device());
         let mut report = json!({
             "images": tally.images,
             "seconds": took.as_secs_f64(),
@@ -92,8 +93,8 @@ impl Report {
             "slots": plan.slots,
             "outputs": plan.outputs,
             "compute_share": stats.device.map(|used| used.compute_share()),
-            "device_bytes": gpu::memory(&**self.loader.device()).map(|(held, _)| held.0),
-            "device_allocations": gpu::memory(&**self.loader.device()).map(|(_, allocations)| allocations),
+            "device_bytes": on_device.map(|(held, _)| held.0),
+            "device_allocations": on_device.map(|(_, allocations)| allocations),
             "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
             "copy_share": stats.device.map(|used| used.copy_share()),
             "violations": self.violations(),

@@ -2,6 +2,7 @@
 //! in a process of its own that is watched from outside, and what it comes to. It must never run two at once.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,18 @@ use super::BenchArgs;
 
 /// Options with a value that belong to the sweep, and not to its runs.
 const OURS: [&str; 5] = ["--workers", "--ram-budget", "--rounds", "--csv", "--json"];
+/// What a line of the CSV says of a run, by its names in the run's JSON.
+const COLUMNS: [&str; 9] = [
+    "images_per_s",
+    "compute_share",
+    "input_wait_share",
+    "wait_p50_s",
+    "wait_p99_s",
+    "peak_rss_bytes",
+    "planned_bytes",
+    "cpu_s",
+    "encoded_bytes",
+];
 /// A combination within this share of the best is as good.
 const AS_GOOD: f64 = 0.97;
 
@@ -127,7 +140,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     let ended = if context.stop.is_asked() { Err(Failure::Interrupted) } else { done };
     let error = ended.as_ref().err().map(|failure| match failure {
         Failure::Interrupted => "interrupted".to_owned(),
-        Failure::Run { what, .. } | Failure::Io(what) => what.clone(),
+        Failure::Run { what, .. } | Failure::Broken(what) | Failure::Io(what) => what.clone(),
         _ => "failed".to_owned(),
     });
     if lock(&points).iter().any(|point| !point.runs.is_empty()) {
@@ -155,25 +168,18 @@ fn run_all(
         let index = (at % count as u64) as usize;
         let Point { budget, workers, .. } = lock(points)[index].clone();
         let name = format!(
-            "{} at a budget of {budget}",
+            "with {} at a budget of {budget}",
             workers.map_or("workers by the plan".to_owned(), |n| counted(n as u64, "worker"))
         );
         let mut command = Command::new(program);
-        command.args(passed_on(env::args().skip(1))).args(["--json", "--ram-budget", &budget.to_string()]);
+        command.args(passed_on(env::args_os().skip(1))).args(["--json", "--ram-budget", &budget.to_string()]);
         if let Some(workers) = workers {
             command.args(["--workers", &workers.to_string()]);
         }
         let ended =
             watched.run(command, &context.stop, |_| progress.at(at, || format!("run {} of {runs}: {name}", at + 1)));
         let ended = ended.map_err(|error| Failure::Io(format!("cannot run this program once more: {error}")))?;
-        let failed = |what: &str| {
-            let code = ended.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(70);
-            Failure::Run { code, what: format!("the run with {name} failed: {}", what.trim_start_matches("error: ")) }
-        };
-        if !ended.status.success() {
-            return Err(failed(&ended.err));
-        }
-        let said: Value = serde_json::from_str(&ended.out).map_err(|error| failed(&error.to_string()))?;
+        let said = ended.said(&name)?;
         let point = &mut lock(points)[index];
         point.peak_seen = point.peak_seen.max(ended.seen.peak_rss);
         point.runs.push(said);
@@ -182,14 +188,14 @@ fn run_all(
 }
 
 /// The arguments that this program was started with, but for those that are the sweep's own.
-fn passed_on(arguments: impl Iterator<Item = String>) -> Vec<String> {
+fn passed_on(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut kept = Vec::new();
-    let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
-        let name = argument.split('=').next().unwrap_or_default();
+        let text = argument.to_string_lossy();
+        let (name, value) = text.split_once('=').map_or((&*text, None), |(name, value)| (name, Some(value)));
         if !OURS.contains(&name) {
             kept.push(argument);
-        } else if name != "--json" && !argument.contains('=') {
+        } else if name != "--json" && value.is_none() {
             // Its value.
             arguments.next();
         }
@@ -282,25 +288,10 @@ fn to_text(points: &[Point], error: Option<&str>) -> String {
 }
 
 fn to_csv(points: &[Point]) -> String {
-    let mut lines = vec!["budget,workers,run,images_per_s,compute_share,input_wait_share,wait_p50_s,wait_p99_s,peak_rss_bytes,planned_bytes,cpu_s,encoded_bytes".to_owned()];
+    let mut lines = vec![format!("budget,workers,run,{}", COLUMNS.join(","))];
     for point in points {
         for (run, said) in point.runs.iter().enumerate() {
-            let cell = |key: &str| match &said[key] {
-                Value::Null => String::new(),
-                value => value.to_string(),
-            };
-            let cells = [
-                "images_per_s",
-                "compute_share",
-                "input_wait_share",
-                "wait_p50_s",
-                "wait_p99_s",
-                "peak_rss_bytes",
-                "planned_bytes",
-                "cpu_s",
-                "encoded_bytes",
-            ]
-            .map(cell);
+            let cells = COLUMNS.map(|key| if said[key].is_null() { String::new() } else { said[key].to_string() });
             lines.push(format!("{},{},{},{}", point.budget, point.workers(), run + 1, cells.join(",")));
         }
     }
@@ -315,8 +306,8 @@ mod tests {
     fn runs_get_every_argument_that_is_not_the_sweeps_own() {
         let line =
             "bench --data d --workers 1,2 --ram-budget=1G,2G --json --size 32 --rounds 3 --csv f --device sim:step=1ms";
-        let kept = passed_on(line.split(' ').map(str::to_owned));
-        assert_eq!(kept.join(" "), "bench --data d --size 32 --device sim:step=1ms");
+        let kept = passed_on(line.split(' ').map(OsString::from));
+        assert_eq!(kept, "bench --data d --size 32 --device sim:step=1ms".split(' ').collect::<Vec<_>>());
     }
 
     fn point(workers: u64, speed: f64, busy: Option<f64>) -> Point {

@@ -2,7 +2,6 @@
 //! It must never call for a measurement, and never round in a budget's favour.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 
 use serde_json::{Value, json};
 
@@ -42,19 +41,9 @@ pub(super) struct Proof {
 impl Point {
     /// Takes the numbers of a run that ended well.
     pub(super) fn of(budget: ByteCount, ended: io::Result<Ended>) -> Result<Point, Failure> {
-        let Ended { status, out, err, seen } =
-            ended.map_err(|error| Failure::Io(format!("cannot run this program once more: {error}")))?;
-        if let Some(signal) = status.signal() {
-            return Err(Failure::Broken(format!("at a budget of {budget} the run was killed by signal {signal}")));
-        }
-        let failed = |code: i32, what: &str| {
-            let what = format!("the run at a budget of {budget} failed: {}", what.trim_start_matches("error: "));
-            Failure::Run { code: u8::try_from(code).unwrap_or(70), what }
-        };
-        if !status.success() {
-            return Err(failed(status.code().unwrap_or(70), &err));
-        }
-        let said: Value = serde_json::from_str(&out).map_err(|error| failed(70, &error.to_string()))?;
+        let ended = ended.map_err(|error| Failure::Io(format!("cannot run this program once more: {error}")))?;
+        let name = format!("at a budget of {budget}");
+        let (said, seen) = (ended.said(&name)?, ended.seen);
         let bytes = |key: &str| said[key].as_u64().map(ByteCount);
         let point = || {
             Some(Point {
@@ -68,7 +57,7 @@ impl Point {
                 digest: said["digest"].as_str()?.to_owned(),
             })
         };
-        point().ok_or_else(|| failed(70, &format!("it said {out}")))
+        point().ok_or_else(|| ended.failed(&name, &format!("it said {}", ended.out)))
     }
 
     pub(super) fn kept(&self) -> bool {

@@ -3,7 +3,6 @@
 //!
 //! The library is looked for at run time. Whatever is missing is an error in one line: nothing here panics where there is
 //! no driver, an old one, or half of one.
-
 //!
 //! - `stream`: streams, points on them, and what is enqueued.
 
@@ -26,13 +25,12 @@ use crate::units::ByteCount;
 pub(super) const VERSION_MIN: i32 = 12_080;
 
 /// Every function that is called here. A library without one of them is refused before anything is called.
-const CALLS: [&str; 30] = [
+const CALLS: [&str; 31] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
     "cuDeviceGet",
     "cuDeviceGetName",
-    "cuDeviceTotalMem_v2",
     "cuDeviceGetAttribute",
     "cuDeviceGetPCIBusId",
     "cuDevicePrimaryCtxRetain",
@@ -57,6 +55,8 @@ const CALLS: [&str; 30] = [
     "cuModuleUnload",
     "cuModuleGetFunction",
     "cuLaunchKernel",
+    "cuGetErrorName",
+    "cuGetErrorString",
 ];
 
 /// Version of the driver's interface, once the library is loaded and started; or why there is none.
@@ -448,3 +448,24 @@ impl Drop for Module {
 /// A function of a program on the device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel(Handle<sys::CUfunc_st>);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::CALLS;
+
+    #[test]
+    fn every_function_that_is_called_is_asked_for_first() {
+        // This test names no function of the driver's, so it may read itself.
+        let code = [include_str!("driver.rs"), include_str!("driver/stream.rs")].concat();
+        let called: BTreeSet<&str> = code
+            .split(concat!("sys::", "cu"))
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+            .filter(|name| name.starts_with(char::is_uppercase))
+            .collect();
+        let listed: BTreeSet<&str> = CALLS.iter().filter_map(|name| name.strip_prefix("cu")).collect();
+        assert_eq!(called, listed);
+    }
+}

@@ -145,28 +145,25 @@ impl Flight {
         inner.compute.count()
     }
 
-    /// Waits until everything is over, at most this long, and lets go of it. False if something is not.
-    pub(super) fn drain(&self, limit: Duration) -> bool {
+    /// Waits until everything is over, at most this long, and lets go of it.
+    pub(super) fn drain(&self, limit: Duration) {
         let start = Instant::now();
         loop {
             if self.settle().is_err() {
                 // Nothing works any more, so nothing is being worked on.
                 drop(std::mem::take(&mut *lock(&self.0)));
-                return true;
+                return;
             }
             let inner = lock(&self.0);
-            if inner.slots.is_empty() && inner.memory.is_empty() {
-                return true;
+            if (inner.slots.is_empty() && inner.memory.is_empty()) || start.elapsed() > limit {
+                return;
             }
             drop(inner);
-            if start.elapsed() > limit {
-                return false;
-            }
             std::thread::sleep(Duration::from_micros(100));
         }
     }
 
-    /// What is left goes to nobody: the device may use it for as long as the process lives.
+    /// What is left, and what was parked, goes to nobody: the device may use it for as long as the process lives.
     pub(super) fn leak(&self) {
         let inner = std::mem::take(&mut *lock(&self.0));
         inner.slots.into_iter().for_each(|(_, slot)| std::mem::forget(slot));

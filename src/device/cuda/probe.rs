@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 
 use super::driver::{self, Refusal};
-use super::{CudaDevice, Mark, memory};
+use super::point::{Mark, Point};
+use super::{CudaDevice, memory};
 use crate::device::{DeviceError, Event, HostMemory, WAIT_MAX, bytes};
 use crate::units::ByteCount;
-
-use super::point::Point;
 
 /// Bytes of the copies that decide which kind of page-locked memory is used: enough for a stable rate, few enough to be
 /// done with in a millisecond and to fit beside the least budget.
@@ -180,8 +179,8 @@ impl CudaDevice {
             })?;
             times.push((self.copy_time(&slot, &place)?, written));
         }
-        let [(plain, plain_written), (combined, combined_written)] = times[..] else { return Ok(false) };
-        Ok(combined.mul_f64(WORTH) < plain && combined_written < plain_written.mul_f64(WORTH))
+        let [plain, combined] = times[..] else { return Ok(false) };
+        Ok(is_worth_it(plain, combined))
     }
 
     /// Device memory to measure with.
@@ -241,6 +240,11 @@ impl Drop for Trial<'_> {
     }
 }
 
+/// Whether write-combined memory is worth it, by how long a copy out of each kind and the writing of it take.
+fn is_worth_it(plain: (Duration, Duration), combined: (Duration, Duration)) -> bool {
+    combined.0.mul_f64(WORTH) < plain.0 && combined.1 < plain.1.mul_f64(WORTH)
+}
+
 /// The least of a few measurements.
 fn best(mut measure: impl FnMut() -> Result<Duration, DeviceError>) -> Result<Duration, DeviceError> {
     let mut best = Duration::MAX;
@@ -248,4 +252,24 @@ fn best(mut measure: impl FnMut() -> Result<Duration, DeviceError>) -> Result<Du
         best = best.min(measure()?);
     }
     Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn write_combined_memory_has_to_be_copied_faster_and_written_as_fast() {
+        let us = Duration::from_micros;
+        let plain = (us(100), us(50));
+        for (combined, worth) in [
+            ((us(90), us(50)), true),
+            ((us(90), us(52)), true),
+            ((us(96), us(50)), false),
+            ((us(100), us(40)), false),
+            ((us(50), us(60)), false),
+        ] {
+            assert_eq!(is_worth_it(plain, combined), worth, "{combined:?}");
+        }
+    }
 }

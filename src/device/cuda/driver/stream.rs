@@ -112,8 +112,8 @@ impl Stream {
         Ok(self.context.call("cuStreamWaitEvent", wait)?)
     }
 
-    /// Enqueues a copy from the host. From page-locked memory it is asynchronous; other memory the driver reads before it
-    /// returns (at once for up to 64 KiB, else by and by).
+    /// Enqueues a copy from the host. From page-locked memory it is asynchronous; other memory the driver has read by the
+    /// time it returns (for more than 64 KiB that may take as long as the copy).
     ///
     /// # Safety
     /// Until the copy is over `from` is valid for `len` bytes and nobody writes them, and `to` is device memory of that
