@@ -2,6 +2,7 @@
 //! It must never copy pixels on its own, and dropping it gives the memory back, on any thread.
 
 use std::fmt;
+use std::time::Instant;
 
 use crate::device::{Device, DeviceError, DeviceMemory, Event};
 use crate::pool::{Filled, Lent, Marks, Output};
@@ -30,6 +31,8 @@ pub(crate) struct Head {
     pub(crate) spec: SampleSpec,
     pub(crate) finish: Finish,
     pub(crate) marks: Marks,
+    /// Since when it has been there for the consumer.
+    pub(crate) made: Instant,
 }
 
 enum Lease {
@@ -55,6 +58,11 @@ impl Batch {
     /// A batch that a device has finished into memory of its own.
     pub(crate) fn from_output(head: Head, output: Lent<Output>, ready: Event, device: Arc<dyn Device>) -> Self {
         Batch { head, lease: Some(Lease::Output(output, device)), ready, in_hand: None }
+    }
+
+    /// Since when it has been there for the consumer.
+    pub(crate) fn made(&self) -> Instant {
+        self.head.made
     }
 
     /// Notes that the consumer has it now.

@@ -5,17 +5,19 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
+use tracing::debug_span;
 
 use crate::batch::Batch;
 use crate::budget::LedgerReport;
 use crate::device::{Device, Utilization};
 use crate::error::Error;
-use crate::metrics::PipelineStats;
+use crate::metrics::{Counters, Histogram, PipelineStats, Taken};
 use crate::pipeline::{Engine, Move, Run, RunError};
 use crate::plan::{Circulating, Plan, Profile};
 use crate::quarantine::{BadSample, DamagedSample};
 use crate::source::Source;
 use crate::sync::{Arc, Ordering};
+use crate::units::SampleId;
 
 mod builder;
 #[cfg(test)]
@@ -92,6 +94,26 @@ pub struct Stats {
     pub bad_samples: u64,
     /// How busy the device was, where it can tell.
     pub device: Option<Utilization>,
+    /// What reading took, sample by sample.
+    pub read_times: Histogram,
+    /// What decoding and transforming took, sample by sample.
+    pub work_times: Histogram,
+    /// What the consumer waited, batch by batch.
+    pub wait_times: Histogram,
+}
+
+/// What the loader spent on one sample: the longest that it took in any epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowSample {
+    /// Which sample.
+    pub id: SampleId,
+    /// What its source calls it.
+    pub name: String,
+    /// Reading it; zero where it came out of the cache.
+    pub read: Duration,
+    /// Decoding and transforming it.
+    pub work: Duration,
 }
 
 /// How large a loader's runs are at the moment, and how that came about.
@@ -130,7 +152,14 @@ impl Loader {
             Ok(run) => (Some(run), None),
             Err(error) => (None, Some(error)),
         };
-        Epoch { engine: self.engine.clone(), run, failed, state, batches: self.engine.batches().len() }
+        Epoch {
+            engine: self.engine.clone(),
+            run,
+            failed,
+            state,
+            batches: self.engine.batches().len(),
+            handed_over: None,
+        }
     }
 
     /// Batches of one epoch.
@@ -190,7 +219,18 @@ impl Loader {
             memory: self.engine.ledger.report(),
             bad_samples: self.engine.quarantine.events(),
             device: self.engine.recipe.device.utilization(),
+            read_times: self.engine.counters.read_times.snapshot(),
+            work_times: self.engine.counters.work_times.snapshot(),
+            wait_times: self.engine.counters.wait_times.snapshot(),
         }
+    }
+
+    /// The samples that took the longest to read, decode and transform so far: up to 16, longest first.
+    #[must_use]
+    pub fn slowest_samples(&self) -> Vec<SlowSample> {
+        let source = &self.engine.recipe.source;
+        let slow = |Taken { id, read, work }| SlowSample { id, name: source.name(id), read, work };
+        self.engine.counters.slowest.list().into_iter().map(slow).collect()
     }
 
     /// Every change of size that the governor has made to runs of this loader.
@@ -228,6 +268,8 @@ pub struct Epoch {
     failed: Option<RunError>,
     state: State,
     batches: u64,
+    /// When the consumer got its latest batch.
+    handed_over: Option<Instant>,
 }
 
 impl Epoch {
@@ -276,12 +318,23 @@ impl Iterator for Epoch {
             return Some(Err(error.into()));
         }
         let run = self.run.take()?;
+        // Behind the last batch there is only the end to wait for.
+        let State { epoch, batch } = self.state;
+        let _span = (self.batches_left() > 0).then(|| debug_span!("next", epoch, batch).entered());
         let since = Instant::now();
         let received = self.receive(&run);
-        let counters = &self.engine.counters.consume;
-        counters.waited_in(since);
+        let Counters { consume, journey, wait_times, .. } = &self.engine.counters;
+        consume.waited_in(since);
+        if let Some(handed_over) = self.handed_over.take() {
+            consume.was_busy(since - handed_over);
+        }
         if let Some(Ok(batch)) = &received {
-            counters.handed_over(batch.len() as u64);
+            let (now, samples) = (Instant::now(), batch.len() as u64);
+            consume.queue_out();
+            consume.handed_over(samples);
+            journey.ready.add(now - batch.made(), samples);
+            wait_times.add(now - since);
+            self.handed_over = Some(now);
             self.run = Some(run);
         }
         received

@@ -47,6 +47,7 @@ mod host;
 mod memory;
 mod sim;
 mod spec;
+mod stream_trace;
 
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use cuda::standin;

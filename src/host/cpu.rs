@@ -17,6 +17,7 @@ pub(super) fn facts(affinity: usize, groups: &Groups, notes: &mut Vec<String>) -
             1 => "the one CPU that this process may run on".to_owned(),
             many => format!("the {many} CPUs that this process may run on"),
         },
+        model: super::groups::read_text(std::path::Path::new("/proc/cpuinfo")).ok().and_then(|text| model(&text)),
     };
     for group in groups.of("cpu") {
         let Some((cores, name)) = quota(group, notes) else { continue };
@@ -26,6 +27,12 @@ pub(super) fn facts(affinity: usize, groups: &Groups, notes: &mut Vec<String>) -
         }
     }
     facts
+}
+
+/// The name in a `/proc/cpuinfo`; not every architecture has one there.
+fn model(text: &str) -> Option<String> {
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start().strip_prefix(':')?.trim().to_owned())
 }
 
 /// CPUs of the machine, whoever may run on them; 0 where that is not told.

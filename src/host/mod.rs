@@ -89,6 +89,8 @@ pub struct CpuFacts {
     pub usable: f64,
     /// What decides `usable`, in words for a one-line message.
     pub limited_by: String,
+    /// What the maker calls them, where the system says so.
+    pub model: Option<String>,
 }
 
 /// What is left of the memory at one moment of a run, where it is tightest.
@@ -218,6 +220,7 @@ fn read() -> HostFacts {
             online: affinity,
             usable: affinity as f64,
             limited_by: format!("{affinity} CPUs of the machine"),
+            model: None,
         },
         pressure: None,
         lock_limit: None,
@@ -245,7 +248,8 @@ mod tests {
 
     #[test]
     fn workers_are_whole_and_at_least_one() {
-        let with = |usable| CpuFacts { affinity: 8, online: 8, usable, limited_by: String::new() }.workers_max();
+        let with =
+            |usable| CpuFacts { affinity: 8, online: 8, usable, limited_by: String::new(), model: None }.workers_max();
         assert_eq!([0.01, 0.99, 1.0, 1.99, 2.0, 7.5].map(with), [1, 1, 1, 1, 2, 7]);
         assert_eq!(with(f64::NAN), 1);
     }
@@ -253,7 +257,7 @@ mod tests {
     #[test]
     fn ranks_share_the_cores_unless_each_is_bound_to_its_own() {
         let of = |affinity, usable, ranks| {
-            CpuFacts { affinity, online: 64, usable, limited_by: String::new() }.workers_max_of(ranks)
+            CpuFacts { affinity, online: 64, usable, limited_by: String::new(), model: None }.workers_max_of(ranks)
         };
         assert_eq!(of(64, 64.0, 1), 64);
         assert_eq!(of(64, 64.0, 4), 16);

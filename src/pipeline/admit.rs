@@ -3,13 +3,15 @@
 //! It must never read or decode, and never hold a place that it does not go on to fill.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
+use tracing::{debug_span, trace_span};
 
 use super::Epoch;
 use crate::budget::{Reservation, WaitError};
 use crate::device::DeviceError;
+use crate::metrics::Counters;
 use crate::plan::{CHUNK_SAMPLES_MAX, CHUNK_TARGET_BYTES, ENCODED_BYTES_MAX};
 use crate::pool::{EncodedCache, Lent, Part, Parts, Pending, ReadBuffer, Recycle, Ring, fill};
 use crate::quarantine::Stage;
@@ -18,6 +20,7 @@ use crate::units::{ByteCount, KeyedRng, SampleId};
 
 /// Consecutive samples of one batch that are read into one buffer and decoded by one worker. Large samples travel alone.
 pub(crate) struct Chunk {
+    pub(super) batch: u64,
     pub(super) buffer: ReadBuffer,
     /// Bytes of the buffer that its samples take.
     len: usize,
@@ -38,6 +41,10 @@ pub(super) struct Job {
     pub(super) encoded: Encoded,
     /// What went wrong on the way here.
     pub(super) failed: Option<(Stage, String)>,
+    /// Since when it has been where it is: let in, or read.
+    pub(super) since: Instant,
+    /// What reading it took.
+    pub(super) read: Duration,
 }
 
 /// Where the encoded bytes of a sample are, once its chunk has been read.
@@ -90,7 +97,7 @@ impl Recycle for Chunk {
 
 impl Chunk {
     pub(crate) fn new(buffer: ReadBuffer) -> Self {
-        Chunk { buffer, len: 0, cache: None, jobs: Vec::with_capacity(CHUNK_SAMPLES_MAX), retry: None }
+        Chunk { batch: 0, buffer, len: 0, cache: None, jobs: Vec::with_capacity(CHUNK_SAMPLES_MAX), retry: None }
     }
 
     /// Whether a sample that takes this much of the buffer may join.
@@ -155,22 +162,39 @@ impl Admit {
         let engine = &self.run.engine;
         let order = engine.order(self.run.epoch);
         let batches = engine.batches();
+        let Counters { admit, transfer, .. } = &engine.counters;
         for batch in first_batch..batches.len() {
             let positions = batches.positions(batch);
-            let slot = self.wait_for(&engine.slots)?;
-            let (parts, pending) = fill(slot, (positions.end - positions.start) as usize);
+            let samples = positions.end - positions.start;
+            let slot = {
+                let _span = trace_span!("wait for a slot", batch).entered();
+                self.wait_for(&engine.slots)?
+            };
+            let _span = debug_span!("admit", epoch = self.run.epoch, batch, samples).entered();
+            let (since, held_back) = (Instant::now(), admit.waited_out_so_far());
+            let (parts, pending) = fill(slot, samples as usize);
             // There are as many places as slots; a failure means that transfer is gone, and so is the run.
+            transfer.queue_in();
             admitted.send(Admitted { batch, pending }).map_err(|_| Off)?;
-            self.batch(parts, positions.map(|position| order.at(position)), retry)?;
+            self.batch(batch, parts, positions.map(|position| order.at(position)), retry)?;
+            admit.handed_over(samples);
+            admit.was_busy(since.elapsed().saturating_sub(admit.waited_out_so_far() - held_back));
         }
         Ok(())
     }
 
     /// Groups the samples of one batch into chunks and starts them.
-    fn batch(&self, parts: Parts, ids: impl Iterator<Item = SampleId>, retry: &Sender<Retry>) -> Result<(), Off> {
+    fn batch(
+        &self,
+        batch: u64,
+        parts: Parts,
+        ids: impl Iterator<Item = SampleId>,
+        retry: &Sender<Retry>,
+    ) -> Result<(), Off> {
         let mut places = parts.zip(ids).peekable();
         while places.peek().is_some() {
             let mut chunk = self.wait_for(&self.run.engine.chunks)?;
+            chunk.batch = batch;
             chunk.cache = self.run.engine.cache();
             while let Some((part, id)) = places.next_if(|&(_, id)| chunk.has_room(self.bytes_to_read(&chunk, id))) {
                 self.add(&mut chunk, part, id, Attempt { original: id, count: 0 });
@@ -197,7 +221,7 @@ impl Admit {
                 failed = Some((Stage::Admit, format!("the file is {}; {most} is the most", ByteCount(bytes))));
             }
         }
-        chunk.jobs.push(Job { part, id, attempt, encoded, failed });
+        chunk.jobs.push(Job { part, id, attempt, encoded, failed, since: Instant::now(), read: Duration::ZERO });
     }
 
     /// Reserves what a chunk needs beyond its buffer, and hands it to the readers, or to the workers at once where there
@@ -217,7 +241,9 @@ impl Admit {
         if let Err(error) = chunk.buffer.prepare(len, giant) {
             chunk.fail(Stage::Read, &error.to_string());
         }
-        let next = if chunk.len > 0 { &self.to_read } else { &self.to_work };
+        let Counters { read, work, .. } = &self.run.engine.counters;
+        let (next, stage) = if chunk.len > 0 { (&self.to_read, read) } else { (&self.to_work, work) };
+        stage.queue_in();
         // As many places as chunks, so this never blocks. It fails only when every reader or worker has died.
         next.send(chunk).map_err(|_| Off)
     }

@@ -327,6 +327,7 @@ impl Run {
         if engine.running.swap(true, Ordering::SeqCst) {
             return Err(RunError::Busy);
         }
+        engine.counters.run_begins();
         let cancel = Cancel::new(engine.ledger.clone());
         *lock(&engine.current) = Some(cancel.clone());
         // Every batch that exists, and the error that ends the run, have a place: handing over never blocks.

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
+use tracing::debug_span;
 
 use super::Epoch;
 use super::admit::{Chunk, Encoded};
@@ -29,10 +30,12 @@ fn read_all(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Sender<Lent<
         let since = Instant::now();
         let Ok(mut chunk) = to_read.recv() else { return };
         counters.waited_in(since);
+        counters.queue_out();
         if !run.cancel.is_cancelled() {
             read(run, &mut chunk);
         }
         let since = Instant::now();
+        run.engine.counters.work.queue_in();
         // As many places as chunks: this blocks on nothing. It fails only when every worker has died.
         if to_work.send(chunk).is_err() {
             return;
@@ -43,7 +46,9 @@ fn read_all(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Sender<Lent<
 
 fn read(run: &Epoch, chunk: &mut Chunk) {
     let (source, counters) = (&run.engine.recipe.source, &run.engine.counters);
+    let _span = debug_span!("read", batch = chunk.batch, samples = chunk.jobs.len()).entered();
     let since = Instant::now();
+    let mut begun = since;
     let bytes = chunk.buffer.bytes_mut();
     let (mut samples, mut read_bytes) = (0, 0);
     for job in &mut chunk.jobs {
@@ -56,6 +61,12 @@ fn read(run: &Epoch, chunk: &mut Chunk) {
             }
             Err(error) => job.failed = Some((Stage::Read, error.to_string())),
         }
+        let over = Instant::now();
+        counters.journey.read_queue.add(begun - job.since, 1);
+        job.read = over - begun;
+        counters.journey.read.add(job.read, 1);
+        counters.read_times.add(job.read);
+        (begun, job.since) = (over, over);
     }
     if let Some(cache) = &chunk.cache {
         let read = chunk.jobs.iter().filter_map(|job| match (&job.failed, &job.encoded) {

@@ -6,11 +6,13 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
+use tracing::{debug_span, trace_span};
 
 use super::admit::Admitted;
 use super::{Epoch, RunError};
 use crate::batch::Batch;
 use crate::device::{Event, Feed};
+use crate::metrics::Counters;
 use crate::pool::{Filled, Lent, Output};
 
 /// The run is over, for a reason that the consumer knows already.
@@ -34,19 +36,25 @@ pub(super) fn run(run: &Epoch, pending: &Receiver<Admitted>, delivered: &Sender<
 
 impl Transfer<'_> {
     fn next(&mut self) -> Result<(), Over> {
-        let counters = &self.run.engine.counters.transfer;
+        let Counters { transfer: counters, journey, consume, .. } = &self.run.engine.counters;
         let since = Instant::now();
         let Admitted { batch, pending } = self.admitted()?;
         // Slots under way are what admit may be waiting for, so nothing here blocks while one could be given back.
         while !pending.is_whole() && self.settle() {}
         let filled = pending.wait();
         counters.waited_in(since);
+        counters.queue_out();
+        let _span = debug_span!("transfer", epoch = self.run.epoch, batch).entered();
         let since = Instant::now();
         let samples = filled.samples() as u64;
+        journey.batch_queue.add(since - filled.begun(), samples);
+        journey.batch_queue.take_back(filled.marks.done_after);
         let result = self.judge(&filled).and_then(|()| self.hand_over(batch, filled));
         match result {
             Ok(Some(batch)) => {
                 counters.worked(samples, since);
+                journey.transfer.add(since.elapsed(), samples);
+                consume.queue_in();
                 self.delivered.send(Ok(batch)).map_err(|_| Over)
             }
             Ok(None) => Err(Over),
@@ -116,6 +124,7 @@ impl Transfer<'_> {
             spec: recipe.spec,
             finish: recipe.finish,
             marks,
+            made: Instant::now(),
         };
         if engine.hands_over_slots() {
             return Ok(Some(Batch::from_slot(head, filled)));
@@ -142,6 +151,7 @@ impl Transfer<'_> {
         if let Ok(output) = engine.outputs.free().try_recv() {
             return Some(engine.outputs.lend(output));
         }
+        let _span = trace_span!("wait for the consumer").entered();
         let since = Instant::now();
         while self.settle() {}
         let output = select! {

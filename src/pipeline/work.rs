@@ -8,10 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+use tracing::{debug_span, trace_span};
 
 use super::admit::{Attempt, Chunk, Job, Retry, substitute};
 use super::{Engine, Epoch};
 use crate::decode::{Header, WorkingSet};
+use crate::metrics::Taken;
 use crate::pool::{JumboError, Lent, Scratch, Shown};
 use crate::quarantine::{BadSample, OnBadSample, Stage};
 use crate::sync::Ordering;
@@ -43,6 +45,7 @@ pub(super) fn run(run: &Epoch, worker: usize, work: &Receiver<Lent<Chunk>>) {
             match work.recv_timeout(LOOK_UP) {
                 Ok(chunk) => {
                     engine.counters.work.waited_in(since);
+                    engine.counters.work.queue_out();
                     work_chunk(run, &mut scratch, chunk);
                 }
                 Err(RecvTimeoutError::Timeout) => engine.counters.work.waited_in(since),
@@ -53,8 +56,11 @@ pub(super) fn run(run: &Epoch, worker: usize, work: &Receiver<Lent<Chunk>>) {
 }
 
 fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
-    let since = Instant::now();
+    let counters = &run.engine.counters;
     let samples = chunk.jobs.len() as u64;
+    let _span = debug_span!("work", batch = chunk.batch, samples).entered();
+    let since = Instant::now();
+    let mut begun = since;
     let retry = chunk.retry.take();
     let mut jobs = std::mem::take(&mut chunk.jobs);
     for mut job in jobs.drain(..) {
@@ -64,11 +70,20 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
         let done = match job.failed.take() {
             Some(failed) => Err(failed),
             None => {
+                let _span = trace_span!("sample", id = job.id.0).entered();
                 let encoded = chunk.encoded(&job);
                 catch_unwind(AssertUnwindSafe(|| sample(run, scratch, encoded, &mut job)))
                     .unwrap_or_else(|panic| Err((Stage::Decode, format!("the decoder panicked: {}", message(&*panic)))))
             }
         };
+        let over = Instant::now();
+        let Job { id, since, read, .. } = job;
+        let work = over - begun;
+        counters.journey.work_queue.add(begun - since, 1);
+        counters.journey.work.add(work, 1);
+        counters.work_times.add(work);
+        counters.slowest.add(Taken { id, read, work });
+        begun = over;
         let label = run.engine.recipe.source.label(job.id);
         match done {
             Ok(()) => job.part.complete(job.id, label),
@@ -77,7 +92,7 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
     }
     // The list goes back with the chunk, so that it is allocated once.
     chunk.jobs = jobs;
-    run.engine.counters.work.worked(samples, since);
+    counters.work.worked(samples, since);
 }
 
 /// Decodes and transforms one sample into its place.

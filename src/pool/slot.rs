@@ -10,6 +10,7 @@
 //! A part that is forgotten keeps its slot from ever becoming whole; it never makes memory unsafe.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use super::countdown::Countdown;
 use super::{Lent, Recycle};
@@ -41,9 +42,12 @@ pub(crate) struct Marks {
     pub(crate) fatal: Option<(usize, BadSample)>,
     /// Parts that were dropped unfinished: the run was called off, or a worker died.
     pub(crate) abandoned: usize,
+    /// How long after the slot was cut each part was done, all of them together.
+    pub(crate) done_after: Duration,
 }
 
 struct Filling {
+    begun: Instant,
     slot: Lent<Slot>,
     countdown: Countdown<Marks>,
 }
@@ -124,7 +128,7 @@ pub(crate) fn fill(slot: Lent<Slot>, samples: usize) -> (Parts, Pending) {
         valid: vec![false; samples],
         ..Marks::default()
     };
-    let filling = Arc::new(Filling { slot, countdown: Countdown::new(samples, marks) });
+    let filling = Arc::new(Filling { begun: Instant::now(), slot, countdown: Countdown::new(samples, marks) });
     (Parts { filling: filling.clone(), next: 0, samples }, Pending { filling, samples })
 }
 
@@ -195,7 +199,9 @@ impl Part {
     fn close(mut self, id: SampleId, label: u32, valid: bool) {
         self.open = false;
         let position = self.position;
+        let after = self.filling.begun.elapsed();
         self.filling.countdown.done(1, |marks| {
+            marks.done_after += after;
             marks.ids[position] = id;
             marks.labels[position] = label;
             marks.valid[position] = valid;
@@ -228,6 +234,11 @@ impl Pending {
 impl Filled {
     pub(crate) fn samples(&self) -> usize {
         self.samples
+    }
+
+    /// When the slot was cut into parts.
+    pub(crate) fn begun(&self) -> Instant {
+        self.filling.begun
     }
 
     /// The pixels of all samples, u8, NHWC. Every part is done, so nobody writes any more.

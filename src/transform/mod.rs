@@ -62,6 +62,16 @@ pub trait Transform: Send + Sync + 'static {
     fn geometry(&self, width: u32, height: u32, rng: &mut KeyedRng) -> Geometry;
 }
 
+impl Transform for Box<dyn Transform> {
+    fn out_spec(&self) -> SampleSpec {
+        (**self).out_spec()
+    }
+
+    fn geometry(&self, width: u32, height: u32, rng: &mut KeyedRng) -> Geometry {
+        (**self).geometry(width, height, rng)
+    }
+}
+
 /// Panics unless a sample may have such a side.
 fn check_side(side: u32) {
     assert!((1..=SIDE_MAX).contains(&side), "a sample's side is 1 to {SIDE_MAX} pixels, not {side}");

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::point::Mark;
-use crate::device::{DeviceError, HostMemory, Utilization};
+use crate::device::{DeviceError, HostMemory, Utilization, stream_trace};
 use crate::sync::{Arc, Mutex, lock};
 
 /// Intervals that are kept for the record at most; older ones are given up (and the busy time of a consumer that never
@@ -43,6 +43,8 @@ struct Busy {
     counted: Option<(u64, Arc<Mark>)>,
     /// How many marks there were.
     marks: u64,
+    /// The same moment by the host's clock and on the device: the first beginning, then the last end that was told.
+    moment: Option<(Instant, Arc<Mark>)>,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,8 @@ impl Busy {
 
     fn begin(&mut self, mark: Arc<Mark>) {
         let number = self.number();
+        // An idle stream passes it at once, so that the two clocks agree to within a launch.
+        self.moment.get_or_insert_with(|| (Instant::now(), Arc::clone(&mark)));
         self.open.push_back((number, mark));
         if self.open.len() > INTERVALS_MAX {
             self.open.pop_front();
@@ -72,8 +76,8 @@ impl Busy {
         }
     }
 
-    /// Counts what is over.
-    fn count(&mut self) -> Result<(), DeviceError> {
+    /// Counts what is over on this stream, and tells it.
+    fn count(&mut self, stream: &'static str) -> Result<(), DeviceError> {
         while let Some(Interval { begin, end }) = self.intervals.front() {
             if self.intervals.len() <= INTERVALS_MAX && !end.1.is_passed()? {
                 break;
@@ -81,7 +85,13 @@ impl Busy {
             if end.1.is_passed()? {
                 // Where intervals overlap, time counts once: from the end before on, if that is the later of the two.
                 let from = self.counted.as_ref().filter(|counted| counted.0 > begin.0).unwrap_or(begin);
-                self.total += from.1.recorded().until(end.1.recorded())?;
+                let busy = from.1.recorded().until(end.1.recorded())?;
+                self.total += busy;
+                if let Some((host, device)) = self.moment.as_ref().filter(|_| stream_trace::is_wanted()) {
+                    let ended = *host + device.recorded().until(end.1.recorded())?;
+                    stream_trace::over(stream, ended.checked_sub(busy).unwrap_or(ended), ended);
+                    self.moment = Some((ended, Arc::clone(&end.1)));
+                }
                 self.counted = Some(end.clone());
             }
             self.intervals.pop_front();
@@ -141,8 +151,8 @@ impl Flight {
         {
             inner.memory.pop_front();
         }
-        inner.copy.count()?;
-        inner.compute.count()
+        inner.copy.count("copy")?;
+        inner.compute.count("compute")
     }
 
     /// Waits until everything is over, at most this long, and lets go of it.

@@ -11,6 +11,7 @@ use super::SimSpec;
 use super::memory::SimMemory;
 use super::meter::{Meter, StreamKind};
 use super::stream::{Command, Progress};
+use crate::device::stream_trace;
 use crate::device::{
     DeviceError, Event, HostMemory, Place, Utilization, WAIT_MAX, Windows, bytes, finish_into, finish_windows_into,
 };
@@ -212,7 +213,8 @@ impl Engine {
         if self.spec.fail_copy == Some(number) {
             return Err(DeviceError::Failed { what: format!("copy {number}"), cause: "it was to fail".to_owned() });
         }
-        lock(&self.meter).begin(StreamKind::Copy, *over_at);
+        let began = *over_at;
+        lock(&self.meter).begin(StreamKind::Copy, began);
         // A violation found here has been recorded; the copy goes on.
         let _ = work.to.begin_copy(number, work.finished_bytes);
         let deadline = over_at.checked_add(self.spec.copy_time(work.copied_bytes)).unwrap_or(*over_at);
@@ -235,6 +237,7 @@ impl Engine {
         });
         *over_at = deadline.max(Instant::now());
         lock(&self.meter).end(StreamKind::Copy, *over_at);
+        stream_trace::over("copy", began, *over_at);
         // Dropped here, before the caller lets the event pass: the slot is its owner's again.
         drop(work);
         Ok(())
@@ -244,10 +247,12 @@ impl Engine {
         let Compute::Step { memory, copy, duration } = command.work else { return Ok(()) };
         // A violation found here has been recorded; the step goes on.
         let _ = memory.begin_step(command.number, copy);
-        lock(&self.meter).begin(StreamKind::Compute, *over_at);
+        let began = *over_at;
+        lock(&self.meter).begin(StreamKind::Compute, began);
         *over_at = over_at.checked_add(duration).unwrap_or(*over_at);
         self.compute.sleep_until(*over_at)?;
         lock(&self.meter).end(StreamKind::Compute, *over_at);
+        stream_trace::over("compute", began, *over_at);
         memory.end_step(command.number);
         Ok(())
     }
