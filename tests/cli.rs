@@ -42,36 +42,6 @@ fn every_help_is_short_and_has_an_example() {
 }
 
 #[test]
-fn a_bench_of_several_budgets_and_workers_runs_each_in_turn_and_names_the_knee() {
-    let set = small_set();
-    let csv = set.path().with_extension("csv");
-    let csv_name = csv.to_str().expect("a plain name");
-    let swept =
-        bench(set.path(), &format!("--workers 1,2 --ram-budget 64M,1G --rounds 2 --json --csv {csv_name}")).ok().json();
-    let points = swept["points"].as_array().expect("points");
-    let asked: Vec<_> =
-        points.iter().map(|point| (point["budget_bytes"].as_u64(), point["workers"].as_u64())).collect();
-    let (small, large) = (Some(64 << 20), Some(1 << 30));
-    assert_eq!(asked, [(small, Some(1)), (small, Some(2)), (large, Some(1)), (large, Some(2))]);
-    for point in points {
-        assert_eq!(point["runs"], 2, "{point}");
-        let speed = &point["images_per_s"];
-        let number = |key: &str| speed[key].as_f64().expect("a number");
-        assert!(0.0 < number("least") && number("least") <= number("median") && number("median") <= number("most"));
-        assert!(point["peak_rss_bytes"].as_u64() > Some(1 << 20) && point["bottleneck"].is_string(), "{point}");
-        assert!(point["wait_p50_s"].as_f64() <= point["wait_p99_s"].as_f64(), "{point}");
-    }
-    assert_eq!(swept["knees"].as_array().map(Vec::len), Some(2), "{swept}");
-    let lines = fs::read_to_string(&csv).expect("written");
-    assert_eq!(lines.lines().count(), 1 + 4 * 2, "{lines}");
-    assert!(lines.lines().all(|line| line.split(',').count() == 12), "{lines}");
-    fs::remove_file(&csv).expect("removed");
-    let refused = run(words("plan --data DIR --workers 1,2", set.path()));
-    assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.err.contains("several budgets or numbers of workers are for bench"), "{refused:?}");
-}
-
-#[test]
 fn wrong_usage_is_refused_with_words() {
     let set = small_set();
     for (args, expected) in [

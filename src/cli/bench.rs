@@ -9,33 +9,40 @@ use clap::{Args, ValueEnum};
 use xxhash_rust::xxh3::Xxh3;
 
 use feedstock::device::{Device, Event};
+use feedstock::host::process_cpu_time;
 use feedstock::tensor::{SIDE_MAX, SampleSpec};
-use feedstock::transform::{Resize, ResizeCenterCrop};
-use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, State, ram_budget_here};
+use feedstock::transform::{RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
+use feedstock::{
+    Batch, ByteCount, CpuBudget, Error, Histogram, ImageFolder, Loader, OnBadSample, State, ram_budget_here,
+};
 
 use super::Context;
 use super::data::{self, LoaderArgs, MovesTold};
 use super::failure::{Failure, print};
 use super::progress::Progress;
+use super::watch::WatchArgs;
 
+mod alone;
+mod outcome;
+mod page;
 mod report;
 mod stall;
 mod sweep;
-mod waits;
 
 use report::Report;
-use waits::Waits;
 
 const MORE: &str = "\
 Every batch is taken and dropped at once. The digest (XXH3, 64 bits) covers all bytes, labels and ids in order: it is the \
 same for any number of workers and any budget. --transform: rrc is a random part, mirrored or not (training); center the \
 central square of the picture scaled to 8/7 of the size (validation); resize the whole picture, stretched.
 
-With several --ram-budget or --workers every combination runs in a process of its own, in turn; the middle of --rounds runs \
-counts, and the fewest workers that are as good as any are named.
+With several --ram-budget or --workers, or with --report, every combination runs in a process of its own, in turn, and so does \
+each part alone (--mode decode, read, transfer); the middle of --rounds runs counts, and the fewest workers that are as good as \
+any are named. \"Expected\" and \"predicted\" follow from the parts alone and the step.
 
 Examples:
-  feedstock bench --data photos/train --workers 1,2,4 --ram-budget 256M,1G --step-ms 20
+  feedstock bench --data photos/train --workers 1,2,4 --ram-budget 256M,1G --step-ms 20 --report out
+  feedstock bench --data photos/train --ram-budget 1G --trace timeline.json
   feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json";
 
 /// Run the loader alone, and measure it
@@ -44,6 +51,9 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     loader: LoaderArgs,
+    /// What is run: the whole loader, or one part of it alone, beside the most that the machine would allow
+    #[arg(long, value_enum, default_value_t = Mode::Loader)]
+    mode: Mode,
     /// Epochs that are measured
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
@@ -80,15 +90,29 @@ pub(crate) struct BenchArgs {
     /// Do not read batches back from a device; there is no digest then
     #[arg(long)]
     no_digest: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// How often each combination of several values is run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
     /// Write a line for each of its runs to a file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write a page with charts (index.html, SVG, JSON, CSV) to a folder
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Mode {
+    Loader,
+    Decode,
+    Read,
+    Transfer,
 }
 
 /// What is cut out of a picture.
@@ -109,15 +133,17 @@ struct Tally {
     first_batch: Option<Duration>,
     began: Option<Instant>,
     took: Option<Duration>,
-    /// The input wait of the epochs before the measured ones.
+    /// The input wait of the epochs before the measured ones, all together and batch by batch.
     waited_before: Duration,
     digest: u64,
     /// The next batch.
     state: State,
-    /// How long each batch of the measured epochs was waited for.
-    waits: Waits,
+    /// What was waited for batches before the measured epochs.
+    waits_before: Histogram,
     /// When the first epoch began, measured or not.
     fed_since: Option<Instant>,
+    /// Processor time that the process had used by then.
+    cpu_before: Duration,
 }
 
 struct Bench<'a> {
@@ -136,6 +162,9 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     if sweep::is_asked(args) {
         return sweep::run(args, context);
     }
+    if args.mode != Mode::Loader {
+        return alone::run(args, context);
+    }
     let folder = args.loader.open()?;
     let loader = args.build(&folder)?;
     if !args.json {
@@ -143,11 +172,15 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     }
     let tally = Arc::new(Mutex::new(Tally::default()));
     let report = Report::new(args, context.started, folder, &loader, &tally);
+    let watch = args.watch.begin(&[("bench", &loader)])?;
     let json = args.json;
     {
-        let (loader, report) = (loader.clone(), report.clone());
+        let (loader, report, watch) = (loader.clone(), report.clone(), watch.clone());
         context.stop.on_stop(move || loader.stop());
-        context.stop.last_words(move || drop(print(report.render(json, Some("interrupted")))));
+        context.stop.last_words(move || {
+            watch.finish();
+            drop(print(report.render(json, Some("interrupted"))));
+        });
     }
     let mut bench = Bench {
         args,
@@ -170,11 +203,29 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         feedstock::ErrorKind::Cancelled => "interrupted".to_owned(),
         _ => error.to_string(),
     });
+    watch.finish();
     print(report.render(json, error.as_deref()))?;
     Ok(done?)
 }
 
 impl BenchArgs {
+    fn transform(&self) -> Box<dyn Transform> {
+        let size = self.loader.size;
+        match self.transform {
+            Cut::Rrc => Box::new(RandomResizedCrop::new(size).flip(0.5)),
+            Cut::Center => Box::new(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
+            Cut::Resize => Box::new(Resize::exact(size, size)),
+        }
+    }
+
+    /// How many threads would decode, and how many would read.
+    fn threads(&self, folder: &Arc<ImageFolder>) -> Result<(usize, usize), Failure> {
+        let (builder, _) = self.loader.builder(folder)?;
+        let cores = self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0));
+        let plan = builder.cpu_budget(cores).transform(self.transform()).plan()?;
+        Ok((plan.workers, plan.read_threads))
+    }
+
     fn step(&self) -> Option<Duration> {
         self.step_ms.map(Duration::from_millis)
     }
@@ -183,16 +234,15 @@ impl BenchArgs {
         let (builder, device) = self.loader.builder(folder)?;
         // Nobody trains here.
         let builder = builder.cpu_budget(self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0)));
-        let read_back = self.read_back_bytes(&*device);
-        let size = self.loader.size;
-        let mut builder = match self.transform {
-            Cut::Rrc => builder,
-            Cut::Center => builder.transform(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
-            Cut::Resize => builder.transform(Resize::exact(size, size)),
-        };
-        if read_back > ByteCount::ZERO {
+        let beside = [
+            ("read back", self.read_back_bytes(&*device), "to read batches back for the digest (see --no-digest)"),
+            ("watch", self.watch.bytes(), WatchArgs::BECAUSE),
+        ];
+        let taken = beside.iter().fold(ByteCount::ZERO, |sum, (_, bytes, _)| sum + *bytes);
+        let mut builder = builder.transform(self.transform());
+        if taken > ByteCount::ZERO {
             let (budget, _) = ram_budget_here(self.loader.one()?.0);
-            builder = builder.own_ram_budget(budget.saturating_sub(read_back));
+            builder = builder.own_ram_budget(budget.saturating_sub(taken));
         }
         let built = builder
             .seed(self.seed)
@@ -202,8 +252,7 @@ impl BenchArgs {
             .bad_samples_max(self.max_bad)
             .rank(self.rank, self.world_size)
             .build();
-        let because = "to read batches back for the digest (see --no-digest)";
-        built.map_err(|error| data::refused_beside(error, "read back", read_back, because))
+        built.map_err(|error| data::refused_beside(error, &beside))
     }
 
     /// What it takes to see a batch that lies on a device.
@@ -223,9 +272,12 @@ impl Bench<'_> {
         for epoch in epochs..epochs + warmup_epochs {
             self.epoch(epoch, None)?;
         }
-        let waited_before = self.loader.stats().pipeline.consume.wait_in;
+        let before = self.loader.stats();
         let began = Instant::now();
-        self.tally(|tally| (tally.began, tally.waited_before) = (Some(began), waited_before));
+        self.tally(|tally| {
+            tally.began = Some(began);
+            (tally.waited_before, tally.waits_before) = (before.pipeline.consume.wait_in, before.wait_times);
+        });
         for epoch in 0..epochs {
             self.epoch(epoch, Some(began))?;
             self.tally(|tally| tally.epochs += 1);
@@ -239,11 +291,11 @@ impl Bench<'_> {
         let mut batches = self.loader.epoch(epoch);
         self.tally(|tally| {
             tally.state = batches.state();
-            tally.fed_since.get_or_insert_with(Instant::now);
+            if tally.fed_since.is_none() {
+                (tally.fed_since, tally.cpu_before) = (Some(Instant::now()), process_cpu_time());
+            }
         });
-        let mut asked = Instant::now();
         while let Some(batch) = batches.next().transpose()? {
-            let waited = asked.elapsed();
             let since_start = self.started.elapsed();
             self.step(&batch)?;
             if began.is_some() && !self.args.no_digest {
@@ -254,7 +306,6 @@ impl Bench<'_> {
                 tally.state = state;
                 tally.first_batch.get_or_insert(since_start);
                 if began.is_some() {
-                    tally.waits.add(waited);
                     tally.images += batch.len() as u64;
                     tally.batches += 1;
                     tally.digest = digest;
@@ -264,14 +315,13 @@ impl Bench<'_> {
             if !self.args.json {
                 self.moves.tell(&self.loader, &self.progress);
             }
-            drop(batch);
-            asked = Instant::now();
         }
         Ok(())
     }
 
     /// What a trainer would do with the batch: keep the device busy for a while.
     fn step(&mut self, batch: &Batch) -> Result<(), Error> {
+        let _span = tracing::debug_span!("step", epoch = batch.epoch(), batch = batch.index()).entered();
         match batch.device_memory() {
             Some(memory) => self.last_step = self.loader.device().step(memory, batch.ready(), self.args.step())?,
             None => std::thread::sleep(self.args.step().unwrap_or_default()),

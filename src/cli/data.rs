@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use feedstock::decode::Quality;
+use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::Profile;
 use feedstock::tensor::SIDE_MAX;
@@ -75,14 +75,19 @@ impl Default for DecodeArgs {
 }
 
 impl DecodeArgs {
+    pub(crate) fn options(&self) -> Options {
+        let mut options = Options::default();
+        options.quality = self.quality;
+        options.orient = !self.no_orient;
+        options.accept_truncated = self.truncated == Truncated::Accept;
+        options.background = self.background.0;
+        options
+    }
+
     /// A loader that decodes so.
     pub(crate) fn apply(&self, builder: LoaderBuilder) -> LoaderBuilder {
-        let Background([red, green, blue]) = self.background;
-        builder
-            .quality(self.quality)
-            .orient(!self.no_orient)
-            .accept_truncated(self.truncated == Truncated::Accept)
-            .background(red, green, blue)
+        let Options { quality, orient, accept_truncated, background: [red, green, blue], .. } = self.options();
+        builder.quality(quality).orient(orient).accept_truncated(accept_truncated).background(red, green, blue)
     }
 }
 
@@ -168,14 +173,13 @@ impl LoaderArgs {
 }
 
 /// A refusal by a loader that was to share its budget, told as one of the whole budget.
-pub(crate) fn refused_beside(error: Error, account: &str, bytes: ByteCount, because: &str) -> Failure {
-    match error {
-        Error::OverBudget { needed, budget, table } if bytes > ByteCount::ZERO => {
-            let table = format!("{table}{account:<16}{bytes:>10}   {because}\n");
-            Failure::Library(Error::OverBudget { needed: needed + bytes, budget: budget + bytes, table })
-        }
-        error => error.into(),
+pub(crate) fn refused_beside(error: Error, others: &[(&str, ByteCount, &str)]) -> Failure {
+    let Error::OverBudget { mut needed, mut budget, mut table } = error else { return error.into() };
+    for (account, bytes, because) in others.iter().filter(|(_, bytes, _)| *bytes > ByteCount::ZERO) {
+        table += &format!("{account:<16}{bytes:>10}   {because}\n");
+        (needed, budget) = (needed + *bytes, budget + *bytes);
     }
+    Failure::Library(Error::OverBudget { needed, budget, table })
 }
 
 /// Batches that are prepared ahead of the one in the consumer's hands.

@@ -2,6 +2,7 @@
 //! It must never do a verb's work, and it sees the library only as any other program does.
 
 mod bench;
+mod chart;
 mod child;
 mod data;
 mod doctor;
@@ -11,10 +12,12 @@ mod inspect;
 mod plan;
 mod progress;
 mod prove;
+mod sheet;
 mod stop;
 mod synth;
 mod table;
 mod train;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -21,7 +21,6 @@ use super::progress::Progress;
 use super::stop::Stop;
 use super::{Context, lock};
 
-mod chart;
 mod figure;
 mod ladder;
 mod proof;

@@ -18,6 +18,7 @@ use super::Context;
 use super::data::{DecodeArgs, MovesTold, tell_notes};
 use super::failure::{Failure, print};
 use super::progress::Progress;
+use super::watch::WatchArgs;
 
 mod place;
 mod report;
@@ -85,6 +86,8 @@ pub(crate) struct TrainArgs {
     device: DeviceSpec,
     #[command(flatten)]
     decode: DecodeArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// Write a checkpoint here after each epoch
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
@@ -140,6 +143,9 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
         tell_notes(&setup.notes);
         print(setup.describe())?;
     }
+    let named = [("train", Some(&setup.training)), ("validation", setup.validation.as_ref())];
+    let loaders: Vec<_> = named.into_iter().filter_map(|(name, loader)| Some((name, loader?))).collect();
+    let watch = args.watch.begin(&loaders)?;
     let config = args.config(&setup, checkpoint);
     let story = Story::new(&setup, &config);
     let stop = Arc::new(AtomicBool::new(false));
@@ -151,16 +157,32 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
             stop.store(true, Ordering::SeqCst);
             loaders.iter().for_each(feedstock::Loader::stop);
         });
-        let story = story.clone();
-        context.stop.last_words(move || drop(print(story.render(json, Some("interrupted")))));
+        let (story, watch) = (story.clone(), watch.clone());
+        context.stop.last_words(move || {
+            watch.finish();
+            drop(print(story.render(json, Some("interrupted"))));
+        });
     }
+    let done = place_and_learn(args, context, &setup, &config, &story, &stop);
+    watch.finish();
+    done
+}
 
+/// Trains where the setup says.
+fn place_and_learn(
+    args: &TrainArgs,
+    context: &Context,
+    setup: &Setup,
+    config: &TrainConfig,
+    story: &Story,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = setup.place.gpu {
         let device = burn::backend::cuda::CudaDevice::new(number as usize);
-        return learn::<feedstock::train::Gpu>(args, context, &setup, &config, &story, &stop, &device);
+        return learn::<feedstock::train::Gpu>(args, context, setup, config, story, stop, &device);
     }
-    learn::<Cpu>(args, context, &setup, &config, &story, &stop, &Default::default())
+    learn::<Cpu>(args, context, setup, config, story, stop, &Default::default())
 }
 
 /// Trains on a backend, and tells how it goes.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use feedstock::device::SimDevice;
-use feedstock::host::{process_cpu_time, process_memory};
-use feedstock::{ByteCount, ImageFolder, Loader, State};
+use feedstock::host::{HostFacts, process_cpu_time, process_memory};
+use feedstock::{ByteCount, ImageFolder, Loader, PipelineStats, SlowSample, StageStats, State};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::gpu::{self, Gpu};
@@ -48,7 +48,7 @@ impl Report {
             "epochs_asked": args.epochs,
             "warmup_epochs": args.warmup_epochs,
         });
-        let budget = loader.plan().budget + args.read_back_bytes(&**loader.device());
+        let budget = loader.plan().budget + args.read_back_bytes(&**loader.device()) + args.watch.bytes();
         let gpu = Gpu::watch(&**loader.device()).map(Arc::new);
         let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest);
         Report { folder, loader, tally, budget, request, has_digest, gpu, started }
@@ -103,9 +103,14 @@ impl Report {
             "state": { "epoch": tally.state.epoch, "batch": tally.state.batch },
             "error": error,
         });
+        let waits = stats.wait_times.since(&tally.waits_before);
         let waits = json!({
-            "wait_p50_s": tally.waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
-            "wait_p99_s": tally.waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
+            "wait_p50_s": waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
+            "wait_p99_s": waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
+            "waits": waits.buckets().map(|(end, count)| json!({ "up_to_s": end.as_secs_f64(), "count": count })).collect::<Value>(),
+            "stages": self.stages(tally),
+            "journey": journey(&pipeline),
+            "slowest": self.loader.slowest_samples().iter().map(slow_json).collect::<Value>(),
             "cpu_s": process_cpu_time().as_secs_f64(),
             "process_s": self.started.elapsed().as_secs_f64(),
             "bottleneck": self.bottleneck(tally),
@@ -161,7 +166,12 @@ impl Report {
                 ),
             ),
             ("held up by", self.bottleneck(tally)),
+            ("a sample", way(&pipeline)),
         ];
+        if let Some(slow) = self.loader.slowest_samples().first() {
+            let (read, work) = (slow.read.as_secs_f64() * 1e3, slow.work.as_secs_f64() * 1e3);
+            lines.push(("slowest", format!("{} (read {read:.1} ms, decode and transform {work:.1} ms)", slow.name)));
+        }
         if let Some(moves) = moves_text(&self.loader.moves()) {
             lines.push(("memory", moves));
         }
@@ -191,9 +201,35 @@ impl Report {
         [facts(&lines), bad, damaged].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
     }
 
+    /// What the threads of each stage did with their time, all epochs together.
+    fn stages(&self, tally: &Tally) -> Value {
+        let (plan, of) = (self.loader.plan(), self.loader.stats().pipeline);
+        let elapsed = tally.fed_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let stages = [
+            ("admit", 1, of.admit),
+            ("read", plan.read_threads, of.read),
+            ("work", plan.workers, of.work),
+            ("transfer", 1, of.transfer),
+            ("consume", 1, of.consume),
+        ];
+        let one = |(stage, threads, stats): (&str, usize, StageStats)| {
+            json!({
+                "stage": stage,
+                "threads": threads,
+                "samples": stats.samples,
+                "busy_s": stats.busy.as_secs_f64(),
+                "wait_in_s": stats.wait_in.as_secs_f64(),
+                "wait_out_s": stats.wait_out.as_secs_f64(),
+                "elapsed_s": elapsed,
+            })
+        };
+        stages.into_iter().map(one).collect()
+    }
+
     /// How long batches were waited for, in the middle and at the worst.
     fn waits(&self, tally: &Tally) -> String {
-        let millis = |share| tally.waits.quantile(share).map(|wait| wait.as_secs_f64() * 1e3);
+        let waits = self.loader.stats().wait_times.since(&tally.waits_before);
+        let millis = |share| waits.quantile(share).map(|wait| wait.as_secs_f64() * 1e3);
         match (millis(0.5), millis(0.99)) {
             (Some(half), Some(most)) => {
                 format!("; half of the batches were there within {half:.1} ms, 99 % within {most:.1} ms")
@@ -208,12 +244,52 @@ impl Report {
         let elapsed = tally.fed_since.map_or(Duration::ZERO, |since| since.elapsed());
         let input_wait = share(stats.pipeline.consume.wait_in, elapsed);
         let copying = stats.device.map(|used| used.copy_share());
-        stall::sentence(self.loader.plan(), &stats.pipeline, elapsed, input_wait, copying)
+        let busy = process_cpu_time().saturating_sub(tally.cpu_before).as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
+        let cores = (busy, HostFacts::read().cpus.workers_max());
+        stall::sentence(self.loader.plan(), &stats.pipeline, stall::Seen { elapsed, input_wait, copying, cores })
     }
 
     fn violations(&self) -> Vec<String> {
         self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default()
     }
+}
+
+/// The mean way of a sample, in a few words.
+fn way(pipeline: &PipelineStats) -> String {
+    let samples = pipeline.consume.samples.max(1) as f64;
+    let millis = |all: Duration| all.as_secs_f64() * 1e3 / samples;
+    let way = pipeline.journey;
+    format!(
+        "waits {:.1} ms, read {:.1}, waits {:.1}, decode and transform {:.1}, waits {:.1}, hand over {:.1}, ready {:.1}",
+        millis(way.read_queue),
+        millis(way.read),
+        millis(way.work_queue),
+        millis(way.work),
+        millis(way.batch_queue),
+        millis(way.transfer),
+        millis(way.ready)
+    )
+}
+
+/// The mean way of a sample, step by step.
+fn journey(pipeline: &PipelineStats) -> Value {
+    let way = pipeline.journey;
+    let steps = [
+        ("waits to be read", "wait", way.read_queue),
+        ("read", "work", way.read),
+        ("waits for a worker", "wait", way.work_queue),
+        ("decoded and transformed", "work", way.work),
+        ("waits for the rest of its batch", "wait", way.batch_queue),
+        ("handed over", "work", way.transfer),
+        ("ready, waits for the consumer", "wait", way.ready),
+    ];
+    let samples = pipeline.consume.samples.max(1) as f64;
+    let one = |(step, kind, all): (&str, &str, Duration)| json!({ "step": step, "kind": kind, "seconds": all.as_secs_f64() / samples });
+    steps.into_iter().map(one).collect()
+}
+
+fn slow_json(slow: &SlowSample) -> Value {
+    json!({ "path": slow.name, "read_s": slow.read.as_secs_f64(), "decode_s": slow.work.as_secs_f64() })
 }
 
 fn per_second(images: u64, took: Duration) -> f64 {

@@ -5,22 +5,31 @@ use std::time::Duration;
 
 use feedstock::{PipelineStats, Plan};
 
+use super::super::table::counted;
+
 /// From this share of the time on, somebody counts as busy, or as waiting.
 const MUCH: f64 = 0.8;
+/// From this share of all cores on, no other worker would find one.
+const ALL: f64 = 0.9;
 /// Up to this share of the time, waiting for input counts as none.
 const LITTLE: f64 = 0.05;
 
+/// What was seen of a run besides its counters.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// The time that the counters are of.
+    pub(super) elapsed: Duration,
+    /// The share of it in which the consumer waited.
+    pub(super) input_wait: f64,
+    /// The share of it in which the device copied, where it can tell.
+    pub(super) copying: Option<f64>,
+    /// How many cores the process kept busy, of how many that it may use.
+    pub(super) cores: (f64, usize),
+}
+
 /// What a run was held up by, with the evidence, and what would move it.
-///
-/// `elapsed` is the time that the counters are of, `input_wait` the share of it in which the consumer waited, `copying` the
-/// share in which the device copied, where it can tell.
-pub(super) fn sentence(
-    plan: &Plan,
-    stats: &PipelineStats,
-    elapsed: Duration,
-    input_wait: f64,
-    copying: Option<f64>,
-) -> String {
+pub(super) fn sentence(plan: &Plan, stats: &PipelineStats, seen: Seen) -> String {
+    let Seen { elapsed, input_wait, copying, cores } = seen;
     let share = |time: Duration, threads: usize| {
         let all = elapsed.as_secs_f64() * threads.max(1) as f64;
         if all > 0.0 { (time.as_secs_f64() / all).min(1.0) } else { 0.0 }
@@ -32,6 +41,13 @@ pub(super) fn sentence(
     if input_wait <= LITTLE {
         let waited = percent(input_wait);
         return format!("the consumer: it waited for input {waited} of the time, so a faster loader would buy nothing");
+    }
+    if cores.0 >= ALL * cores.1 as f64 && stats.work.busy >= stats.read.busy {
+        let (busy, cores) = (cores.0, counted(cores.1 as u64, "core"));
+        return format!(
+            "decoding: {busy:.1} of {cores} were busy; more cores would move it, and so would smaller pictures \
+             (or --quality fast)"
+        );
     }
     if working >= MUCH {
         let (busy, workers) = (percent(working), plan.workers);
@@ -86,15 +102,20 @@ mod tests {
     fn each_cause_is_named_by_its_evidence() {
         let ample = plan(None);
         let seconds = Duration::from_secs;
+        let seen = |input_wait, busy| Seen { elapsed: seconds(10), input_wait, copying: None, cores: (busy, 8) };
         let at = |plan: &Plan, set: &dyn Fn(&mut PipelineStats), input_wait| {
             let mut stats = PipelineStats::default();
             set(&mut stats);
-            sentence(plan, &stats, seconds(10), input_wait, None)
+            sentence(plan, &stats, seen(input_wait, 3.0))
         };
         let told = |set: &dyn Fn(&mut PipelineStats), input_wait| at(&ample, set, input_wait);
         let busy_workers = |stats: &mut PipelineStats| stats.work.busy = seconds(27);
         assert!(told(&busy_workers, 0.01).starts_with("the consumer: it waited for input 1 %"));
         assert!(told(&busy_workers, 0.6).starts_with("decoding: 3 workers were busy 90 %"));
+        let mut stats = PipelineStats::default();
+        busy_workers(&mut stats);
+        let crowded = sentence(&ample, &stats, seen(0.6, 7.6));
+        assert!(crowded.starts_with("decoding: 7.6 of 8 cores were busy; more cores"), "{crowded}");
         let reads = |stats: &mut PipelineStats| stats.read.busy = seconds(19);
         assert!(told(&reads, 0.6).starts_with("reading: 2 threads were busy 95 %"), "{}", told(&reads, 0.6));
         assert!(told(&|stats| stats.transfer.busy = seconds(9), 0.6).starts_with("the transfer: it was busy 90 %"));

@@ -1,14 +1,14 @@
 //! Owns the picture of a proof: one SVG that needs nothing else, as readable on a dark page and on paper as on a light
 //! one. It must never show a number that the proof does not hold; each mark carries its own, for people and machines.
 
-use std::fmt::Write;
-
 use serde_json::Value;
 
-use super::chart::{Scale, escaped, size};
 use super::proof::{Point, Proof};
+use crate::cli::chart::{Scale, size};
+use crate::cli::sheet::Sheet;
 use crate::cli::table::counted;
 
+const TITLE: &str = "Peak memory of the process, and throughput, against the RAM budget";
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 800.0;
 const LEFT: f64 = 92.0;
@@ -17,33 +17,20 @@ const RIGHT: f64 = WIDTH - 30.0;
 const MEMORY: (f64, f64) = (136.0, 504.0);
 const SPEED: (f64, f64) = (564.0, 734.0);
 
-/// Colours that also differ in lightness, and shapes that differ without them. Print is light, whatever the screen is.
-const STYLE: &str = "\
-svg{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;font-size:13px}
-.sheet{fill:#fff}.ink{fill:#1f2328}.soft{fill:#59636e}.head{font-size:18px;font-weight:600}
-.axis{stroke:#59636e;fill:none}.grid{stroke:#d8dee4;fill:none}.mark{stroke:#59636e;stroke-dasharray:2 4;fill:none}
-.over{fill:#cf222e;fill-opacity:.07}.over-text{fill:#b3202c}.budget{stroke:#b3202c;stroke-width:1.5;fill:none}
-.planned{stroke:#bc5400;stroke-width:1.5;fill:none;stroke-dasharray:6 4}.planned-at{stroke:#bc5400;stroke-width:1.5;fill:#fff}
-.peak{stroke:#0550ae;stroke-width:2;fill:none}.peak-at{fill:#0550ae}.broken-at{fill:#cf222e;stroke:#1f2328;stroke-width:1.5}
-.speed{stroke:#116329;stroke-width:2;fill:none}.speed-at{fill:#116329}
-@media screen and (prefers-color-scheme:dark){
-.sheet{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9198a1}.axis,.mark{stroke:#9198a1}.grid{stroke:#2a313c}
-.over{fill:#ff7b72;fill-opacity:.12}.over-text{fill:#ff9a92}.budget{stroke:#ff7b72}
-.planned,.planned-at{stroke:#f0a35c}.planned-at{fill:#0d1117}.peak{stroke:#79c0ff}.peak-at{fill:#79c0ff}
-.broken-at{fill:#ff7b72;stroke:#e6edf3}.speed{stroke:#56d364}.speed-at{fill:#56d364}
-}";
-
 /// Draws what there is so far.
 pub(super) fn draw(proof: &Proof) -> String {
     Figure::new(proof).draw(proof)
 }
 
 struct Figure {
-    svg: String,
+    sheet: Sheet,
     budget: Scale,
     memory: Scale,
     speed: Scale,
 }
+
+/// A number of a point's.
+type Bytes = fn(&Point) -> u64;
 
 impl Figure {
     fn new(proof: &Proof) -> Self {
@@ -56,7 +43,7 @@ impl Figure {
         let up = (least(&mut held(), minimum) / 1.12, most(&mut held(), knee) * 1.35);
         let fastest = proof.best_images_per_s();
         Figure {
-            svg: String::new(),
+            sheet: Sheet::default(),
             budget: Scale::logarithmic(across, (LEFT, RIGHT)),
             memory: Scale::logarithmic(up, (MEMORY.1, MEMORY.0)),
             speed: Scale::linear(if fastest > 0.0 { fastest * 1.15 } else { 1.0 }, (SPEED.1, SPEED.0)),
@@ -64,70 +51,47 @@ impl Figure {
     }
 
     fn draw(mut self, proof: &Proof) -> String {
-        self.open(proof);
+        let kept = match proof.breaches().len() {
+            0 => format!("kept in {}", counted(proof.points.len() as u64, "run")),
+            breaches => format!("NOT kept: {}", counted(breaches as u64, "breach")),
+        };
+        let about = described(&proof.about);
+        self.head(&about, &kept);
         self.over();
         self.axes();
         self.marks(proof);
         self.memory(proof);
         self.speed(proof);
         self.key();
-        self.svg += "</svg>\n";
-        self.svg
+        self.sheet.done("proof", (WIDTH, HEIGHT), TITLE, &format!("{about}. The budget was {kept}."))
     }
 
-    fn add(&mut self, element: std::fmt::Arguments<'_>) {
-        // A string takes everything.
-        let _ = writeln!(self.svg, "{element}");
-    }
-
-    fn text(&mut self, (x, y): (f64, f64), class: &str, anchor: &str, text: &str) {
-        let text = escaped(text);
-        self.add(format_args!(r#"<text x="{x:.1}" y="{y:.1}" class="{class}" text-anchor="{anchor}">{text}</text>"#));
-    }
-
-    fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        self.add(format_args!(r#"<path class="{class}" d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}"/>"#));
-    }
-
-    fn open(&mut self, proof: &Proof) {
-        let kept = match proof.breaches().len() {
-            0 => format!("kept in {}", counted(proof.points.len() as u64, "run")),
-            breaches => format!("NOT kept: {}", counted(breaches as u64, "breach")),
-        };
-        let title = "Peak memory of the process, and throughput, against the RAM budget";
-        let about = described(&proof.about);
-        let told = escaped(&format!("{about}. The budget was {kept}."));
-        self.add(format_args!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-labelledby="title about">"#
-        ));
-        self.add(format_args!(r#"<title id="title">{title}</title><desc id="about">{told}</desc>"#));
-        self.add(format_args!("<style>\n{STYLE}\n</style>"));
-        self.add(format_args!(
+    fn head(&mut self, about: &str, kept: &str) {
+        self.sheet.add(format_args!(
             r#"<defs><clipPath id="panel"><rect x="{LEFT}" y="{}" width="{}" height="{}"/></clipPath></defs>"#,
             MEMORY.0,
             RIGHT - LEFT,
             MEMORY.1 - MEMORY.0
         ));
-        self.add(format_args!(r#"<rect class="sheet" width="{WIDTH}" height="{HEIGHT}"/>"#));
-        self.text((LEFT, 34.0), "ink head", "start", title);
-        self.text((LEFT, 56.0), "soft", "start", &format!("{about}; {kept}"));
+        self.sheet.text((LEFT, 34.0), "ink head", "start", TITLE);
+        self.sheet.text((LEFT, 56.0), "soft", "start", &format!("{about}; {kept}"));
     }
 
     /// The side of the line y = x where nothing may lie.
     fn over(&mut self) {
         let [from, to] = self.budget.ends().map(|bytes| (self.budget.at(bytes), self.memory.at(bytes)));
         let top = MEMORY.0.min(to.1);
-        self.add(format_args!(
+        self.sheet.add(format_args!(
             r#"<g clip-path="url(#panel)"><path class="over" d="M{:.1} {:.1}L{:.1} {:.1}L{:.1} {top:.1}L{LEFT} {top:.1}Z"/><path class="budget" d="M{:.1} {:.1}L{:.1} {:.1}"/></g>"#,
             from.0, from.1, to.0, to.1, to.0, from.0, from.1, to.0, to.1
         ));
-        self.text((LEFT + 24.0, MEMORY.0 + 20.0), "over-text", "start", "over budget");
+        self.sheet.text((LEFT + 24.0, MEMORY.0 + 20.0), "over-text", "start", "over budget");
     }
 
     fn axes(&mut self) {
         for (panel, label) in [(MEMORY, "resident memory of the process, peak (log scale)"), (SPEED, "images / s")] {
             let middle = f64::midpoint(panel.0, panel.1);
-            self.add(format_args!(
+            self.sheet.add(format_args!(
                 r#"<text class="ink" text-anchor="middle" transform="translate(22 {middle:.1}) rotate(-90)">{label}</text>"#
             ));
         }
@@ -135,29 +99,34 @@ impl Figure {
         for tick in self.budget.byte_ticks() {
             let x = self.budget.at(tick as f64);
             for panel in [MEMORY, SPEED] {
-                self.line("grid", (x, panel.0), (x, panel.1));
+                self.sheet.line("grid", (x, panel.0), (x, panel.1));
             }
             // Where two would touch, the first one stays.
             if x >= free_from {
-                self.text((x, SPEED.1 + 20.0), "ink", "middle", &size(tick));
-                self.text((x, MEMORY.1 + 20.0), "ink", "middle", &size(tick));
+                self.sheet.text((x, SPEED.1 + 20.0), "ink", "middle", &size(tick));
+                self.sheet.text((x, MEMORY.1 + 20.0), "ink", "middle", &size(tick));
                 free_from = x + 56.0;
             }
         }
         for tick in self.memory.byte_ticks() {
             let y = self.memory.at(tick as f64);
-            self.line("grid", (LEFT, y), (RIGHT, y));
-            self.text((LEFT - 8.0, y + 4.0), "ink", "end", &size(tick));
+            self.sheet.line("grid", (LEFT, y), (RIGHT, y));
+            self.sheet.text((LEFT - 8.0, y + 4.0), "ink", "end", &size(tick));
         }
         for tick in self.speed.ticks() {
             let y = self.speed.at(tick);
-            self.line("grid", (LEFT, y), (RIGHT, y));
-            self.text((LEFT - 8.0, y + 4.0), "ink", "end", &format!("{tick}"));
+            self.sheet.line("grid", (LEFT, y), (RIGHT, y));
+            self.sheet.text((LEFT - 8.0, y + 4.0), "ink", "end", &format!("{tick}"));
         }
         for (top, bottom) in [MEMORY, SPEED] {
-            self.add(format_args!(r#"<path class="axis" d="M{LEFT} {top}V{bottom}H{RIGHT}"/>"#));
+            self.sheet.add(format_args!(r#"<path class="axis" d="M{LEFT} {top}V{bottom}H{RIGHT}"/>"#));
         }
-        self.text((f64::midpoint(LEFT, RIGHT), SPEED.1 + 46.0), "ink", "middle", "requested RAM budget (log scale)");
+        self.sheet.text(
+            (f64::midpoint(LEFT, RIGHT), SPEED.1 + 46.0),
+            "ink",
+            "middle",
+            "requested RAM budget (log scale)",
+        );
     }
 
     fn marks(&mut self, proof: &Proof) {
@@ -171,31 +140,29 @@ impl Figure {
                 continue;
             }
             for (top, bottom) in [MEMORY, SPEED] {
-                self.line("mark", (x, top), (x, bottom));
+                self.sheet.line("mark", (x, top), (x, bottom));
             }
-            self.text((x, MEMORY.0 - 24.0), "ink", anchor, word);
-            self.text((x, MEMORY.0 - 8.0), "soft", anchor, &size(bytes.0));
+            self.sheet.text((x, MEMORY.0 - 24.0), "ink", anchor, word);
+            self.sheet.text((x, MEMORY.0 - 8.0), "soft", anchor, &size(bytes.0));
         }
     }
 
     fn memory(&mut self, proof: &Proof) {
-        let path = |figure: &Figure, value: fn(&Point) -> u64| {
-            let places = proof.points.iter().map(|point| (point.budget.0 as f64, value(point) as f64));
-            joined(places.map(|(x, y)| (figure.budget.at(x), figure.memory.at(y))))
-        };
-        let (planned, peak) = (path(self, |point| point.planned.0), path(self, |point| point.peak.0));
-        self.add(format_args!(r#"<path class="planned" d="{planned}"/>"#));
-        self.add(format_args!(r#"<path class="peak" d="{peak}"/>"#));
+        let lines: [(&str, Bytes); 2] = [("planned", |point| point.planned.0), ("peak", |point| point.peak.0)];
+        for (class, value) in lines {
+            let place = |point: &Point| (self.budget.at(point.budget.0 as f64), self.memory.at(value(point) as f64));
+            self.sheet.path(class, proof.points.iter().map(place));
+        }
         for point in &proof.points {
             let Point { budget, planned, peak, .. } = point;
             let x = self.budget.at(budget.0 as f64);
             let (at, y) = (self.memory.at(planned.0 as f64), self.memory.at(peak.0 as f64));
-            self.add(format_args!(
+            self.sheet.add(format_args!(
                 r#"<path class="planned-at" d="M{x:.1} {:.1}l4.5 4.5l-4.5 4.5l-4.5 -4.5Z" data-budget="{}" data-bytes="{}"><title>budget {budget}: planned {planned}</title></path>"#,
                 at - 4.5, budget.0, planned.0
             ));
             let class = if point.kept() { "peak-at" } else { "broken-at" };
-            self.add(format_args!(
+            self.sheet.add(format_args!(
                 r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="4" data-budget="{}" data-bytes="{}"><title>budget {budget}: peak {peak}, {:.1} %</title></circle>"#,
                 budget.0, peak.0, point.used() * 100.0
             ));
@@ -208,11 +175,10 @@ impl Figure {
             .iter()
             .map(|point| (self.budget.at(point.budget.0 as f64), self.speed.at(point.images_per_s)))
             .collect();
-        let path = joined(places.iter().copied());
-        self.add(format_args!(r#"<path class="speed" d="{path}"/>"#));
+        self.sheet.path("speed", places.iter().copied());
         for (point, (x, y)) in proof.points.iter().zip(places) {
             let Point { budget, images_per_s, workers, .. } = point;
-            self.add(format_args!(
+            self.sheet.add(format_args!(
                 r#"<rect class="speed-at" x="{:.1}" y="{:.1}" width="7" height="7" data-budget="{}" data-rate="{images_per_s}"><title>budget {budget}: {images_per_s:.0} images/s, {}</title></rect>"#,
                 x - 3.5, y - 3.5, budget.0, counted(*workers, "worker")
             ));
@@ -234,16 +200,10 @@ impl Figure {
             ("budget", "", "the budget (y = x)", 188.0),
             ("speed", r#"<rect class="speed-at" x="10.5" y="-3.5" width="7" height="7"/>"#, "throughput", 0.0),
         ] {
-            self.add(format_args!(
-                r#"<g transform="translate({x} {y})"><path class="{class}" d="M0 0H28"/>{shape}<text class="ink" x="36" y="4">{words}</text></g>"#
-            ));
+            self.sheet.key((x, y), class, shape, words);
             x += width;
         }
     }
-}
-
-fn joined(places: impl Iterator<Item = (f64, f64)>) -> String {
-    places.enumerate().map(|(n, (x, y))| format!("{}{x:.1} {y:.1}", if n == 0 { 'M' } else { 'L' })).collect()
 }
 
 /// What was run, in a line; of the data's path only the name.

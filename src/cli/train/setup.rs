@@ -14,6 +14,7 @@ use super::super::data::refused_beside;
 use super::super::failure::{Failure, say};
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
+use super::super::watch::WatchArgs;
 use super::TrainArgs;
 use super::place::Place;
 
@@ -56,25 +57,31 @@ impl Setup {
         let sides = sides(&folder);
         let size = args.size.unwrap_or(if largest(&sides) <= SMALL_SIDE_MAX { SMALL_SIZE } else { LARGE_SIZE });
         let (budget, told) = ram_budget_here(args.ram_budget);
+        let watched = args.watch.bytes();
+        let loaders_budget = budget.saturating_sub(watched);
         notes.extend(told);
 
         let mut validating = None;
         let mut share = ByteCount::ZERO;
         if let Some(folder) = &validation_folder {
-            let builder =
-                common(args, folder, &place).transform(center(&sides, size)).shuffle(false).own_ram_budget(budget);
+            let builder = common(args, folder, &place)
+                .transform(center(&sides, size))
+                .shuffle(false)
+                .own_ram_budget(loaders_budget);
             // It gets what it has use for, but leaves training three quarters where it can.
-            let plan = builder.plan()?;
-            share = plan.knee.min(ByteCount(budget.0 / 4)).max(plan.minimum);
+            let plan =
+                builder.plan().map_err(|error| refused_beside(error, &[("watch", watched, WatchArgs::BECAUSE)]))?;
+            share = plan.knee.min(ByteCount(loaders_budget.0 / 4)).max(plan.minimum);
             validating = Some(builder.own_ram_budget(share));
         }
-        let training = common(args, &folder, &place).seed(args.seed).own_ram_budget(budget.saturating_sub(share));
+        let training =
+            common(args, &folder, &place).seed(args.seed).own_ram_budget(loaders_budget.saturating_sub(share));
+        let beside = [("validation", share, "the other loader"), ("watch", watched, WatchArgs::BECAUSE)];
         let training = match sides.iter().all(|&side| side == (size, size)) {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
             false => training.transform(RandomResizedCrop::new(size).scale(0.35, 1.0).flip(0.5)),
         };
-        let training =
-            training.build().map_err(|error| refused_beside(error, "validation", share, "the other loader"))?;
+        let training = training.build().map_err(|error| refused_beside(error, &beside))?;
         let validation = validating.map(LoaderBuilder::build).transpose()?;
         notes.extend(training.notes().iter().chain(folder.notes()).cloned());
         if let Some(folder) = &validation_folder {

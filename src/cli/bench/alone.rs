@@ -1,0 +1,344 @@
+//! Owns one part of the way run by itself: decode, read or transfer, as fast as it goes, and beside it what the machine would
+//! allow at best. It must never take a shortcut that the loader could not take, nor hold more than the budget.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use feedstock::budget::{Ledger, Reservation};
+use feedstock::decode::{Limits, WorkingSet, probe, working_set};
+use feedstock::device::{Device, Event, Feed, SimDevice, SimSpec};
+use feedstock::host::{HostFacts, process_cpu_time};
+use feedstock::plan::ENCODED_BYTES_MAX;
+use feedstock::sampler::Order;
+use feedstock::tensor::{DType, Finish, SampleSpec};
+use feedstock::{ByteCount, Error, ImageFolder, SampleId, SampleMaker, Seed, Source, ram_budget_here};
+
+use super::super::Context;
+use super::super::failure::{Failure, print};
+use super::super::stop::Stop;
+use super::super::table::{counted, facts};
+use super::{BenchArgs, Mode};
+
+/// A part is run for at least so long, after a tenth of it that does not count.
+const LEAST: Duration = Duration::from_millis(1500);
+/// Files that are decoded again and again.
+const FILES_MAX: u64 = 1000;
+const FILES_BYTES_MAX: u64 = 256 << 20;
+/// What is copied to see how fast memory is: more than caches hold.
+const COPY_BYTES: usize = 16 << 20;
+
+/// What a part came to.
+struct Part {
+    what: &'static str,
+    threads: usize,
+    run: Measured,
+    /// The most images a second that the machine would allow, and what that is.
+    ceiling: Option<(f64, String)>,
+}
+
+/// Images, and the time that they took.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    images: u64,
+    /// Bytes read, or moved to the device.
+    bytes: u64,
+    images_per_s: f64,
+    /// Processor time of all threads.
+    cpu: Duration,
+}
+
+pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
+    let folder = args.loader.open()?;
+    let stop = &context.stop;
+    let part = match args.mode {
+        Mode::Decode => decode(args, &folder, stop)?,
+        Mode::Read => Some(read(args, &folder, stop)?),
+        _ => transfer(args, &folder, stop)?,
+    };
+    if stop.is_asked() {
+        return Err(Failure::Interrupted);
+    }
+    let Some(part) = part else {
+        let why = "nothing is transferred: batches of this kind are handed over where they are";
+        let said = json!({ "mode": "transfer", "images_per_s": null, "note": why });
+        return print(if args.json { said.to_string() } else { why.to_owned() });
+    };
+    print(if args.json { part.json().to_string() } else { part.text() })
+}
+
+/// Decode and transform alone: files in memory, a tight loop on each of as many threads as there would be workers.
+fn decode(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Option<Part>, Failure> {
+    let (budget, _) = ram_budget_here(args.loader.one()?.0);
+    let ledger = Ledger::new(budget);
+    let threads = args.threads(folder)?.0;
+    let (files, _held) = files(folder, &ledger, budget)?;
+    let largest = files.iter().filter_map(|(_, file)| probe(file, &Limits::default()).ok()).map(|header| {
+        let WorkingSet { pixel_bytes, codec_bytes } = working_set(&header);
+        pixel_bytes.saturating_add(codec_bytes)
+    });
+    // The resampler's workspace is smaller than a picture.
+    let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
+    let one = largest.max().unwrap_or(0).saturating_mul(2) + spec.elements() as u64;
+    let _pictures = hold(&ledger, "pictures", ByteCount(one.saturating_mul(threads as u64)))?;
+    let usable: Vec<_> = {
+        let mut maker = SampleMaker::new(args.transform()).options(args.loader.decode.options());
+        let mut out = vec![0; spec.elements()];
+        let mut good = |id: SampleId, file: &[u8]| maker.make_as(file, Seed(args.seed), 0, id, &mut out).is_ok();
+        files.iter().filter(|(id, file)| good(*id, file)).collect()
+    };
+    if usable.is_empty() && !stop.is_asked() {
+        let asked = counted(files.len() as u64, "file");
+        return Err(Failure::Data(format!("none of {asked} can be decoded: feedstock inspect tells why")));
+    }
+    let tight = |threads| {
+        measure(threads, stop, || {
+            let mut maker = SampleMaker::new(args.transform()).options(args.loader.decode.options());
+            let (mut out, mut next, mut epoch) = (vec![0; spec.elements()], 0, 0);
+            let usable = &usable;
+            move || {
+                let (id, file) = usable[next];
+                // They were made before.
+                let _ = maker.make_as(file, Seed(args.seed), epoch, *id, &mut out);
+                black_box(&out);
+                next = (next + 1) % usable.len();
+                epoch += u64::from(next == 0);
+                file.len() as u64
+            }
+        })
+    };
+    let alone = tight(1);
+    let run = if threads == 1 { alone } else { tight(threads) };
+    let cores = HostFacts::read().cpus.workers_max().min(threads);
+    let ceiling = (alone.images_per_s * cores as f64, format!("{} x one thread alone", counted(cores as u64, "core")));
+    Ok(Some(Part { what: "decode", threads, run, ceiling: Some(ceiling) }))
+}
+
+/// A sample of the files, in memory.
+type Files = (Vec<(SampleId, Vec<u8>)>, Reservation);
+
+fn files(folder: &ImageFolder, ledger: &Ledger, budget: ByteCount) -> Result<Files, Failure> {
+    let most = (budget.0 / 4).min(FILES_BYTES_MAX);
+    let count = folder.len().clamp(1, FILES_MAX);
+    let (mut ids, mut bytes) = (Vec::new(), 0);
+    for id in (0..count).map(|n| SampleId(n * (folder.len() / count).max(1))) {
+        let size = folder.encoded_bytes(id);
+        if ids.is_empty() || bytes + size <= most {
+            ids.push(id);
+            bytes += size;
+        }
+    }
+    let held = hold(ledger, "files", ByteCount(bytes))?;
+    let mut files = Vec::new();
+    for id in ids {
+        let mut file = vec![0; folder.encoded_bytes(id) as usize];
+        if folder.read_into(id, &mut file).is_ok() {
+            files.push((id, file));
+        }
+    }
+    Ok((files, held))
+}
+
+fn hold(ledger: &Ledger, account: &'static str, bytes: ByteCount) -> Result<Reservation, Failure> {
+    ledger.fixed_account(account, ledger.limit()).reserve(bytes).map_err(|refused| {
+        let needed = ledger.limit() + refused.needed.saturating_sub(refused.available);
+        let table = format!("{account:<16}{bytes:>10}   to measure this part alone\n");
+        Failure::Library(Error::OverBudget { needed, budget: ledger.limit(), table })
+    })
+}
+
+/// Reading alone: every file in the order of an epoch, on as many threads as would read.
+fn read(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Part, Failure> {
+    let (budget, _) = ram_budget_here(args.loader.one()?.0);
+    let ledger = Ledger::new(budget);
+    let threads = args.threads(folder)?.1;
+    let largest = (0..folder.len()).map(|id| folder.encoded_bytes(SampleId(id))).max().unwrap_or(0);
+    let largest = largest.min(ENCODED_BYTES_MAX) as usize;
+    let _held = hold(&ledger, "read buffers", ByteCount((largest as u64).saturating_mul(threads as u64)))?;
+    let order = if args.no_shuffle {
+        Order::sequential(folder.len())
+    } else {
+        Order::shuffled(folder.len(), Seed(args.seed), 0)
+    };
+    let position = AtomicU64::new(0);
+    let run = measure(threads, stop, || {
+        let mut buffer = vec![0; largest];
+        let (order, position) = (&order, &position);
+        move || {
+            let id = order.at(position.fetch_add(1, Ordering::Relaxed) % order.len());
+            let bytes = folder.encoded_bytes(id);
+            let into = buffer.get_mut(..bytes as usize).unwrap_or_default();
+            // A file that cannot be read took its time as well.
+            let _ = black_box(folder.read_into(id, into));
+            into.len() as u64
+        }
+    });
+    let bytes_each = run.bytes as f64 / run.images.max(1) as f64;
+    let copied = copy_rate(&ledger)? * threads.min(HostFacts::read().cpus.workers_max()) as f64;
+    let ceiling = (copied / bytes_each.max(1.0), "a copy of as many bytes in memory, by each thread".to_owned());
+    Ok(Part { what: "read", threads, run, ceiling: Some(ceiling) })
+}
+
+/// Bytes a second of one thread that copies from memory to memory.
+fn copy_rate(ledger: &Ledger) -> Result<f64, Failure> {
+    let _held = hold(ledger, "copies", ByteCount(2 * COPY_BYTES as u64))?;
+    let (from, mut to) = (vec![1u8; COPY_BYTES], vec![0u8; COPY_BYTES]);
+    Ok(bytes_per_s(|| {
+        to.copy_from_slice(black_box(&from));
+        black_box(&mut to);
+    }))
+}
+
+/// How fast something goes that moves [`COPY_BYTES`] at a time.
+fn bytes_per_s(mut once: impl FnMut()) -> f64 {
+    // Pages are touched for the first time.
+    once();
+    let (started, mut moved) = (Instant::now(), 0u64);
+    while started.elapsed() < LEAST / 10 {
+        once();
+        moved += COPY_BYTES as u64;
+    }
+    moved as f64 / started.elapsed().as_secs_f64()
+}
+
+/// The way to the device alone: one slot after another is copied and finished. `None` where batches take no such way.
+fn transfer(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Option<Part>, Failure> {
+    let (_, device) = args.loader.builder(folder)?;
+    let (budget, _) = ram_budget_here(args.loader.one()?.0);
+    let finish = Finish { dtype: args.loader.output, layout: args.loader.layout, normalize: None };
+    let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
+    let samples = args.loader.batch_size;
+    if device.reads_slots() && finish.is_identity() {
+        return Ok(None);
+    }
+    let (slot_bytes, bytes) = (samples * spec.size_bytes(DType::U8), samples * spec.size_bytes(finish.dtype));
+    let ledger = Ledger::new(budget);
+    let in_ram = if device.counts_as_ram() { bytes } else { 0 };
+    let _held = hold(&ledger, "batches", ByteCount(2 * (slot_bytes + in_ram) as u64))?;
+    let copied_bytes = if finish.is_identity() { 0 } else { slot_bytes };
+    let mut ways = Vec::new();
+    for _ in 0..2 {
+        let slot = Arc::new(device.host_memory(slot_bytes)?);
+        ways.push((slot, device.memory(bytes, copied_bytes)?, Event::done()));
+    }
+    let mut failed = Ok(());
+    let mut next = 0;
+    let mut feed_one = || {
+        let (slot, to, done) = &mut ways[next];
+        next = 1 - next;
+        let fed = done.wait().and_then(|()| {
+            let from = slot.clone();
+            device.feed(Feed { from, samples, spec, finish, windows: None, to, after: Event::done() })
+        });
+        match fed {
+            Ok(fed) => *done = fed.ready,
+            Err(error) => failed = Err(error),
+        }
+        failed.is_ok()
+    };
+    let (mut batches, cpu, started) = (0u64, process_cpu_time(), Instant::now());
+    while started.elapsed() < LEAST && !stop.is_asked() && feed_one() {
+        batches += 1;
+    }
+    failed?;
+    for (_, _, done) in &ways {
+        done.wait()?;
+    }
+    let (took, cpu) = (started.elapsed().as_secs_f64(), process_cpu_time().saturating_sub(cpu));
+    let images = batches * samples as u64;
+    let crossed = if device.reads_slots() { bytes } else { slot_bytes };
+    let run = Measured { images, bytes: batches * crossed as u64, images_per_s: images as f64 / took, cpu };
+    let ceiling =
+        best_copy(&*device, slot_bytes, &ledger)?.map(|(rate, what)| (rate * samples as f64 / crossed as f64, what));
+    Ok(Some(Part { what: "transfer", threads: 1, run, ceiling }))
+}
+
+/// Bytes a second that this device copies at best.
+fn best_copy(device: &dyn Device, len: usize, ledger: &Ledger) -> Result<Option<(f64, String)>, Failure> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.downcast_ref::<feedstock::device::CudaDevice>() {
+        let rate = gpu.transfer_rates(len)?.pinned;
+        return Ok(Some((rate, "a copy from page-locked memory, alone".to_owned())));
+    }
+    let _ = len;
+    if device.downcast_ref::<SimDevice>().is_some() {
+        let spec = device.name().parse::<SimSpec>().map_err(Error::from)?;
+        return Ok(Some((spec.h2d_bytes_per_s as f64, "what the simulated bus was said to do".to_owned())));
+    }
+    let _held = hold(ledger, "copies", ByteCount(COPY_BYTES as u64))?;
+    let mut to = vec![0u8; COPY_BYTES];
+    let rate = bytes_per_s(|| {
+        to.fill(black_box(1));
+        black_box(&mut to);
+    });
+    Ok(Some((rate, "filling as many bytes in memory".to_owned())))
+}
+
+/// Runs `work` again and again on each thread; each call is one image, and tells its bytes.
+fn measure<W: FnMut() -> u64 + Send>(threads: usize, stop: &Stop, work: impl Fn() -> W + Sync) -> Measured {
+    let one = || {
+        let mut work = work();
+        let warm = Instant::now();
+        while warm.elapsed() < LEAST / 10 && !stop.is_asked() {
+            work();
+        }
+        let (started, mut images, mut bytes) = (Instant::now(), 0u64, 0u64);
+        while started.elapsed() < LEAST && !stop.is_asked() {
+            bytes += work();
+            images += 1;
+        }
+        (images, bytes, images as f64 / started.elapsed().as_secs_f64())
+    };
+    let cpu = process_cpu_time();
+    let all: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    // The part that does not count took as long for an image.
+    let counted = LEAST.as_secs_f64() / (LEAST + LEAST / 10).as_secs_f64();
+    let cpu = process_cpu_time().saturating_sub(cpu).mul_f64(counted);
+    let sum = |of: fn(&(u64, u64, f64)) -> u64| all.iter().map(of).sum();
+    let images_per_s = all.iter().map(|(_, _, rate)| rate).sum();
+    Measured { images: sum(|one| one.0), bytes: sum(|one| one.1), images_per_s, cpu }
+}
+
+impl Part {
+    fn share(&self) -> Option<f64> {
+        self.ceiling.as_ref().map(|(ceiling, _)| self.run.images_per_s / ceiling)
+    }
+
+    fn json(&self) -> Value {
+        let Measured { images, bytes, images_per_s, cpu } = self.run;
+        let bytes_each = bytes as f64 / images.max(1) as f64;
+        json!({
+            "mode": self.what,
+            "workers": self.threads,
+            "images": images,
+            "images_per_s": images_per_s,
+            "bytes_per_s": images_per_s * bytes_each,
+            "cpu_s_per_image": cpu.as_secs_f64() / images.max(1) as f64,
+            "ceiling_images_per_s": self.ceiling.as_ref().map(|(ceiling, _)| ceiling),
+            "ceiling": self.ceiling.as_ref().map(|(_, what)| what),
+            "share_of_ceiling": self.share(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let Measured { images, bytes, images_per_s, cpu } = self.run;
+        let bytes_per_s = ByteCount((images_per_s * bytes as f64 / images.max(1) as f64) as u64);
+        let micros = cpu.as_secs_f64() * 1e6 / images.max(1) as f64;
+        let mut lines = vec![
+            ("alone", format!("{}, {}", self.what, counted(self.threads as u64, "thread"))),
+            ("speed", format!("{images_per_s:.0} images/s, {bytes_per_s}/s ({})", counted(images, "image"))),
+            ("CPU", format!("{micros:.1} us an image")),
+        ];
+        if let (Some((ceiling, what)), Some(share)) = (&self.ceiling, self.share()) {
+            lines.push(("ceiling", format!("{ceiling:.0} images/s: {what}; {:.0} % of it is reached", 100.0 * share)));
+        }
+        facts(&lines)
+    }
+}

@@ -1,0 +1,70 @@
+//! Owns the thread that looks at a run's counters while its timeline is written: RAM by account, queues, the device. It must
+//! never look so often that the run would feel it.
+
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+
+use feedstock::host::process_memory;
+
+use super::super::failure::Failure;
+use super::super::gpu;
+use super::Loaders;
+use super::trace::Trace;
+
+/// How often the counters are looked at.
+const EVERY: Duration = Duration::from_millis(10);
+/// The process's memory costs a file to read, so it is looked at every so many times only.
+const RARELY: u32 = 5;
+
+/// Looks until it is dropped.
+pub(super) struct Sampler {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sampler {
+    pub(super) fn start(trace: Trace, loaders: Loaders) -> Result<Sampler, Failure> {
+        let (stop, stopped) = bounded(1);
+        let thread = std::thread::Builder::new().name("feedstock-sampler".to_owned()).spawn(move || {
+            let mut looks = 0u32;
+            while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                loaders.iter().for_each(|(name, loader)| look(&trace, name, loader));
+                if looks.is_multiple_of(RARELY) {
+                    trace.counter("resident memory", [("bytes", process_memory().rss.0)].into_iter());
+                }
+                looks = looks.wrapping_add(1);
+            }
+        });
+        let thread = thread.map_err(|error| Failure::Io(format!("cannot start a thread: {error}")))?;
+        Ok(Sampler { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+fn look(trace: &Trace, name: &str, loader: &feedstock::Loader) {
+    let stats = loader.stats();
+    let accounts = stats.memory.accounts.iter().map(|account| (account.name, account.held.0));
+    trace.counter(&format!("{name}: RAM by account"), accounts);
+    let pipeline = stats.pipeline;
+    let queues = [
+        ("read", pipeline.read.queued),
+        ("work", pipeline.work.queued),
+        ("transfer", pipeline.transfer.queued),
+        ("consumer", pipeline.consume.queued),
+    ];
+    trace.counter(&format!("{name}: queues"), queues.into_iter());
+    if let Some((held, _)) = gpu::memory(&**loader.device()) {
+        trace.counter("device memory", [("loader", held.0)].into_iter());
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of it has been printed, and costs the run nothing.
+            let _ = thread.join();
+        }
+    }
+}
