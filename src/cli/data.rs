@@ -1,7 +1,8 @@
 //! Owns the arguments that all loaders share, the way from them to a builder, and how data and bad samples are told of.
 //! It must never run a loader.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use feedstock::{
 use super::failure::{Failure, say};
 use super::progress::Progress;
 use super::table::counted;
+
+/// Folders beside `train` that are validated on.
+const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 
 /// How pictures are decoded.
 #[derive(Args)]
@@ -169,6 +173,21 @@ impl LoaderArgs {
             builder = builder.prefetch(prefetch);
         }
         Ok((builder, device))
+    }
+}
+
+/// The folders to train and to validate on.
+pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
+    let holds_folders = |path: &Path| {
+        let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.any(|entry| entry.path().is_dir())
+    };
+    let train = data.join("train");
+    let beside = VALIDATION_NAMES.iter().map(|name| data.join(name)).find(|path| holds_folders(path));
+    match (beside, validation) {
+        (Some(beside), None) if holds_folders(&train) => (train, Some(beside)),
+        (Some(_), validation) if holds_folders(&train) => (train, validation),
+        (_, validation) => (data.to_owned(), validation),
     }
 }
 

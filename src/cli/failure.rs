@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Library(Error),
     /// The arguments cannot be done.
     Usage(String),
+    /// The RAM budget is too small.
+    Budget(String),
     /// The data is bad.
     Data(String),
     /// The system refused something.
@@ -37,6 +39,7 @@ impl Failure {
         match self {
             Failure::Library(error) => say("error", error),
             Failure::Usage(what) | Failure::Data(what) | Failure::Io(what) => say("error", what),
+            Failure::Budget(what) => say("error", what),
             Failure::Broken(what) | Failure::Run { what, .. } => say("error", what),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Failure::Output(error) => say("error", format_args!("cannot write to standard output: {error}")),
@@ -51,6 +54,7 @@ impl Failure {
             Failure::Broken(_) => 1,
             Failure::Run { code, .. } => *code,
             Failure::Usage(_) => 2,
+            Failure::Budget(_) => 3,
             Failure::Data(_) => 4,
             // Who reads has seen enough, as in `feedstock ... | head`.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,

@@ -1,4 +1,4 @@
-//! Owns `feedstock inspect`: what is in image files, and what is wrong with them. It must never hold more results than
+//! Owns `feedstock inspect`: what is in a data set, and what is wrong with its files. It must never hold more results than
 //! a few for each thread, nor decode a picture before the RAM for it is reserved.
 //!
 //! One thread walks, the others look; each file has a channel of its own for its one result, and these are emptied in
@@ -6,97 +6,145 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use feedstock::RamBudget;
+use feedstock::budget::{Account, Ledger, Reservation};
 use feedstock::host::HostFacts;
+use feedstock::{ByteCount, RamBudget};
 
-use super::Context;
+use super::data::readable;
 use super::failure::{Failure, print};
 use super::progress::Progress;
 use super::table::counted;
+use super::{Context, lock};
 
+mod classes;
+mod duplicates;
 mod look;
+mod outliers;
+mod sheet;
+mod summary;
 mod walk;
 
+use duplicates::Hashes;
 use look::{Finding, Looker};
+use sheet::SheetArgs;
+use summary::{SUMMARY_BYTES, Summary};
 use walk::{Found, Walk};
 
 /// Files that wait for each thread, looked at or not.
 const AHEAD: usize = 8;
+/// The least budget; half of it is for files and pictures.
+const BUDGET_LEAST: ByteCount = ByteCount(4 << 20);
 
 const MORE: &str = "\
-Folders are walked, in order, for files with an image extension; symbolic links are followed, names with a dot in front \
-passed over. A file that is named itself is looked at whatever it is called. Sizes are as stored; the EXIF orientation is \
-told and not applied. The means are of the RGB picture and of its top left corner, a quarter of the width by a quarter of \
-the height. The exit code is 4 if any file is bad.
+Bad files are named as they are met; the summary at the end says how many files there are, of which kinds and sizes, in \
+which classes, what sticks out, and which files have the same content (across classes, or across train and val, such \
+files leak). --quick reads headers only: no damage behind them is found then, and no duplicates. Sizes are as stored; the \
+EXIF orientation is told and not applied.
 
-Example:
+Folders are walked, in order, for files with an image extension; symbolic links are followed, names with a dot in front \
+passed over. A file that is named itself is looked at whatever it is called. The means of --files and --json are of the \
+RGB picture and of its top left corner, a quarter of the width by a quarter of the height. The exit code is 4 if any file \
+is bad.
+
+Examples:
+  feedstock inspect photos/train --sheet batch.png
   feedstock inspect photos --json | jq -r 'select(.status == \"error\") | .path'";
 
-/// Say what is in image files, and what is wrong with them
+/// Say what is in a data set, and what is wrong with its files
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct InspectArgs {
     /// Files and folders
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// The most RAM for files and pictures: 2G, 60% or auto
+    /// Look at headers only
+    #[arg(long)]
+    quick: bool,
+    /// Print a line for each file
+    #[arg(long, conflicts_with = "json")]
+    files: bool,
+    /// The most RAM for files, pictures and hashes: 2G, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     /// Print one JSON object a line, for each file
     #[arg(long)]
     json: bool,
+    /// With --json: print one object, the summary, and none for each file
+    #[arg(long, requires = "json")]
+    summary: bool,
+    #[command(flatten)]
+    sheet: SheetArgs,
 }
 
-/// How many of what were found.
-#[derive(Clone, Copy, Default)]
-struct Tally {
-    ok: u64,
-    read: u64,
-    probe: u64,
-    decode: u64,
+/// What every holder of bytes may take; together, the budget.
+struct Accounts {
+    ledger: Ledger,
+    /// For the walk whose files are looked at, and for the one that counts them first.
+    names: [Account; 2],
+    hashes: Account,
+    files: Account,
+    pictures: Account,
+    _summary: Reservation,
+}
+
+/// What goes on.
+struct Run<'a> {
+    args: &'a InspectArgs,
+    context: &'a Context,
+    summary: Arc<Mutex<Summary>>,
+    threads: usize,
 }
 
 type Job = (Found, Sender<Finding>);
 
 pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> {
     let host = HostFacts::read();
-    let looker = Looker::new(args.ram_budget.resolve(host.memory.available, 1), context.stop.clone());
-    let tally = Arc::new(Mutex::new(Tally::default()));
-    if !args.json {
-        let tally = tally.clone();
-        context.stop.last_words(move || drop(print(read(&tally).text())));
+    let budget = args.ram_budget.resolve(host.memory.available, 1);
+    let accounts = Accounts::of(budget)?;
+    // Before the long work: it is soon done, and what is wrong with it is soon told.
+    let sheet = args.sheet.draw(&args.paths, budget, &context.stop)?;
+    // The loader that drew it goes, with all that it holds.
+    context.stop.forget();
+    sheet.filter(|_| !args.json).map_or(Ok(()), print)?;
+    let ledger = accounts.ledger.clone();
+    context.stop.on_stop(move || ledger.wake());
+    let hashes = (!args.quick).then(|| Hashes::new(accounts.hashes.clone()));
+    let summary = Arc::new(Mutex::new(Summary::new(&args.paths, hashes)));
+    let run = Run { args, context, summary, threads: host.cpus.workers_max() };
+    let looker = Looker {
+        files: accounts.files.clone(),
+        pictures: (!args.quick).then(|| accounts.pictures.clone()),
+        stop: context.stop.clone(),
+    };
+    {
+        let (summary, json, per_file) = (run.summary.clone(), args.json, args.json && !args.summary);
+        context.stop.last_words(move || {
+            if !per_file {
+                drop(sum_up(&mut lock(&summary), json, true, None));
+            }
+        });
     }
-    let threads = host.cpus.workers_max();
-    let (to_look, jobs) = bounded::<Job>(threads * AHEAD);
-    let printed = thread::scope(|scope| {
-        for _ in 0..threads {
-            let (jobs, looker) = (jobs.clone(), &looker);
-            scope.spawn(move || {
-                for (found, result) in jobs {
-                    // Nobody waits for it when the program is about to end.
-                    let _ = result.send(looker.look(&found));
-                }
-            });
-        }
-        drop(jobs);
-        print_all(args, context, to_look, &tally, threads)
-    });
-    if context.stop.is_asked() && !context.stop.sum_up() {
+    let printed = run.look_at_all(&looker, &accounts.names);
+    let interrupted = context.stop.is_asked();
+    if interrupted && !context.stop.sum_up() {
         thread::park();
     }
-    let tally = read(&tally);
-    // A reader who has seen enough wants no sum either.
+    // A reader who has seen enough wants no summary either.
     printed?;
-    if !args.json {
-        print(tally.text())?;
+    let mut summary = lock(&run.summary);
+    if !args.json || args.summary {
+        // The paths of equal files take another walk, which is not what somebody waits for who wants it to end.
+        let again = (!interrupted).then(|| Walk::new(&args.paths, accounts.names[0].clone()));
+        sum_up(&mut summary, args.json, interrupted, again)?;
     }
-    match (context.stop.is_asked(), tally.ok, tally.bad()) {
+    match (interrupted, summary.tally.ok, summary.tally.bad()) {
         (true, ..) => Err(Failure::Interrupted),
         (_, 0, 0) => {
             Err(Failure::Data("no image files there: they are known by their extensions (.jpg, .png, ...)".into()))
@@ -106,71 +154,139 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     }
 }
 
-fn print_all(
-    args: &InspectArgs,
-    context: &Context,
-    to_look: Sender<Job>,
-    tally: &Mutex<Tally>,
-    threads: usize,
-) -> Result<(), Failure> {
-    let mut progress = Progress::beside_output();
-    let mut waiting: VecDeque<Receiver<Finding>> = VecDeque::new();
-    let mut print_next = |waiting: &mut VecDeque<Receiver<Finding>>| {
-        // A result fails to come only if its thread died, which has been said.
-        let Some(finding) = waiting.pop_front().and_then(|result| result.recv().ok()) else { return Ok(()) };
-        let now = {
-            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-            tally.count(&finding);
-            *tally
+/// Prints the summary; with a walk over the same files again, equal ones are named.
+fn sum_up(summary: &mut Summary, json: bool, ended_early: bool, again: Option<Walk<'_>>) -> Result<(), Failure> {
+    let mut duplicates = summary.duplicates();
+    if let (Some(duplicates), Some(again)) = (&mut duplicates, again)
+        && duplicates.any()
+    {
+        duplicates.name(again.map(|found| readable(found.path.as_os_str().as_encoded_bytes())));
+    }
+    let duplicates = duplicates.as_ref();
+    match json {
+        true => print(summary.json(duplicates, ended_early)),
+        false => print(summary.text(duplicates, ended_early)),
+    }
+}
+
+impl Accounts {
+    fn of(budget: ByteCount) -> Result<Self, Failure> {
+        if budget < BUDGET_LEAST {
+            return Err(Failure::Budget(format!(
+                "a RAM budget of {budget} is too small: {BUDGET_LEAST} is the least, of which {} are for the summary and half \
+                 for files and pictures; raise --ram-budget",
+                ByteCount(SUMMARY_BYTES)
+            )));
+        }
+        let ledger = Ledger::new(budget);
+        let summary = ByteCount(SUMMARY_BYTES);
+        let summary = ledger.fixed_account("summary", summary).reserve(summary);
+        let account = |name, bytes| ledger.account(name, ByteCount(bytes));
+        let rest = budget.0 - SUMMARY_BYTES;
+        let (names, hashes, files) = (rest / 8, rest / 8, rest / 4);
+        Ok(Accounts {
+            names: [account("names", names), account("names", names)],
+            hashes: account("hashes", hashes),
+            files: account("files", files),
+            pictures: account("pictures", rest - 2 * names - hashes - files),
+            _summary: summary.map_err(|refused| Failure::Budget(refused.to_string()))?,
+            ledger,
+        })
+    }
+}
+
+impl Run<'_> {
+    fn look_at_all(&self, looker: &Looker, names: &[Account; 2]) -> Result<(), Failure> {
+        let Run { args, context, threads, .. } = *self;
+        let progress = match args.files || (args.json && !args.summary) {
+            true => Progress::beside_output(),
+            false => Progress::new(0),
         };
-        progress.at(0, || now.text());
-        print(if args.json { finding.json().to_string() } else { finding.text() })
-    };
-    for found in Walk::new(&args.paths) {
-        if context.stop.is_asked() {
-            return Ok(());
-        }
-        let (result, finding) = bounded(1);
-        if to_look.send((found, result)).is_err() {
-            break;
-        }
-        waiting.push_back(finding);
-        if waiting.len() >= threads * AHEAD {
-            print_next(&mut waiting)?;
-        }
-    }
-    drop(to_look);
-    while !waiting.is_empty() && !context.stop.is_asked() {
-        print_next(&mut waiting)?;
-    }
-    Ok(())
-}
-
-fn read(tally: &Mutex<Tally>) -> Tally {
-    *tally.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Tally {
-    fn count(&mut self, finding: &Finding) {
-        match finding.stage() {
-            None => self.ok += 1,
-            Some("probe") => self.probe += 1,
-            Some("decode") => self.decode += 1,
-            Some(_) => self.read += 1,
-        }
+        // How many files there will be, once that is known; zero before.
+        let (expected, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (to_look, jobs) = bounded::<Job>(threads * AHEAD);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                let jobs = jobs.clone();
+                scope.spawn(move || {
+                    for (found, result) in jobs {
+                        let Some(finding) = looker.look(found) else { return };
+                        // Nobody waits for it when the program is about to end.
+                        let _ = result.send(finding);
+                    }
+                });
+            }
+            drop(jobs);
+            if progress.is_seen() {
+                scope.spawn(|| {
+                    let walk = Walk::new(&args.paths, names[1].clone());
+                    let asked = || context.stop.is_asked() || done.load(Ordering::Relaxed);
+                    let files = walk.take_while(|_| !asked()).count() as u64;
+                    if !asked() {
+                        expected.store(files, Ordering::Relaxed);
+                    }
+                });
+            }
+            let printed = self.print_all(to_look, progress, &expected, &names[0]);
+            done.store(true, Ordering::Relaxed);
+            printed
+        })
     }
 
-    fn bad(&self) -> u64 {
-        self.read + self.probe + self.decode
-    }
-
-    fn text(&self) -> String {
-        let mut text = format!("{}: {} ok", counted(self.ok + self.bad(), "file"), self.ok);
-        for (count, what) in [(self.read, "not read"), (self.probe, "no usable header"), (self.decode, "not decoded")] {
-            if count > 0 {
-                text += &format!(", {count} {what}");
+    fn print_all(
+        &self,
+        to_look: Sender<Job>,
+        mut progress: Progress,
+        expected: &AtomicU64,
+        names: &Account,
+    ) -> Result<(), Failure> {
+        let mut waiting: VecDeque<Receiver<Finding>> = VecDeque::new();
+        let mut told = 0;
+        let mut take_next = |waiting: &mut VecDeque<Receiver<Finding>>| {
+            // A result fails to come only if its thread died, which has been said, or is wanted to end.
+            let Some(finding) = waiting.pop_front().and_then(|result| result.recv().ok()) else { return Ok(()) };
+            lock(&self.summary).add(&finding);
+            let expected = expected.load(Ordering::Relaxed);
+            if told != expected {
+                told = expected;
+                progress.expect(expected);
+            }
+            let summary = lock(&self.summary);
+            progress.at(summary.tally.files(), || summary.progress((expected > 0).then_some(expected)));
+            drop(summary);
+            self.print_one(&finding, &progress)
+        };
+        for found in Walk::new(&self.args.paths, names.clone()) {
+            if self.context.stop.is_asked() {
+                return Ok(());
+            }
+            let (result, finding) = bounded(1);
+            if to_look.send((found, result)).is_err() {
+                break;
+            }
+            waiting.push_back(finding);
+            if waiting.len() >= self.threads * AHEAD {
+                take_next(&mut waiting)?;
             }
         }
-        text
+        drop(to_look);
+        while !waiting.is_empty() && !self.context.stop.is_asked() {
+            take_next(&mut waiting)?;
+        }
+        Ok(())
+    }
+
+    /// What is said of one file, where anything is.
+    fn print_one(&self, finding: &Finding, progress: &Progress) -> Result<(), Failure> {
+        let InspectArgs { files, json, summary, .. } = *self.args;
+        let line = match json {
+            true if summary => return Ok(()),
+            true => finding.json().to_string(),
+            false if files || finding.problem.is_some() => finding.text(),
+            false => return Ok(()),
+        };
+        let mut printed = Ok(());
+        progress.aside(|| printed = print(line));
+        printed
     }
 }

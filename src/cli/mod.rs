@@ -8,6 +8,7 @@ mod data;
 mod doctor;
 mod failure;
 mod gpu;
+mod histogram;
 mod inspect;
 mod plan;
 mod progress;
@@ -35,7 +36,7 @@ Examples:
   feedstock plan  --data photos/train --ram-budget 2G --batch-size 256
   feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json
   feedstock prove --data photos/train --out budget.svg
-  feedstock inspect photos --json
+  feedstock inspect photos --sheet batch.png
   feedstock doctor
 
 Data is a folder of class folders: <folder>/<class>/<image>. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
@@ -69,7 +70,7 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// Watch many budgets being kept, and draw it
     Prove(prove::ProveArgs),
-    /// Say what is in image files, and what is wrong with them
+    /// Say what is in a data set, and what is wrong with its files
     Inspect(inspect::InspectArgs),
     /// Say what this machine gives: GPU and driver, copy rates, limits of memory and cores
     Doctor(doctor::DoctorArgs),

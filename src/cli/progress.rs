@@ -9,6 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often the line is drawn anew.
 const REDRAW: Duration = Duration::from_millis(100);
 
+const BAR: &str = "[{bar:8}] {wide_msg}";
+const SPINNER: &str = "{spinner} {wide_msg}";
+
 /// One line that tells how far the work has got.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -20,9 +23,7 @@ impl Progress {
     pub(crate) fn new(steps: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target((steps > 0).then_some(steps), ProgressDrawTarget::stderr());
-            let template = if steps > 0 { "[{bar:8}] {wide_msg}" } else { "{spinner} {wide_msg}" };
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            bar.set_style(style.progress_chars("=> "));
+            bar.set_style(style(if steps > 0 { BAR } else { SPINNER }));
             bar
         });
         Progress { bar, drawn: None }
@@ -31,6 +32,19 @@ impl Progress {
     /// A line for nobody knows how many steps, unless results go to the same terminal and would mix with it.
     pub(crate) fn beside_output() -> Self {
         if std::io::stdout().is_terminal() { Progress { bar: None, drawn: None } } else { Progress::new(0) }
+    }
+
+    /// Whether anybody sees it.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.bar.is_some()
+    }
+
+    /// Tells a line for nobody knows how many steps how many they are.
+    pub(crate) fn expect(&self, steps: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(steps);
+            bar.set_style(style(BAR));
+        }
     }
 
     /// Moves on to `done` steps; `line` is asked what to show when it is time to draw.
@@ -58,6 +72,10 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 impl Drop for Progress {

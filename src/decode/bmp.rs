@@ -3,7 +3,7 @@
 //! Source: "Bitmap Header Types", Windows GDI documentation.
 
 use super::bytes::{Order, u16_at, u32_at};
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 /// Palette and the codec's record.
 const FIXED_BYTES: u64 = 16 << 10;
@@ -27,11 +27,20 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     };
     // With bit masks there may be one for alpha.
     let native_pixel_bytes = if compression == 3 { 4 } else { 3 };
+    // The mask for alpha follows those for the colours where the header has room for it.
+    let alpha =
+        compression == 3 && header_bytes >= 56 && u32_at(encoded, 66, Order::Little).is_some_and(|mask| mask != 0);
+    let colour = match bits {
+        1..=8 => Colour::Palette,
+        _ if alpha => Colour::RgbAlpha,
+        _ => Colour::Rgb,
+    };
     let row_bytes = (u64::from(width) * u64::from(bits)).div_ceil(8) + 4;
     Ok(Facts {
         width,
         height,
         orientation: 1,
+        colour,
         native_pixel_bytes,
         codec_bytes: FIXED_BYTES + row_bytes * 2,
         codec_limit_bytes: 0,

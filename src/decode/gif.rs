@@ -3,7 +3,7 @@
 //! Source: GIF89a specification (1990).
 
 use super::bytes::{Order, u8_at, u16_at};
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 /// LZW tables, palettes and block buffers.
 const FIXED_BYTES: u64 = 96 << 10;
@@ -48,6 +48,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         width,
         height,
         orientation: 1,
+        colour: Colour::Palette,
         native_pixel_bytes: 4,
         codec_bytes,
         codec_limit_bytes,

@@ -9,7 +9,7 @@ use super::ifd::exif_orientation;
 use super::turbo::{ARITHMETIC, codec_bytes};
 #[cfg(not(feature = "turbo"))]
 use super::zune::{ARITHMETIC, codec_bytes};
-use super::{DecodeError, Facts, Flaw, Format};
+use super::{Colour, DecodeError, Facts, Flaw, Format};
 
 /// Segments that a header may have. Real ones have tens, and hundreds where a large profile is split up; the codec takes
 /// time in proportion to the square of some.
@@ -95,6 +95,11 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
                     width: frame.width,
                     height: frame.height,
                     orientation: orientation.unwrap_or(1),
+                    colour: match frame.component_count {
+                        1 => Colour::Grey,
+                        4 => Colour::Cmyk,
+                        _ => Colour::Rgb,
+                    },
                     native_pixel_bytes: 3,
                     codec_bytes: codec_bytes(&frame, metadata_bytes),
                     codec_limit_bytes: 0,

@@ -137,6 +137,55 @@ impl fmt::Display for Format {
     }
 }
 
+/// What the pixels of a file are, as its header tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Colour {
+    /// Grey.
+    Grey,
+    /// Grey with alpha, or with a level that counts as transparent.
+    GreyAlpha,
+    /// Red, green and blue, also where they are stored as luma and chroma.
+    Rgb,
+    /// As `Rgb`, with alpha or with a colour that counts as transparent.
+    RgbAlpha,
+    /// Places in a palette, whose colours may be transparent.
+    Palette,
+    /// Cyan, magenta, yellow and black, also as YCCK.
+    Cmyk,
+}
+
+impl Colour {
+    /// The name that people write.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Colour::Grey => "grey",
+            Colour::GreyAlpha => "grey+alpha",
+            Colour::Rgb => "rgb",
+            Colour::RgbAlpha => "rgb+alpha",
+            Colour::Palette => "palette",
+            Colour::Cmyk => "cmyk",
+        }
+    }
+
+    /// Of so many channels, as formats without palettes and inks have them.
+    const fn of_channels(channels: u8) -> Self {
+        match channels {
+            1 => Colour::Grey,
+            2 => Colour::GreyAlpha,
+            4 => Colour::RgbAlpha,
+            _ => Colour::Rgb,
+        }
+    }
+}
+
+impl fmt::Display for Colour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// What a picture may be like. What goes beyond is refused at its header, before a pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -164,6 +213,10 @@ pub struct Header {
     pub height: u32,
     /// EXIF orientation, 1..=8; 1 where there is none.
     pub orientation: u8,
+    /// What its pixels are.
+    pub colour: Colour,
+    /// Whether it is a progressive JPEG, which is decoded in several passes over all of it.
+    pub progressive: bool,
     facts: Facts,
 }
 
@@ -173,6 +226,7 @@ struct Facts {
     width: u32,
     height: u32,
     orientation: u8,
+    colour: Colour,
     /// Bytes of a pixel as the codec writes it; an upper bound where the header leaves it open.
     native_pixel_bytes: u8,
     /// Upper bound of what the codec allocates for itself.
@@ -238,7 +292,7 @@ pub fn probe(encoded: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
         Flaw::Bad(cause) => DecodeError::BadHeader { format, cause },
         Flaw::Unsupported(feature) => DecodeError::Unsupported { format, feature },
     })?;
-    let Facts { width, height, orientation, .. } = facts;
+    let Facts { width, height, orientation, colour, .. } = facts;
     if width == 0 || height == 0 {
         return Err(DecodeError::NoPixels { format, width, height });
     }
@@ -253,7 +307,8 @@ pub fn probe(encoded: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
         let cause = format!("a frame of {frame_pixels} pixels for a screen of {width}x{height}, above {pixels_max}");
         return Err(DecodeError::BadHeader { format, cause });
     }
-    Ok(Header { format, width, height, orientation, facts })
+    let progressive = facts.jpeg.is_some_and(|frame| frame.progressive);
+    Ok(Header { format, width, height, orientation, colour, progressive, facts })
 }
 
 /// Most bytes that [`decode_into`] will need for the image with this header.

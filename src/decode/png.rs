@@ -4,7 +4,7 @@
 
 use super::bytes::{Order, array, u8_at, u32_at};
 use super::ifd::exif_orientation;
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 /// Inflate state, chunk buffers and palettes.
 const FIXED_BYTES: u64 = 64 << 10;
@@ -74,5 +74,16 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
     let codec_bytes = [stream_bytes.saturating_mul(3), rows_bytes, codec_limit_bytes]
         .into_iter()
         .fold(FIXED_BYTES, u64::saturating_add);
-    Ok(Facts { width, height, orientation, native_pixel_bytes, codec_bytes, codec_limit_bytes, data_at, jpeg: None })
+    let colour = if color == 3 { Colour::Palette } else { Colour::of_channels(expanded_channels + alpha) };
+    Ok(Facts {
+        width,
+        height,
+        orientation,
+        colour,
+        native_pixel_bytes,
+        codec_bytes,
+        codec_limit_bytes,
+        data_at,
+        jpeg: None,
+    })
 }

@@ -4,7 +4,7 @@
 //! Source: Netpbm's format specifications pbm(5), pgm(5), ppm(5), pam(5).
 
 use super::bytes::u8_at;
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 /// Most bytes of a header, comments included.
 const HEADER_BYTES_MAX: usize = 16 << 10;
@@ -56,6 +56,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         width,
         height,
         orientation: 1,
+        colour: Colour::of_channels(channels),
         native_pixel_bytes: channels * sample_bytes,
         codec_bytes: FIXED_BYTES + COPIES * data_at as u64,
         codec_limit_bytes: 0,

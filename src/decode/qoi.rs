@@ -3,7 +3,7 @@
 //! Source: "The Quite OK Image Format", specification 1.0 (2022).
 
 use super::bytes::{Order, u8_at, u32_at};
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 /// The table of 256 pixels, on the stack or not; the text of an error.
 const FIXED_BYTES: u64 = 4 << 10;
@@ -27,6 +27,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         width,
         height,
         orientation: 1,
+        colour: Colour::of_channels(channels),
         native_pixel_bytes: channels,
         codec_bytes: FIXED_BYTES,
         codec_limit_bytes: 0,

@@ -10,7 +10,7 @@
 //! Source: "Truevision TGA File Format Specification", version 2.0 (1991).
 
 use super::bytes::{Order, array, u8_at, u16_at};
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 const HEADER_BYTES: usize = 18;
 /// The text of an error, and the rounding of small allocations.
@@ -78,6 +78,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         width: width.into(),
         height: height.into(),
         orientation: 1,
+        colour: if mapped { Colour::Palette } else { Colour::of_channels(native_pixel_bytes) },
         native_pixel_bytes,
         codec_bytes: FIXED_BYTES + map_bytes + copy_bytes,
         codec_limit_bytes: 0,

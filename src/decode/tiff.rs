@@ -3,12 +3,13 @@
 //! Source: TIFF 6.0 (1992).
 
 use super::ifd::Ifd;
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 const WIDTH: u16 = 256;
 const HEIGHT: u16 = 257;
 const BITS_PER_SAMPLE: u16 = 258;
 const COMPRESSION: u16 = 259;
+const PHOTOMETRIC: u16 = 262;
 const SAMPLES_PER_PIXEL: u16 = 277;
 const ROWS_PER_STRIP: u16 = 278;
 const TILE_WIDTH: u16 = 322;
@@ -70,6 +71,11 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         width,
         height,
         orientation: ifd.orientation(),
+        colour: match ifd.first(PHOTOMETRIC) {
+            Some(3) => Colour::Palette,
+            Some(5) => Colour::Cmyk,
+            _ => Colour::of_channels(samples as u8),
+        },
         native_pixel_bytes: native_pixel_bytes as u8,
         codec_bytes,
         // The codec weighs a chunk's stored bytes against its limit, too, though it does not copy them.

@@ -9,7 +9,7 @@
 
 use super::bytes::{Order, array, u8_at, u16_at, u24_le, u32_at};
 use super::ifd::exif_orientation;
-use super::{Facts, Flaw};
+use super::{Colour, Facts, Flaw};
 
 /// Colour cache, lookup tables, chunk table.
 const FIXED_BYTES: u64 = 64 << 10;
@@ -48,6 +48,7 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         width,
         height,
         orientation,
+        colour: if alpha { Colour::RgbAlpha } else { Colour::Rgb },
         native_pixel_bytes: if alpha { 4 } else { 3 },
         codec_bytes,
         codec_limit_bytes: 0,

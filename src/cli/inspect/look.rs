@@ -1,17 +1,18 @@
-//! Owns the look at one file: open, read, probe, decode, average. It must never wait for a FIFO, let a decoder's panic
-//! out, or take bytes that it has not reserved.
+//! Owns the look at one file: open, read, probe, decode, average; or its header alone. It must never wait for a FIFO, let
+//! a decoder's panic out, or take bytes that it has not reserved.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_128;
 
 use feedstock::ByteCount;
-use feedstock::budget::{Account, Ledger, Reservation, WaitError};
-use feedstock::decode::{Header, Limits, Slab, decode_into, probe, working_set};
+use feedstock::budget::{Account, Reservation, WaitError};
+use feedstock::decode::{DecodeError, Format, Header, Limits, Slab, decode_into, probe, working_set};
 use feedstock::plan::ENCODED_BYTES_MAX;
 use feedstock::tensor::ImageView;
 
@@ -19,21 +20,35 @@ use super::super::data::readable;
 use super::super::stop::Stop;
 use super::walk::Found;
 
+/// The part of a file that a quick look reads; where the header is not within it, all of the file. A camera's JPEG has a
+/// small picture of up to 64 KiB before its own header.
+const PREFIX_BYTES: u64 = 72 << 10;
+
 /// Looks at files, within a budget, from any number of threads.
 pub(super) struct Looker {
-    /// A thread that holds a file may wait for a picture, one that holds a picture waits for nothing; with a ledger for
-    /// each, files can never take what a picture waits for.
-    files: Account,
-    pictures: Account,
-    stop: Stop,
+    /// A thread that holds a file may wait for a picture, one that holds a picture waits for nothing; and since accounts
+    /// have caps, files can never take what a picture waits for.
+    pub(super) files: Account,
+    /// Where there is none, headers are all that is looked at.
+    pub(super) pictures: Option<Account>,
+    pub(super) stop: Stop,
 }
 
 /// What a file turned out to be.
 pub(super) struct Finding {
-    path: String,
-    header: Option<Header>,
+    pub(super) found: Found,
+    pub(super) seen: Seen,
     means: Option<Means>,
-    problem: Option<Problem>,
+    pub(super) problem: Option<Problem>,
+}
+
+/// What there was to see, up to where it failed.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) bytes: Option<u64>,
+    pub(super) header: Option<Header>,
+    /// XXH3 of all of the file.
+    pub(super) hash: Option<u128>,
 }
 
 struct Means {
@@ -41,63 +56,103 @@ struct Means {
     corner: [f64; 3],
 }
 
-struct Problem {
-    stage: &'static str,
-    cause: String,
+/// Where and why a file failed.
+pub(super) struct Problem {
+    pub(super) stage: &'static str,
+    /// What kind of thing it is: one of a few.
+    pub(super) reason: &'static str,
+    pub(super) cause: String,
 }
 
 impl Looker {
-    pub(super) fn new(budget: ByteCount, stop: Stop) -> Self {
-        let account = |name, share| {
-            let ledger = Ledger::new(ByteCount(share));
-            ledger.account(name, ledger.limit())
-        };
-        let for_files = budget.0 / 4;
-        Looker { files: account("files", for_files), pictures: account("pictures", budget.0 - for_files), stop }
-    }
-
-    pub(super) fn look(&self, found: &Found) -> Finding {
-        let path = readable(found.path.as_os_str().as_encoded_bytes());
-        let mut finding = Finding { path, header: None, means: None, problem: None };
+    /// What a file is; nothing where somebody wants the program to end before that is known.
+    pub(super) fn look(&self, found: Found) -> Option<Finding> {
+        let mut seen = Seen::default();
         let outcome = match &found.problem {
-            Some(problem) => Err(at("read")(problem)),
-            None => catch_unwind(AssertUnwindSafe(|| self.examine(&found.path, &mut finding.header)))
-                .unwrap_or_else(|_| Err(at("decode")(&"the decoder panicked, which is a bug: please report it"))),
+            Some(problem) => Err(unread(problem)),
+            None => catch_unwind(AssertUnwindSafe(|| self.examine(&found.path, &mut seen))).unwrap_or_else(|_| {
+                Err(at("decode", "a bug")(&"the decoder panicked, which is a bug: please report it"))
+            }),
         };
-        match outcome {
-            Ok(means) => finding.means = Some(means),
-            Err(problem) => finding.problem = Some(problem),
-        }
-        finding
+        let (means, problem) = match outcome {
+            Ok(means) => (means, None),
+            Err(Problem { reason: INTERRUPTED, .. }) => return None,
+            Err(problem) => (None, Some(problem)),
+        };
+        Some(Finding { found, seen, means, problem })
     }
 
-    fn examine(&self, path: &Path, header: &mut Option<Header>) -> Result<Means, Problem> {
-        let (mut file, bytes) = open(path).map_err(|cause| at("read")(&cause))?;
-        let _file_bytes = self.reserve(&self.files, bytes).map_err(|cause| at("read")(&cause))?;
-        let mut encoded = Vec::new();
-        encoded.try_reserve_exact(bytes as usize).map_err(|error| at("read")(&error))?;
-        // A file that grows meanwhile is read as far as it was long.
-        file.by_ref().take(bytes).read_to_end(&mut encoded).map_err(|error| at("read")(&error))?;
-        let header = header.insert(probe(&encoded, &Limits::default()).map_err(|error| at("probe")(&error))?);
+    fn examine(&self, path: &Path, seen: &mut Seen) -> Result<Option<Means>, Problem> {
+        let (mut file, bytes) = open(path).map_err(|cause| unread(&cause))?;
+        seen.bytes = Some(bytes);
+        if self.pictures.is_none() && bytes > PREFIX_BYTES {
+            let (encoded, _held) = self.read(&mut file, PREFIX_BYTES)?;
+            // How a WebP file is to be turned stands behind its picture. Any failure may be for want of the rest.
+            if let Ok(header) = probe(&encoded, &Limits::default())
+                && header.format != Format::WebP
+            {
+                seen.header = Some(header);
+                return Ok(None);
+            }
+            file.rewind().map_err(|error| unread(&error))?;
+        }
+        let (encoded, _held) = self.read(&mut file, bytes)?;
+        let header = seen.header.insert(probe(&encoded, &Limits::default()).map_err(|error| of(&error, "probe"))?);
+        let Some(pictures) = &self.pictures else { return Ok(None) };
+        seen.hash = Some(xxh3_128(&encoded));
         let needed = working_set(header);
         let needed = needed.pixel_bytes.saturating_add(needed.codec_bytes);
-        let _picture_bytes = self.reserve(&self.pictures, needed).map_err(|cause| at("decode")(&cause))?;
+        let _picture_bytes = self.reserve(pictures, needed, "decode")?;
         let mut slab = Slab::new();
-        let picture = decode_into(&encoded, header, &mut slab).map_err(|error| at("decode")(&error))?;
+        let picture = decode_into(&encoded, header, &mut slab).map_err(|error| of(&error, "decode"))?;
         let corner = ((picture.width() / 4).max(1), (picture.height() / 4).max(1));
-        Ok(Means { picture: mean(&picture, (picture.width(), picture.height())), corner: mean(&picture, corner) })
+        let whole = (picture.width(), picture.height());
+        Ok(Some(Means { picture: mean(&picture, whole), corner: mean(&picture, corner) }))
     }
 
-    fn reserve(&self, account: &Account, bytes: u64) -> Result<Reservation, String> {
+    /// The first `bytes` of a file. One that grows meanwhile is read as far as it was long.
+    fn read(&self, file: &mut File, bytes: u64) -> Result<(Vec<u8>, Reservation), Problem> {
+        let held = self.reserve(&self.files, bytes, "read")?;
+        let mut encoded = Vec::new();
+        encoded.try_reserve_exact(bytes as usize).map_err(|error| unread(&error))?;
+        file.take(bytes).read_to_end(&mut encoded).map_err(|error| unread(&error))?;
+        Ok((encoded, held))
+    }
+
+    fn reserve(&self, account: &Account, bytes: u64, stage: &'static str) -> Result<Reservation, Problem> {
         account.reserve_waiting(ByteCount(bytes), || self.stop.is_asked()).map_err(|error| match error {
-            WaitError::OverBudget(refused) => format!("{refused}; raise --ram-budget"),
-            _ => "interrupted".to_owned(),
+            WaitError::OverBudget(refused) => {
+                at(stage, "over the RAM budget")(&format_args!("{refused}; raise --ram-budget"))
+            }
+            WaitError::Cancelled => at(stage, INTERRUPTED)(&""),
         })
     }
 }
 
-fn at(stage: &'static str) -> impl Fn(&dyn std::fmt::Display) -> Problem {
-    move |cause| Problem { stage, cause: cause.to_string() }
+const INTERRUPTED: &str = "interrupted";
+
+fn at(stage: &'static str, reason: &'static str) -> impl Fn(&dyn std::fmt::Display) -> Problem {
+    move |cause| Problem { stage, reason, cause: cause.to_string() }
+}
+
+fn unread(cause: &dyn std::fmt::Display) -> Problem {
+    at("read", "cannot be read")(cause)
+}
+
+fn of(error: &DecodeError, stage: &'static str) -> Problem {
+    let reason = match error {
+        DecodeError::Empty => "empty",
+        DecodeError::UnknownFormat { .. } => "of no known format",
+        DecodeError::HeaderTruncated { .. } => "cut off in the header",
+        DecodeError::BadHeader { .. } => "a bad header",
+        DecodeError::Unsupported { .. } => "not supported",
+        DecodeError::NoPixels { .. } => "without pixels",
+        DecodeError::TooLarge { .. } => "too large",
+        DecodeError::Incomplete { .. } => "cut off in the picture",
+        DecodeError::OutOfMemory { .. } => "out of memory",
+        _ => "damaged",
+    };
+    at(stage, reason)(error)
 }
 
 fn open(path: &Path) -> Result<(File, u64), String> {
@@ -144,24 +199,33 @@ impl Finding {
         self.problem.as_ref().map(|problem| problem.stage)
     }
 
+    /// Its path, for people.
+    pub(super) fn path(&self) -> String {
+        readable(self.found.path.as_os_str().as_encoded_bytes())
+    }
+
     pub(super) fn json(&self) -> Value {
-        let Finding { path, header, means, problem } = self;
+        let Finding { seen: Seen { bytes, header, hash }, means, problem, .. } = self;
         json!({
-            "path": path,
+            "path": self.path(),
             "status": if problem.is_none() { "ok" } else { "error" },
+            "bytes": bytes,
             "format": header.as_ref().map(|header| header.format.name()),
             "width": header.as_ref().map(|header| header.width),
             "height": header.as_ref().map(|header| header.height),
             "orientation": header.as_ref().map(|header| header.orientation),
+            "colour": header.as_ref().map(|header| header.colour.name()),
+            "progressive": header.as_ref().map(|header| header.progressive),
             "mean_rgb": means.as_ref().map(|means| means.picture),
             "corner_mean_rgb": means.as_ref().map(|means| means.corner),
+            "xxh3_128": hash.map(|hash| format!("{hash:032x}")),
             "stage": self.stage(),
             "error": problem.as_ref().map(|problem| &problem.cause),
         })
     }
 
     pub(super) fn text(&self) -> String {
-        let Finding { path, header, means, problem } = self;
+        let Finding { seen: Seen { header, .. }, means, problem, .. } = self;
         let mut text = match problem {
             None => "ok   ".to_owned(),
             Some(_) => "error".to_owned(),
@@ -172,8 +236,8 @@ impl Finding {
         if let Some(Means { picture: [red, green, blue], .. }) = means {
             text += &format!("  rgb {red:5.1} {green:5.1} {blue:5.1}");
         }
-        text += &format!("  {path}");
-        if let Some(Problem { stage, cause }) = problem {
+        text += &format!("  {}", self.path());
+        if let Some(Problem { stage, cause, .. }) = problem {
             text += &format!(" ({stage}): {cause}");
         }
         text

@@ -1,78 +1,118 @@
-//! Owns the walk: which files are looked at, in order. It must never open a file, nor follow links in a circle.
+//! Owns the walk: which files are looked at, in order. It must never open a file, follow links in a circle, nor hold more
+//! names than its account has room for.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use feedstock::ByteCount;
+use feedstock::budget::{Account, Reservation};
 use feedstock::source::IMAGE_EXTENSIONS;
 
 /// Folders within folders; deeper ones are reported.
 const DEPTH_MAX: usize = 256;
+/// What a name takes besides its letters: its record, in a vector that doubles, and the allocator's rounding.
+const NAME_BYTES: u64 = 96;
+/// Bytes that are taken at a time, for many names at once.
+const NAMES_STEP: u64 = 16 << 10;
 
 /// A file to look at, or what is wrong with a path.
 pub(super) struct Found {
     pub(super) path: PathBuf,
+    /// Which of the paths given it was found under.
+    pub(super) root: usize,
     pub(super) problem: Option<String>,
 }
 
 /// Files in the order of the paths given, folders sorted by name.
-pub(super) struct Walk {
+pub(super) struct Walk<'a> {
+    /// The paths given that are still to come.
+    roots: std::iter::Enumerate<std::slice::Iter<'a, PathBuf>>,
+    root: usize,
+    /// The folders that lead to where the walk is.
+    levels: Vec<Level>,
+    names: Account,
+}
+
+/// A folder that the walk is in.
+struct Level {
+    folder: PathBuf,
+    /// Its device and inode.
+    place: (u64, u64),
     /// What is still to come, last first.
-    todo: Vec<Step>,
-    /// The folders that lead to where the walk is, by device and inode.
-    above: Vec<(u64, u64)>,
+    entries: Vec<Entry>,
+    _held: Reservation,
 }
 
-enum Step {
-    Named(PathBuf),
-    Below(PathBuf),
-    Leave,
+struct Entry {
+    name: OsString,
+    /// Whether the listing said that it is a file, so that nobody need ask.
+    file: bool,
 }
 
-impl Walk {
-    pub(super) fn new(paths: &[PathBuf]) -> Self {
-        Walk { todo: paths.iter().rev().cloned().map(Step::Named).collect(), above: Vec::new() }
+impl<'a> Walk<'a> {
+    pub(super) fn new(paths: &'a [PathBuf], names: Account) -> Self {
+        Walk { roots: paths.iter().enumerate(), root: 0, levels: Vec::new(), names }
     }
 
-    /// Puts a folder's entries on the list, or says why not.
+    /// Goes into a folder, or says why not.
     fn enter(&mut self, folder: &Path, place: (u64, u64)) -> Result<(), String> {
-        if self.above.contains(&place) {
+        if self.levels.iter().any(|level| level.place == place) {
             return Err("a link that leads back to a folder above itself".to_owned());
         }
-        if self.above.len() >= DEPTH_MAX {
+        if self.levels.len() >= DEPTH_MAX {
             return Err(format!("more than {DEPTH_MAX} folders deep"));
         }
         let said = |error: std::io::Error| format!("cannot be listed: {error}");
-        let mut names = Vec::new();
+        let full = |refused| format!("cannot be listed: {refused}; raise --ram-budget");
+        let mut held = self.names.reserve(ByteCount::ZERO).map_err(full)?;
+        let mut bytes = 0;
+        let mut entries = Vec::new();
         for entry in fs::read_dir(folder).map_err(said)? {
-            let name = entry.map_err(said)?.file_name();
-            if !name.as_bytes().starts_with(b".") {
-                names.push(name);
+            let entry = entry.map_err(said)?;
+            let name = entry.file_name();
+            let file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if name.as_bytes().starts_with(b".") || (file && !has_image_extension(&name)) {
+                continue;
             }
+            bytes += NAME_BYTES + name.len() as u64;
+            if bytes > held.bytes().0 {
+                held.grow_to(ByteCount(bytes.next_multiple_of(NAMES_STEP))).map_err(full)?;
+            }
+            entries.push(Entry { name, file });
         }
-        names.sort_unstable_by(|a, b| b.cmp(a));
-        self.above.push(place);
-        self.todo.push(Step::Leave);
-        self.todo.extend(names.into_iter().map(|name| Step::Below(folder.join(name))));
+        entries.sort_unstable_by(|a, b| b.name.cmp(&a.name));
+        self.levels.push(Level { folder: folder.to_owned(), place, entries, _held: held });
         Ok(())
     }
 }
 
-impl Iterator for Walk {
+impl Iterator for Walk<'_> {
     type Item = Found;
 
     fn next(&mut self) -> Option<Found> {
         loop {
-            let (path, named) = match self.todo.pop()? {
-                Step::Named(path) => (path, true),
-                Step::Below(path) => (path, false),
-                Step::Leave => {
-                    self.above.pop();
-                    continue;
+            let (path, named, file) = match self.levels.last_mut() {
+                Some(level) => match level.entries.pop() {
+                    Some(Entry { name, file }) => (level.folder.join(name), false, file),
+                    None => {
+                        self.levels.pop();
+                        continue;
+                    }
+                },
+                None => {
+                    let (root, path) = self.roots.next()?;
+                    self.root = root;
+                    (path.clone(), true, false)
                 }
             };
-            let wanted = named || has_image_extension(&path);
+            let root = self.root;
+            if file {
+                return Some(Found { path, root, problem: None });
+            }
+            let wanted = named || path.file_name().is_some_and(has_image_extension);
             let problem = match fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() => match self.enter(&path, (meta.dev(), meta.ino())) {
                     Ok(()) => continue,
@@ -82,19 +122,24 @@ impl Iterator for Walk {
                 Err(error) if wanted => Some(format!("cannot be looked at: {error}")),
                 _ => continue,
             };
-            return Some(Found { path, problem });
+            return Some(Found { path, root, problem });
         }
     }
 }
 
-fn has_image_extension(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str());
+fn has_image_extension(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
     extension.is_some_and(|extension| IMAGE_EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use feedstock::budget::Ledger;
+
+    fn account(bytes: u64) -> Account {
+        Ledger::new(ByteCount(bytes)).account("names", ByteCount(bytes))
+    }
 
     #[test]
     fn folders_are_walked_in_order_and_links_in_no_circle() {
@@ -106,23 +151,42 @@ mod tests {
         }
         std::os::unix::fs::symlink(root, root.join("b/up")).unwrap();
         std::os::unix::fs::symlink("nowhere", root.join("b/dangling.jpg")).unwrap();
-        let walk = Walk::new(&[root.to_owned(), root.join("notes.txt"), root.join("missing")]);
-        let found: Vec<(String, bool)> = walk
-            .map(|found| (found.path.strip_prefix(root).unwrap().display().to_string(), found.problem.is_some()))
+        let paths = [root.to_owned(), root.join("notes.txt"), root.join("missing")];
+        let found: Vec<(usize, String, bool)> = Walk::new(&paths, account(1 << 20))
+            .map(|found| {
+                let below = found.path.strip_prefix(root).unwrap().display().to_string();
+                (found.root, below, found.problem.is_some())
+            })
             .collect();
-        let found: Vec<(&str, bool)> = found.iter().map(|(path, bad)| (path.as_str(), *bad)).collect();
+        let found: Vec<(usize, &str, bool)> =
+            found.iter().map(|(root, path, bad)| (*root, path.as_str(), *bad)).collect();
         assert_eq!(
             found,
             [
-                ("a.jpeg", false),
-                ("b/2.PNG", false),
-                ("b/c/1.jpg", false),
-                ("b/dangling.jpg", true),
-                ("b/up", true),
-                ("z.gif", false),
-                ("notes.txt", false),
-                ("missing", true),
+                (0, "a.jpeg", false),
+                (0, "b/2.PNG", false),
+                (0, "b/c/1.jpg", false),
+                (0, "b/dangling.jpg", true),
+                (0, "b/up", true),
+                (0, "z.gif", false),
+                (1, "notes.txt", false),
+                (2, "missing", true),
             ]
         );
+    }
+
+    #[test]
+    fn a_folder_of_more_names_than_there_is_room_for_is_told_of() {
+        let place = tempfile::tempdir().unwrap();
+        for number in 0..300 {
+            fs::write(place.path().join(format!("{number}.jpg")), "").unwrap();
+        }
+        let paths = [place.path().to_owned()];
+        let names = account(NAMES_STEP);
+        let found: Vec<Found> = Walk::new(&paths, names).collect();
+        assert_eq!(found.len(), 1);
+        let problem = found[0].problem.as_deref().unwrap_or_default();
+        assert!(problem.contains("'names' needs") && problem.contains("raise --ram-budget"), "{problem}");
+        assert_eq!(Walk::new(&paths, account(1 << 20)).count(), 300);
     }
 }

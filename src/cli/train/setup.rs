@@ -2,7 +2,6 @@
 //! never train, nor draw over anything that it has not drawn itself.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use feedstock::decode::{Limits, probe};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
 use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
-use super::super::data::refused_beside;
+use super::super::data::{refused_beside, split};
 use super::super::failure::{Failure, say};
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
@@ -24,7 +23,6 @@ const SMALL_SIZE: u32 = 32;
 const LARGE_SIZE: u32 = 224;
 /// How many pictures are asked for their size.
 const PROBED: u64 = 16;
-const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 
 /// What a run reads.
 pub(super) struct Setup {
@@ -123,21 +121,6 @@ fn common(args: &TrainArgs, folder: &Arc<ImageFolder>, place: &Place) -> LoaderB
     match args.workers {
         Some(workers) => builder.workers(workers),
         None => builder,
-    }
-}
-
-/// The folders to train and to validate on.
-fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
-    let holds_folders = |path: &Path| {
-        let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
-        entries.any(|entry| entry.path().is_dir())
-    };
-    let train = data.join("train");
-    let beside = VALIDATION_NAMES.iter().map(|name| data.join(name)).find(|path| holds_folders(path));
-    match (beside, validation) {
-        (Some(beside), None) if holds_folders(&train) => (train, Some(beside)),
-        (Some(_), validation) if holds_folders(&train) => (train, validation),
-        (_, validation) => (data.to_owned(), validation),
     }
 }
 
