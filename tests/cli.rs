@@ -13,20 +13,11 @@ use std::time::{Duration, Instant};
 use image::{DynamicImage, ImageFormat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::{TempDir, tempdir};
+use tempfile::tempdir;
 
-use common::{class_folders, encoded, feedstock, fifo, finish, jpeg, jpeg_header, picture, run, said, words};
-
-/// Three classes of four JPEG files of several sizes.
-fn small_set() -> TempDir {
-    let folder = tempdir().expect("a folder");
-    class_folders(folder.path(), &["ant", "bee", "cat"], 4, &[(80, 60), (64, 64), (40, 90)]);
-    folder
-}
-
-fn bench(folder: &Path, more: &str) -> common::Said {
-    run(words(&format!("bench --data DIR --size 32 --batch-size 5 {more}"), folder))
-}
+use common::{
+    bench, class_folders, encoded, feedstock, fifo, finish, jpeg, jpeg_header, picture, run, said, small_set, words,
+};
 
 #[test]
 fn every_help_is_short_and_has_an_example() {

@@ -32,7 +32,8 @@ impl Visit for Sum<'_> {
     fn record_u64(&mut self, field: &Field, value: u64) {
         *self.0.entry(field.name()).or_default() += value;
     }
-    fn record_str(&mut self, _: &Field, value: &str) {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        assert!(["stream", "what"].contains(&field.name()), "{field}");
         *self.1.entry(value.to_owned()).or_default() += 1;
     }
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
@@ -98,7 +99,13 @@ fn every_stage_is_heard_with_its_batch() {
     }
     let (samples, ids) = told("sample");
     assert_eq!((*samples, ids["id"]), (18, (0..18).sum::<u64>()));
-    assert_eq!(heard.streams, BTreeMap::from([("compute".to_owned(), 5), ("copy".to_owned(), 5)]));
+    // A copy is a copy on the copy stream, and the finish is on the copy stream as well.
+    assert_eq!(
+        heard.streams,
+        BTreeMap::from(
+            [("compute", 5), ("copy", 15), ("finish", 5), ("step", 5)].map(|(name, count)| (name.to_owned(), count))
+        )
+    );
     let stats = loader.stats();
     assert_eq!(stats.work_times.count(), 18);
     assert_eq!(stats.wait_times.count(), 5);

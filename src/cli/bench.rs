@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use xxhash_rust::xxh3::Xxh3;
 
-use feedstock::device::{Device, Event};
+use feedstock::device::{self, Device, Event};
 use feedstock::host::process_cpu_time;
-use feedstock::tensor::{SIDE_MAX, SampleSpec};
-use feedstock::transform::{RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
+use feedstock::tensor::{Normalize, SIDE_MAX, SampleSpec};
+use feedstock::train::ModelKind;
+use feedstock::transform::{IMAGENET, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
 use feedstock::{
     Batch, ByteCount, CpuBudget, Error, Histogram, ImageFolder, Loader, OnBadSample, State, ram_budget_here,
 };
@@ -19,10 +20,12 @@ use feedstock::{
 use super::Context;
 use super::data::{self, LoaderArgs, MovesTold};
 use super::failure::{Failure, print};
+use super::place::Place;
 use super::progress::Progress;
 use super::watch::WatchArgs;
 
 mod alone;
+mod learn;
 mod outcome;
 mod page;
 mod report;
@@ -36,9 +39,9 @@ Every batch is taken and dropped at once. The digest (XXH3, 64 bits) covers all 
 same for any number of workers and any budget. --transform: rrc is a random part, mirrored or not (training); center the \
 central square of the picture scaled to 8/7 of the size (validation); resize the whole picture, stretched.
 
-With several --ram-budget or --workers, or with --report, every combination runs in a process of its own, in turn, and so does \
-each part alone (--mode decode, read, transfer); the middle of --rounds runs counts, and the fewest workers that are as good as \
-any are named. \"Expected\" and \"predicted\" follow from the parts alone and the step.
+With several --ram-budget or --workers, or with --report, each combination and each part alone runs in a process of its own, \
+in turn; the middle of --rounds runs counts, and the fewest workers that are as good as any are named. \"Expected\" and \
+\"predicted\" follow from the parts alone and the step.
 
 Examples:
   feedstock bench --data photos/train --workers 1,2,4 --ram-budget 256M,1G --step-ms 20 --report out
@@ -51,8 +54,8 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     loader: LoaderArgs,
-    /// What is run: the whole loader, or one part of it alone, beside the most that the machine would allow
-    #[arg(long, value_enum, default_value_t = Mode::Loader)]
+    /// What is run: loader, or alone decode, read or transfer
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Mode::Loader)]
     mode: Mode,
     /// Epochs that are measured
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
@@ -60,9 +63,12 @@ pub(crate) struct BenchArgs {
     /// Epochs that are run before
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1 << 32))]
     warmup_epochs: u64,
-    /// What is cut out of a picture
-    #[arg(long, value_enum, default_value_t = Cut::Rrc)]
+    /// What is shown of a picture: rrc, center or resize
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Cut::Rrc)]
     transform: Cut,
+    /// Normalise by ImageNet's mean and deviation (not u8)
+    #[arg(long)]
+    normalize: bool,
     /// Seed of every random choice
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -84,9 +90,12 @@ pub(crate) struct BenchArgs {
     /// How many processes share an epoch
     #[arg(long, value_name = "N", default_value_t = 1)]
     world_size: u64,
-    /// Milliseconds of a training step, that keep the device busy [default: sim's step, or 0]
+    /// A training step, which keeps the device busy [default: sim's, or 0]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=3_600_000))]
     step_ms: Option<u64>,
+    /// Train a model in place of such a step: small or large
+    #[arg(long, value_name = "MODEL")]
+    model: Option<ModelKind>,
     /// Do not read batches back from a device; there is no digest then
     #[arg(long)]
     no_digest: bool,
@@ -136,6 +145,8 @@ struct Tally {
     /// The input wait of the epochs before the measured ones, all together and batch by batch.
     waited_before: Duration,
     digest: u64,
+    /// Where a model is trained: the share of the time in which it was.
+    trained: Option<f64>,
     /// The next batch.
     state: State,
     /// What was waited for batches before the measured epochs.
@@ -165,10 +176,15 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     if args.mode != Mode::Loader {
         return alone::run(args, context);
     }
+    learn::check(args)?;
     let folder = args.loader.open()?;
-    let loader = args.build(&folder)?;
+    let place = match args.model {
+        Some(_) => Place::choose(&args.loader.device)?,
+        None => Place { device: device::open(&args.loader.device)?, gpu: None, note: None },
+    };
+    let loader = args.build(&folder, &place.device)?;
     if !args.json {
-        data::tell_notes(loader.notes().iter().chain(folder.notes()));
+        data::tell_notes(place.note.iter().chain(loader.notes()).chain(folder.notes()));
     }
     let tally = Arc::new(Mutex::new(Tally::default()));
     let report = Report::new(args, context.started, folder, &loader, &tally);
@@ -193,19 +209,20 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         last_step: Event::done(),
         moves: MovesTold::default(),
     };
-    let done = bench.run();
+    let done = match args.model {
+        Some(kind) => learn::run(&mut bench, kind, &place, context),
+        None => bench.run().map_err(Failure::from),
+    };
     bench.progress.clear();
     if context.stop.is_asked() && !context.stop.sum_up() {
         // The watchdog sums up, and ends the process.
         std::thread::park();
     }
-    let error = done.as_ref().err().map(|error| match error.kind() {
-        feedstock::ErrorKind::Cancelled => "interrupted".to_owned(),
-        _ => error.to_string(),
-    });
+    let done = if context.stop.is_asked() { Err(Failure::Interrupted) } else { done };
+    let error = done.as_ref().err().map(Failure::words);
     watch.finish();
     print(report.render(json, error.as_deref()))?;
-    Ok(done?)
+    done
 }
 
 impl BenchArgs {
@@ -216,6 +233,10 @@ impl BenchArgs {
             Cut::Center => Box::new(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
             Cut::Resize => Box::new(Resize::exact(size, size)),
         }
+    }
+
+    fn normalization(&self) -> Option<Normalize> {
+        self.normalize.then_some(IMAGENET)
     }
 
     /// How many threads would decode, and how many would read.
@@ -230,16 +251,19 @@ impl BenchArgs {
         self.step_ms.map(Duration::from_millis)
     }
 
-    fn build(&self, folder: &Arc<ImageFolder>) -> Result<Loader, Failure> {
-        let (builder, device) = self.loader.builder(folder)?;
+    fn build(&self, folder: &Arc<ImageFolder>, device: &Arc<dyn Device>) -> Result<Loader, Failure> {
+        let builder = self.loader.builder_on(folder, device)?;
         // Nobody trains here.
         let builder = builder.cpu_budget(self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0)));
         let beside = [
-            ("read back", self.read_back_bytes(&*device), "to read batches back for the digest (see --no-digest)"),
+            ("read back", self.read_back_bytes(&**device), "to read batches back for the digest (see --no-digest)"),
             ("watch", self.watch.bytes(), WatchArgs::BECAUSE),
         ];
         let taken = beside.iter().fold(ByteCount::ZERO, |sum, (_, bytes, _)| sum + *bytes);
         let mut builder = builder.transform(self.transform());
+        if let Some(normalize) = self.normalization() {
+            builder = builder.normalize(normalize);
+        }
         if taken > ByteCount::ZERO {
             let (budget, _) = ram_budget_here(self.loader.one()?.0);
             builder = builder.own_ram_budget(budget.saturating_sub(taken));
@@ -272,12 +296,7 @@ impl Bench<'_> {
         for epoch in epochs..epochs + warmup_epochs {
             self.epoch(epoch, None)?;
         }
-        let before = self.loader.stats();
-        let began = Instant::now();
-        self.tally(|tally| {
-            tally.began = Some(began);
-            (tally.waited_before, tally.waits_before) = (before.pipeline.consume.wait_in, before.wait_times);
-        });
+        let began = self.measuring_begins();
         for epoch in 0..epochs {
             self.epoch(epoch, Some(began))?;
             self.tally(|tally| tally.epochs += 1);
@@ -287,14 +306,29 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
-        let mut batches = self.loader.epoch(epoch);
+    /// What comes from here on counts.
+    fn measuring_begins(&self) -> Instant {
+        let before = self.loader.stats();
+        let began = Instant::now();
         self.tally(|tally| {
-            tally.state = batches.state();
+            tally.began = Some(began);
+            (tally.waited_before, tally.waits_before) = (before.pipeline.consume.wait_in, before.wait_times);
+        });
+        began
+    }
+
+    fn feeding_begins(&self) {
+        self.tally(|tally| {
             if tally.fed_since.is_none() {
                 (tally.fed_since, tally.cpu_before) = (Some(Instant::now()), process_cpu_time());
             }
         });
+    }
+
+    fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
+        let mut batches = self.loader.epoch(epoch);
+        self.feeding_begins();
+        self.tally(|tally| tally.state = batches.state());
         while let Some(batch) = batches.next().transpose()? {
             let since_start = self.started.elapsed();
             self.step(&batch)?;

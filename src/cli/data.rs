@@ -30,16 +30,16 @@ const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 /// How pictures are decoded.
 #[derive(Args)]
 pub(crate) struct DecodeArgs {
-    /// How close a decoded picture is to the stored one: exact, or fast (large JPEG files are decoded at a smaller scale)
+    /// How pictures are decoded: exact, or fast (large ones)
     #[arg(long, value_name = "QUALITY", default_value_t = Quality::Exact)]
     quality: Quality,
     /// Do not turn pictures as their EXIF orientation says
     #[arg(long)]
     no_orient: bool,
-    /// What a damaged or cut JPEG is: a bad sample (fail), or a picture of what there is (accept)
-    #[arg(long, value_enum, value_name = "POLICY", default_value_t = Truncated::Fail)]
+    /// A damaged JPEG is a bad sample (fail), or what there is (accept)
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "POLICY", default_value_t = Truncated::Fail)]
     truncated: Truncated,
-    /// The colour that shows where a picture is transparent, as #rrggbb
+    /// The colour behind what is transparent
     #[arg(long, value_name = "COLOR", default_value = "#000000")]
     background: Background,
 }
@@ -101,7 +101,7 @@ pub(crate) struct LoaderArgs {
     /// Folder of class folders
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// The most RAM to hold: 24G, 1.5GiB, 60% or auto (bench: or several)
+    /// The most RAM: 24G, 1.5GiB, 60% or auto (bench: or several)
     #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
     pub(crate) ram_budget: Vec<RamBudget>,
     /// Samples in a batch
@@ -110,7 +110,7 @@ pub(crate) struct LoaderArgs {
     /// Height and width of a sample
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     pub(crate) size: u32,
-    /// The most threads that decode (bench: or several) [default: by --cpu-budget]
+    /// The most threads that decode (bench: or several) [default: by cores]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) workers: Vec<usize>,
     /// Cores to keep busy without --workers: 6, 50% or auto (all but one) [default: auto; bench: 100%]
@@ -128,7 +128,7 @@ pub(crate) struct LoaderArgs {
     /// Order of a batch's axes: nchw or nhwc
     #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
     pub(crate) layout: Layout,
-    /// Where batches end up: cuda:N, cpu, a simulated one (sim:h2d=25GB/s,step=20ms) or auto (cuda:0, if there, or cpu)
+    /// Where batches go: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
     #[command(flatten)]
@@ -154,8 +154,17 @@ impl LoaderArgs {
 
     /// A loader as these arguments ask for it, with the transform that training uses.
     pub(crate) fn builder(&self, folder: &Arc<ImageFolder>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
-        let (budget, workers) = self.one()?;
         let device = device::open(&self.device)?;
+        Ok((self.builder_on(folder, &device)?, device))
+    }
+
+    /// The same, with batches on a device that is open already.
+    pub(crate) fn builder_on(
+        &self,
+        folder: &Arc<ImageFolder>,
+        device: &Arc<dyn Device>,
+    ) -> Result<LoaderBuilder, Failure> {
+        let (budget, workers) = self.one()?;
         let mut builder = Loader::builder(folder.clone())
             .ram_budget(budget)
             .batch_size(self.batch_size)
@@ -172,7 +181,7 @@ impl LoaderArgs {
         if let Some(prefetch) = self.prefetch {
             builder = builder.prefetch(prefetch);
         }
-        Ok((builder, device))
+        Ok(builder)
     }
 }
 

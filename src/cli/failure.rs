@@ -48,6 +48,18 @@ impl Failure {
         }
     }
 
+    /// In words, for a report that is made all the same.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Failure::Library(error) => error.to_string(),
+            Failure::Usage(what) | Failure::Data(what) | Failure::Io(what) | Failure::Budget(what) => what.clone(),
+            Failure::Broken(what) | Failure::Run { what, .. } => what.clone(),
+            Failure::Output(error) => error.to_string(),
+            Failure::Interrupted => "interrupted".to_owned(),
+            Failure::Bug => "a bug".to_owned(),
+        }
+    }
+
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Failure::Library(error) => code_of(error.kind()),

@@ -2,7 +2,7 @@
 //! run: without a GPU, or without NVML, there is nothing to tell.
 
 use feedstock::ByteCount;
-use feedstock::device::Device;
+use feedstock::device::{Device, SimDevice};
 #[cfg(feature = "cuda")]
 use feedstock::{device::CudaDevice, host::GpuWatch};
 
@@ -42,6 +42,12 @@ impl Gpu {
 #[cfg(feature = "cuda")]
 pub(crate) fn memory(device: &dyn Device) -> Option<(ByteCount, u64)> {
     device.downcast_ref::<CudaDevice>().map(|gpu| (gpu.held(), gpu.allocations()))
+}
+
+/// Bytes of a device's own memory that loaders hold; `None` for one that has none, or cannot tell.
+pub(crate) fn held(device: &dyn Device) -> Option<ByteCount> {
+    let simulated = device.downcast_ref::<SimDevice>().map(SimDevice::held);
+    simulated.or_else(|| memory(device).map(|(held, _)| held))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -10,6 +10,7 @@ mod failure;
 mod gpu;
 mod histogram;
 mod inspect;
+mod place;
 mod plan;
 mod progress;
 mod prove;

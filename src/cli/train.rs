@@ -20,7 +20,6 @@ use super::failure::{Failure, print};
 use super::progress::Progress;
 use super::watch::WatchArgs;
 
-mod place;
 mod report;
 mod setup;
 

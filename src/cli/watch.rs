@@ -25,10 +25,10 @@ pub(crate) type Loaders = Arc<[(&'static str, Loader)]>;
 /// How a run is looked at.
 #[derive(Args, Clone, Default)]
 pub(crate) struct WatchArgs {
-    /// Write a timeline to a file, which ui.perfetto.dev and chrome://tracing open
+    /// Write a timeline for ui.perfetto.dev or chrome://tracing
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9090 (port 0: any that is free)
+    /// Serve Prometheus here, such as 127.0.0.1:9090 (port 0: any)
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
 }

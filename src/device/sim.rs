@@ -24,6 +24,7 @@ pub use self::spec::SimSpec;
 use self::stream::{Point, Stream};
 use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Utilization, check_read_back};
 use crate::sync::Arc;
+use crate::units::ByteCount;
 
 /// A simulated accelerator.
 ///
@@ -68,6 +69,12 @@ impl SimDevice {
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         self.engine.violations()
+    }
+
+    /// Its memory that loaders hold.
+    #[must_use]
+    pub fn held(&self) -> ByteCount {
+        self.engine.held()
     }
 
     fn own<'m>(&self, memory: &'m DeviceMemory) -> Result<&'m Arc<SimMemory>, DeviceError> {

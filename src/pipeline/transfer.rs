@@ -3,7 +3,7 @@
 //! It must never hand over out of order, and a slot goes back only after the event of its copy.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use tracing::{debug_span, trace_span};
@@ -26,10 +26,13 @@ struct Transfer<'a> {
     copies: VecDeque<(Filled, Event)>,
     /// Bad samples of this epoch so far, in the order of the batches.
     bad_samples: u64,
+    /// How long the batch under way has waited for a place on the device.
+    held_back: Duration,
 }
 
 pub(super) fn run(run: &Epoch, pending: &Receiver<Admitted>, delivered: &Sender<Result<Batch, RunError>>) {
-    let mut transfer = Transfer { run, pending, delivered, copies: VecDeque::new(), bad_samples: 0 };
+    let mut transfer =
+        Transfer { run, pending, delivered, copies: VecDeque::new(), bad_samples: 0, held_back: Duration::ZERO };
     while transfer.next().is_ok() {}
     while transfer.settle() {}
 }
@@ -52,8 +55,12 @@ impl Transfer<'_> {
         let result = self.judge(&filled).and_then(|()| self.hand_over(batch, filled));
         match result {
             Ok(Some(batch)) => {
-                counters.worked(samples, since);
-                journey.transfer.add(since.elapsed(), samples);
+                let held_back = std::mem::take(&mut self.held_back);
+                let busy = since.elapsed().saturating_sub(held_back);
+                counters.was_busy(busy);
+                counters.handed_over(samples);
+                journey.batch_queue.add(held_back, samples);
+                journey.transfer.add(busy, samples);
                 consume.queue_in();
                 self.delivered.send(Ok(batch)).map_err(|_| Over)
             }
@@ -159,6 +166,7 @@ impl Transfer<'_> {
             recv(self.run.cancel.closed()) -> _ => None,
         };
         engine.counters.transfer.waited_out(since);
+        self.held_back += since.elapsed();
         output.map(|output| engine.outputs.lend(output))
     }
 }

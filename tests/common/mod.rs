@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use image::{DynamicImage, ImageFormat, RgbImage};
 use serde_json::Value;
+use tempfile::{TempDir, tempdir};
 
 /// Nothing here takes a tenth of this, even on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -52,6 +53,18 @@ pub fn class_folders(folder: &Path, classes: &[&str], per_class: u32, sizes: &[(
             seed += 1;
         }
     }
+}
+
+/// Three classes of four JPEG files of several sizes.
+pub fn small_set() -> TempDir {
+    let folder = tempdir().expect("a folder");
+    class_folders(folder.path(), &["ant", "bee", "cat"], 4, &[(80, 60), (64, 64), (40, 90)]);
+    folder
+}
+
+/// Small batches of small samples, in a bench.
+pub fn bench(folder: &Path, more: &str) -> Said {
+    run(words(&format!("bench --data DIR --size 32 --batch-size 5 {more}"), folder))
 }
 
 /// The header of a JPEG that announces this size, and nothing after it.

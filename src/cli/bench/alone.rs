@@ -209,7 +209,7 @@ fn bytes_per_s(mut once: impl FnMut()) -> f64 {
 fn transfer(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Option<Part>, Failure> {
     let (_, device) = args.loader.builder(folder)?;
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
-    let finish = Finish { dtype: args.loader.output, layout: args.loader.layout, normalize: None };
+    let finish = Finish { dtype: args.loader.output, layout: args.loader.layout, normalize: args.normalization() };
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
     let samples = args.loader.batch_size;
     if device.reads_slots() && finish.is_identity() {

@@ -136,6 +136,7 @@ impl Outcome {
             "epochs": args.epochs,
             "warmup_epochs": args.warmup_epochs,
             "rounds": args.rounds,
+            "model": args.model.map(|model| model.to_string()),
             "seed": args.seed,
         });
         let step = step.filter(|step| !step.is_zero());
@@ -207,7 +208,9 @@ impl Outcome {
             let last = alone.runs.last().unwrap_or(&Value::Null);
             json!({
                 "what": last["mode"],
-                "workers": last["workers"],
+                // Only decoding depends on how many workers there are.
+                "workers": (alone.mode == Mode::Decode).then(|| &last["workers"]),
+                "threads": last["workers"],
                 "images_per_s": three(&alone.runs, "images_per_s"),
                 "bytes_per_s": number(&alone.runs, "bytes_per_s").map(|(middle, ..)| middle),
                 "cpu_s_per_image": number(&alone.runs, "cpu_s_per_image").map(|(middle, ..)| middle),

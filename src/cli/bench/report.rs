@@ -45,12 +45,13 @@ impl Report {
             "layout": args.loader.layout.to_string(),
             "device": loader.device().name(),
             "seed": args.seed,
+            "model": args.model.map(|model| model.to_string()),
             "epochs_asked": args.epochs,
             "warmup_epochs": args.warmup_epochs,
         });
         let budget = loader.plan().budget + args.read_back_bytes(&**loader.device()) + args.watch.bytes();
         let gpu = Gpu::watch(&**loader.device()).map(Arc::new);
-        let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest);
+        let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest && args.model.is_none());
         Report { folder, loader, tally, budget, request, has_digest, gpu, started }
     }
 
@@ -92,7 +93,7 @@ impl Report {
             "ledger_peak_bytes": stats.memory.peak.0,
             "slots": plan.slots,
             "outputs": plan.outputs,
-            "compute_share": stats.device.map(|used| used.compute_share()),
+            "compute_share": tally.trained.or(stats.device.map(|used| used.compute_share())),
             "device_bytes": on_device.map(|(held, _)| held.0),
             "device_allocations": on_device.map(|(_, allocations)| allocations),
             "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
@@ -186,6 +187,9 @@ impl Report {
         if let Some((held, allocations)) = gpu::memory(&**self.loader.device()) {
             let taken = counted(allocations, "allocation");
             lines.push(("VRAM", format!("{held} held by the loader, {taken} since the device was opened")));
+        }
+        if let Some(share) = tally.trained {
+            lines.push(("model", format!("trained {} of the time", percent(share))));
         }
         lines.extend(self.violations().into_iter().map(|violation| ("violation", violation)));
         if self.has_digest {

@@ -73,11 +73,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         std::thread::park();
     }
     let ended = if context.stop.is_asked() { Err(Failure::Interrupted) } else { done };
-    let error = ended.as_ref().err().map(|failure| match failure {
-        Failure::Interrupted => "interrupted".to_owned(),
-        Failure::Run { what, .. } | Failure::Broken(what) | Failure::Io(what) => what.clone(),
-        _ => "failed".to_owned(),
-    });
+    let error = ended.as_ref().err().map(Failure::words);
     let outcome = lock(&outcome).clone();
     if outcome.is_empty() {
         return ended;

@@ -11,11 +11,11 @@ use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, 
 
 use super::super::data::{refused_beside, split};
 use super::super::failure::{Failure, say};
+use super::super::place::Place;
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
 use super::super::watch::WatchArgs;
 use super::TrainArgs;
-use super::place::Place;
 
 /// Pictures up to this side are small ones: the small network, and samples of [`SMALL_SIZE`].
 const SMALL_SIDE_MAX: u32 = 96;

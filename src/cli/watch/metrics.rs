@@ -228,7 +228,7 @@ fn render(loaders: &Loaders) -> String {
             Some(stats.device?.copy_busy.as_secs_f64())
         }),
         ("device_memory_bytes", "gauge", "Device memory that loaders hold.", |loader, _| {
-            gpu::memory(&**loader.device()).map(|(held, _)| held.0 as f64)
+            gpu::held(&**loader.device()).map(|held| held.0 as f64)
         }),
     ];
     for (name, kind, help, value) in of_loaders {

@@ -14,7 +14,7 @@ use super::Loaders;
 use super::trace::Trace;
 
 /// How often the counters are looked at.
-const EVERY: Duration = Duration::from_millis(10);
+const EVERY: Duration = Duration::from_millis(20);
 /// The process's memory costs a file to read, so it is looked at every so many times only.
 const RARELY: u32 = 5;
 
@@ -54,7 +54,7 @@ fn look(trace: &Trace, name: &str, loader: &feedstock::Loader) {
         ("consumer", pipeline.consume.queued),
     ];
     trace.counter(&format!("{name}: queues"), queues.into_iter());
-    if let Some((held, _)) = gpu::memory(&**loader.device()) {
+    if let Some(held) = gpu::held(&**loader.device()) {
         trace.counter("device memory", [("loader", held.0)].into_iter());
     }
 }

@@ -35,10 +35,15 @@ const EVENT_BYTES_MAX: usize = 1 << 10;
 pub(super) const BYTES: ByteCount = ByteCount((BUFFERS * BUFFER_BYTES) as u64);
 /// A timeline ends at this length: viewers do not open longer ones.
 const FILE_BYTES_MAX: u64 = 1 << 30;
+/// Samples that took less are left out: tiny pictures would be more of the timeline than all else, and cost the run more than
+/// a hundredth. The slice of their chunk shows them together.
+const SAMPLE_LEAST: Duration = Duration::from_micros(20);
 /// Fields of a span that are kept.
 const FIELDS_MAX: usize = 4;
 /// Streams of the device are drawn as threads with these numbers.
-const STREAMS: [(&str, u32); 2] = [("copy", 9001), ("compute", 9002)];
+const STREAMS: [(&str, u32); 3] = [("copy", 9001), ("finish", 9002), ("compute", 9003)];
+/// What goes on there.
+const STREAM_WORK: [&str; 3] = ["copy", "finish", "step"];
 
 thread_local! {
     /// The place of this thread in the timeline, once it has one.
@@ -97,12 +102,13 @@ struct Open {
     entered: Option<Instant>,
 }
 
-/// The numbers in a span or an event, and the one word that an event of a stream has.
+/// The numbers in a span or an event, and the two words that an event of a stream has.
 #[derive(Clone, Copy, Default)]
 struct Fields {
     numbers: [(&'static str, u64); FIELDS_MAX],
     count: usize,
     stream: Option<usize>,
+    what: Option<usize>,
 }
 
 impl Fields {
@@ -119,8 +125,11 @@ impl Visit for Fields {
         }
     }
 
-    fn record_str(&mut self, _: &Field, value: &str) {
-        self.stream = STREAMS.iter().position(|(name, _)| *name == value);
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "stream" => self.stream = STREAMS.iter().position(|(name, _)| *name == value),
+            _ => self.what = STREAM_WORK.iter().position(|name| *name == value),
+        }
     }
 
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
@@ -228,13 +237,20 @@ impl Trace {
     fn slice(&self, thread: u32, name: &str, began: Instant, ended: Instant, fields: &Fields) {
         let (ts, dur) = (self.micros(began), Micros(ended.saturating_duration_since(began)));
         self.add(thread, |out| {
-            write!(
-                out,
-                r#"{{"ph":"X","name":"{name}","cat":"feedstock","pid":1,"tid":{thread},"ts":{ts},"dur":{dur}"#
-            )?;
+            // Piece by piece: this is done for every sample, and the formatter would take twice as long.
+            out.push_str(r#"{"ph":"X","cat":"feedstock","pid":1,"name":""#);
+            out.push_str(name);
+            out.push_str(r#"","tid":"#);
+            push_number(out, u64::from(thread));
+            out.push_str(r#","ts":"#);
+            ts.push_to(out);
+            out.push_str(r#","dur":"#);
+            dur.push_to(out);
             for (place, (field, number)) in fields.numbers[..fields.count].iter().enumerate() {
-                out.push_str(if place == 0 { r#","args":{"# } else { "," });
-                write!(out, r#""{field}":{number}"#)?;
+                out.push_str(if place == 0 { r#","args":{""# } else { r#",""# });
+                out.push_str(field);
+                out.push_str(r#"":"#);
+                push_number(out, *number);
             }
             out.push_str(if fields.count > 0 { "}}" } else { "}" });
             Ok(())
@@ -295,6 +311,26 @@ impl fmt::Display for Micros {
     }
 }
 
+impl Micros {
+    fn push_to(&self, out: &mut String) {
+        let nanos = u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX);
+        push_number(out, nanos / 1000);
+        let rest = nanos % 1000;
+        out.push_str(if rest < 10 {
+            ".00"
+        } else if rest < 100 {
+            ".0"
+        } else {
+            "."
+        });
+        push_number(out, rest);
+    }
+}
+
+fn push_number(out: &mut String, number: u64) {
+    out.push_str(itoa::Buffer::new().format(number));
+}
+
 /// The subscriber.
 struct Tracer(Trace);
 
@@ -334,8 +370,8 @@ impl Subscriber for Tracer {
             let began = began.max(ends[stream]);
             ends[stream] = ended.max(began);
             drop(ends);
-            let name = if name == "copy" { "copy and finish" } else { "step" };
-            self.0.slice(thread, name, began, ended, &Fields::default());
+            let work = fields.what.map_or(name, |what| STREAM_WORK[what]);
+            self.0.slice(thread, work, began, ended, &Fields::default());
         }
     }
 
@@ -354,7 +390,9 @@ impl Subscriber for Tracer {
             let place = open.iter().rposition(|span| span.id == id)?;
             Some(open.remove(place))
         });
-        if let Some(Open { name, fields, entered: Some(began), .. }) = left {
+        if let Some(Open { name, fields, entered: Some(began), .. }) = left
+            && (name != "sample" || ended - began >= SAMPLE_LEAST)
+        {
             self.0.slice(self.0.thread(), name, began, ended, &fields);
         }
     }
@@ -369,6 +407,7 @@ mod tests {
         let path = tempfile::NamedTempFile::new().expect("a file");
         let trace = Trace::into_file(path.path()).ok().expect("it can be written");
         tracing::subscriber::with_default(Tracer(trace.clone()), || {
+            drop(tracing::trace_span!(target: "feedstock::test", "sample", id = 1u64).entered());
             for (name, epoch) in [("admit", 3u64), ("transfer", 3), ("next", 3)] {
                 let span = match name {
                     "admit" => tracing::debug_span!(target: "feedstock::test", "admit", epoch, batch = 7u64),
@@ -377,9 +416,10 @@ mod tests {
                 };
                 let _span = span.entered();
                 let _inner = tracing::trace_span!(target: "feedstock::test", "sample", id = u64::MAX).entered();
+                thread::sleep(2 * SAMPLE_LEAST);
             }
             let _foreign = tracing::debug_span!(target: "somebody", "else").entered();
-            tracing::debug!(target: "feedstock::stream", stream = "copy", began_ago_ns = 2500u64, ended_ago_ns = 500u64);
+            tracing::debug!(target: "feedstock::stream", stream = "copy", what = "finish", began_ago_ns = 2500u64, ended_ago_ns = 500u64);
         });
         trace.counter("RAM \"by\" account", [("slots", 5), ("scratch", 6)].into_iter());
         assert_eq!(trace.finish().expect("it is written").lost, 0);
@@ -387,7 +427,7 @@ mod tests {
         let events: Vec<Value> = serde_json::from_str(&text).expect("it is JSON");
         let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).collect::<Vec<_>>();
         let names: Vec<_> = of("X").iter().map(|event| event["name"].as_str().unwrap_or("?").to_owned()).collect();
-        assert_eq!(names, ["sample", "admit", "sample", "transfer", "sample", "next", "copy and finish"]);
+        assert_eq!(names, ["sample", "admit", "sample", "transfer", "sample", "next", "finish"]);
         for phase in ["s", "t", "f"] {
             let [arrow] = of(phase)[..] else { panic!("one arrow, three parts: {text}") };
             assert_eq!((&arrow["id"], &arrow["bp"]), (&"3.7".into(), &"e".into()));

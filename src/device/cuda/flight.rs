@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::point::Mark;
-use crate::device::{DeviceError, HostMemory, Utilization, stream_trace};
+use crate::device::stream_trace::{self, What};
+use crate::device::{DeviceError, HostMemory, Utilization};
 use crate::sync::{Arc, Mutex, lock};
 
 /// Intervals that are kept for the record at most; older ones are given up (and the busy time of a consumer that never
@@ -29,6 +30,8 @@ struct Inner {
     started: Option<Instant>,
     copy: Busy,
     compute: Busy,
+    /// Of interest to who draws a timeline, and to nobody else.
+    finish: Busy,
 }
 
 /// How long one stream was busy.
@@ -77,7 +80,7 @@ impl Busy {
     }
 
     /// Counts what is over on this stream, and tells it.
-    fn count(&mut self, stream: &'static str) -> Result<(), DeviceError> {
+    fn count(&mut self, what: What) -> Result<(), DeviceError> {
         while let Some(Interval { begin, end }) = self.intervals.front() {
             if self.intervals.len() <= INTERVALS_MAX && !end.1.is_passed()? {
                 break;
@@ -89,7 +92,7 @@ impl Busy {
                 self.total += busy;
                 if let Some((host, device)) = self.moment.as_ref().filter(|_| stream_trace::is_wanted()) {
                     let ended = *host + device.recorded().until(end.1.recorded())?;
-                    stream_trace::over(stream, ended.checked_sub(busy).unwrap_or(ended), ended);
+                    stream_trace::over(what, ended.checked_sub(busy).unwrap_or(ended), ended);
                     self.moment = Some((ended, Arc::clone(&end.1)));
                 }
                 self.counted = Some(end.clone());
@@ -115,6 +118,10 @@ impl Flight {
         inner.memory.push_back((Arc::clone(ready), memory));
         inner.copy.begin(begun);
         inner.copy.end(Arc::clone(copied));
+        if stream_trace::is_wanted() && !Arc::ptr_eq(copied, ready) {
+            inner.finish.begin(Arc::clone(copied));
+            inner.finish.end(Arc::clone(ready));
+        }
     }
 
     /// Keeps both for good: a copy may have been enqueued, and nothing says when it is over.
@@ -151,8 +158,9 @@ impl Flight {
         {
             inner.memory.pop_front();
         }
-        inner.copy.count("copy")?;
-        inner.compute.count("compute")
+        inner.copy.count(What { stream: "copy", what: "copy" })?;
+        inner.finish.count(What { stream: "finish", what: "finish" })?;
+        inner.compute.count(What { stream: "compute", what: "step" })
     }
 
     /// Waits until everything is over, at most this long, and lets go of it.

@@ -11,7 +11,7 @@ use super::SimSpec;
 use super::memory::SimMemory;
 use super::meter::{Meter, StreamKind};
 use super::stream::{Command, Progress};
-use crate::device::stream_trace;
+use crate::device::stream_trace::{self, What};
 use crate::device::{
     DeviceError, Event, HostMemory, Place, Utilization, WAIT_MAX, Windows, bytes, finish_into, finish_windows_into,
 };
@@ -146,6 +146,11 @@ impl Engine {
         Ok(memory.count)
     }
 
+    /// Device memory that is taken.
+    pub(super) fn held(&self) -> ByteCount {
+        lock(&self.memory).used
+    }
+
     pub(super) fn give_back(&self, len: usize) {
         let mut memory = lock(&self.memory);
         memory.used = memory.used.saturating_sub(bytes(len));
@@ -237,7 +242,8 @@ impl Engine {
         });
         *over_at = deadline.max(Instant::now());
         lock(&self.meter).end(StreamKind::Copy, *over_at);
-        stream_trace::over("copy", began, *over_at);
+        stream_trace::over(What { stream: "copy", what: "copy" }, began, deadline);
+        stream_trace::over(What { stream: "copy", what: "finish" }, deadline, *over_at);
         // Dropped here, before the caller lets the event pass: the slot is its owner's again.
         drop(work);
         Ok(())
@@ -252,7 +258,7 @@ impl Engine {
         *over_at = over_at.checked_add(duration).unwrap_or(*over_at);
         self.compute.sleep_until(*over_at)?;
         lock(&self.meter).end(StreamKind::Compute, *over_at);
-        stream_trace::over("compute", began, *over_at);
+        stream_trace::over(What { stream: "compute", what: "step" }, began, *over_at);
         memory.end_step(command.number);
         Ok(())
     }

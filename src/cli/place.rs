@@ -6,20 +6,20 @@ use std::sync::Arc;
 use feedstock::Error;
 use feedstock::device::{self, Device, DeviceError, DeviceSpec};
 
-use super::super::failure::Failure;
+use super::failure::Failure;
 
 /// Where a run computes, and where its batches go.
-pub(super) struct Place {
-    pub(super) device: Arc<dyn Device>,
+pub(crate) struct Place {
+    pub(crate) device: Arc<dyn Device>,
     /// The GPU that trains; `None`: the CPU does.
     #[cfg_attr(not(feature = "burn-cuda"), allow(dead_code, reason = "no GPU trains in this build"))]
-    pub(super) gpu: Option<u32>,
+    pub(crate) gpu: Option<u32>,
     /// Why it is not the GPU that was hoped for.
-    pub(super) note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 impl Place {
-    pub(super) fn choose(spec: &DeviceSpec) -> Result<Self, Failure> {
+    pub(crate) fn choose(spec: &DeviceSpec) -> Result<Self, Failure> {
         match spec {
             DeviceSpec::Cuda(number) => Ok(Place { device: gpu(*number)?, gpu: Some(*number), note: None }),
             DeviceSpec::Auto if cfg!(feature = "burn-cuda") => Ok(match gpu(0) {

@@ -1,0 +1,88 @@
+//! Owns the bench whose consumer is a real model: the small trainer, on the loader that is measured. It must never be judged
+//! by what it learns.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::backend::AutodiffBackend;
+
+use feedstock::train::{Cpu, Event, ModelKind, TrainConfig, TrainData, train};
+use feedstock::{DType, Loader};
+
+use super::super::Context;
+use super::super::failure::Failure;
+use super::super::place::Place;
+use super::{Bench, BenchArgs};
+
+/// What a model takes.
+pub(super) fn check(args: &BenchArgs) -> Result<(), Failure> {
+    match args.model {
+        Some(_) if args.loader.output != DType::F32 => {
+            Err(Failure::Usage("a model trains on float batches: add --output f32 --normalize".to_owned()))
+        }
+        Some(_) if args.step_ms.is_some() => {
+            Err(Failure::Usage("--model has steps of its own: leave --step-ms out".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Trains on every batch, the epochs that warm up first.
+pub(super) fn run(bench: &mut Bench<'_>, kind: ModelKind, place: &Place, context: &Context) -> Result<(), Failure> {
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = place.gpu {
+        let device = burn::backend::cuda::CudaDevice::new(number as usize);
+        return on::<feedstock::train::Gpu>(bench, kind, context, &device);
+    }
+    #[cfg(not(feature = "burn-cuda"))]
+    let _ = place;
+    on::<Cpu>(bench, kind, context, &Default::default())
+}
+
+fn on<B: AutodiffBackend>(
+    bench: &mut Bench<'_>,
+    kind: ModelKind,
+    context: &Context,
+    device: &B::Device,
+) -> Result<(), Failure> {
+    let BenchArgs { epochs, warmup_epochs, .. } = *bench.args;
+    let loader: Loader = bench.loader.clone();
+    let mut config = TrainConfig::new(loader.classes().len(), bench.args.loader.size);
+    config.model.kind = kind;
+    config.epochs = warmup_epochs + epochs;
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    context.stop.on_stop(move || asked.store(true, Ordering::SeqCst));
+    bench.feeding_begins();
+    if warmup_epochs == 0 {
+        bench.measuring_begins();
+    }
+    let data = TrainData::<B>::from_loaders(loader.clone(), None, device);
+    let mut computed = 0.0;
+    train(&config, &data, device, &stop, |event| match event {
+        Event::Progress(step) => {
+            let done = step.epoch * loader.batches_per_epoch() + step.step;
+            bench.progress.at(done, || format!("epoch {}, {:.0} images/s", step.epoch + 1, step.images_per_s()));
+        }
+        Event::Epoch(epoch) if epoch.training.epoch < warmup_epochs => {
+            // The last one counts.
+            bench.measuring_begins();
+        }
+        Event::Epoch(epoch) => {
+            let training = &epoch.training;
+            computed += training.compute_share * training.seconds;
+            bench.tally(|tally| {
+                tally.images += training.images;
+                tally.batches += training.step;
+                tally.epochs += 1;
+                tally.state.epoch = training.epoch + 1;
+                let took = tally.began.map(|began: Instant| began.elapsed().as_secs_f64()).unwrap_or_default();
+                tally.trained = Some((computed / took.max(1e-9)).min(1.0));
+            });
+        }
+        _ => {}
+    })?;
+    bench.tally(|tally| tally.took = tally.began.map(|began| began.elapsed()));
+    Ok(())
+}
