@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::tempdir;
 
-use common::{bench, feedstock, finish, run, said, small_set, words};
+use common::{bench, class_folders, feedstock, finish, run, said, small_set, words};
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
@@ -119,8 +119,9 @@ fn a_real_model_may_be_the_consumer() {
 
 #[test]
 fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
-    let set = small_set();
-    let place = tempdir().expect("a folder");
+    let (set, place) = (tempdir().expect("a folder"), tempdir().expect("a folder"));
+    // Large enough that each sample is drawn, however fast the machine.
+    class_folders(set.path(), &["ant", "bee"], 6, &[(500, 400)]);
     let path = place.path().join("timeline.json");
     let more = "--workers 2 --ram-budget 64M --device sim:step=15ms --epochs 2 --json";
     let plain = bench(set.path(), more).ok().json();

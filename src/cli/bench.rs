@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use xxhash_rust::xxh3::Xxh3;
 
-use feedstock::device::{self, Device, Event};
+use feedstock::device::{self, Device, Event, Utilization};
 use feedstock::host::process_cpu_time;
 use feedstock::tensor::{Normalize, SIDE_MAX, SampleSpec};
 use feedstock::train::ModelKind;
 use feedstock::transform::{IMAGENET, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{
-    Batch, ByteCount, CpuBudget, Error, Histogram, ImageFolder, Loader, OnBadSample, State, ram_budget_here,
-};
+use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, State, Stats, ram_budget_here};
 
 use super::Context;
 use super::data::{self, LoaderArgs, MovesTold};
@@ -54,7 +52,7 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     loader: LoaderArgs,
-    /// What is run: loader, or alone decode, read or transfer
+    /// The whole loader, or alone: decode, read, transfer
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Mode::Loader)]
     mode: Mode,
     /// Epochs that are measured
@@ -142,19 +140,27 @@ struct Tally {
     first_batch: Option<Duration>,
     began: Option<Instant>,
     took: Option<Duration>,
-    /// The input wait of the epochs before the measured ones, all together and batch by batch.
-    waited_before: Duration,
+    /// What there was before the measured epochs.
+    before: Option<Stats>,
+    /// How busy the device was in the measured epochs.
+    used: Option<Utilization>,
     digest: u64,
     /// Where a model is trained: the share of the time in which it was.
     trained: Option<f64>,
     /// The next batch.
     state: State,
-    /// What was waited for batches before the measured epochs.
-    waits_before: Histogram,
     /// When the first epoch began, measured or not.
     fed_since: Option<Instant>,
     /// Processor time that the process had used by then.
     cpu_before: Duration,
+}
+
+impl Tally {
+    /// How busy the device was from the first measured epoch until these counters.
+    fn used_until(&self, now: &Stats) -> Option<Utilization> {
+        let before = self.before.as_ref().and_then(|before| before.device).unwrap_or_default();
+        now.device.map(|now| now.since(&before))
+    }
 }
 
 struct Bench<'a> {
@@ -302,7 +308,8 @@ impl Bench<'_> {
             self.tally(|tally| tally.epochs += 1);
         }
         self.last_step.wait()?;
-        self.tally(|tally| tally.took = Some(began.elapsed()));
+        let (took, now) = (began.elapsed(), self.loader.stats());
+        self.tally(|tally| (tally.took, tally.used) = (Some(took), tally.used_until(&now)));
         Ok(())
     }
 
@@ -310,10 +317,7 @@ impl Bench<'_> {
     fn measuring_begins(&self) -> Instant {
         let before = self.loader.stats();
         let began = Instant::now();
-        self.tally(|tally| {
-            tally.began = Some(began);
-            (tally.waited_before, tally.waits_before) = (before.pipeline.consume.wait_in, before.wait_times);
-        });
+        self.tally(|tally| (tally.began, tally.before) = (Some(began), Some(before)));
         began
     }
 
@@ -357,7 +361,11 @@ impl Bench<'_> {
     fn step(&mut self, batch: &Batch) -> Result<(), Error> {
         let _span = tracing::debug_span!("step", epoch = batch.epoch(), batch = batch.index()).entered();
         match batch.device_memory() {
-            Some(memory) => self.last_step = self.loader.device().step(memory, batch.ready(), self.args.step())?,
+            Some(memory) => {
+                let step = self.loader.device().step(memory, batch.ready(), self.args.step())?;
+                // A trainer is a step ahead of its device, and not more: what it waits for then is no batch.
+                std::mem::replace(&mut self.last_step, step).wait()?;
+            }
             None => std::thread::sleep(self.args.step().unwrap_or_default()),
         }
         Ok(())

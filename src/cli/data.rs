@@ -36,7 +36,7 @@ pub(crate) struct DecodeArgs {
     /// Do not turn pictures as their EXIF orientation says
     #[arg(long)]
     no_orient: bool,
-    /// A damaged JPEG is a bad sample (fail), or what there is (accept)
+    /// Of a damaged JPEG: fail it, or accept what there is
     #[arg(long, value_enum, hide_possible_values = true, value_name = "POLICY", default_value_t = Truncated::Fail)]
     truncated: Truncated,
     /// The colour behind what is transparent
@@ -101,7 +101,7 @@ pub(crate) struct LoaderArgs {
     /// Folder of class folders
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// The most RAM: 24G, 1.5GiB, 60% or auto (bench: or several)
+    /// The most RAM: 24G, 60% or auto (bench: or several)
     #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
     pub(crate) ram_budget: Vec<RamBudget>,
     /// Samples in a batch

@@ -22,6 +22,10 @@ use crate::units::ByteCount;
 /// How many samples are tried for one place. With one sample in a hundred bad, ten in a row do not happen.
 const SUBSTITUTES_MAX: u32 = 32;
 
+/// In chunks of more, a sample takes some ten microseconds: a span for each would cost a hundredth of that, and show nothing
+/// that the chunk's does not.
+const SPANNED_MAX: u64 = 4;
+
 /// How often a worker that waits looks whether it is still wanted, or wanted again.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
@@ -70,7 +74,7 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
         let done = match job.failed.take() {
             Some(failed) => Err(failed),
             None => {
-                let _span = trace_span!("sample", id = job.id.0).entered();
+                let _span = (samples <= SPANNED_MAX).then(|| trace_span!("sample", id = job.id.0).entered());
                 let encoded = chunk.encoded(&job);
                 catch_unwind(AssertUnwindSafe(|| sample(run, scratch, encoded, &mut job)))
                     .unwrap_or_else(|panic| Err((Stage::Decode, format!("the decoder panicked: {}", message(&*panic)))))

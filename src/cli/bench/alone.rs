@@ -81,9 +81,11 @@ fn decode(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Op
         let WorkingSet { pixel_bytes, codec_bytes } = working_set(&header);
         pixel_bytes.saturating_add(codec_bytes)
     });
-    // The resampler's workspace is smaller than a picture.
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
-    let one = largest.max().unwrap_or(0).saturating_mul(2) + spec.elements() as u64;
+    // As many as two slots hold, among all threads: a sample that is made in place of the one before would be made in the cache.
+    let places = (2 * args.loader.batch_size / threads).max(1);
+    // The resampler's workspace is smaller than a picture.
+    let one = largest.max().unwrap_or(0).saturating_mul(2) + (places * spec.elements()) as u64;
     let _pictures = hold(&ledger, "pictures", ByteCount(one.saturating_mul(threads as u64)))?;
     let usable: Vec<_> = {
         let mut maker = SampleMaker::new(args.transform()).options(args.loader.decode.options());
@@ -98,13 +100,16 @@ fn decode(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Op
     let tight = |threads| {
         measure(threads, stop, || {
             let mut maker = SampleMaker::new(args.transform()).options(args.loader.decode.options());
-            let (mut out, mut next, mut epoch) = (vec![0; spec.elements()], 0, 0);
+            let mut slots = vec![0; places * spec.elements()];
+            let (mut place, mut next, mut epoch) = (0, 0, 0);
             let usable = &usable;
             move || {
                 let (id, file) = usable[next];
+                let out = &mut slots[place * spec.elements()..][..spec.elements()];
                 // They were made before.
-                let _ = maker.make_as(file, Seed(args.seed), epoch, *id, &mut out);
-                black_box(&out);
+                let _ = maker.make_as(file, Seed(args.seed), epoch, *id, out);
+                black_box(out);
+                place = (place + 1) % places;
                 next = (next + 1) % usable.len();
                 epoch += u64::from(next == 0);
                 file.len() as u64

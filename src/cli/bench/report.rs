@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use feedstock::device::SimDevice;
+use feedstock::device::{SimDevice, Utilization};
 use feedstock::host::{HostFacts, process_cpu_time, process_memory};
-use feedstock::{ByteCount, ImageFolder, Loader, PipelineStats, SlowSample, StageStats, State};
+use feedstock::{ByteCount, Histogram, ImageFolder, Loader, PipelineStats, SlowSample, StageStats, State};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::gpu::{self, Gpu};
@@ -65,6 +65,7 @@ impl Report {
     fn json(&self, tally: &Tally, took: Duration, error: Option<&str>) -> Value {
         let (plan, stats, pipeline) = (self.loader.plan(), self.loader.stats(), self.loader.stats().pipeline);
         let on_device = gpu::memory(&**self.loader.device());
+        let used = self.used(tally);
         let mut report = json!({
             "images": tally.images,
             "seconds": took.as_secs_f64(),
@@ -79,7 +80,7 @@ impl Report {
             "bad_sample_events": stats.bad_samples,
             "batches": tally.batches,
             "epochs": tally.epochs,
-            "input_wait_share": share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took),
+            "input_wait_share": self.input_wait(tally, took),
             "work_busy_s": pipeline.work.busy.as_secs_f64(),
             "read_busy_s": pipeline.read.busy.as_secs_f64(),
             "transfer_busy_s": pipeline.transfer.busy.as_secs_f64(),
@@ -93,18 +94,18 @@ impl Report {
             "ledger_peak_bytes": stats.memory.peak.0,
             "slots": plan.slots,
             "outputs": plan.outputs,
-            "compute_share": tally.trained.or(stats.device.map(|used| used.compute_share())),
+            "compute_share": tally.trained.or(used.map(|used| used.compute_share())),
             "device_bytes": on_device.map(|(held, _)| held.0),
             "device_allocations": on_device.map(|(_, allocations)| allocations),
             "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
-            "copy_share": stats.device.map(|used| used.copy_share()),
+            "copy_share": used.map(|used| used.copy_share()),
             "violations": self.violations(),
             "moves": moves_json(&self.loader.moves()),
             "notes": self.loader.notes().iter().chain(self.folder.notes()).collect::<Vec<_>>(),
             "state": { "epoch": tally.state.epoch, "batch": tally.state.batch },
             "error": error,
         });
-        let waits = stats.wait_times.since(&tally.waits_before);
+        let waits = self.wait_times(tally);
         let waits = json!({
             "wait_p50_s": waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
             "wait_p99_s": waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
@@ -158,14 +159,7 @@ impl Report {
                     pipeline.transfer.busy.as_secs_f64()
                 ),
             ),
-            (
-                "input wait",
-                format!(
-                    "{}{}",
-                    percent(share(pipeline.consume.wait_in.saturating_sub(tally.waited_before), took)),
-                    self.waits(tally)
-                ),
-            ),
+            ("input wait", format!("{}{}", percent(self.input_wait(tally, took)), self.waits(tally))),
             ("held up by", self.bottleneck(tally)),
             ("a sample", way(&pipeline)),
         ];
@@ -176,7 +170,7 @@ impl Report {
         if let Some(moves) = moves_text(&self.loader.moves()) {
             lines.push(("memory", moves));
         }
-        if let Some(used) = stats.device {
+        if let Some(used) = self.used(tally) {
             let (compute, copy) = (percent(used.compute_share()), percent(used.copy_share()));
             let by_nvml = self.gpu.as_deref().map_or_else(String::new, |gpu| match gpu.busy_share() {
                 Ok(share) => format!("; busy {} by NVML", percent(share)),
@@ -232,7 +226,7 @@ impl Report {
 
     /// How long batches were waited for, in the middle and at the worst.
     fn waits(&self, tally: &Tally) -> String {
-        let waits = self.loader.stats().wait_times.since(&tally.waits_before);
+        let waits = self.wait_times(tally);
         let millis = |share| waits.quantile(share).map(|wait| wait.as_secs_f64() * 1e3);
         match (millis(0.5), millis(0.99)) {
             (Some(half), Some(most)) => {
@@ -242,11 +236,36 @@ impl Report {
         }
     }
 
+    /// How busy the device was in the measured epochs.
+    fn used(&self, tally: &Tally) -> Option<Utilization> {
+        tally.used.or_else(|| tally.used_until(&self.loader.stats()))
+    }
+
+    /// The share of the measured time in which training waited for input: that in which the device was idle, where there are
+    /// steps that keep it busy, and else that in which the consumer waited.
+    fn input_wait(&self, tally: &Tally, took: Duration) -> f64 {
+        match self.used(tally) {
+            Some(used) if !used.compute_busy.is_zero() => 1.0 - used.compute_share(),
+            _ => {
+                let before = tally.before.as_ref().map_or(Duration::ZERO, |before| before.pipeline.consume.wait_in);
+                share(self.loader.stats().pipeline.consume.wait_in.saturating_sub(before), took)
+            }
+        }
+    }
+
+    /// What was waited for the measured batches.
+    fn wait_times(&self, tally: &Tally) -> Histogram {
+        let now = self.loader.stats().wait_times;
+        tally.before.as_ref().map_or_else(|| now.clone(), |before| now.since(&before.wait_times))
+    }
+
     /// What held the run up, all epochs together.
     fn bottleneck(&self, tally: &Tally) -> String {
         let stats = self.loader.stats();
         let elapsed = tally.fed_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let input_wait = share(stats.pipeline.consume.wait_in, elapsed);
+        let consumer_waited = share(stats.pipeline.consume.wait_in, elapsed);
+        let device = stats.device.filter(|used| !used.compute_busy.is_zero());
+        let input_wait = device.map_or(consumer_waited, |used| 1.0 - used.compute_share());
         let copying = stats.device.map(|used| used.copy_share());
         let busy = process_cpu_time().saturating_sub(tally.cpu_before).as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
         let cores = (busy, HostFacts::read().cpus.workers_max());

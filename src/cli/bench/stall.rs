@@ -19,7 +19,7 @@ const LITTLE: f64 = 0.05;
 pub(super) struct Seen {
     /// The time that the counters are of.
     pub(super) elapsed: Duration,
-    /// The share of it in which the consumer waited.
+    /// The share of it in which training waited for input.
     pub(super) input_wait: f64,
     /// The share of it in which the device copied, where it can tell.
     pub(super) copying: Option<f64>,

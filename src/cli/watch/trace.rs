@@ -35,9 +35,6 @@ const EVENT_BYTES_MAX: usize = 1 << 10;
 pub(super) const BYTES: ByteCount = ByteCount((BUFFERS * BUFFER_BYTES) as u64);
 /// A timeline ends at this length: viewers do not open longer ones.
 const FILE_BYTES_MAX: u64 = 1 << 30;
-/// Samples that took less are left out: tiny pictures would be more of the timeline than all else, and cost the run more than
-/// a hundredth. The slice of their chunk shows them together.
-const SAMPLE_LEAST: Duration = Duration::from_micros(20);
 /// Fields of a span that are kept.
 const FIELDS_MAX: usize = 4;
 /// Streams of the device are drawn as threads with these numbers.
@@ -390,9 +387,7 @@ impl Subscriber for Tracer {
             let place = open.iter().rposition(|span| span.id == id)?;
             Some(open.remove(place))
         });
-        if let Some(Open { name, fields, entered: Some(began), .. }) = left
-            && (name != "sample" || ended - began >= SAMPLE_LEAST)
-        {
+        if let Some(Open { name, fields, entered: Some(began), .. }) = left {
             self.0.slice(self.0.thread(), name, began, ended, &fields);
         }
     }
@@ -407,7 +402,6 @@ mod tests {
         let path = tempfile::NamedTempFile::new().expect("a file");
         let trace = Trace::into_file(path.path()).ok().expect("it can be written");
         tracing::subscriber::with_default(Tracer(trace.clone()), || {
-            drop(tracing::trace_span!(target: "feedstock::test", "sample", id = 1u64).entered());
             for (name, epoch) in [("admit", 3u64), ("transfer", 3), ("next", 3)] {
                 let span = match name {
                     "admit" => tracing::debug_span!(target: "feedstock::test", "admit", epoch, batch = 7u64),
@@ -416,7 +410,6 @@ mod tests {
                 };
                 let _span = span.entered();
                 let _inner = tracing::trace_span!(target: "feedstock::test", "sample", id = u64::MAX).entered();
-                thread::sleep(2 * SAMPLE_LEAST);
             }
             let _foreign = tracing::debug_span!(target: "somebody", "else").entered();
             tracing::debug!(target: "feedstock::stream", stream = "copy", what = "finish", began_ago_ns = 2500u64, ended_ago_ns = 500u64);
