@@ -68,6 +68,10 @@ fn several_budgets_and_workers_run_in_turn_beside_their_parts_and_become_a_repor
     }
     browser::check_page(&out.join("index.html"), 5);
 
+    // Another one in its place leaves nothing behind that is not its own.
+    bench(set.path(), &format!("--ram-budget 64M --rounds 1 --report {}", out.display())).ok();
+    assert!(!out.join("utilisation.svg").exists() && out.join("throughput.svg").exists(), "there was no step");
+
     let refused = run(words("plan --data DIR --workers 1,2", set.path()));
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.err.contains("several budgets or numbers of workers are for bench"), "{refused:?}");

@@ -120,6 +120,12 @@ pub(super) fn charts(report: &Value) -> Vec<(&'static str, String)> {
     CHARTS.iter().filter_map(|chart| Some((chart.file, (chart.draw)(report)?))).collect()
 }
 
+/// The files that a report may have, and this one has not: of another run, where they are there.
+pub(super) fn left_out(report: &Value) -> Vec<&'static str> {
+    let drawn = charts(report);
+    CHARTS.iter().map(|chart| chart.file).filter(|file| drawn.iter().all(|(name, _)| name != file)).collect()
+}
+
 /// The whole page.
 pub(super) fn page(report: &Value) -> String {
     let data = report["request"]["data"].as_str().unwrap_or_default();

@@ -104,6 +104,10 @@ fn write_report(folder: &Path, outcome: &Outcome, error: Option<&str>) -> Result
         ("report.csv", outcome.csv()),
     ];
     files.extend(page::charts(&report));
+    for stale in page::left_out(&report) {
+        // It is hardly ever there.
+        let _ = fs::remove_file(folder.join(stale));
+    }
     for (name, text) in files {
         let path = folder.join(name);
         fs::write(&path, text).map_err(|error| cannot_write(&path, &error))?;
