@@ -65,6 +65,11 @@ impl Batch {
         self.head.made
     }
 
+    /// Notes that it waits for nobody but the consumer from now on.
+    pub(crate) fn is_ready_for_the_consumer(&mut self) {
+        self.head.made = Instant::now();
+    }
+
     /// Notes that the consumer has it now.
     pub(crate) fn hand_over(&mut self, in_hand: &Arc<AtomicUsize>) {
         in_hand.fetch_add(1, Ordering::Relaxed);

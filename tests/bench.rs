@@ -78,6 +78,9 @@ fn several_budgets_and_workers_run_in_turn_beside_their_parts_and_become_a_repor
     let refused = bench(set.path(), "--workers 1,2 --trace t.json");
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.err.contains("--trace and --metrics are for one run"), "{refused:?}");
+    let refused = bench(set.path(), "--workers 1,2 --mode decode");
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("--mode is for one run"), "{refused:?}");
     let refused = bench(set.path(), "--report /proc/nowhere");
     assert_eq!(refused.code, Some(5), "{refused:?}");
     assert!(refused.err.contains("cannot write /proc/nowhere"), "{refused:?}");

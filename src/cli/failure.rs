@@ -9,6 +9,9 @@ use feedstock::device::DeviceError;
 use feedstock::source::SourceError;
 use feedstock::{Error, ErrorKind};
 
+/// The exit code where a budget is too small.
+pub(crate) const OVER_BUDGET: u8 = 3;
+
 /// Why a verb ended early.
 pub(crate) enum Failure {
     /// The library refused or failed.
@@ -37,14 +40,11 @@ impl Failure {
     /// Says it on standard error.
     pub(crate) fn tell(&self) {
         match self {
-            Failure::Library(error) => say("error", error),
-            Failure::Usage(what) | Failure::Data(what) | Failure::Io(what) => say("error", what),
-            Failure::Budget(what) => say("error", what),
-            Failure::Broken(what) | Failure::Run { what, .. } => say("error", what),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Failure::Output(error) => say("error", format_args!("cannot write to standard output: {error}")),
             Failure::Interrupted => say("interrupted", "ended before the work was done"),
             Failure::Bug => say("error", "this is a bug; please report it with the message above"),
+            other => say("error", other.words()),
         }
     }
 
@@ -80,7 +80,7 @@ impl Failure {
 fn code_of(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::Config => 2,
-        ErrorKind::Budget => 3,
+        ErrorKind::Budget => OVER_BUDGET,
         ErrorKind::Data => 4,
         ErrorKind::Io => 5,
         ErrorKind::Device => 6,

@@ -174,3 +174,21 @@ fn a_consumer_that_holds_more_than_it_said_still_gets_its_batches_while_memory_i
     assert!(epoch.next().expect("one more").is_ok(), "{held:?} {:?}", loader.moves());
     assert!(loader.moves().made >= 1);
 }
+
+#[test]
+fn a_wait_for_the_consumers_place_is_not_counted_as_a_batch_that_waits_for_the_consumer() {
+    let builder = || {
+        let builder = Loader::builder(Drawn::new()).batch_size(50).transform(RandomResizedCrop::new(32));
+        builder.output(DType::F32).device(Arc::new(HostDevice::new())).workers(1)
+    };
+    let minimum = builder().ram_budget(ByteCount(1 << 30)).plan().expect("it fits").minimum;
+    let loader = builder().ram_budget(minimum).build().expect("just enough");
+    assert_eq!(loader.plan().outputs, 1, "the next batch has no place while this one is held");
+    for batch in loader.epoch(0) {
+        let _held = batch.expect("a good batch");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let way = loader.stats().pipeline.journey;
+    assert!(way.batch_queue > Duration::from_millis(10) * 19 * 50 / 2, "{way:?}");
+    assert!(way.ready * 4 < way.batch_queue, "{way:?}");
+}

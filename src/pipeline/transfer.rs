@@ -54,13 +54,14 @@ impl Transfer<'_> {
         journey.batch_queue.take_back(filled.marks.done_after);
         let result = self.judge(&filled).and_then(|()| self.hand_over(batch, filled));
         match result {
-            Ok(Some(batch)) => {
+            Ok(Some(mut batch)) => {
                 let held_back = std::mem::take(&mut self.held_back);
                 let busy = since.elapsed().saturating_sub(held_back);
                 counters.was_busy(busy);
                 counters.handed_over(samples);
                 journey.batch_queue.add(held_back, samples);
                 journey.transfer.add(busy, samples);
+                batch.is_ready_for_the_consumer();
                 consume.queue_in();
                 self.delivered.send(Ok(batch)).map_err(|_| Over)
             }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use feedstock::budget::{Ledger, Reservation};
 use feedstock::decode::{Limits, WorkingSet, probe, working_set};
-use feedstock::device::{Device, Event, Feed, SimDevice, SimSpec};
+use feedstock::device::{self, Device, Event, Feed, SimDevice, SimSpec};
 use feedstock::host::{HostFacts, process_cpu_time};
 use feedstock::plan::ENCODED_BYTES_MAX;
 use feedstock::sampler::Order;
@@ -58,7 +58,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     let part = match args.mode {
         Mode::Decode => decode(args, &folder, stop)?,
         Mode::Read => Some(read(args, &folder, stop)?),
-        _ => transfer(args, &folder, stop)?,
+        _ => transfer(args, stop)?,
     };
     if stop.is_asked() {
         return Err(Failure::Interrupted);
@@ -183,16 +183,17 @@ fn read(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Part
         }
     });
     let bytes_each = run.bytes as f64 / run.images.max(1) as f64;
-    let copied = copy_rate(&ledger)? * threads.min(HostFacts::read().cpus.workers_max()) as f64;
-    let ceiling = (copied / bytes_each.max(1.0), "a copy of as many bytes in memory, by each thread".to_owned());
-    Ok(Part { what: "read", threads, run, ceiling: Some(ceiling) })
+    let cores = threads.min(HostFacts::read().cpus.workers_max()) as f64;
+    let what = "a copy of as many bytes in memory, by each thread";
+    let ceiling = copy_rate(&ledger).map(|rate| (rate * cores / bytes_each.max(1.0), what.to_owned()));
+    Ok(Part { what: "read", threads, run, ceiling })
 }
 
-/// Bytes a second of one thread that copies from memory to memory.
-fn copy_rate(ledger: &Ledger) -> Result<f64, Failure> {
-    let _held = hold(ledger, "copies", ByteCount(2 * COPY_BYTES as u64))?;
+/// Bytes a second of one thread that copies from memory to memory; `None` where the budget has no room for that.
+fn copy_rate(ledger: &Ledger) -> Option<f64> {
+    let _held = hold(ledger, "copies", ByteCount(2 * COPY_BYTES as u64)).ok()?;
     let (from, mut to) = (vec![1u8; COPY_BYTES], vec![0u8; COPY_BYTES]);
-    Ok(bytes_per_s(|| {
+    Some(bytes_per_s(|| {
         to.copy_from_slice(black_box(&from));
         black_box(&mut to);
     }))
@@ -211,8 +212,8 @@ fn bytes_per_s(mut once: impl FnMut()) -> f64 {
 }
 
 /// The way to the device alone: one slot after another is copied and finished. `None` where batches take no such way.
-fn transfer(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Option<Part>, Failure> {
-    let (_, device) = args.loader.builder(folder)?;
+fn transfer(args: &BenchArgs, stop: &Stop) -> Result<Option<Part>, Failure> {
+    let device = device::open(&args.loader.device)?;
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
     let finish = Finish { dtype: args.loader.output, layout: args.loader.layout, normalize: args.normalization() };
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
@@ -262,10 +263,12 @@ fn transfer(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<
     Ok(Some(Part { what: "transfer", threads: 1, run, ceiling }))
 }
 
-/// Bytes a second that this device copies at best.
+/// Bytes a second that this device copies at best; `None` where the budget has no room to see.
 fn best_copy(device: &dyn Device, len: usize, ledger: &Ledger) -> Result<Option<(f64, String)>, Failure> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.downcast_ref::<feedstock::device::CudaDevice>() {
+        // Page-locked memory of both kinds, and ordinary memory.
+        let Ok(_held) = hold(ledger, "copies", ByteCount(3 * len as u64)) else { return Ok(None) };
         let rate = gpu.transfer_rates(len)?.pinned;
         return Ok(Some((rate, "a copy from page-locked memory, alone".to_owned())));
     }
@@ -274,7 +277,7 @@ fn best_copy(device: &dyn Device, len: usize, ledger: &Ledger) -> Result<Option<
         let spec = device.name().parse::<SimSpec>().map_err(Error::from)?;
         return Ok(Some((spec.h2d_bytes_per_s as f64, "what the simulated bus was said to do".to_owned())));
     }
-    let _held = hold(ledger, "copies", ByteCount(COPY_BYTES as u64))?;
+    let Ok(_held) = hold(ledger, "copies", ByteCount(COPY_BYTES as u64)) else { return Ok(None) };
     let mut to = vec![0u8; COPY_BYTES];
     let rate = bytes_per_s(|| {
         to.fill(black_box(1));

@@ -38,6 +38,8 @@ pub(super) struct Outcome {
     batch_size: usize,
     /// What a training step takes, where there is one.
     step: Option<Duration>,
+    /// Whether the consumer is a model, of whose speed the parts alone tell nothing.
+    trains: bool,
     cores: usize,
 }
 
@@ -141,7 +143,8 @@ impl Outcome {
         });
         let step = step.filter(|step| !step.is_zero());
         let cores = HostFacts::read().cpus.workers_max();
-        Outcome { points, alone, request, batch_size: args.loader.batch_size, step, cores }
+        let (batch_size, trains) = (args.loader.batch_size, args.model.is_some());
+        Outcome { points, alone, request, batch_size, step, trains, cores }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -164,7 +167,7 @@ impl Outcome {
     /// cores enough for that and for reading and finishing besides; and no faster than what is read, transferred or
     /// trained on. The budget is taken to be no limit.
     fn expected(&self, point: &Point) -> Option<Expected> {
-        let (decoded, decoding) = self.part(Mode::Decode, point.workers)?;
+        let (decoded, decoding) = self.part(Mode::Decode, point.workers).filter(|_| !self.trains)?;
         let (read, reading) = self.part(Mode::Read, None)?;
         // Batches that are handed over where they are take none.
         let (moved, moving) = self.part(Mode::Transfer, None).unwrap_or((f64::INFINITY, 0.0));
@@ -375,6 +378,7 @@ mod tests {
             request: Value::Null,
             batch_size: 64,
             step,
+            trains: false,
             cores: 2,
         }
     }
@@ -393,6 +397,8 @@ mod tests {
         assert_eq!(of(&slow, 0), Expected { images_per_s: 800.0, compute_share: Some(1.0) });
         let fast = outcome(Some(Duration::from_millis(32)));
         assert_eq!(of(&fast, 0), Expected { images_per_s: 1000.0, compute_share: Some(0.5) });
+        let trained = Outcome { trains: true, ..outcome(None) };
+        assert_eq!(trained.expected(&trained.points[0]), None, "nobody knows how fast the model is");
         let mut unknown = outcome(None);
         unknown.alone.clear();
         assert_eq!(unknown.expected(&unknown.points[0]), None, "nothing is made up");

@@ -63,7 +63,8 @@ impl Report {
     }
 
     fn json(&self, tally: &Tally, took: Duration, error: Option<&str>) -> Value {
-        let (plan, stats, pipeline) = (self.loader.plan(), self.loader.stats(), self.loader.stats().pipeline);
+        let (plan, stats) = (self.loader.plan(), self.loader.stats());
+        let pipeline = stats.pipeline;
         let on_device = gpu::memory(&**self.loader.device());
         let used = self.used(tally);
         let mut report = json!({
@@ -111,7 +112,9 @@ impl Report {
             "wait_p99_s": waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
             "waits": waits.buckets().map(|(end, count)| json!({ "up_to_s": end.as_secs_f64(), "count": count })).collect::<Value>(),
             "stages": self.stages(tally),
-            "journey": journey(&pipeline),
+            "journey": steps(&pipeline)
+                .map(|(step, kind, mean)| json!({ "step": step, "kind": kind, "seconds": mean.as_secs_f64() }))
+                .collect::<Value>(),
             "slowest": self.loader.slowest_samples().iter().map(slow_json).collect::<Value>(),
             "cpu_s": process_cpu_time().as_secs_f64(),
             "process_s": self.started.elapsed().as_secs_f64(),
@@ -161,7 +164,13 @@ impl Report {
             ),
             ("input wait", format!("{}{}", percent(self.input_wait(tally, took)), self.waits(tally))),
             ("held up by", self.bottleneck(tally)),
-            ("a sample", way(&pipeline)),
+            (
+                "a sample",
+                steps(&pipeline)
+                    .map(|(step, _, mean)| format!("{step} {:.1} ms", mean.as_secs_f64() * 1e3))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
         ];
         if let Some(slow) = self.loader.slowest_samples().first() {
             let (read, work) = (slow.read.as_secs_f64() * 1e3, slow.work.as_secs_f64() * 1e3);
@@ -277,27 +286,10 @@ impl Report {
     }
 }
 
-/// The mean way of a sample, in a few words.
-fn way(pipeline: &PipelineStats) -> String {
-    let samples = pipeline.consume.samples.max(1) as f64;
-    let millis = |all: Duration| all.as_secs_f64() * 1e3 / samples;
-    let way = pipeline.journey;
-    format!(
-        "waits {:.1} ms, read {:.1}, waits {:.1}, decode and transform {:.1}, waits {:.1}, hand over {:.1}, ready {:.1}",
-        millis(way.read_queue),
-        millis(way.read),
-        millis(way.work_queue),
-        millis(way.work),
-        millis(way.batch_queue),
-        millis(way.transfer),
-        millis(way.ready)
-    )
-}
-
-/// The mean way of a sample, step by step.
-fn journey(pipeline: &PipelineStats) -> Value {
-    let way = pipeline.journey;
-    let steps = [
+/// The mean way of a sample, step by step: what it is called, what kind it is of, and how long it takes.
+fn steps(pipeline: &PipelineStats) -> impl Iterator<Item = (&'static str, &'static str, Duration)> {
+    let (way, samples) = (pipeline.journey, pipeline.consume.samples.max(1) as f64);
+    [
         ("waits to be read", "wait", way.read_queue),
         ("read", "work", way.read),
         ("waits for a worker", "wait", way.work_queue),
@@ -305,10 +297,9 @@ fn journey(pipeline: &PipelineStats) -> Value {
         ("waits for the rest of its batch", "wait", way.batch_queue),
         ("handed over", "work", way.transfer),
         ("ready, waits for the consumer", "wait", way.ready),
-    ];
-    let samples = pipeline.consume.samples.max(1) as f64;
-    let one = |(step, kind, all): (&str, &str, Duration)| json!({ "step": step, "kind": kind, "seconds": all.as_secs_f64() / samples });
-    steps.into_iter().map(one).collect()
+    ]
+    .into_iter()
+    .map(move |(step, kind, all)| (step, kind, all.div_f64(samples)))
 }
 
 fn slow_json(slow: &SlowSample) -> Value {

@@ -13,18 +13,15 @@ use clap::ValueEnum;
 use feedstock::ByteCount;
 
 use super::super::child::Watched;
-use super::super::failure::{Failure, print, say};
+use super::super::failure::{Failure, OVER_BUDGET, print, say};
 use super::super::progress::Progress;
 use super::super::table::counted;
 use super::super::{Context, lock};
 use super::outcome::{Alone, Outcome, Point};
-use super::{BenchArgs, page};
+use super::{BenchArgs, Mode, page};
 
 /// Options with a value that belong to the sweep, and not to its runs.
-const OURS: [&str; 7] = ["--workers", "--ram-budget", "--rounds", "--csv", "--report", "--mode", "--json"];
-
-/// The exit code of a run that its budget is too small for.
-const OVER_BUDGET: u8 = 3;
+const OURS: [&str; 6] = ["--workers", "--ram-budget", "--rounds", "--csv", "--report", "--json"];
 
 /// One run of a round: its place among the combinations, or among the parts alone.
 #[derive(Clone, Copy)]
@@ -41,6 +38,10 @@ pub(super) fn is_asked(args: &BenchArgs) -> bool {
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     if args.watch.trace.is_some() || args.watch.metrics.is_some() {
         let why = "--trace and --metrics are for one run: give one budget and one number of workers, and no --report";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    if args.mode != Mode::Loader {
+        let why = "--mode is for one run: give one budget and one number of workers, and no --report";
         return Err(Failure::Usage(why.to_owned()));
     }
     if let Some(folder) = &args.report {

@@ -90,6 +90,8 @@ struct Out {
     file: File,
     bytes: u64,
     failed: Option<io::Error>,
+    /// The list has its end: nothing may come behind it.
+    ended: bool,
 }
 
 struct Open {
@@ -150,7 +152,7 @@ impl Trace {
         let mut file = File::create(path).map_err(refused)?;
         file.write_all(b"[\n").map_err(refused)?;
         let buffers = (0..BUFFERS).map(|_| Mutex::new(String::with_capacity(BUFFER_BYTES))).collect();
-        let file = Mutex::new(Out { file, bytes: 2, failed: None });
+        let file = Mutex::new(Out { file, bytes: 2, failed: None, ended: false });
         let started = Instant::now();
         let streams = Mutex::new([started; STREAMS.len()]);
         let sink = Sink { started, streams, buffers, file, places: Mutex::default(), lost: AtomicU64::new(0) };
@@ -212,14 +214,13 @@ impl Trace {
     fn write_out(&self, buffer: &mut String) {
         let mut out = lock(&self.0.file);
         let fits = out.bytes + buffer.len() as u64 <= FILE_BYTES_MAX;
-        let written = if fits && out.failed.is_none() { out.file.write_all(buffer.as_bytes()) } else { Ok(()) };
-        if fits && out.failed.is_none() && written.is_ok() {
-            out.bytes += buffer.len() as u64;
-        } else {
-            self.0.lost.fetch_add(buffer.lines().count() as u64, Ordering::Relaxed);
-        }
-        if let Err(error) = written {
-            out.failed = Some(error);
+        let takes = fits && out.failed.is_none() && !out.ended;
+        match takes.then(|| out.file.write_all(buffer.as_bytes())) {
+            Some(Ok(())) => out.bytes += buffer.len() as u64,
+            refused => {
+                self.0.lost.fetch_add(buffer.lines().count() as u64, Ordering::Relaxed);
+                out.failed = out.failed.take().or(refused.and_then(Result::err));
+            }
         }
         drop(out);
         buffer.clear();
@@ -280,7 +281,7 @@ impl Trace {
         });
     }
 
-    /// Writes out every buffer and ends the list. What comes later is written as well, and viewers do not mind.
+    /// Writes out every buffer and ends the list. What comes later is lost.
     ///
     /// # Errors
     /// The first failure to write.
@@ -293,6 +294,7 @@ impl Trace {
             return Err(error);
         }
         // The format wants no comma behind the last event, but it allows an event that says nothing.
+        out.ended = true;
         out.file.write_all(b"{}]\n")?;
         Ok(Written { bytes: ByteCount(out.bytes), lost: self.0.lost.load(Ordering::Relaxed) })
     }
@@ -416,6 +418,8 @@ mod tests {
         });
         trace.counter("RAM \"by\" account", [("slots", 5), ("scratch", 6)].into_iter());
         assert_eq!(trace.finish().expect("it is written").lost, 0);
+        // Threads that are still at work change nothing any more.
+        (0..2000).for_each(|_| trace.counter("too late", [("a", 1)].into_iter()));
         let text = std::fs::read_to_string(path.path()).expect("it is there");
         let events: Vec<Value> = serde_json::from_str(&text).expect("it is JSON");
         let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).collect::<Vec<_>>();
