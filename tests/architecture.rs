@@ -102,6 +102,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/device/sim/tests.rs", "writes to a slot behind a copy's back, to see it caught"),
     ("src/transform/kernel.rs", "calls to functions compiled for AVX2, where the CPU has it"),
     ("src/host/allocator.rs", "declares a function of the C library, for the allocator's settings"),
+    ("src/host/arena.rs", "declares functions of the C library, for what its allocator says of itself"),
+    ("src/host/heap.rs", "a global allocator, which counts and hands on to the system's"),
     ("src/pool/slot.rs", "several workers write disjoint parts of one slot"),
 ];
 

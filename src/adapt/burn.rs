@@ -6,8 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use ::burn::tensor::backend::Backend;
@@ -18,7 +17,11 @@ use crate::{Batch, DType, Epoch, Error, Loader, State};
 #[cfg(feature = "burn-cuda")]
 mod cuda;
 #[cfg(feature = "burn-cuda")]
+mod memory;
+#[cfg(feature = "burn-cuda")]
 pub use cuda::cuda_device;
+#[cfg(feature = "burn-cuda")]
+pub use memory::{GpuMemory, OutOfDeviceMemory, gpu_memory, survive};
 
 /// Images and their labels, as tensors. Samples that the loader masked are left out, so a training loop sees good ones
 /// only and a batch may be smaller than asked.
@@ -68,27 +71,33 @@ pub struct BurnLoader<B: Backend> {
     on_error: Option<Arc<dyn Fn(Error) + Send + Sync>>,
 }
 
-/// The number of the epoch that a [`BurnLoader`]'s next iterator runs. Clones share it, so a trainer that holds one can
-/// resume a run in the middle.
+/// Where a [`BurnLoader`]'s next iterator begins: in which epoch, and at which of its batches. Clones share it, so a trainer
+/// that holds one can resume a run in the middle of an epoch.
 #[derive(Clone, Debug, Default)]
-pub struct EpochCounter(Arc<AtomicU64>);
+pub struct EpochCounter(Arc<Mutex<State>>);
 
 impl EpochCounter {
-    /// Lets the next iterator run this epoch.
-    pub fn set(&self, epoch: u64) {
-        self.0.store(epoch, Ordering::Relaxed);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The epoch that the next iterator runs.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    /// Lets the next iterator begin here.
+    pub fn set(&self, state: State) {
+        *self.state() = state;
     }
 
-    /// Takes an epoch: its number, leaving the next one.
+    /// Where the next iterator begins.
     #[must_use]
-    pub fn take(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+    pub fn get(&self) -> State {
+        *self.state()
+    }
+
+    /// Takes that place, leaving the start of the epoch after it.
+    #[must_use]
+    pub fn take(&self) -> State {
+        let mut state = self.state();
+        let next = State { epoch: state.epoch + 1, batch: 0 };
+        std::mem::replace(&mut state, next)
     }
 }
 
@@ -148,19 +157,22 @@ impl<B: Backend> BurnLoader<B> {
 impl<B: Backend> fmt::Debug for BurnLoader<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let BurnLoader { loader, device, epochs, samples, .. } = self;
-        write!(f, "BurnLoader({loader:?} on {device:?}, samples {samples:?}, next epoch {})", epochs.get())
+        write!(f, "BurnLoader({loader:?} on {device:?}, samples {samples:?}, next at {:?})", epochs.get())
     }
 }
 
 impl<B: Backend> DataLoader<B, ImageBatch<B>> for BurnLoader<B> {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ImageBatch<B>> + 'a> {
         // A batch that lies wholly before the first sample is never read: any place in an epoch costs the same.
-        let state =
-            State { epoch: self.epochs.take(), batch: (self.samples.start / self.loader.batch_size().max(1)) as u64 };
+        let batch_size = self.loader.batch_size().max(1);
+        let State { epoch, batch } = self.epochs.take();
+        let batch = batch.max((self.samples.start / batch_size) as u64);
+        let first = usize::try_from(batch).unwrap_or(usize::MAX).saturating_mul(batch_size);
+        let position = self.samples.start.max(first).min(self.samples.end);
         Box::new(Batches {
             of: self,
-            epoch: (!self.samples.is_empty()).then(|| self.loader.resume(state)),
-            position: self.samples.start,
+            epoch: (position < self.samples.end).then(|| self.loader.resume(State { epoch, batch })),
+            position,
         })
     }
 

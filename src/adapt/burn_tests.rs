@@ -69,9 +69,22 @@ fn every_iterator_is_the_next_epoch_with_every_image_once() {
     assert_eq!(sorted(first.clone()), (0..IMAGES).collect::<Vec<_>>());
     let (second, _) = epoch(&loader);
     assert_ne!(first, second);
-    assert_eq!(loader.epochs().get(), 2);
-    loader.epochs().set(0);
+    assert_eq!(loader.epochs().get(), State { epoch: 2, batch: 0 });
+    loader.epochs().set(State { epoch: 0, batch: 0 });
     assert_eq!(epoch(&loader).0, first);
+}
+
+#[test]
+fn an_epoch_is_taken_up_in_its_middle() {
+    let loader = adapt(builder(&[]));
+    let (whole, _) = epoch(&loader);
+    for batch in 0..=4 {
+        loader.epochs().set(State { epoch: 0, batch });
+        let (rest, sizes) = epoch(&loader);
+        assert_eq!(rest, whole[(batch as usize * BATCH).min(whole.len())..], "from batch {batch}");
+        assert_eq!(sizes.len(), 3_usize.saturating_sub(batch as usize));
+        assert_eq!(loader.epochs().get(), State { epoch: 1, batch: 0 });
+    }
 }
 
 #[test]
@@ -101,7 +114,7 @@ fn slices_are_parts_of_the_same_order() {
     let nested = loader.slice(2, 10).slice(1, 4);
     assert_eq!(epoch(&*nested).0, whole[3..6]);
     assert_eq!(epoch(&*loader.to_device(&Default::default())).0, whole);
-    assert_eq!(loader.epochs().get(), 0, "what was made from it counts for itself");
+    assert_eq!(loader.epochs().get().epoch, 0, "what was made from it counts for itself");
 }
 
 #[test]

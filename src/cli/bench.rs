@@ -351,7 +351,7 @@ impl Bench<'_> {
             });
             self.show(epoch, &batch, began);
             if !self.args.json {
-                self.moves.tell(&self.loader, &self.progress);
+                self.moves.tell(&self.loader, |print| self.progress.aside(print));
             }
         }
         Ok(())

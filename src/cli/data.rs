@@ -21,14 +21,13 @@ use feedstock::{
 };
 
 use super::failure::{Failure, say};
-use super::progress::Progress;
 use super::table::counted;
 
 /// Folders beside `train` that are validated on.
 const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 
 /// How pictures are decoded.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct DecodeArgs {
     /// How pictures are decoded: exact, or fast (large ones)
     #[arg(long, value_name = "QUALITY", default_value_t = Quality::Exact)]
@@ -96,7 +95,7 @@ impl DecodeArgs {
 }
 
 /// What a plan depends on.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct LoaderArgs {
     /// Folder of class folders
     #[arg(long, value_name = "DIR")]
@@ -220,7 +219,7 @@ pub(crate) fn tell_notes<'a>(notes: impl IntoIterator<Item = &'a String>) {
     notes.into_iter().for_each(|note| say("note", note));
 }
 
-/// Tells of the governor's moves while a run is under way, each once.
+/// Tells of the governor's moves while a run is under way, each once, beside what else is on the terminal.
 #[derive(Default)]
 pub(crate) struct MovesTold {
     told: u64,
@@ -231,7 +230,7 @@ impl MovesTold {
     /// How often it is worth looking.
     const EVERY: Duration = Duration::from_millis(100);
 
-    pub(crate) fn tell(&mut self, loader: &Loader, progress: &Progress) {
+    pub(crate) fn tell(&mut self, loader: &Loader, aside: impl FnOnce(&dyn Fn())) {
         if self.looked.is_some_and(|looked| looked.elapsed() < Self::EVERY) {
             return;
         }
@@ -240,7 +239,7 @@ impl MovesTold {
         let new = usize::try_from(moves.made - self.told).unwrap_or(usize::MAX).min(moves.latest.len());
         self.told = moves.made;
         if new > 0 {
-            progress.aside(|| moves.latest[moves.latest.len() - new..].iter().for_each(|one| say("memory", one)));
+            aside(&|| moves.latest[moves.latest.len() - new..].iter().for_each(|one| say("memory", one)));
         }
     }
 }

@@ -10,6 +10,7 @@ mod failure;
 mod gpu;
 mod histogram;
 mod inspect;
+mod model;
 mod place;
 mod plan;
 mod progress;
@@ -63,7 +64,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Train a small ResNet on a folder of images
+    /// Train a small network on a folder of images
     Train(train::TrainArgs),
     /// Show what a budget buys: the byte table, the workers, the least budget
     Plan(plan::PlanArgs),

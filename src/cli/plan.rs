@@ -1,22 +1,29 @@
-//! Owns `feedstock plan`: what a budget buys on this machine with this data. It must never build a loader.
+//! Owns `feedstock plan`: what a budget buys on this machine with this data, and what training would take. It must never build a
+//! loader, nor train.
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use feedstock::host::HostFacts;
 use feedstock::plan::Profile;
-use feedstock::{Error, ImageFolder, Plan, ram_budget_here};
+use feedstock::train::{Forecast, Lever, TrainConfig, levers, micro_batch_within};
+use feedstock::{Error, ImageFolder, Plan, Source, ram_budget_here};
 
 use super::data::{self, LoaderArgs};
 use super::failure::{Failure, print};
+use super::model::{MicroBatch, Model, ModelArgs, account_json, account_text, levers_json, levers_text};
 use super::table::facts;
 
 const MORE: &str = "\
 Looks at the machine and at the headers of the data, decides the sizes that a loader would run with, and explains them. \
 Nothing is decoded. A budget that is too small is refused with the least that works (exit code 3).
 
-Example:
-  feedstock plan --data photos/train --ram-budget 2G --batch-size 256";
+Examples:
+  feedstock plan --data photos/train --ram-budget 2G --batch-size 256
+  feedstock plan --data photos/train --model resnet18 --batch-size 256 --vram-budget 8G --micro-batch auto";
+
+/// How many levers are listed.
+const LEVERS_MAX: usize = 6;
 
 /// Show what a budget buys: the byte table, the workers, the least budget
 #[derive(Args)]
@@ -24,6 +31,11 @@ Example:
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     loader: LoaderArgs,
+    /// Foretell what training takes too: auto, small, large, resnet18 or vit-tiny
+    #[arg(long, value_name = "MODEL")]
+    model: Option<Model>,
+    #[command(flatten)]
+    model_args: ModelArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -31,7 +43,12 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let folder = args.loader.open()?;
-    let (builder, device) = args.loader.builder(&folder)?;
+    let training = args.model.map(|model| Training::foretell(args, model, folder.classes().len())).transpose()?;
+    let mut loader = args.loader.clone();
+    if let Some(training) = &training {
+        loader.batch_size = training.forecast.micro_batch;
+    }
+    let (builder, device) = loader.builder(&folder)?;
     let about_device = device.notes();
     let profile = builder.profile()?;
     let host = HostFacts::read();
@@ -53,6 +70,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
             "data": data::profile_json(&folder, &profile),
             "minimum_bytes": minimum_bytes(&planned),
             "plan": planned.as_ref().ok().map(plan_json),
+            "training": training.as_ref().map(Training::json),
             "notes": host.notes.iter().chain(folder.notes()).chain(&about_device).collect::<Vec<_>>(),
         }))?;
     }
@@ -60,7 +78,82 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     if !args.json {
         print(format_args!("\n{}", plan.explain().trim_end()))?;
     }
-    Ok(())
+    let Some(training) = training else { return Ok(()) };
+    if !args.json {
+        print(format_args!("\n{}", training.text()))?;
+    }
+    training.within()
+}
+
+/// What training takes, foretold.
+struct Training {
+    config: TrainConfig,
+    forecast: Forecast,
+    levers: Vec<Lever>,
+}
+
+impl Training {
+    fn foretell(args: &PlanArgs, model: Model, classes: usize) -> Result<Self, Failure> {
+        let LoaderArgs { batch_size, size, .. } = args.loader;
+        let mut config = args.model_args.config(model.kind(size), classes, size);
+        let (accumulate, micro_batch) = args.model_args.batches(batch_size)?;
+        config.accumulate = accumulate;
+        let forecast = match (args.model_args.micro_batch, config.device_budget) {
+            (Some(MicroBatch::Auto), Some(budget)) => micro_batch_within(&config, batch_size, budget)?,
+            (Some(MicroBatch::Auto), None) => {
+                return Err(Failure::Usage("--micro-batch auto fits a --vram-budget: say how much".to_owned()));
+            }
+            _ => None,
+        };
+        let forecast = match forecast {
+            Some(found) => found,
+            None => feedstock::train::forecast(&config, micro_batch)?,
+        };
+        config.accumulate = (batch_size / forecast.micro_batch) as u64;
+        let levers = levers(&config, forecast.micro_batch, LEVERS_MAX)?;
+        Ok(Training { config, forecast, levers })
+    }
+
+    fn text(&self) -> String {
+        let Training { config, forecast, levers } = self;
+        let mut what =
+            format!("training {} in {}, batches of {}", config.model.kind, config.precision, forecast.micro_batch);
+        if config.accumulate > 1 {
+            what += &format!(", {} to a step", config.accumulate);
+        }
+        if let Some(budget) = config.device_budget {
+            what += &format!(", within {budget}");
+        }
+        format!("{what}:\n{}\n\n{}", account_text(&forecast.account, None), levers_text(levers))
+    }
+
+    fn json(&self) -> Value {
+        let Training { config, forecast, levers } = self;
+        json!({
+            "model": config.model.kind.to_string(),
+            "precision": config.precision.to_string(),
+            "checkpointing": config.checkpointing.to_string(),
+            "frozen": config.freeze.to_string(),
+            "optimizer": config.optimizer.to_string(),
+            "micro_batch": forecast.micro_batch,
+            "accumulate": config.accumulate,
+            "budget_bytes": config.device_budget.map(|budget| budget.0),
+            "foretold": account_json(&forecast.account),
+            "levers": levers_json(levers),
+        })
+    }
+
+    /// Refuses what does not fit its budget.
+    fn within(&self) -> Result<(), Failure> {
+        let peak = self.forecast.account.peak;
+        match self.config.device_budget {
+            Some(budget) if peak > budget => Err(Failure::Budget(format!(
+                "training takes {peak} at most, {} more than its budget of {budget}: see the levers",
+                peak.saturating_sub(budget)
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn about(host: &HostFacts, folder: &ImageFolder, profile: &Profile) -> String {

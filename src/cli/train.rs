@@ -7,24 +7,33 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
-use feedstock::train::{Cpu, Event, ModelKind, OptimizerKind, TrainConfig, TrainData, TrainError, train};
-use feedstock::{CpuBudget, RamBudget, Seed};
+use feedstock::train::{Event, ModelKind, Team, TrainConfig, TrainError};
+use feedstock::{CpuBudget, Loader, RamBudget, Seed};
 
 use super::Context;
 use super::data::{DecodeArgs, MovesTold, tell_notes};
 use super::failure::{Failure, print};
-use super::progress::Progress;
+use super::model::{Model, ModelArgs, pruning};
 use super::watch::WatchArgs;
 
+mod events;
+mod feed;
+mod log;
+mod memory;
+mod point;
+mod ranks;
 mod report;
 mod setup;
+mod view;
+mod watchers;
 
-use report::Story;
-use setup::Setup;
+use feed::Feed;
+use report::{Story, epoch_json};
+use setup::{Seat, Setup};
+use watchers::{LookArgs, Watchers};
 
 /// The file in the checkpoint folder.
 const CHECKPOINT: &str = "last.ckpt";
@@ -39,7 +48,7 @@ Examples:
   feedstock train --data photos --ram-budget 2G --epochs 3 --checkpoint-dir run1
   feedstock train --data photos --ram-budget 2G --epochs 6 --checkpoint-dir run1 --resume";
 
-/// Train a small ResNet on a folder of images
+/// Train a small network on a folder of images
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct TrainArgs {
@@ -53,7 +62,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     /// How often each image is seen
-    #[arg(long, value_name = "N", default_value_t = TrainConfig::new(1, 32).epochs, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    #[arg(long, value_name = "N", default_value_t = TrainConfig::new(ModelKind::Small, 1, 32).epochs, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
     /// Samples in a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -61,12 +70,9 @@ pub(crate) struct TrainArgs {
     /// Height and width of a sample [default: 32 for small pictures, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     size: Option<u32>,
-    /// The network: auto, small or large
+    /// The network: auto, small, large, resnet18 or vit-tiny
     #[arg(long, value_name = "MODEL", default_value = "auto")]
     model: Model,
-    /// How weights follow gradients: sgd or adamw
-    #[arg(long, value_name = "NAME", default_value_t = OptimizerKind::Sgd)]
-    optimizer: OptimizerKind,
     /// The highest learning rate [default: what suits optimizer and batch size]
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
@@ -79,17 +85,35 @@ pub(crate) struct TrainArgs {
     /// Cores for the loaders where --workers is not given: 6, 50% or auto (all but one, for the training thread)
     #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
     cpu_budget: CpuBudget,
-    /// What trains: cuda:N, cpu, or auto (a GPU where there is one and the program is built for it, else cpu). With
-    /// sim:step=20ms the CPU trains, and batches take the way that a GPU's would
+    /// What trains: cuda:N, cpu or auto; sim:step=20ms lets batches take a GPU's way, and the CPU trains
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceSpec,
+    /// Train on several at once, each with its share of the data: 0,1 are GPUs; or cpu,cpu
+    #[arg(long, value_name = "LIST", conflicts_with = "device")]
+    devices: Option<String>,
     #[command(flatten)]
     decode: DecodeArgs,
     #[command(flatten)]
     watch: WatchArgs,
-    /// Write a checkpoint here after each epoch
+    #[command(flatten)]
+    look: LookArgs,
+    #[command(flatten)]
+    model_args: ModelArgs,
+    /// Take out this share of the channels inside blocks, then go on
+    #[arg(long, value_name = "SHARE", help_heading = "Model and memory")]
+    prune: Option<f64>,
+    /// After how many epochs to prune [default: half of them]
+    #[arg(long, value_name = "N", requires = "prune", help_heading = "Model and memory")]
+    prune_after: Option<u64>,
+    /// Start from the weights of this checkpoint
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Write a checkpoint here after each epoch, and when stopped
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
+    /// Write one every so many steps too
+    #[arg(long, value_name = "STEPS", default_value_t = 0, hide_default_value = true, requires = "checkpoint_dir")]
+    checkpoint_every: u64,
     /// Go on from the checkpoint
     #[arg(long, requires = "checkpoint_dir")]
     resume: bool,
@@ -99,22 +123,6 @@ pub(crate) struct TrainArgs {
     /// Print one JSON object an epoch, and one at the end
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Model {
-    Auto,
-    Kind(ModelKind),
-}
-
-impl FromStr for Model {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Model::Auto),
-            _ => text.parse().map(Model::Kind).map_err(|error: String| error.replace("use ", "use auto, ")),
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -136,130 +144,178 @@ impl FromStr for TimeLimit {
 }
 
 pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
-    let checkpoint = args.checkpoint()?;
-    let setup = Setup::new(args)?;
-    if !args.json {
+    let checkpoint = args.checkpoint_file()?;
+    let (team, devices) = ranks::of(args)?;
+    let mut jobs = Vec::new();
+    for (thread, device) in devices.iter().enumerate() {
+        let seat = Seat { rank: team.rank(thread), world_size: team.world_size(), threads: devices.len() };
+        let mut setup = Setup::new(args, device, seat)?;
+        setup.config.checkpoint.clone_from(&checkpoint);
+        jobs.push(setup);
+    }
+    let setup = &jobs[0];
+    if !args.json && setup.seat.rank == 0 {
         tell_notes(&setup.notes);
         print(setup.describe())?;
     }
     let named = [("train", Some(&setup.training)), ("validation", setup.validation.as_ref())];
     let loaders: Vec<_> = named.into_iter().filter_map(|(name, loader)| Some((name, loader?))).collect();
     let watch = args.watch.begin(&loaders)?;
-    let config = args.config(&setup, checkpoint);
-    let story = Story::new(&setup, &config);
+    let story = Story::new(setup);
     let stop = Arc::new(AtomicBool::new(false));
     let json = args.json;
+    let watchers = args.look.begin(json || setup.seat.rank > 0, args.resume, setup.batches_in_all())?;
     {
-        let (stop, loaders) = (stop.clone(), setup.loaders());
+        let loaders: Vec<Loader> = jobs.iter().flat_map(Setup::loaders).collect();
+        let alone = team.world_size() == 1;
+        let stop = stop.clone();
         context.stop.on_stop(move || {
             // In this order: what a loader says when it is called off is no failure of a run that is to end.
             stop.store(true, Ordering::SeqCst);
-            loaders.iter().for_each(feedstock::Loader::stop);
+            // Ranks leave together, after the same step: each has to have its batch for it.
+            if alone {
+                loaders.iter().for_each(Loader::stop);
+            }
         });
-        let (story, watch) = (story.clone(), watch.clone());
+        let (story, watch, watchers) = (story.clone(), watch.clone(), watchers.clone());
         context.stop.last_words(move || {
+            watchers.clear();
             watch.finish();
+            watchers.end(&story.end_json(Some("interrupted")));
             drop(print(story.render(json, Some("interrupted"))));
         });
     }
-    let done = place_and_learn(args, context, &setup, &config, &story, &stop);
+    let done = learn_together(args, context, &jobs, &team, Audience { story: &story, watchers: &watchers }, &stop);
     watch.finish();
     done
 }
 
-/// Trains where the setup says.
-fn place_and_learn(
-    args: &TrainArgs,
-    context: &Context,
-    setup: &Setup,
-    config: &TrainConfig,
-    story: &Story,
-    stop: &AtomicBool,
-) -> Result<(), Failure> {
-    #[cfg(feature = "burn-cuda")]
-    if let Some(number) = setup.place.gpu {
-        let device = burn::backend::cuda::CudaDevice::new(number as usize);
-        return learn::<feedstock::train::Gpu>(args, context, setup, config, story, stop, &device);
-    }
-    learn::<Cpu>(args, context, setup, config, story, stop, &Default::default())
+/// Who hears how it goes.
+#[derive(Clone, Copy)]
+struct Audience<'a> {
+    /// For the summary.
+    story: &'a Story,
+    /// For whoever looks at it meanwhile.
+    watchers: &'a Watchers,
 }
 
-/// Trains on a backend, and tells how it goes.
-fn learn<B: AutodiffBackend>(
+/// Trains as every rank of this process at once. The first one tells how it goes.
+fn learn_together(
+    args: &TrainArgs,
+    context: &Context,
+    jobs: &[Setup],
+    team: &Team,
+    audience: Audience<'_>,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
+    let (first, others) = jobs.split_first().ok_or(Failure::Bug)?;
+    std::thread::scope(|scope| {
+        let others: Vec<_> = others
+            .iter()
+            .enumerate()
+            .map(|(n, job)| scope.spawn(move || ranks::learn(job, team, n + 1, stop, &mut |_| ())))
+            .collect();
+        let told = lead(args, context, first, team, audience, stop);
+        // What ended a rank is a better reason than that it is gone.
+        let reasons = others.into_iter().filter_map(|rank| rank.join().ok()?.err());
+        match reasons.into_iter().find(|reason| !matches!(reason, TrainError::Peers(_))) {
+            Some(reason) if !stop.load(Ordering::SeqCst) => Err(reason.into()),
+            _ => told,
+        }
+    })
+}
+
+/// Trains as the first rank of this process, and tells how it goes.
+fn lead(
     args: &TrainArgs,
     context: &Context,
     setup: &Setup,
-    config: &TrainConfig,
-    story: &Story,
+    team: &Team,
+    audience: Audience<'_>,
     stop: &AtomicBool,
-    device: &B::Device,
 ) -> Result<(), Failure> {
     let json = args.json;
-    let mut progress = Progress::new(setup.training.batches_per_epoch().saturating_mul(args.epochs));
-    let data = TrainData::<B>::from_loaders(setup.training.clone(), setup.validation.clone(), device);
+    let Audience { story, watchers } = audience;
+    // Of several processes the first one speaks for all.
+    let speaks = setup.seat.rank == 0;
+    let mut feed = Feed::new(setup.loaders(), setup.budget, setup.config.device_budget);
     let began = Instant::now();
     let mut printed = Ok(());
     let mut out_of_time = false;
     let mut moves = MovesTold::default();
-    let outcome = train(config, &data, device, stop, |event| {
+    let outcome = ranks::learn(setup, team, 0, stop, &mut |event| {
         story.hear(&event);
         match event {
-            Event::Progress(step) => {
-                let done = step.epoch * setup.training.batches_per_epoch() + step.step;
-                progress.at(done, || story.progress_line(step));
+            _ if !speaks => {}
+            Event::Started { epoch, batches, .. } => {
+                let steps = (epoch * setup.training.batches_per_epoch() + batches) / setup.config.accumulate;
+                watchers.start(steps, &story.start_json());
             }
+            Event::Progress(step) => watchers.step(&feed.point(step)),
             Event::Epoch(epoch) => {
+                watchers.step(&feed.point(&epoch.training));
+                watchers.epoch(&feed.end(epoch), &epoch_json(epoch));
                 let line = story.epoch_line(epoch, json);
-                progress.aside(|| printed = print(line));
+                watchers.aside(|| printed = print(line));
             }
+            Event::Memory(report) if !json => watchers.aside(|| printed = print(story.memory_line(report))),
+            Event::Pruned(report) if !json => watchers.aside(|| printed = print(story.prune_line(report))),
             _ => {}
         }
-        if !json {
-            moves.tell(&setup.training, &progress);
+        if !json && speaks {
+            moves.tell(&setup.training, |print| watchers.aside(print));
         }
         out_of_time |= args.time_limit.is_some_and(|limit| began.elapsed() >= limit.0);
         if out_of_time || printed.is_err() {
             stop.store(true, Ordering::SeqCst);
         }
     });
-    progress.clear();
+    watchers.clear();
     if context.stop.is_asked() && !context.stop.sum_up() {
         std::thread::park();
     }
     printed?;
+    if let Err(TrainError::OutOfMemory(refused)) = &outcome
+        && refused.phase.is_none()
+    {
+        // Nothing was trained: there is nothing to sum up.
+        return Err(Failure::Budget(refused.to_string()));
+    }
     let ended = match &outcome {
         _ if context.stop.is_asked() => Some("interrupted".to_owned()),
-        Err(error) => Some(error.to_string()),
-        Ok(_) if out_of_time => Some("the time limit was reached".to_owned()),
-        Ok(_) => None,
+        Err(error) => Some(error.to_string().lines().next().unwrap_or_default().to_owned()),
+        Ok(()) if out_of_time => Some("the time limit was reached".to_owned()),
+        Ok(()) => None,
     };
-    if story.has_begun() {
+    if story.has_begun() && speaks {
+        watchers.end(&story.end_json(ended.as_deref()));
         print(story.render(json, ended.as_deref()))?;
     }
     match outcome {
         _ if context.stop.is_asked() => Err(Failure::Interrupted),
         Err(error) => Err(error.into()),
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
     }
 }
 
 impl TrainArgs {
-    fn config(&self, setup: &Setup, checkpoint: Option<PathBuf>) -> TrainConfig {
-        let mut config = TrainConfig::new(setup.training.classes().len(), setup.size).optimizer(self.optimizer);
-        if let Model::Kind(kind) = self.model {
-            config.model.kind = kind;
-        }
+    /// A run as these flags ask for it, but for what depends on its batches.
+    fn config(&self, classes: usize, side: u32, world_size: usize) -> TrainConfig {
+        let mut config = self.model_args.config(self.model.kind(side), classes, side);
         // The default suits batches of 64; a batch of twice as many takes steps of twice the length.
-        config.schedule.peak = self.lr.unwrap_or(config.schedule.peak * self.batch_size as f64 / 64.0);
+        let images = (self.batch_size * world_size) as f64;
+        config.schedule.peak = self.lr.unwrap_or(config.schedule.peak * images / 64.0);
         config.epochs = self.epochs;
         config.seed = Seed(self.seed);
-        config.checkpoint = checkpoint;
+        config.prune = pruning(self.prune, self.prune_after, self.epochs);
+        config.start_from.clone_from(&self.init);
+        config.checkpoint_every = self.checkpoint_every;
         config.resume = self.resume;
         config
     }
 
     /// Where the checkpoint goes. One that is there already is gone on from, or left alone.
-    fn checkpoint(&self) -> Result<Option<PathBuf>, Failure> {
+    fn checkpoint_file(&self) -> Result<Option<PathBuf>, Failure> {
         let Some(folder) = &self.checkpoint_dir else { return Ok(None) };
         let path = folder.join(CHECKPOINT);
         if !self.resume && path.exists() {
@@ -278,6 +334,7 @@ impl From<TrainError> for Failure {
             TrainError::Data(error) => error.into(),
             TrainError::Config(_) | TrainError::Diverged { .. } => Failure::Usage(error.to_string()),
             TrainError::Io { .. } => Failure::Io(error.to_string()),
+            TrainError::OutOfMemory(_) => Failure::Budget(error.to_string()),
             _ => Failure::Data(error.to_string()),
         }
     }

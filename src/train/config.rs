@@ -1,50 +1,31 @@
 //! Owns what a run is asked for, the defaults that were measured to work, and what is out of range.
 //! It must never know of data or devices.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use super::error::TrainError;
-use super::model::{ModelKind, ResNetConfig};
+use super::freeze::Freeze;
+use super::model::{ModelKind, NetworkConfig};
+use super::optimizer::OptimizerKind;
+use super::precision::Precision;
 use super::schedule::Schedule;
-use crate::Seed;
+use super::step::Checkpointing;
+use crate::{ByteCount, Seed};
 
-/// How weights follow gradients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum OptimizerKind {
-    /// Stochastic gradient descent with Nesterov momentum of 0.9.
-    #[default]
-    Sgd,
-    /// Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
-    AdamW,
-}
-
-impl fmt::Display for OptimizerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            OptimizerKind::Sgd => "sgd",
-            OptimizerKind::AdamW => "adamw",
-        })
-    }
-}
-
-impl FromStr for OptimizerKind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.to_ascii_lowercase().as_str() {
-            "sgd" => Ok(OptimizerKind::Sgd),
-            "adamw" => Ok(OptimizerKind::AdamW),
-            _ => Err(format!("'{text}' is no optimizer: use sgd or adamw")),
-        }
-    }
+/// When channels are pruned, and how many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prune {
+    /// The share of the channels inside each block that goes, in `(0, 1)`.
+    pub share: f64,
+    /// After how many epochs. What follows tunes the smaller network.
+    pub after_epochs: u64,
 }
 
 /// What a run is asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
     /// The network.
-    pub model: ResNetConfig,
+    pub model: NetworkConfig,
     /// How weights follow gradients.
     pub optimizer: OptimizerKind,
     /// How often every image is seen.
@@ -57,30 +38,57 @@ pub struct TrainConfig {
     pub label_smoothing: f64,
     /// Decides the first weights. The loader has a seed of its own, for order and crops.
     pub seed: Seed,
-    /// Where to write a checkpoint after each epoch.
+    /// The type that activations are computed and kept in.
+    pub precision: Precision,
+    /// What of a forward pass is kept for the way back. [`Checkpointing::Balanced`] takes the backend that does it.
+    pub checkpointing: Checkpointing,
+    /// Which parameters do not learn.
+    pub freeze: Freeze,
+    /// Batches that a step learns from. Their gradients are added up, so a step takes the memory of one of them.
+    pub accumulate: u64,
+    /// Whether, when and how much to prune.
+    pub prune: Option<Prune>,
+    /// A checkpoint whose weights to start from: those of the same network, but for the head where classes differ.
+    pub start_from: Option<PathBuf>,
+    /// The most memory that training may take on its device: parameters, gradients, optimizer state, activations and
+    /// batches. A run that would take more is refused, with what would help.
+    pub device_budget: Option<ByteCount>,
+    /// Where to write a checkpoint after each epoch, and when the run is stopped.
     pub checkpoint: Option<PathBuf>,
+    /// Steps after which a checkpoint is written too; 0: after whole epochs only.
+    pub checkpoint_every: u64,
     /// Whether to go on from that checkpoint, which must be there then.
     pub resume: bool,
 }
 
 impl TrainConfig {
-    /// Defaults for this many classes and images of this side: SGD, three epochs, batches of 64.
+    /// Defaults for this network, this many classes and images of this side: three epochs, batches of 64, with SGD; AdamW
+    /// for a transformer.
     ///
     /// Three epochs of CIFAR-10 with [`RandomCrop`](crate::transform::RandomCrop) and a flip end near 70 % test accuracy;
     /// more epochs end higher.
     #[must_use]
-    pub fn new(classes: usize, side: u32) -> Self {
-        TrainConfig {
-            model: ResNetConfig { kind: ModelKind::for_side(side), width: 32, classes },
+    pub fn new(kind: ModelKind, classes: usize, side: u32) -> Self {
+        let config = TrainConfig {
+            model: NetworkConfig::new(kind, classes, side),
             optimizer: OptimizerKind::Sgd,
             epochs: 3,
             schedule: Schedule { peak: 0.1, warmup: 0.2 },
             weight_decay: 5e-4,
             label_smoothing: 0.1,
             seed: Seed(0),
+            precision: Precision::F32,
+            checkpointing: Checkpointing::None,
+            freeze: Freeze::Nothing,
+            accumulate: 1,
+            prune: None,
+            start_from: None,
+            device_budget: None,
             checkpoint: None,
+            checkpoint_every: 0,
             resume: false,
-        }
+        };
+        if kind == ModelKind::VitTiny { config.optimizer(OptimizerKind::AdamW) } else { config }
     }
 
     /// Takes another optimizer, with the learning rate and decay that suit it.
@@ -94,16 +102,21 @@ impl TrainConfig {
         self
     }
 
+    /// Label smoothing, as burn takes it.
+    pub(super) fn smoothing(&self) -> Option<f32> {
+        (self.label_smoothing > 0.0).then_some(self.label_smoothing as f32)
+    }
+
     /// What must be the same for a run to go on from a checkpoint, in one word.
     pub(super) fn recipe(&self) -> String {
-        let TrainConfig { model: ResNetConfig { kind, width, classes }, optimizer, .. } = self;
-        format!("{kind}-width{width}-classes{classes}-{optimizer}")
+        let TrainConfig { model: NetworkConfig { kind, width, classes, side, .. }, optimizer, .. } = self;
+        format!("{kind}-width{width}-classes{classes}-side{side}-{optimizer}")
     }
 
     pub(super) fn check(&self) -> Result<(), TrainError> {
-        let TrainConfig { model, schedule, weight_decay, label_smoothing, .. } = self;
-        let wrong = if model.classes == 0 || model.width == 0 {
-            format!("a model of width {} for {} classes: both are at least 1", model.width, model.classes)
+        let TrainConfig { schedule, weight_decay, label_smoothing, prune, .. } = self;
+        let wrong = if let Err(wrong) = self.model.check() {
+            wrong
         } else if self.epochs == 0 {
             "0 epochs: ask for one at least".to_owned()
         } else if !(schedule.peak.is_finite() && schedule.peak > 0.0) {
@@ -114,8 +127,24 @@ impl TrainConfig {
             format!("a weight decay of {weight_decay}: it is 0 or above")
         } else if !(0.0..1.0).contains(label_smoothing) {
             format!("a label smoothing of {label_smoothing}: it is from 0 to below 1")
+        } else if self.accumulate == 0 {
+            "a step of 0 batches: it has one at least".to_owned()
+        } else if let Some(Prune { share, .. }) = prune
+            && !(*share > 0.0 && *share < 1.0)
+        {
+            format!("pruning a share of {share}: it is above 0 and below 1, such as 0.3")
+        } else if let Some(Prune { after_epochs, .. }) = prune
+            && !(1..self.epochs).contains(after_epochs)
+        {
+            format!(
+                "pruning after {after_epochs} of {} epochs: some come before it, to learn which channels count, and some \
+                 after it, to tune what is left",
+                self.epochs
+            )
         } else if self.resume && self.checkpoint.is_none() {
             "to resume takes a checkpoint: say where it is".to_owned()
+        } else if self.resume && self.start_from.is_some() {
+            "a run that resumes has its weights: it cannot start from others too".to_owned()
         } else {
             return Ok(());
         };
@@ -129,9 +158,9 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_refused() {
-        let good = TrainConfig::new(10, 32);
+        let good = TrainConfig::new(ModelKind::Small, 10, 32);
         assert!(good.check().is_ok());
-        let broken: [fn(&mut TrainConfig); 8] = [
+        let broken: [fn(&mut TrainConfig); 14] = [
             |c| c.model.classes = 0,
             |c| c.model.width = 0,
             |c| c.epochs = 0,
@@ -140,6 +169,12 @@ mod tests {
             |c| c.weight_decay = -1.0,
             |c| c.label_smoothing = 1.0,
             |c| c.resume = true,
+            |c| c.accumulate = 0,
+            |c| c.prune = Some(Prune { share: 1.0, after_epochs: 1 }),
+            |c| c.prune = Some(Prune { share: 0.3, after_epochs: 3 }),
+            |c| c.model.hidden = vec![3],
+            |c| c.model = NetworkConfig { width: 32, ..NetworkConfig::new(ModelKind::VitTiny, 10, 32) },
+            |c| c.model = NetworkConfig::new(ModelKind::VitTiny, 10, 225),
         ];
         for (i, break_it) in broken.iter().enumerate() {
             let mut config = good.clone();
@@ -153,8 +188,11 @@ mod tests {
         for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        for kind in [ModelKind::Small, ModelKind::Large] {
+        for kind in ModelKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for way in Checkpointing::ALL {
+            assert_eq!(way.to_string().parse(), Ok(way));
         }
         assert!("adam".parse::<OptimizerKind>().is_err());
     }

@@ -5,7 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::Error;
+use super::memory::{Lever, MemoryAccount, Phase};
+use super::peers::PeersError;
+use crate::{ByteCount, Error};
 
 /// Why a run ended before its time, or never began.
 #[derive(Debug)]
@@ -40,6 +42,76 @@ pub enum TrainError {
         /// At which learning rate.
         learning_rate: f64,
     },
+    /// Another rank of a data-parallel run is gone, or never came.
+    Peers(PeersError),
+    /// There is not enough memory on the device.
+    OutOfMemory(Box<OutOfMemory>),
+}
+
+/// Training takes more memory than it may, or than there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Up to which moment it got; `None`: nothing was allocated yet, this is a forecast.
+    pub phase: Option<Phase>,
+    /// Steps that went well before.
+    pub steps: u64,
+    /// Images in a batch.
+    pub micro_batch: usize,
+    /// Bytes that are needed, or that were asked for when it was refused.
+    pub asked: ByteCount,
+    /// Bytes that there may be in use.
+    pub budget: Option<ByteCount>,
+    /// Where the memory goes: as foretold.
+    pub account: MemoryAccount,
+    /// In use at that moment; zero where nothing was allocated yet.
+    pub in_use: ByteCount,
+    /// What would help most.
+    pub levers: Vec<Lever>,
+    /// What the device said, where it was the device that refused.
+    pub said: Option<String>,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OutOfMemory { phase, steps, micro_batch, asked, budget, account, in_use, levers, said } = self;
+        let limit = budget.map_or_else(|| "the device has".to_owned(), |budget| format!("the budget of {budget}"));
+        match phase {
+            None => write!(f, "training would not fit: a batch of {micro_batch} takes {asked}, more than {limit}")?,
+            Some(phase) => write!(
+                f,
+                "out of memory {} after '{phase}': a batch of {micro_batch} took {asked}, more than {limit}, with {in_use} in use",
+                if *steps == 0 {
+                    "at the start, in the first step,".to_owned()
+                } else {
+                    format!("in mid-run, {steps} steps in,")
+                }
+            )?,
+        }
+        if let Some(said) = said {
+            write!(f, " ({said})")?;
+        }
+        write!(f, "\nwhere it goes:")?;
+        for (name, bytes) in account.rows() {
+            write!(f, "\n  {name:<16} {bytes:>10}")?;
+        }
+        write!(f, "\n  {:<16} {:>10}", "peak", account.peak)?;
+        if *steps > 0 {
+            write!(
+                f,
+                "\nit fitted before, so something grew or somebody else took memory: look at the growth in the report"
+            )?;
+        }
+        match levers.as_slice() {
+            [] => f.write_str("\nno setting would help: take a smaller model or smaller images"),
+            levers => {
+                f.write_str("\nwhat would help:")?;
+                levers.iter().try_for_each(|lever| {
+                    let fits = budget.is_some_and(|budget| lever.peak <= budget);
+                    write!(f, "\n  {lever}{}", if fits { "; then it fits" } else { "" })
+                })
+            }
+        }
+    }
 }
 
 impl TrainError {
@@ -60,6 +132,8 @@ impl fmt::Display for TrainError {
                 "the loss is no number any more after step {step} of epoch {epoch}, at learning rate {learning_rate:.4}: \
                  lower the learning rate"
             ),
+            TrainError::Peers(error) => error.fmt(f),
+            TrainError::OutOfMemory(what) => what.fmt(f),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Owns what a run tells while it runs and when it is over.
 //! It must never print: whoever watches draws.
 
+use super::memory::{Forecast, MemoryAccount, Reading};
+use crate::ByteCount;
+
 /// What a run tells its observer.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -11,11 +14,43 @@ pub enum Event<'a> {
         parameters: usize,
         /// The first epoch of this run: above 0 where it resumes.
         epoch: u64,
+        /// Batches of that epoch that are done: above 0 where it resumes in the middle.
+        batches: u64,
     },
+    /// Two steps are done, so it is known where memory goes. Told once, where the memory can be read.
+    Memory(&'a MemoryReport),
     /// Some steps are done. Told about ten times a second.
     Progress(&'a Progress),
     /// An epoch is done and validated, and its checkpoint written.
     Epoch(&'a EpochReport),
+    /// Channels were pruned.
+    Pruned(&'a PruneReport),
+}
+
+/// Where the memory of training goes: as measured, and as foretold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Read at each [`Phase`](crate::train::Phase).
+    pub at: [Reading; 5],
+    /// Where it goes.
+    pub account: MemoryAccount,
+    /// What was foretold before the first step.
+    pub forecast: Forecast,
+}
+
+/// What pruning did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PruneReport {
+    /// After this many epochs.
+    pub after_epochs: u64,
+    /// Numbers of the model, before and after.
+    pub parameters: [usize; 2],
+    /// What a forward pass keeps for the way back, before and after, as foretold.
+    pub activations: [ByteCount; 2],
+    /// In use at most in a step, before and after, as foretold.
+    pub peak: [ByteCount; 2],
+    /// On the validation images, before and right after.
+    pub scores: Option<[Score; 2]>,
 }
 
 /// How far an epoch has got.
@@ -29,6 +64,8 @@ pub struct Progress {
     pub step: u64,
     /// Steps of an epoch, as far as can be told.
     pub steps: u64,
+    /// Batches learnt from in this epoch. A step takes one, or several whose gradients it adds up.
+    pub batches: u64,
     /// Images trained on in this epoch.
     pub images: u64,
     /// Seconds of this epoch.
@@ -43,6 +80,10 @@ pub struct Progress {
     pub input_wait_share: f64,
     /// Share of the time that went into forward, backward and optimizer.
     pub compute_share: f64,
+    /// Memory of training, where it can be read: in use now, and at most since it was last told.
+    pub memory: Option<Reading>,
+    /// Bytes that the allocator holds from the system for it, in use or not, where that can be told.
+    pub memory_reserved: Option<ByteCount>,
 }
 
 impl Progress {
@@ -80,6 +121,10 @@ pub struct EpochReport {
 pub struct TrainReport {
     /// Trainable numbers in the model.
     pub parameters: usize,
+    /// Where memory goes, where it can be read.
+    pub memory: Option<MemoryReport>,
+    /// What pruning did, if this run pruned.
+    pub pruned: Option<PruneReport>,
     /// Every epoch of this run that was finished; those before a resume are not among them.
     pub epochs: Vec<EpochReport>,
     /// Whether it was stopped before its last epoch was done.

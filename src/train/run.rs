@@ -1,33 +1,62 @@
-//! Owns the training loop: epochs of forward, backward and step, validation, checkpoints.
+//! Owns the training loop: epochs of steps, validation, pruning, checkpoints.
 //! It must never print, and never call an epoch whole whose data ended early.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::module::{AutodiffModule, Module};
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
-use burn::optim::decay::WeightDecayConfig;
-use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer, SgdConfig};
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{ElementConversion, Int, Tensor};
+use burn::optim::{GradientsParams, Optimizer};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{FloatDType, Tensor};
 
 use super::checkpoint::{self, CheckpointInfo};
-use super::config::{OptimizerKind, TrainConfig};
+use super::config::{Prune, TrainConfig};
 use super::data::{ImageLoader, TrainData};
 use super::error::TrainError;
-use super::model::ResNet;
-use super::report::{EpochReport, Event, Progress, Score, TrainReport};
+use super::freeze::shapes;
+use super::gauge::Gauge;
+use super::gradients;
+use super::memory::{Meter, Phase, forecast, warm_up};
+use super::model::{Network, NetworkConfig, Pass, cast};
+use super::optimizer::{GradientSum, OptimizerKind, adamw, sgd};
+use super::peers::Peers;
+use super::precision::LossScale;
+use super::prune::prune;
+use super::report::{EpochReport, Event, Progress, PruneReport, Score, TrainReport};
+use super::step::{StepKind, learn};
+use super::tally::Tally;
+use crate::State;
 use crate::adapt::burn::ImageBatch;
 
 /// How often the device is asked for the loss: asking waits for all work under way.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
+/// Where a run computes, how its memory is read, and with whom it learns.
+pub struct Machine<B: AutodiffBackend> {
+    /// The device.
+    pub device: B::Device,
+    /// Reads its memory; `None` where nothing can.
+    pub meter: Option<Arc<dyn Meter>>,
+    /// The other ranks of a data-parallel run; `None`: this is the only one.
+    pub peers: Option<Peers<B::InnerBackend>>,
+}
+
+impl<B: AutodiffBackend> Machine<B> {
+    /// A device by itself, whose memory nobody reads.
+    #[must_use]
+    pub fn new(device: B::Device) -> Self {
+        Machine { device, meter: None, peers: None }
+    }
+}
+
 /// A trained model, and how it came about.
 #[derive(Debug)]
 pub struct Outcome<B: AutodiffBackend> {
     /// The model, as it was after the last step.
-    pub model: ResNet<B>,
+    pub model: Network<B>,
     /// What came of each epoch.
     pub report: TrainReport,
 }
@@ -36,19 +65,20 @@ pub struct Outcome<B: AutodiffBackend> {
 /// report says so.
 ///
 /// The same configuration and data give the same weights, bit for bit on the CPU; so does a run that was stopped and
-/// resumed from the checkpoint of its last whole epoch.
+/// resumed from its checkpoint, wherever in an epoch that was written.
 ///
 /// # Errors
 /// [`TrainError::Config`] for a setting out of range or data without images, [`TrainError::Data`] if a loader fails,
 /// [`TrainError::Io`] and [`TrainError::Checkpoint`] for a checkpoint that cannot be written, read or used,
-/// [`TrainError::Diverged`] if the loss is no number any more.
+/// [`TrainError::Diverged`] if the loss is no number any more, [`TrainError::OutOfMemory`] if the device's budget is too
+/// small, [`TrainError::Peers`] if another rank is gone.
 ///
 /// # Panics
 /// Panics if a label is not below the configured number of classes.
 pub fn train<B: AutodiffBackend>(
     config: &TrainConfig,
     data: &TrainData<B>,
-    device: &B::Device,
+    machine: Machine<B>,
     stop: &AtomicBool,
     observer: impl FnMut(Event<'_>),
 ) -> Result<Outcome<B>, TrainError> {
@@ -56,139 +86,277 @@ pub fn train<B: AutodiffBackend>(
     if data.training.num_items() == 0 {
         return Err(TrainError::Config("there are no images to train on".to_owned()));
     }
-    let smoothing = (config.label_smoothing > 0.0).then_some(config.label_smoothing as f32);
+    let Machine { device, meter, peers } = machine;
     let trainer = Trainer {
         config,
         data,
+        loss: CrossEntropyLossConfig::new().with_smoothing(config.smoothing()).init(&device),
+        gauge: Gauge::new(config, meter),
         device,
+        peers,
         stop,
         observer,
-        loss: CrossEntropyLossConfig::new().with_smoothing(smoothing).init(device),
     };
     match config.optimizer {
-        OptimizerKind::Sgd => {
-            let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0).with_nesterov(true);
-            let decay = WeightDecayConfig::new(config.weight_decay as f32);
-            trainer.run(SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(Some(decay)).init())
-        }
-        OptimizerKind::AdamW => trainer.run(AdamWConfig::new().with_weight_decay(config.weight_decay as f32).init()),
+        OptimizerKind::Sgd => trainer.run(|| sgd(config.weight_decay)),
+        OptimizerKind::AdamW => trainer.run(|| adamw(config.weight_decay)),
     }
 }
 
 struct Trainer<'a, B: AutodiffBackend, F> {
     config: &'a TrainConfig,
     data: &'a TrainData<B>,
-    device: &'a B::Device,
+    device: B::Device,
+    gauge: Gauge<'a>,
+    peers: Option<Peers<B::InnerBackend>>,
     stop: &'a AtomicBool,
     observer: F,
     loss: CrossEntropyLoss<B>,
 }
 
+/// What changes from step to step: with the data, it decides all that follows.
+struct Standing<B: AutodiffBackend, O> {
+    model: Network<B>,
+    shape: NetworkConfig,
+    optimizer: O,
+    scale: Option<LossScale>,
+    /// How far the epoch under way has got.
+    progress: Progress,
+    tally: Tally<B::InnerBackend>,
+}
+
 impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
-    fn run<O: Optimizer<ResNet<B>, B>>(mut self, mut optimizer: O) -> Result<Outcome<B>, TrainError> {
-        let mut model = self.config.model.init::<B>(self.config.seed, self.device);
-        let recipe = self.config.recipe();
-        let mut first = 0;
-        if let (true, Some(path)) = (self.config.resume, &self.config.checkpoint) {
-            let info;
-            (info, model, optimizer) = checkpoint::load(path, &recipe, model, optimizer, self.device)?;
-            first = info.epochs_done;
-        }
-        self.data.epochs.set(first);
-        let mut report = TrainReport { parameters: model.num_params(), ..TrainReport::default() };
-        (self.observer)(Event::Started { parameters: report.parameters, epoch: first });
+    fn run<O: Optimizer<Network<B>, B>>(mut self, fresh: impl Fn() -> O) -> Result<Outcome<B>, TrainError> {
+        let mut at = self.begin(&fresh)?;
+        let first = at.progress.epoch;
+        let mut report = TrainReport { parameters: at.model.num_params(), ..TrainReport::default() };
+        self.data.epochs.set(State { epoch: first, batch: at.progress.batches });
+        (self.observer)(Event::Started { parameters: report.parameters, epoch: first, batches: at.progress.batches });
 
         for epoch in first..self.config.epochs {
-            let training;
-            (model, training) = self.epoch(epoch, model, &mut optimizer)?;
+            at = self.epoch(at)?;
+            report.memory = self.gauge.report();
             let validation = match &self.data.validation {
-                Some(images) if !self.stopped() => Some(self.validate(&model.valid(), images)?),
+                Some(images) if !self.stopped() && self.leads() => Some(self.validate(&at.model, images)?),
                 _ => None,
             };
             if self.stopped() {
                 report.interrupted = true;
+                self.save(&at)?;
                 break;
             }
-            if let Some(path) = &self.config.checkpoint {
-                let info = CheckpointInfo { epochs_done: epoch + 1, recipe: recipe.clone() };
-                checkpoint::save(path, &info, &model, &optimizer)?;
-            }
-            let done = EpochReport { training, validation };
+            let done = EpochReport { training: at.progress, validation };
+            let pruned = match self.config.prune {
+                Some(Prune { share, after_epochs }) if after_epochs == epoch + 1 => {
+                    let (smaller, mut pruned) = self.prune(at, share, &fresh)?;
+                    at = smaller;
+                    pruned.scores = validation.zip(pruned.scores.map(|[_, after]| after)).map(<[Score; 2]>::from);
+                    Some(pruned)
+                }
+                _ => None,
+            };
+            at.progress = Progress { epoch: epoch + 1, epochs: self.config.epochs, ..Progress::default() };
+            at.tally = Tally::new(&self.device);
+            self.save(&at)?;
             report.epochs.push(done);
             (self.observer)(Event::Epoch(&done));
+            if let Some(pruned) = pruned {
+                (self.observer)(Event::Pruned(&pruned));
+                report.pruned = Some(pruned);
+            }
         }
-        Ok(Outcome { model, report })
+        Ok(Outcome { model: at.model, report })
     }
 
-    /// One epoch of training.
-    fn epoch<O: Optimizer<ResNet<B>, B>>(
-        &mut self,
-        epoch: u64,
-        mut model: ResNet<B>,
-        optimizer: &mut O,
-    ) -> Result<(ResNet<B>, Progress), TrainError> {
-        let items = self.data.training.num_items() as f64;
-        let mut progress = Progress { epoch, epochs: self.config.epochs, ..Progress::default() };
-        let mut tally = Tally::new(self.device);
+    /// The model as this run finds it: new, from other weights, or as a checkpoint left it.
+    fn begin<O: Optimizer<Network<B>, B>>(&mut self, fresh: &impl Fn() -> O) -> Result<Standing<B, O>, TrainError> {
+        let config = self.config;
+        if self.gauge.reads() {
+            warm_up::<B>(&self.device)?;
+        }
+        self.gauge.begin();
+        let mut shape = config.model.clone();
+        let mut progress = Progress { epochs: config.epochs, ..Progress::default() };
+        let mut tally = Tally::new(&self.device);
+        let mut scale = LossScale::new(config.precision);
+        let mut optimizer = fresh();
+        let mut model;
+        if let (true, Some(path)) = (config.resume, &config.checkpoint) {
+            let info = checkpoint::inspect(path)?;
+            info.check(path, &config.recipe())?;
+            shape.hidden.clone_from(&info.hidden);
+            model = shape.init::<B>(config.seed, &self.device);
+            (model, optimizer) = checkpoint::load(path, model, optimizer, &self.device)?;
+            progress = Progress {
+                epoch: info.epochs_done,
+                batches: info.batches_done,
+                step: info.steps,
+                images: info.images,
+                seconds: info.seconds,
+                ..progress
+            };
+            tally.restore(info.loss_sum, info.right, info.images);
+            if let (Some(scale), Some((factor, good_steps))) = (&mut scale, info.loss_scale) {
+                *scale = LossScale::from_parts(factor, good_steps);
+            }
+        } else {
+            model = shape.init::<B>(config.seed, &self.device);
+            if let Some(path) = &config.start_from {
+                (model, shape) = start_from(path, model, shape, &self.device)?;
+            }
+        }
+        let model = config.freeze.apply::<B, _>(model)?;
+        self.gauge.reached(Phase::Model)?;
+        Ok(Standing { model, shape, optimizer, scale, progress, tally })
+    }
+
+    /// The rest of the epoch under way.
+    fn epoch<O: Optimizer<Network<B>, B>>(&mut self, mut at: Standing<B, O>) -> Result<Standing<B, O>, TrainError> {
+        let world = self.peers.as_ref().map_or(1, Peers::world_size) as f64;
+        let items = self.data.training.num_items() as f64 * world;
+        let seconds_before = at.progress.seconds;
         let (mut waited, mut computed) = (Duration::ZERO, Duration::ZERO);
         let start = Instant::now();
         let mut told = start;
         let mut batches = self.data.training.iter();
+        // Alone, a step is a batch and its mean loss; nothing has to be weighed.
+        let alone = self.config.accumulate == 1 && self.peers.is_none();
+        let mut seen = at.progress.images as f64 * world;
         loop {
-            let before = Instant::now();
-            let batch = batches.next();
+            let mut sum = GradientSum::default();
+            let mut learning = Duration::ZERO;
+            for _ in 0..self.config.accumulate {
+                let before = Instant::now();
+                let batch = batches.next();
+                let begun = Instant::now();
+                waited += begun - before;
+                let Some(ImageBatch { images, labels }) = batch else { break };
+                let [size, ..] = images.dims();
+                self.gauge.batch(size)?;
+                let weight = if alone { 1.0 } else { GradientSum::weight(size) };
+                let kind = StepKind {
+                    precision: self.config.precision,
+                    checkpointing: self.config.checkpointing,
+                    factor: weight * at.scale.map_or(1.0, LossScale::factor),
+                };
+                let mut read = Vec::new();
+                let learnt = self.gauge.guard(|| {
+                    let mut reached = |phase| read.extend(self.gauge.look(phase));
+                    learn(&at.model, images, labels.clone(), &self.loss, kind, &mut reached)
+                })?;
+                read.into_iter().try_for_each(|(phase, reading)| self.gauge.note(phase, reading))?;
+                at.tally.add(&learnt.loss, learnt.scores, labels.inner(), size);
+                sum.add(&at.model, learnt.gradients, size);
+                at.progress.batches += 1;
+                learning += begun.elapsed();
+            }
+            if sum.images == 0 && self.peers.is_none() {
+                break;
+            }
             let begun = Instant::now();
-            waited += begun - before;
-            let Some(ImageBatch { images, labels }) = batch else { break };
-            let [size, ..] = images.dims();
+            at.progress.learning_rate =
+                self.config.schedule.at((at.progress.epoch as f64 + seen / items) / self.config.epochs as f64);
+            let (size, all) = (sum.images, self.step(&mut at, sum, alone)?);
+            if all == 0 {
+                break;
+            }
+            seen += all as f64;
+            self.gauge.stepped()?;
 
-            let seen = progress.images as f64 / items;
-            progress.learning_rate = self.config.schedule.at((epoch as f64 + seen) / self.config.epochs as f64);
-            let scores = model.forward(images);
-            let loss = self.loss.forward(scores.clone(), labels.clone());
-            tally.add(&loss.clone().inner(), scores.inner(), labels.inner(), size);
-            let gradients = GradientsParams::from_grads(loss.backward(), &model);
-            model = optimizer.step(progress.learning_rate, model, gradients);
-
+            let progress = &mut at.progress;
             progress.step += 1;
-            progress.images += size as u64;
-            progress.steps = progress.steps.max(progress.step).max((items / size as f64).ceil() as u64);
+            progress.images += size;
+            progress.steps = progress.steps.max(progress.step).max((items / all as f64).ceil() as u64);
             let due = told.elapsed() >= REPORT_EVERY;
             if due {
-                tally.read();
+                at.tally.read();
             }
-            computed += begun.elapsed();
+            computed += learning + begun.elapsed();
             if due {
                 told = Instant::now();
-                fill(&mut progress, &tally, start.elapsed(), waited, computed)?;
-                (self.observer)(Event::Progress(&progress));
+                at.tell(seconds_before, start.elapsed(), waited, computed)?;
+                self.gauge.fill(&mut at.progress)?;
+                if let Some(memory) = self.gauge.news() {
+                    (self.observer)(Event::Memory(&memory));
+                }
+                (self.observer)(Event::Progress(&at.progress));
             }
             if self.stopped() {
                 break;
+            }
+            let every = self.config.checkpoint_every;
+            if every > 0 && at.progress.step.is_multiple_of(every) {
+                at.tally.read();
+                at.tell(seconds_before, start.elapsed(), waited, computed)?;
+                self.save(&at)?;
             }
         }
         drop(batches);
         self.whole()?;
         let reading = Instant::now();
-        tally.read();
+        at.tally.read();
         computed += reading.elapsed();
-        progress.steps = progress.step;
-        fill(&mut progress, &tally, start.elapsed(), waited, computed)?;
-        Ok((model, progress))
+        if !self.stopped() {
+            at.progress.steps = at.progress.step;
+        }
+        at.tell(seconds_before, start.elapsed(), waited, computed)?;
+        self.gauge.fill(&mut at.progress)?;
+        if let Some(memory) = self.gauge.news() {
+            (self.observer)(Event::Memory(&memory));
+        }
+        Ok(at)
     }
 
-    /// The loss and accuracy on images that the model does not learn from.
-    fn validate(
-        &self,
-        model: &ResNet<B::InnerBackend>,
-        images: &ImageLoader<B::InnerBackend>,
-    ) -> Result<Score, TrainError> {
+    /// Lets the weights follow the gradients of a step. Returns how many images all ranks had for it.
+    fn step<O: Optimizer<Network<B>, B>>(
+        &mut self,
+        at: &mut Standing<B, O>,
+        mut sum: GradientSum,
+        alone: bool,
+    ) -> Result<u64, TrainError> {
+        let mut images = sum.images;
+        let mut all = sum.take();
+        if let Some(peers) = &mut self.peers {
+            let stop = self.stop.load(Ordering::Relaxed);
+            let (summed, total, stopped) = exchange(peers, &at.model, &mut all, images, stop)?;
+            if stopped {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            (all, images) = (summed, total);
+            if images == 0 {
+                return Ok(0);
+            }
+        }
+        let mean = if alone { 1.0 } else { 1.0 / GradientSum::weight(images as usize) };
+        let factor = mean / at.scale.map_or(1.0, LossScale::factor);
+        if factor != 1.0 {
+            gradients::scale(&at.model, &mut all, factor);
+        }
+        if let Some(scale) = &mut at.scale
+            && !scale.saw(gradients::are_finite(&at.model, &all))
+        {
+            let Progress { epoch, step, learning_rate, .. } = at.progress;
+            return if scale.is_least() {
+                Err(TrainError::Diverged { epoch, step, learning_rate })
+            } else {
+                Ok(images)
+            };
+        }
+        let (model, rate) = (at.model.clone(), at.progress.learning_rate);
+        at.model = self.gauge.guard(|| at.optimizer.step(rate, model, all))?;
+        Ok(images)
+    }
+
+    /// The loss and accuracy on images that the model does not learn from. No graph is made.
+    fn validate(&self, model: &Network<B>, images: &ImageLoader<B::InnerBackend>) -> Result<Score, TrainError> {
         let start = Instant::now();
-        let loss = CrossEntropyLossConfig::new().init(self.device);
-        let mut tally = Tally::<B::InnerBackend>::new(self.device);
+        let model = model.valid();
+        let loss = CrossEntropyLossConfig::new().init(&self.device);
+        let mut tally = Tally::<B::InnerBackend>::new(&self.device);
         for ImageBatch { images, labels } in images.iter() {
             let [size, ..] = images.dims();
-            let scores = model.forward(images);
+            let scores = model.forward(cast(images, self.config.precision.dtype()), Pass::Evaluate);
+            let scores = cast(scores, FloatDType::F32);
             tally.add(&loss.forward(scores.clone(), labels.clone()), scores, labels, size);
             if self.stopped() {
                 break;
@@ -197,7 +365,61 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         self.whole()?;
         tally.read();
         let (loss, accuracy) = tally.means();
-        Ok(Score { images: tally.images, loss, accuracy, seconds: start.elapsed().as_secs_f64() })
+        Ok(Score { images: tally.images(), loss, accuracy, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The smaller network, and what it saves. Its optimizer begins anew: the old state has the old shape.
+    fn prune<O: Optimizer<Network<B>, B>>(
+        &self,
+        at: Standing<B, O>,
+        share: f64,
+        fresh: &impl Fn() -> O,
+    ) -> Result<(Standing<B, O>, PruneReport), TrainError> {
+        let parameters = at.model.num_params();
+        let shape_before = at.shape.clone();
+        let (model, shape) = prune(at.model, &at.shape, share, &self.device);
+        let foretold = |model: &NetworkConfig| {
+            let micro_batch = self.gauge.micro_batch().max(1);
+            forecast(&TrainConfig { model: model.clone(), ..self.config.clone() }, micro_batch)
+        };
+        let (before, after) = (foretold(&shape_before)?.account, foretold(&shape)?.account);
+        let scores = match &self.data.validation {
+            Some(images) if self.leads() => Some([Score::default(), self.validate(&model, images)?]),
+            _ => None,
+        };
+        let report = PruneReport {
+            after_epochs: at.progress.epoch + 1,
+            parameters: [parameters, model.num_params()],
+            activations: [before.activations, after.activations],
+            peak: [before.peak, after.peak],
+            scores,
+        };
+        Ok((Standing { model, shape, optimizer: fresh(), ..at }, report))
+    }
+
+    /// Writes the checkpoint, where one is wanted.
+    fn save<O: Optimizer<Network<B>, B>>(&self, at: &Standing<B, O>) -> Result<(), TrainError> {
+        let Some(path) = self.config.checkpoint.as_ref().filter(|_| self.leads()) else { return Ok(()) };
+        let Progress { epoch, batches, step, images, seconds, .. } = at.progress;
+        let (loss_sum, right) = at.tally.sums();
+        let info = CheckpointInfo {
+            epochs_done: epoch,
+            batches_done: batches,
+            steps: step,
+            images,
+            loss_sum,
+            right,
+            seconds,
+            loss_scale: at.scale.map(LossScale::parts),
+            hidden: at.shape.hidden.clone(),
+            recipe: self.config.recipe(),
+        };
+        checkpoint::save(path, &info, &at.model, &at.optimizer)
+    }
+
+    /// Whether this rank validates and writes checkpoints.
+    fn leads(&self) -> bool {
+        self.peers.as_ref().is_none_or(|peers| peers.rank() == 0)
     }
 
     fn stopped(&self) -> bool {
@@ -213,66 +435,71 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
     }
 }
 
-fn fill<B: Backend>(
-    progress: &mut Progress,
-    tally: &Tally<B>,
-    all: Duration,
-    waited: Duration,
-    computed: Duration,
-) -> Result<(), TrainError> {
-    (progress.loss, progress.accuracy) = tally.means();
-    progress.seconds = all.as_secs_f64();
-    progress.input_wait_share = waited.as_secs_f64() / progress.seconds.max(1e-9);
-    progress.compute_share = computed.as_secs_f64() / progress.seconds.max(1e-9);
-    if progress.loss.is_finite() {
-        return Ok(());
-    }
-    let Progress { epoch, step, learning_rate, .. } = *progress;
-    Err(TrainError::Diverged { epoch, step, learning_rate })
-}
-
-/// Sums of loss and right answers. They stay on the device until they are read.
-struct Tally<B: Backend> {
-    device: B::Device,
-    new_loss: Tensor<B, 1>,
-    new_right: Tensor<B, 1, Int>,
-    loss: f64,
-    right: u64,
-    images: u64,
-}
-
-impl<B: Backend> Tally<B> {
-    fn new(device: &B::Device) -> Self {
-        Tally {
-            device: device.clone(),
-            new_loss: Tensor::zeros([1], device),
-            new_right: Tensor::zeros([1], device),
-            loss: 0.0,
-            right: 0,
-            images: 0,
+impl<B: AutodiffBackend, O> Standing<B, O> {
+    /// Brings the progress up to what the tally has read.
+    fn tell(
+        &mut self,
+        seconds_before: f64,
+        all: Duration,
+        waited: Duration,
+        computed: Duration,
+    ) -> Result<(), TrainError> {
+        let progress = &mut self.progress;
+        (progress.loss, progress.accuracy) = self.tally.means();
+        let now = all.as_secs_f64();
+        progress.seconds = seconds_before + now;
+        progress.input_wait_share = waited.as_secs_f64() / now.max(1e-9);
+        progress.compute_share = computed.as_secs_f64() / now.max(1e-9);
+        if progress.loss.is_finite() {
+            return Ok(());
         }
+        let Progress { epoch, step, learning_rate, .. } = *progress;
+        Err(TrainError::Diverged { epoch, step, learning_rate })
     }
+}
 
-    /// Adds a batch of `size` images with this mean loss.
-    fn add(&mut self, loss: &Tensor<B, 1>, scores: Tensor<B, 2>, labels: Tensor<B, 1, Int>, size: usize) {
-        let right = scores.argmax(1).reshape([size]).equal(labels).int().sum();
-        self.new_loss = self.new_loss.clone() + loss.clone() * size as f64;
-        self.new_right = self.new_right.clone() + right;
-        self.images += size as u64;
-    }
+/// The gradients of all ranks together, their images, and whether one of them is to stop. A rank that has no more data brings
+/// nothing, and takes the same step as the others.
+fn exchange<B: AutodiffBackend>(
+    peers: &mut Peers<B::InnerBackend>,
+    model: &Network<B>,
+    mine: &mut GradientsParams,
+    images: u64,
+    stop: bool,
+) -> Result<(GradientsParams, u64, bool), TrainError> {
+    let mut row = gradients::flatten(model, mine);
+    let device = row.first().map(Tensor::device).unwrap_or_default();
+    let numbers: usize = row.iter().map(|part| part.dims()[0]).sum();
+    // Both are small whole numbers, which 32-bit floats add up without loss.
+    row.push(Tensor::from_floats([images as f32, f32::from(u8::from(stop))], &device));
+    let row = peers.sum(Tensor::cat(row, 0)).map_err(TrainError::Peers)?;
+    let told: Vec<f32> = row.clone().narrow(0, numbers, 2).into_data().iter().collect();
+    Ok((gradients::unflatten(model, &row), told[0] as u64, told[1] > 0.0))
+}
 
-    /// Waits for the device, and fetches what is new.
-    fn read(&mut self) {
-        let fresh = Tally::new(&self.device);
-        self.loss += std::mem::replace(&mut self.new_loss, fresh.new_loss).into_scalar().elem::<f64>();
-        self.right += std::mem::replace(&mut self.new_right, fresh.new_right).into_scalar().elem::<i64>() as u64;
+/// A checkpoint's weights for a model of this shape; where the classes differ, the head stays as it is.
+fn start_from<B: AutodiffBackend>(
+    path: &Path,
+    model: Network<B>,
+    mut shape: NetworkConfig,
+    device: &B::Device,
+) -> Result<(Network<B>, NetworkConfig), TrainError> {
+    shape.hidden = checkpoint::inspect(path)?.hidden;
+    let learnt = checkpoint::load_weights(path, shape.init_blank::<B>(device), device)?;
+    let wanted = shapes::<B, _>(&shape.init_blank::<B>(device), false);
+    let found = shapes::<B, _>(&learnt, false);
+    let differs = |head: bool| {
+        wanted.iter().zip(&found).find(|(wanted, found)| wanted.0.starts_with("head.") == head && wanted != found)
+    };
+    if let Some((wanted, found)) = differs(false) {
+        let why = format!(
+            "its weights are those of another network: '{}' has the shape {:?}, this one's {:?}",
+            wanted.0, found.1, wanted.1
+        );
+        return Err(checkpoint::refused(path, why));
     }
-
-    /// Mean loss and accuracy of what was read, over all images.
-    fn means(&self) -> (f64, f64) {
-        let images = self.images.max(1) as f64;
-        (self.loss / images, self.right as f64 / images)
-    }
+    let other_classes = differs(true).is_some();
+    Ok((if other_classes { learnt.with_head_of(&model) } else { learnt }, shape))
 }
 
 #[cfg(test)]

@@ -1,26 +1,51 @@
 //! The training loop on data made up on the spot: three classes, told apart by the channel that is bright.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use burn::data::dataloader::{self, DataLoader, DataLoaderIterator};
-use burn::tensor::TensorData;
+use burn::optim::GradientsParams;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, TensorData};
 
 use super::*;
 use crate::adapt::burn::{EpochCounter, LoadFailure};
-use crate::train::{Cpu, ModelKind};
-use crate::{KeyedRng, SampleId, Seed};
+use crate::train::step::Learnt;
+use crate::train::{Checkpointing, Cpu, CpuBalanced, Freeze, ModelKind, Precision, TrainConfig, micro_batch_within};
+use crate::{ByteCount, KeyedRng, SampleId, Seed};
 
 const SIDE: usize = 16;
 const ITEMS: usize = 42;
 const BATCH: usize = 8;
 
 /// Each epoch has an order and noise of its own.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct MadeUp {
     epochs: EpochCounter,
     failure: LoadFailure,
     /// Fails after this many batches of an epoch, if above 0.
     fails_after: usize,
+    /// Images in a batch.
+    batch: usize,
+    /// How many batches it gives before it fails, over all epochs.
+    gives_at_most: usize,
+    given: Arc<AtomicUsize>,
+    /// Pixels are this many times as large.
+    loud: f64,
+}
+
+impl Default for MadeUp {
+    fn default() -> Self {
+        MadeUp {
+            epochs: EpochCounter::default(),
+            failure: LoadFailure::default(),
+            fails_after: 0,
+            batch: BATCH,
+            gives_at_most: usize::MAX,
+            given: Arc::default(),
+            loud: 1.0,
+        }
+    }
 }
 
 impl MadeUp {
@@ -30,7 +55,7 @@ impl MadeUp {
             let mut rng = KeyedRng::new(Seed(1), epoch, SampleId(id), 0);
             for channel in 0..3 {
                 let level = if channel == id % 3 { 1.0 } else { 0.0 };
-                pixels.extend((0..SIDE * SIDE).map(|_| (level + rng.range(-1.0, 1.0)) as f32));
+                pixels.extend((0..SIDE * SIDE).map(|_| (self.loud * (level + rng.range(-1.0, 1.0))) as f32));
             }
         }
         let labels: Vec<i64> = ids.iter().map(|id| (id % 3) as i64).collect();
@@ -58,14 +83,20 @@ impl<B: Backend> DataLoaderIterator<ImageBatch<B>> for Made<B> {
 
 impl<B: Backend> DataLoader<B, ImageBatch<B>> for MadeUp {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ImageBatch<B>> + 'a> {
-        let epoch = self.epochs.take();
+        let State { epoch, batch } = self.epochs.take();
         let mut ids: Vec<u64> = (0..ITEMS as u64).collect();
         let mut rng = KeyedRng::new(Seed(2), epoch, SampleId(0), 0);
         for last in (1..ITEMS).rev() {
             ids.swap(last, rng.below(last as u64 + 1) as usize);
         }
         let device = B::Device::default();
-        let mut batches: Vec<_> = ids.chunks(BATCH).map(|ids| self.batch(epoch, ids, &device)).collect();
+        let mut batches: Vec<_> =
+            ids.chunks(self.batch).skip(batch as usize).map(|ids| self.batch(epoch, ids, &device)).collect();
+        let before = self.given.fetch_add(batches.len(), Ordering::Relaxed);
+        if before.saturating_add(batches.len()) > self.gives_at_most {
+            batches.truncate(self.gives_at_most.saturating_sub(before));
+            self.failure.put(crate::Error::WorkerDied);
+        }
         if self.fails_after > 0 {
             batches.truncate(self.fails_after);
             self.failure.put(crate::Error::WorkerDied);
@@ -87,12 +118,12 @@ impl<B: Backend> DataLoader<B, ImageBatch<B>> for MadeUp {
 }
 
 fn data(made: &MadeUp) -> TrainData<Cpu> {
-    let validation = MadeUp { epochs: EpochCounter::default(), ..made.clone() };
+    let validation = MadeUp { batch: made.batch, ..MadeUp::default() };
     TrainData::new(Arc::new(made.clone()), Some(Arc::new(validation)), made.epochs.clone(), made.failure.clone())
 }
 
 fn config(epochs: u64) -> TrainConfig {
-    let mut config = TrainConfig::new(3, SIDE as u32);
+    let mut config = TrainConfig::new(ModelKind::Small, 3, SIDE as u32);
     config.model.width = 4;
     config.epochs = epochs;
     config.schedule.peak = 0.05;
@@ -100,14 +131,14 @@ fn config(epochs: u64) -> TrainConfig {
 }
 
 fn run(config: &TrainConfig) -> Result<Outcome<Cpu>, TrainError> {
-    train(config, &data(&MadeUp::default()), &Default::default(), &AtomicBool::new(false), |_| ())
+    train(config, &data(&MadeUp::default()), Machine::new(Default::default()), &AtomicBool::new(false), |_| ())
 }
 
 /// Every number of a model, to the bit.
-fn bits(model: &ResNet<Cpu>) -> Vec<u32> {
+fn bits(model: &Network<Cpu>) -> Vec<u32> {
     let images =
         MadeUp::default().batch::<<Cpu as AutodiffBackend>::InnerBackend>(9, &[0, 1, 2, 3], &Default::default());
-    let scores = model.valid().forward(images.images).into_data();
+    let scores = model.valid().forward(images.images, Pass::Evaluate).into_data();
     scores.iter::<f32>().map(f32::to_bits).collect()
 }
 
@@ -147,7 +178,7 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
         assert_eq!(checkpoint::inspect(&path).expect("a checkpoint").epochs_done, 4);
 
         let stop = AtomicBool::new(false);
-        let stopped = train(&config, &data(&MadeUp::default()), &Default::default(), &stop, |event| {
+        let stopped = train(&config, &data(&MadeUp::default()), Machine::new(Default::default()), &stop, |event| {
             if matches!(event, Event::Epoch(done) if done.training.epoch == 1) {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -168,6 +199,290 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
 }
 
 #[test]
+fn a_run_that_is_stopped_anywhere_goes_on_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("run.ckpt");
+    let config = TrainConfig {
+        checkpoint: Some(path.clone()),
+        checkpoint_every: 2,
+        accumulate: 2,
+        prune: Some(Prune { share: 0.25, after_epochs: 1 }),
+        ..config(3)
+    };
+    let whole = run(&config).expect("trained");
+    for (kill, stop_at_step) in [(false, 1), (false, 4), (true, 3), (true, 5), (false, 8)] {
+        std::fs::remove_file(&path).ok();
+        let stop = AtomicBool::new(false);
+        // The loss of the third step of an epoch comes too late to be told: count what the loader gives.
+        let made = MadeUp { gives_at_most: 2 * stop_at_step, ..MadeUp::default() };
+        let kept = TrainConfig { checkpoint: Some(path.clone()), ..config.clone() };
+        let ended = train(&kept, &data(&made), Machine::new(Default::default()), &stop, |_| ());
+        assert!(matches!(ended, Err(TrainError::Data(_))), "{stop_at_step}");
+        if !kill {
+            // Called off at the same place, it writes where it is.
+            let made = MadeUp { gives_at_most: 0, ..MadeUp::default() };
+            let resume = path.exists();
+            let kept = TrainConfig { resume, ..kept };
+            let outcome = train(&kept, &data(&made), Machine::new(Default::default()), &AtomicBool::new(true), |_| ());
+            assert!(outcome.expect("called off").report.interrupted);
+        }
+        let resume = path.exists();
+        assert!(resume || stop_at_step < 2, "a checkpoint after two steps");
+        let resumed = run(&TrainConfig { resume, ..config.clone() }).expect("resumed");
+        assert_eq!(bits(&whole.model), bits(&resumed.model), "{kill} {stop_at_step}");
+    }
+}
+
+/// Two of each class.
+fn six<B: Backend>() -> (Tensor<B, 4>, Tensor<B, 1, Int>) {
+    let ImageBatch { images, labels } = MadeUp::default().batch::<B>(0, &[0, 1, 2, 3, 4, 5], &Default::default());
+    (images, labels)
+}
+
+fn tiny(kind: ModelKind) -> TrainConfig {
+    let mut config = TrainConfig::new(kind, 3, SIDE as u32);
+    config.model.width = 6;
+    config
+}
+
+fn learnt<B: AutodiffBackend>(config: &TrainConfig, checkpointing: Checkpointing) -> (Network<B>, Learnt<B>)
+where
+    B::Device: Default,
+{
+    let device = B::Device::default();
+    let model = config.freeze.apply::<B, _>(config.model.init::<B>(Seed(5), &device)).expect("frozen");
+    let (images, labels) = six::<B>();
+    let kind = StepKind { precision: config.precision, checkpointing, factor: 1.0 };
+    let loss = CrossEntropyLossConfig::new().init(&device);
+    let learnt = learn(&model, images, labels, &loss, kind, &mut |_| ());
+    (model, learnt)
+}
+
+/// All gradients in the model's order, and how many parameters have one.
+fn row<B: AutodiffBackend>(model: &Network<B>, gradients: &mut GradientsParams) -> (Vec<f32>, usize) {
+    let count = gradients.len();
+    let parts = gradients::flatten(model, gradients);
+    (parts.into_iter().flat_map(|part| part.into_data().iter::<f32>().collect::<Vec<_>>()).collect(), count)
+}
+
+const KINDS: [ModelKind; 3] = [ModelKind::Small, ModelKind::ResNet18, ModelKind::VitTiny];
+
+#[test]
+fn what_is_computed_again_gives_the_same_gradients() {
+    for kind in KINDS {
+        for freeze in [Freeze::Nothing, "stem,blocks.0".parse().expect("a freeze"), Freeze::Backbone] {
+            let config = TrainConfig { freeze, ..tiny(kind) };
+            let (model, mut plain) = learnt::<Cpu>(&config, Checkpointing::None);
+            let expected = row(&model, &mut plain.gradients);
+            assert!(expected.0.iter().any(|&number| number != 0.0));
+            let (model, mut again) = learnt::<Cpu>(&config, Checkpointing::Blocks);
+            assert_eq!(expected, row(&model, &mut again.gradients), "{kind} {}", config.freeze);
+            assert_eq!(plain.loss.into_data(), again.loss.into_data());
+            let (model, mut balanced) = learnt::<CpuBalanced>(&config, Checkpointing::Balanced);
+            assert_eq!(expected, row(&model, &mut balanced.gradients), "{kind} {}", config.freeze);
+        }
+    }
+}
+
+#[test]
+fn running_statistics_follow_once_however_often_a_block_is_computed() {
+    let config = tiny(ModelKind::ResNet18);
+    let (plain, _) = learnt::<Cpu>(&config, Checkpointing::None);
+    let (again, _) = learnt::<Cpu>(&config, Checkpointing::Blocks);
+    assert_eq!(bits(&plain), bits(&again));
+    let fresh = config.model.init::<Cpu>(Seed(5), &Default::default());
+    assert_ne!(bits(&plain), bits(&fresh), "they followed");
+}
+
+#[test]
+fn frozen_parameters_have_no_gradient_and_stay_as_they_are() {
+    for kind in KINDS {
+        let (model, learnt) =
+            learnt::<Cpu>(&TrainConfig { freeze: Freeze::Backbone, ..tiny(kind) }, Checkpointing::None);
+        let in_head = if kind == ModelKind::VitTiny { 4 } else { 2 };
+        assert_eq!(learnt.gradients.len(), in_head, "{kind}");
+        drop(model);
+    }
+    let frozen = TrainConfig { freeze: "stem,blocks".parse().expect("a freeze"), ..config(2) };
+    let before = shapes::<Cpu, _>(&frozen.model.init::<Cpu>(frozen.seed, &Default::default()), true).len();
+    let outcome = run(&frozen).expect("trained");
+    assert_eq!(shapes::<Cpu, _>(&outcome.model, true).len(), 2);
+    assert!(before > 10);
+    assert_eq!(stem_weights(&outcome.model), stem_weights(&frozen.model.init(frozen.seed, &Default::default())));
+    assert_ne!(stem_weights(&run(&config(2)).expect("trained").model), stem_weights(&outcome.model));
+}
+
+fn stem_weights(model: &Network<Cpu>) -> Vec<f32> {
+    struct First(Vec<f32>);
+    impl<B: Backend> burn::module::ModuleVisitor<B> for First {
+        fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<B, D>>) {
+            if self.0.is_empty() {
+                self.0 = param.val().into_data().iter().collect();
+            }
+        }
+    }
+    let mut first = First(Vec::new());
+    model.visit(&mut first);
+    first.0
+}
+
+#[test]
+fn several_batches_make_the_step_of_one() {
+    // A transformer normalises each image by itself, so only rounding is left between the two.
+    let config = |accumulate| {
+        let mut config =
+            TrainConfig { accumulate, epochs: 2, ..tiny(ModelKind::VitTiny) }.optimizer(OptimizerKind::Sgd);
+        config.schedule.peak = 0.05;
+        config
+    };
+    let trained = |accumulate: u64, batch: usize| {
+        let made = MadeUp { batch, ..MadeUp::default() };
+        let config = config(accumulate);
+        let outcome = train(&config, &data(&made), Machine::new(Default::default()), &AtomicBool::new(false), |_| ());
+        let outcome = outcome.expect("trained");
+        assert_eq!(outcome.report.epochs[0].training.step, ITEMS.div_ceil(batch * accumulate as usize) as u64);
+        let images = six::<<Cpu as AutodiffBackend>::InnerBackend>().0;
+        outcome.model.valid().forward(images, Pass::Evaluate).into_data().iter::<f32>().collect::<Vec<_>>()
+    };
+    let whole = trained(1, 12);
+    for (accumulate, batch) in [(2, 6), (4, 3), (12, 1)] {
+        for (a, b) in whole.iter().zip(trained(accumulate, batch)) {
+            assert!((a - b).abs() < 2e-4, "{accumulate} x {batch}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn half_the_digits_learn_nearly_the_same() {
+    for kind in KINDS {
+        let curve = |precision| {
+            let mut config = TrainConfig { precision, epochs: 4, ..tiny(kind) };
+            // A run at the edge of what is stable would tell of the edge.
+            config.schedule.peak = if kind == ModelKind::VitTiny { 2e-3 } else { 0.01 };
+            let outcome = run(&config).expect("trained");
+            outcome.report.epochs.iter().map(|epoch| epoch.training.loss).collect::<Vec<_>>()
+        };
+        let full = curve(Precision::F32);
+        for (precision, tolerance) in [(Precision::Bf16, 0.05), (Precision::F16, 0.02)] {
+            let half = curve(precision);
+            assert_ne!(full, half, "{kind} {precision} is computed in another type");
+            for (a, b) in full.iter().zip(&half) {
+                assert!((a - b).abs() < tolerance, "{kind} {precision}: {full:?} {half:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_overflows_in_f16_costs_a_step_and_no_more() {
+    let mut config = TrainConfig { precision: Precision::F16, ..config(3) };
+    config.schedule.peak = 0.05;
+    // Far out of what f16 holds with the factor that the loss begins with.
+    let made = MadeUp { loud: 3000.0, ..MadeUp::default() };
+    let outcome = train(&config, &data(&made), Machine::new(Default::default()), &AtomicBool::new(false), |_| ());
+    let report = outcome.expect("trained").report;
+    assert!(report.epochs.iter().all(|epoch| epoch.training.loss.is_finite()));
+}
+
+#[test]
+fn pruning_takes_channels_and_training_goes_on() {
+    let prune = Some(Prune { share: 0.5, after_epochs: 4 });
+    let outcome = run(&TrainConfig { prune, ..config(8) }).expect("trained");
+    let pruned = outcome.report.pruned.clone().expect("pruned");
+    assert_eq!(pruned.after_epochs, 4);
+    assert!(pruned.parameters[1] < pruned.parameters[0] * 4 / 5, "{pruned:?}");
+    assert!(pruned.activations[1] < pruned.activations[0] && pruned.peak[1] < pruned.peak[0], "{pruned:?}");
+    assert_eq!(pruned.parameters[1], outcome.model.num_params());
+    let [before, after] = pruned.scores.expect("validated");
+    assert_eq!((before.images, after.images), (ITEMS as u64, ITEMS as u64));
+    assert_eq!(Some(before), outcome.report.epochs[3].validation);
+    assert!(outcome.report.validation().expect("validated").accuracy > 0.9);
+}
+
+#[test]
+fn a_run_starts_from_the_weights_of_another() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("first.ckpt");
+    let first = run(&TrainConfig { checkpoint: Some(path.clone()), ..config(6) }).expect("trained");
+    let tuned = TrainConfig { start_from: Some(path.clone()), freeze: Freeze::Backbone, ..config(1) };
+    let second = run(&tuned).expect("trained");
+    assert_eq!(stem_weights(&first.model), stem_weights(&second.model));
+    assert!(second.report.epochs[0].training.accuracy > 0.9, "{:?}", second.report);
+
+    let mut other_classes = tuned.clone();
+    other_classes.model.classes = 7;
+    assert_eq!(stem_weights(&run(&other_classes).expect("another head").model), stem_weights(&first.model));
+    let mut wider = tuned;
+    wider.model.width = 5;
+    let error = run(&wider).expect_err("another network").to_string();
+    assert!(error.contains("stem") && error.contains('4') && error.contains('5'), "{error}");
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_with_what_would_help() {
+    let foretold = forecast(&config(1), BATCH).expect("foretold").account;
+    let fits = TrainConfig { device_budget: Some(foretold.peak), ..config(1) };
+    run(&fits).expect("it fits");
+    let tight = TrainConfig { device_budget: Some(ByteCount(foretold.peak.0 * 2 / 3)), ..config(1) };
+    let Err(TrainError::OutOfMemory(refused)) = run(&tight) else { panic!("it does not fit") };
+    assert_eq!((refused.phase, refused.steps, refused.micro_batch), (None, 0, BATCH));
+    assert_eq!((refused.asked, refused.account), (foretold.peak, foretold));
+    assert!(!refused.levers.is_empty() && refused.levers.is_sorted_by(|a, b| a.gives_back >= b.gives_back));
+    for lever in &refused.levers {
+        assert_eq!(lever.peak.0 + lever.gives_back.0, foretold.peak.0, "{lever}");
+    }
+    let said = refused.to_string();
+    assert!(said.contains("activations") && said.contains(&refused.levers[0].flag), "{said}");
+}
+
+/// Says what it is told to.
+#[derive(Default)]
+struct Scripted(std::sync::Mutex<Vec<u64>>);
+
+impl Meter for Scripted {
+    fn read(&self) -> crate::train::Reading {
+        let mut script = self.0.lock().expect("no panic");
+        let bytes = ByteCount(if script.len() > 1 { script.remove(0) } else { script[0] });
+        crate::train::Reading { in_use: bytes, peak: bytes }
+    }
+    fn reset_peak(&self) {}
+    fn reserved(&self) -> Option<ByteCount> {
+        None
+    }
+}
+
+#[test]
+fn growth_beyond_the_budget_in_mid_run_names_the_phase() {
+    let budget = Some(ByteCount(1 << 30));
+    let config = TrainConfig { device_budget: budget, ..config(1) };
+    for (good, phase) in [(2, Phase::Forward), (3, Phase::Backward), (5, Phase::Steady)] {
+        // One reading before there is a model.
+        let mut script = vec![0; good];
+        script.push(3 << 30);
+        let meter: Option<Arc<dyn Meter>> = Some(Arc::new(Scripted(script.into())));
+        let machine = Machine { meter, ..Machine::<Cpu>::new(Default::default()) };
+        let ended = train(&config, &data(&MadeUp::default()), machine, &AtomicBool::new(false), |_| ());
+        let Err(TrainError::OutOfMemory(refused)) = ended else { panic!("over the budget") };
+        assert_eq!((refused.phase, refused.asked), (Some(phase), ByteCount(3 << 30)));
+        assert_eq!(refused.steps, u64::from(phase == Phase::Steady) * 2);
+    }
+}
+
+#[test]
+fn the_largest_batch_within_a_budget_is_found() {
+    let config = tiny(ModelKind::ResNet18);
+    let least = forecast(&TrainConfig { accumulate: 48, ..config.clone() }, 1).expect("foretold").account.peak;
+    let most = forecast(&config, 48).expect("foretold").account.peak;
+    let within = |budget| micro_batch_within(&config, 48, ByteCount(budget)).expect("foretold");
+    assert_eq!(within(most.0).map(|found| found.micro_batch), Some(48));
+    assert_eq!(within(least.0).map(|found| found.micro_batch), Some(1));
+    assert_eq!(within(least.0 - 1), None);
+    let middle = within(least.0.midpoint(most.0)).expect("some fit");
+    assert!(middle.micro_batch > 1 && middle.micro_batch < 48 && 48 % middle.micro_batch == 0, "{middle:?}");
+    assert!(middle.account.peak.0 <= least.0.midpoint(most.0));
+}
+
+#[test]
 fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("run.ckpt");
@@ -177,7 +492,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
 
     let other = resume.clone().optimizer(OptimizerKind::AdamW);
     let error = run(&other).expect_err("another optimizer").to_string();
-    assert!(error.contains("small-width4-classes3-sgd") && error.contains("adamw"), "{error}");
+    assert!(error.contains("small-width4-classes3-side16-sgd") && error.contains("adamw"), "{error}");
 
     let whole = std::fs::read(&path).expect("read");
     let mut flipped = whole.clone();
@@ -191,10 +506,10 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
 #[test]
 fn an_epoch_that_ends_early_is_an_error_unless_it_was_called_off() {
     let made = MadeUp { fails_after: 2, ..MadeUp::default() };
-    let error = train(&config(1), &data(&made), &Default::default(), &AtomicBool::new(false), |_| ());
+    let error = train(&config(1), &data(&made), Machine::new(Default::default()), &AtomicBool::new(false), |_| ());
     assert!(matches!(error, Err(TrainError::Data(crate::Error::WorkerDied))));
-    let outcome =
-        train(&config(1), &data(&made), &Default::default(), &AtomicBool::new(true), |_| ()).expect("stopped");
+    let outcome = train(&config(1), &data(&made), Machine::new(Default::default()), &AtomicBool::new(true), |_| ())
+        .expect("stopped");
     assert!(outcome.report.interrupted && outcome.report.epochs.is_empty());
 }
 
@@ -207,11 +522,31 @@ fn a_rate_that_is_too_high_is_named() {
 }
 
 #[test]
-fn the_large_network_takes_large_images() {
-    let config = crate::train::ResNetConfig { kind: ModelKind::Large, width: 4, classes: 5 };
+fn every_network_takes_its_images() {
     let device = Default::default();
-    let model = config.init::<Cpu>(Seed(0), &device);
-    let scores = model.forward(Tensor::zeros([2, 3, 224, 224], &device));
-    assert_eq!(scores.dims(), [2, 5]);
+    for (kind, width, side) in [
+        (ModelKind::Small, 4, 32),
+        (ModelKind::Large, 4, 224),
+        (ModelKind::ResNet18, 4, 32),
+        (ModelKind::ResNet18, 4, 128),
+        (ModelKind::VitTiny, 6, 32),
+        (ModelKind::VitTiny, 6, 112),
+    ] {
+        let config = NetworkConfig { width, ..NetworkConfig::new(kind, 5, side) };
+        config.check().expect("in range");
+        let model = config.init::<Cpu>(Seed(0), &device);
+        let scores = model.forward(Tensor::zeros([2, 3, side as usize, side as usize], &device), Pass::Train);
+        assert_eq!(scores.dims(), [2, 5], "{kind} at {side}");
+    }
     assert!(ModelKind::for_side(224) == ModelKind::Large && ModelKind::for_side(32) == ModelKind::Small);
+}
+
+#[test]
+fn networks_have_the_size_of_their_models() {
+    // torchvision's resnet18 has 11,689,512 parameters for 1000 classes, and timm's vit_tiny_patch16_224 5,717,416, of
+    // which 192 are the class token and 192 its place.
+    let device = Default::default();
+    let parameters = |kind| NetworkConfig::new(kind, 1000, 224).init_blank::<Cpu>(&device).num_params();
+    assert_eq!(parameters(ModelKind::ResNet18), 11_689_512 + 2 * 4800, "with the running statistics of 4800 channels");
+    assert_eq!(parameters(ModelKind::VitTiny), 5_717_416 - 2 * 192);
 }

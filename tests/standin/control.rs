@@ -34,6 +34,8 @@ pub struct Config {
     pub wc_copy_ns_per_kib: Option<u64>,
     pub kernel_ns: u64,
     pub lazy_us: u64,
+    /// Kernels that are not linked in do nothing, where they would be an error.
+    pub blank_kernels: bool,
 }
 
 impl Default for Config {
@@ -53,6 +55,7 @@ impl Default for Config {
             wc_copy_ns_per_kib: None,
             kernel_ns: 0,
             lazy_us: 200,
+            blank_kernels: false,
         }
     }
 }
@@ -86,6 +89,7 @@ fn configure(state: &mut State, text: &str) -> Option<()> {
             "wc_copy_ns_per_kib" => config.wc_copy_ns_per_kib = Some(value),
             "kernel_ns" => config.kernel_ns = value,
             "lazy_us" => config.lazy_us = value,
+            "blank_kernels" => config.blank_kernels = value > 0,
             "driver" => DRIVER.store(i32::try_from(value).ok()?, Ordering::SeqCst),
             "devices" => DEVICE_COUNT.store(value.min(DEVICES_MAX as u64) as i32, Ordering::SeqCst),
             _ => return None,

@@ -67,6 +67,8 @@ pub struct State {
     pub events: HashMap<usize, Event>,
     pub modules: HashMap<usize, Vec<Entry>>,
     pub functions: HashMap<usize, (usize, Entry)>,
+    /// The shared memory that a function may be given, where it was asked for more than any has.
+    pub shared_max: HashMap<usize, u32>,
     pub memory: Memory,
     pub pinned: Memory,
     /// What the host knows to be over.
@@ -200,6 +202,7 @@ impl Device {
             events: HashMap::new(),
             modules: HashMap::new(),
             functions: HashMap::new(),
+            shared_max: HashMap::new(),
             memory: Memory::device(),
             pinned: Memory::pinned(),
             host: Clock::new(),
@@ -311,6 +314,7 @@ impl State {
         self.events.clear();
         self.modules.clear();
         self.functions.clear();
+        self.shared_max.clear();
         let gone = self.memory.remove_all();
         self.orphans.extend(gone);
         let gone = self.pinned.remove_all();

@@ -19,7 +19,7 @@ use libloading::os::unix::Library;
 /// How many devices it has.
 const DEVICES: u32 = 64;
 
-/// The folder with `libcuda.so` in it, for `LD_LIBRARY_PATH`. Builds it where it is not there yet.
+/// The folder with `libcuda.so` in it, for `LD_LIBRARY_PATH`, and `nvrtc/libnvrtc.so`. Builds them where they are not there yet.
 pub fn folder() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = root.join("tests/standin");
@@ -47,6 +47,13 @@ pub fn folder() -> PathBuf {
         .arg(&kernels)
         .arg("-o")
         .arg(work.join("host_kernels.o")));
+    // In a folder of its own: not everybody who is given the driver is to find a compiler.
+    fs::create_dir(work.join("nvrtc")).unwrap();
+    run(Command::new(compiler("CC", "cc"))
+        .args(["-O1", "-fPIC", "-shared", "-Wl,-soname,libnvrtc.so"])
+        .arg(sources.join("nvrtc.c"))
+        .arg("-o")
+        .arg(work.join("nvrtc/libnvrtc.so")));
     let mut link = OsString::from("link-arg=");
     link.push(work.join("host_kernels.o"));
     run(Command::new(compiler("RUSTC", "rustc"))

@@ -1,11 +1,11 @@
 //! Owns the calls about modules, the functions in them and their launches.
 //! It must never run a kernel: a launch is an operation on a stream.
 
-use std::ffi::{CStr, c_char, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::codes::{Code, INVALID_HANDLE, INVALID_PTX, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED};
+use crate::codes::{Code, INVALID_HANDLE, INVALID_PTX, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, SUCCESS};
 use crate::device::{DRIVER, State, call, call_to_release, new_handle};
 use crate::memory::{Block, Touch};
 use crate::op::{Launch, Task};
@@ -13,6 +13,10 @@ use crate::ptx::{self, Entry};
 use crate::{Out, put};
 
 const THREADS_PER_BLOCK_MAX: u64 = 1024;
+/// Shared memory of a block, as long as nobody asks for more; and the most that one can ask for.
+const SHARED_BYTES: c_uint = 48 << 10;
+const SHARED_BYTES_MAX: c_uint = 227 << 10;
+const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_uint = 8;
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadData(module: Out<'_, usize>, image: *const c_void) -> Code {
@@ -62,6 +66,34 @@ pub unsafe extern "C" fn cuModuleGetFunction(function: Out<'_, usize>, module: u
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: c_int) -> Code {
+    call(|_, mut state| {
+        if !state.functions.contains_key(&function) {
+            return Err(state.bad_handle("cuFuncSetAttribute", "function", function));
+        }
+        match (attribute, c_uint::try_from(value)) {
+            (MAX_DYNAMIC_SHARED_SIZE_BYTES, Ok(bytes)) if bytes <= SHARED_BYTES_MAX => {
+                state.shared_max.insert(function, bytes.max(SHARED_BYTES));
+                Ok(())
+            }
+            _ => Err(INVALID_VALUE),
+        }
+    })
+}
+
+/// The description of a tensor that a kernel is given. No kernel that is linked in takes one, so that it stays as it was.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuTensorMapEncodeTiled() -> Code {
+    SUCCESS
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuTensorMapEncodeIm2col() -> Code {
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuLaunchKernel(
     function: usize,
     grid_x: c_uint,
@@ -85,7 +117,8 @@ pub unsafe extern "C" fn cuLaunchKernel(
         let threads: u64 = block.iter().map(|&size| u64::from(size)).product();
         let grid_fits =
             (1..=i32::MAX as u32).contains(&grid_x) && [grid_y, grid_z].iter().all(|n| (1..=65_535).contains(n));
-        if !grid_fits || threads == 0 || threads > THREADS_PER_BLOCK_MAX || block_z > 64 || shared > 48 << 10 {
+        let shared_max = state.shared_max.get(&function).copied().unwrap_or(SHARED_BYTES);
+        if !grid_fits || threads == 0 || threads > THREADS_PER_BLOCK_MAX || block_z > 64 || shared > shared_max {
             return Err(INVALID_VALUE);
         }
         if !extra.is_null() {

@@ -78,7 +78,7 @@ pub fn cuda_device(number: u32) -> Result<Arc<dyn Device>, Error> {
     Ok(Arc::new(unsafe { CudaDevice::open_with(number, allocate) }?))
 }
 
-fn client(number: u32) -> ComputeClient<CudaRuntime> {
+pub(super) fn client(number: u32) -> ComputeClient<CudaRuntime> {
     CudaRuntime::client(&BurnDevice::new(number as usize))
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::AutodiffBackend;
 
-use feedstock::train::{Cpu, Event, ModelKind, TrainConfig, TrainData, train};
+use feedstock::train::{Cpu, Event, Machine, ModelKind, TrainConfig, TrainData, train};
 use feedstock::{DType, Loader};
 
 use super::super::Context;
@@ -48,8 +48,7 @@ fn on<B: AutodiffBackend>(
 ) -> Result<(), Failure> {
     let BenchArgs { epochs, warmup_epochs, .. } = *bench.args;
     let loader: Loader = bench.loader.clone();
-    let mut config = TrainConfig::new(loader.classes().len(), bench.args.loader.size);
-    config.model.kind = kind;
+    let mut config = TrainConfig::new(kind, loader.classes().len(), bench.args.loader.size);
     config.epochs = warmup_epochs + epochs;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
@@ -60,7 +59,7 @@ fn on<B: AutodiffBackend>(
     }
     let data = TrainData::<B>::from_loaders(loader.clone(), None, device);
     let mut computed = 0.0;
-    train(&config, &data, device, &stop, |event| match event {
+    train(&config, &data, Machine::new(device.clone()), &stop, |event| match event {
         Event::Progress(step) => {
             let done = step.epoch * loader.batches_per_epoch() + step.step;
             bench.progress.at(done, || format!("epoch {}, {:.0} images/s", step.epoch + 1, step.images_per_s()));

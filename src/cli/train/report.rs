@@ -6,13 +6,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Value, json};
 
 use feedstock::host::process_memory;
-use feedstock::train::{EpochReport, Event, Progress, TrainConfig};
-use feedstock::{ByteCount, DamagedSample, ImageFolder, Loader};
+use feedstock::train::{EpochReport, Event, MemoryReport, Progress, PruneReport, TrainConfig};
+use feedstock::{ByteCount, DamagedSample, Growth, ImageFolder, Loader, Trend};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
 use super::super::gpu::Gpu;
+use super::super::model::{account_text, phases_text, report_json};
 use super::super::table::{columns, counted, facts};
 use super::Setup;
+
+/// Steps, at most, before memory is watched for growth.
+const WARM_UP_STEPS_MAX: u64 = 1000;
+
+/// What grows by less than this is not worth a word: lists of bounded size fill.
+const GROWTH_MIN: ByteCount = ByteCount(1 << 20);
 
 /// What has happened so far; shared with whoever has to tell of it when the run cannot.
 #[derive(Clone)]
@@ -30,19 +37,27 @@ pub(super) struct Story {
 struct Told {
     parameters: usize,
     first_epoch: u64,
+    memory: Option<MemoryReport>,
+    pruned: Option<PruneReport>,
+    /// Steps of this run, and what memory did meanwhile.
+    steps: u64,
+    trend: Option<Trend>,
+    /// Training's memory at most: in use, and held from the system for it.
+    peak: ByteCount,
+    reserved: Option<ByteCount>,
     epochs: Vec<EpochReport>,
     /// The epoch under way.
     under_way: Option<Progress>,
 }
 
 impl Story {
-    pub(super) fn new(setup: &Setup, config: &TrainConfig) -> Self {
+    pub(super) fn new(setup: &Setup) -> Self {
         let validation = setup.validation_folder.clone().zip(setup.validation.clone());
         let parts = [Some((setup.folder.clone(), setup.training.clone())), validation];
         Story {
             parts: parts.into_iter().flatten().collect(),
             budget: setup.budget,
-            config: Arc::new(config.clone()),
+            config: Arc::new(setup.config.clone()),
             told: Arc::default(),
             gpu: Gpu::watch(&*setup.place.device).map(Arc::new),
         }
@@ -59,11 +74,21 @@ impl Story {
     pub(super) fn hear(&self, event: &Event<'_>) {
         let mut told = self.told();
         match event {
-            Event::Started { parameters, epoch } => (told.parameters, told.first_epoch) = (*parameters, *epoch),
-            Event::Progress(step) => told.under_way = Some(**step),
+            Event::Started { parameters, epoch, .. } => (told.parameters, told.first_epoch) = (*parameters, *epoch),
+            Event::Memory(report) => told.memory = Some(**report),
+            Event::Progress(step) => {
+                told.under_way = Some(**step);
+                told.weigh(step, self.held().0);
+            }
             Event::Epoch(epoch) => {
                 told.epochs.push(**epoch);
                 told.under_way = None;
+                told.weigh(&epoch.training, self.held().0);
+            }
+            Event::Pruned(report) => {
+                told.pruned = Some((*report).clone());
+                // What it takes is another now.
+                told.trend = None;
             }
             _ => {}
         }
@@ -78,23 +103,6 @@ impl Story {
     fn held(&self) -> (ByteCount, ByteCount) {
         let reports: Vec<_> = self.parts.iter().map(|(_, loader)| loader.stats().memory).collect();
         (reports.iter().map(|report| report.held).sum(), reports.iter().map(|report| report.peak).sum())
-    }
-
-    pub(super) fn progress_line(&self, step: &Progress) -> String {
-        format!(
-            "epoch {}/{} {}/{}  {:.0} images/s  loss {:.3}  acc {:.0} %  wait {:.0} %  busy {:.0} %  RAM {}/{}",
-            step.epoch + 1,
-            step.epochs,
-            step.step,
-            step.steps,
-            step.images_per_s(),
-            step.loss,
-            step.accuracy * 100.0,
-            step.input_wait_share * 100.0,
-            step.compute_share * 100.0,
-            self.held().0,
-            self.budget
-        )
     }
 
     /// What came of an epoch.
@@ -117,10 +125,66 @@ impl Story {
         )
     }
 
+    /// Where memory goes, once it is known.
+    pub(super) fn memory_line(&self, report: &MemoryReport) -> String {
+        let MemoryReport { account, forecast, .. } = report;
+        let batches = match self.config.accumulate {
+            1 => format!("batches of {}", forecast.micro_batch),
+            several => format!("{several} batches of {} a step", forecast.micro_batch),
+        };
+        format!(
+            "memory: training takes {} at most in {}, {batches} ({} foretold): {} of activations, {} of parameters, {} of \
+             optimizer state",
+            account.peak,
+            self.config.precision,
+            forecast.account.peak,
+            account.activations,
+            account.parameters,
+            account.optimizer
+        )
+    }
+
+    /// What pruning did.
+    pub(super) fn prune_line(&self, report: &PruneReport) -> String {
+        let PruneReport { after_epochs, parameters, activations, scores, .. } = report;
+        let scores = scores.map_or(String::new(), |[before, after]| {
+            format!(", validation {} -> {}", percent(before.accuracy), percent(after.accuracy))
+        });
+        format!(
+            "pruned after {}: {} -> {} parameters, {} -> {} of activations{scores}",
+            counted(*after_epochs, "epoch"),
+            parameters[0],
+            parameters[1],
+            activations[0],
+            activations[1]
+        )
+    }
+
     /// The whole run, as far as it got, and why it ended early if it did.
     pub(super) fn render(&self, json: bool, ended: Option<&str>) -> String {
         let told = self.told().clone();
         if json { self.json(&told, ended).to_string() } else { self.text(&told, ended) }
+    }
+
+    /// What is trained, for whoever keeps a log of it.
+    pub(super) fn start_json(&self) -> Value {
+        let told = self.told();
+        json!({
+            "model": self.config.model.kind.to_string(),
+            "parameters": told.parameters,
+            "optimizer": self.config.optimizer.to_string(),
+            "first_epoch": told.first_epoch,
+            "epochs": self.config.epochs,
+            "seed": self.config.seed.0,
+            "ram_budget_bytes": self.budget.0,
+            "device": self.device(),
+        })
+    }
+
+    /// What `--json` prints at the end.
+    pub(super) fn end_json(&self, ended: Option<&str>) -> Value {
+        let told = self.told().clone();
+        self.json(&told, ended)
     }
 
     fn json(&self, told: &Told, ended: Option<&str>) -> Value {
@@ -140,6 +204,16 @@ impl Story {
             "peak_rss_bytes": process_memory().peak_rss.0,
             "ram_budget_bytes": self.budget.0,
             "ledger_peak_bytes": self.held().1.0,
+            "precision": self.config.precision.to_string(),
+            "checkpointing": self.config.checkpointing.to_string(),
+            "frozen": self.config.freeze.to_string(),
+            "accumulate": self.config.accumulate,
+            "training_budget_bytes": self.config.device_budget.map(|budget| budget.0),
+            "training_peak_bytes": told.peak.0,
+            "training_reserved_bytes": told.reserved.map(|reserved| reserved.0),
+            "memory": told.memory.as_ref().map(report_json),
+            "growth": told.growing().iter().map(growth_json).collect::<Value>(),
+            "pruned": told.pruned.as_ref().map(|report| prune_json(report, told)),
             "bad_samples": bad,
             "damaged_samples": damaged_json(&self.damaged()),
             "moves": self.parts.first().map(|(_, loader)| moves_json(&loader.moves())),
@@ -193,6 +267,19 @@ impl Story {
                 process_memory().peak_rss
             ),
         ));
+        if let Some(memory) = &told.memory {
+            let budget =
+                self.config.device_budget.map_or(String::new(), |budget| format!(" of its budget of {budget}"));
+            let held = told.reserved.map_or(String::new(), |reserved| {
+                format!("; the allocator holds {reserved}, of which {} was in use at last", self.in_use_at_last(told))
+            });
+            let peak = told.peak.max(memory.account.peak);
+            lines.push(("training", format!("took {peak} at most{budget}{held}")));
+        }
+        lines.extend(told.growing().iter().map(|growth| ("growth", growth_text(growth, &self.config))));
+        if let Some(report) = &told.pruned {
+            lines.push(("pruned", prune_text(report, told)));
+        }
         lines.extend(self.parts.iter().filter_map(|(_, loader)| Some(("memory", moves_text(&loader.moves())?))));
         if let (Some(path), false) = (&self.config.checkpoint, told.epochs.is_empty()) {
             lines.push(("checkpoint", path.display().to_string()));
@@ -205,9 +292,22 @@ impl Story {
             }
         }
         let mut parts = vec![String::new(), columns(head, &rows), facts(&lines)];
+        if let Some(report) = &told.memory {
+            parts.push(format!(
+                "\n{}\n\n{}",
+                account_text(&report.forecast.account, Some(&report.account)),
+                phases_text(report)
+            ));
+        }
         parts.extend(self.bad().iter().map(BadReport::text).filter(|text| !text.is_empty()));
         parts.extend(Some(damaged_text(&self.damaged())).filter(|text| !text.is_empty()));
         parts.join("\n")
+    }
+
+    /// What training held of it when it was last asked.
+    fn in_use_at_last(&self, told: &Told) -> ByteCount {
+        let last = told.under_way.or(told.epochs.last().map(|epoch| epoch.training));
+        last.and_then(|step| step.memory).map_or(ByteCount::ZERO, |memory| memory.in_use)
     }
 
     /// Damaged samples that were used, of all loaders.
@@ -221,6 +321,33 @@ impl Story {
 }
 
 impl Told {
+    /// Takes the memory of the moment into account.
+    fn weigh(&mut self, step: &Progress, loaders: ByteCount) {
+        self.steps = self.steps.max(step.epoch.saturating_mul(step.steps) + step.step);
+        let mut accounted = loaders;
+        let mut readings = vec![("loaders", loaders)];
+        if let Some(memory) = step.memory {
+            self.peak = self.peak.max(memory.peak);
+            readings.push(("training", memory.in_use));
+            accounted += memory.in_use;
+        }
+        // What loaders have reserved is touched by and by: only what goes beyond it is growth.
+        readings.push(("process", process_memory().rss.max(accounted)));
+        if let Some(reserved) = step.memory_reserved {
+            self.reserved = Some(reserved);
+        }
+        // Caches fill and pools take their sizes first.
+        let trend = self.trend.get_or_insert_with(|| Trend::new(self.steps + step.steps.min(WARM_UP_STEPS_MAX)));
+        trend.add(self.steps, &readings);
+    }
+
+    /// The accounts that grow.
+    fn growing(&self) -> Vec<Growth> {
+        let mut growing = self.trend.as_ref().map(Trend::all_growing).unwrap_or_default();
+        growing.retain(|growth| growth.to.saturating_sub(growth.from) >= GROWTH_MIN);
+        growing
+    }
+
     /// Images trained on, and the seconds that took.
     fn totals(&self) -> (u64, f64) {
         let trained = self.epochs.iter().map(|epoch| epoch.training).chain(self.under_way);
@@ -232,6 +359,70 @@ impl Told {
         let scores = self.epochs.iter().filter_map(|epoch| Some((epoch.training.epoch, epoch.validation?.accuracy)));
         scores.max_by(|a, b| a.1.total_cmp(&b.1))
     }
+}
+
+/// Which account grows, and where that leads.
+fn growth_text(growth: &Growth, config: &TrainConfig) -> String {
+    let Growth { account, bytes_per_step, from, to, .. } = growth;
+    let limit = config.device_budget.filter(|_| account == "training").and_then(|budget| growth.reaches(budget));
+    format!(
+        "'{account}' grows by {} a step, from {from} to {to}{}",
+        ByteCount(*bytes_per_step as u64),
+        limit.map_or(String::new(), |step| format!("; at step {step} its budget is reached"))
+    )
+}
+
+fn growth_json(growth: &Growth) -> Value {
+    json!({
+        "account": growth.account,
+        "bytes_per_step": growth.bytes_per_step,
+        "from_bytes": growth.from.0,
+        "to_bytes": growth.to.0,
+    })
+}
+
+/// Images a second in the epochs before and after pruning; means over what there is.
+fn rates(report: &PruneReport, told: &Told) -> [f64; 2] {
+    let (before, after): (Vec<_>, Vec<_>) =
+        told.epochs.iter().map(|epoch| epoch.training).partition(|training| training.epoch < report.after_epochs);
+    [before, after].map(|part| {
+        let seconds: f64 = part.iter().map(|training| training.seconds).sum();
+        part.iter().map(|training| training.images).sum::<u64>() as f64 / seconds.max(1e-9)
+    })
+}
+
+fn prune_text(report: &PruneReport, told: &Told) -> String {
+    let PruneReport { after_epochs, parameters, activations, peak, scores } = report;
+    let less = |[before, after]: [f64; 2]| percent(1.0 - after / before.max(1e-9));
+    let bytes = |sizes: [ByteCount; 2]| sizes.map(|size| size.0 as f64);
+    let [before, after] = rates(report, told);
+    let scores = scores.map_or(String::new(), |[before, after]| {
+        let last = told.epochs.last().and_then(|epoch| epoch.validation);
+        let tuned = last.map_or(String::new(), |score| format!(", tuned {}", percent(score.accuracy)));
+        format!("; validation {} before, {} right after{tuned}", percent(before.accuracy), percent(after.accuracy))
+    });
+    let faster = if after > 0.0 { format!(", {:.2} x the images/s", after / before.max(1e-9)) } else { String::new() };
+    format!(
+        "after {}: {} fewer parameters ({} -> {}), {} less of activations, {} less at most{faster}{scores}",
+        counted(*after_epochs, "epoch"),
+        less(parameters.map(|count| count as f64)),
+        parameters[0],
+        parameters[1],
+        less(bytes(*activations)),
+        less(bytes(*peak))
+    )
+}
+
+fn prune_json(report: &PruneReport, told: &Told) -> Value {
+    let PruneReport { after_epochs, parameters, activations, peak, scores } = report;
+    json!({
+        "after_epochs": after_epochs,
+        "parameters": parameters,
+        "activation_bytes": activations.map(|bytes| bytes.0),
+        "peak_bytes": peak.map(|bytes| bytes.0),
+        "val_accuracy": scores.map(|scores| scores.map(|score| score.accuracy)),
+        "images_per_s": rates(report, told),
+    })
 }
 
 fn row(epoch: &EpochReport) -> [String; 8] {
@@ -248,7 +439,7 @@ fn row(epoch: &EpochReport) -> [String; 8] {
     ]
 }
 
-fn epoch_json(epoch: &EpochReport) -> Value {
+pub(super) fn epoch_json(epoch: &EpochReport) -> Value {
     let EpochReport { training, validation } = epoch;
     json!({
         "epoch": training.epoch,

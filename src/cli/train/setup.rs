@@ -1,11 +1,13 @@
-//! Owns what a training run reads: which folders, cut how, by which loaders, and how these share the budget. It must
-//! never train, nor draw over anything that it has not drawn itself.
+//! Owns what a rank of a training run reads and trains: which folders, cut how, by which loaders, how these share the
+//! budget, and batches of which size. It must never train, nor draw over anything that it has not drawn itself.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use feedstock::decode::{Limits, probe};
+use feedstock::device::DeviceSpec;
+use feedstock::train::{Meter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
 use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
@@ -15,7 +17,7 @@ use super::super::place::Place;
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
 use super::super::watch::WatchArgs;
-use super::TrainArgs;
+use super::{TrainArgs, memory};
 
 /// Pictures up to this side are small ones: the small network, and samples of [`SMALL_SIZE`].
 const SMALL_SIDE_MAX: u32 = 96;
@@ -24,21 +26,32 @@ const LARGE_SIZE: u32 = 224;
 /// How many pictures are asked for their size.
 const PROBED: u64 = 16;
 
-/// What a run reads.
+/// Which rank this is.
+#[derive(Clone, Copy)]
+pub(super) struct Seat {
+    pub(super) rank: usize,
+    pub(super) world_size: usize,
+    /// Ranks in this process: they share its budgets.
+    pub(super) threads: usize,
+}
+
+/// What a rank reads and trains.
 pub(super) struct Setup {
+    pub(super) seat: Seat,
+    pub(super) config: TrainConfig,
+    pub(super) meter: Arc<dyn Meter>,
     pub(super) folder: Arc<ImageFolder>,
     pub(super) validation_folder: Option<Arc<ImageFolder>>,
     pub(super) training: Loader,
     pub(super) validation: Option<Loader>,
-    pub(super) size: u32,
     pub(super) budget: ByteCount,
     pub(super) notes: Vec<String>,
     pub(super) place: Place,
 }
 
 impl Setup {
-    pub(super) fn new(args: &TrainArgs) -> Result<Setup, Failure> {
-        let place = Place::choose(&args.device)?;
+    pub(super) fn new(args: &TrainArgs, device: &DeviceSpec, seat: Seat) -> Result<Setup, Failure> {
+        let place = Place::choose(device)?;
         let mut notes: Vec<String> = place.note.clone().into_iter().collect();
         let (train, validate) = match &args.data {
             Some(data) => split(data, args.val.clone()),
@@ -55,14 +68,20 @@ impl Setup {
         let sides = sides(&folder);
         let size = args.size.unwrap_or(if largest(&sides) <= SMALL_SIDE_MAX { SMALL_SIZE } else { LARGE_SIZE });
         let (budget, told) = ram_budget_here(args.ram_budget);
+        let budget = ByteCount(budget.0 / seat.threads as u64);
         let watched = args.watch.bytes();
         let loaders_budget = budget.saturating_sub(watched);
         notes.extend(told);
+        let meter = memory::meter(&place);
+        let free = memory::free(&place, budget);
+        let mut config = args.config(folder.classes().len(), size, seat.world_size);
+        let batch_size =
+            memory::micro_batch(&args.model_args, &mut config, args.batch_size, free, &place, &*meter, &mut notes)?;
 
         let mut validating = None;
         let mut share = ByteCount::ZERO;
-        if let Some(folder) = &validation_folder {
-            let builder = common(args, folder, &place)
+        if let (Some(folder), 0) = (&validation_folder, seat.rank) {
+            let builder = common(args, folder, &place, batch_size)
                 .transform(center(&sides, size))
                 .shuffle(false)
                 .own_ram_budget(loaders_budget);
@@ -72,8 +91,10 @@ impl Setup {
             share = plan.knee.min(ByteCount(loaders_budget.0 / 4)).max(plan.minimum);
             validating = Some(builder.own_ram_budget(share));
         }
-        let training =
-            common(args, &folder, &place).seed(args.seed).own_ram_budget(loaders_budget.saturating_sub(share));
+        let training = common(args, &folder, &place, batch_size)
+            .seed(args.seed)
+            .own_ram_budget(loaders_budget.saturating_sub(share));
+        let training = training.rank(seat.rank as u64, seat.world_size as u64);
         let beside = [("validation", share, "the other loader"), ("watch", watched, WatchArgs::BECAUSE)];
         let training = match sides.iter().all(|&side| side == (size, size)) {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
@@ -85,7 +106,14 @@ impl Setup {
         if let Some(folder) = &validation_folder {
             notes.extend(folder.notes().iter().cloned());
         }
-        Ok(Setup { folder, validation_folder, training, validation, size, budget, notes, place })
+        // What nobody has set is what there is.
+        config.device_budget = config.device_budget.or(free);
+        Ok(Setup { seat, config, meter, folder, validation_folder, training, validation, budget, notes, place })
+    }
+
+    /// Batches of the whole run.
+    pub(super) fn batches_in_all(&self) -> u64 {
+        self.training.batches_per_epoch().saturating_mul(self.config.epochs)
     }
 
     /// Every loader there is.
@@ -108,12 +136,12 @@ impl Setup {
 }
 
 /// What both loaders are like.
-fn common(args: &TrainArgs, folder: &Arc<ImageFolder>, place: &Place) -> LoaderBuilder {
+fn common(args: &TrainArgs, folder: &Arc<ImageFolder>, place: &Place, batch_size: usize) -> LoaderBuilder {
     let builder = Loader::builder(folder.clone())
         .device(place.device.clone())
         // A GPU works on one while the step after it is being enqueued.
         .batches_held(if place.gpu.is_some() { 2 } else { 1 })
-        .batch_size(args.batch_size)
+        .batch_size(batch_size)
         .cpu_budget(args.cpu_budget)
         .output(DType::F32)
         .normalize(IMAGENET);

@@ -2,8 +2,10 @@
 //! It must never know what it normalises.
 
 use burn::module::{Module, Param, RunningState};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{FloatDType, Int, Tensor};
+
+use super::layers::{Pass, cast, keep};
 
 /// Keeps a channel without variance finite.
 const EPSILON: f64 = 1e-5;
@@ -14,7 +16,10 @@ const MOMENTUM: f64 = 0.1;
 ///
 /// burn's own broadcasts `[1, channels, 1, 1]` over the picture, which its flex backend walks element by element. Here
 /// each of the `samples x channels` planes gets its one number, a pattern that runs in vector instructions: a training
-/// step of the small network takes a third of the time.
+/// step of the small network takes a third of the time. And what is kept for the way back is one tensor, the centred
+/// input, where burn's keeps three.
+///
+/// Statistics are 32-bit numbers, whatever the input is. Where scale and shift are frozen, they go on following the data.
 #[derive(Module, Debug)]
 pub(super) struct ChannelNorm<B: Backend> {
     scale: Param<Tensor<B, 1>>,
@@ -33,27 +38,40 @@ impl<B: Backend> ChannelNorm<B> {
         }
     }
 
-    /// With the batch's own statistics where gradients are wanted, with the running ones where not.
-    pub(super) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    pub(super) fn forward(&self, x: Tensor<B, 4>, pass: Pass) -> Tensor<B, 4> {
         let [samples, channels, height, width] = x.dims();
         let shape = x.shape();
+        let dtype: FloatDType = x.dtype().into();
         let x = x.reshape([samples, channels, height * width]);
-        let per_plane = |values: Tensor<B, 1>| values.reshape([1, channels, 1]).repeat_dim(0, samples);
-        let per_channel = |x: Tensor<B, 3>| x.mean_dim(2).mean_dim(0).reshape([channels]);
+        let per_plane = |values: Tensor<B, 1>| cast(values, dtype).reshape([1, channels, 1]).repeat_dim(0, samples);
+        let per_channel = |x: Tensor<B, 3>| cast(x, FloatDType::F32).mean_dim(2).mean_dim(0).reshape([channels]);
 
-        let (mean, variance) = if B::ad_enabled(&x.device()) {
+        let (centred, variance) = if pass != Pass::Evaluate {
             let mean = per_channel(x.clone());
-            let centred = x.clone() - per_plane(mean.clone());
-            let variance = per_channel(centred.clone() * centred);
-            follow(&self.mean, &mean);
-            follow(&self.variance, &variance);
-            (mean, variance)
+            let centred = x - per_plane(mean.clone());
+            let variance = per_channel(centred.clone() * centred.clone());
+            if pass == Pass::Train {
+                follow(&self.mean, &mean);
+                follow(&self.variance, &variance);
+            }
+            (centred, variance)
         } else {
-            (self.mean.value(), self.variance.value())
+            (x - per_plane(self.mean.value_sync()), self.variance.value_sync())
         };
         let scale = self.scale.val() / (variance + EPSILON).sqrt();
-        let shift = self.shift.val() - mean * scale.clone();
-        (x * per_plane(scale) + per_plane(shift)).reshape(shape)
+        (centred * per_plane(scale) + per_plane(self.shift.val())).reshape(shape)
+    }
+
+    /// With these channels alone.
+    pub(super) fn with_channels(self, kept: &Tensor<B, 1, Int>) -> Self {
+        let still =
+            |state: RunningState<Tensor<B, 1>>| RunningState::new(state.value_sync().detach().select(0, kept.clone()));
+        ChannelNorm {
+            scale: keep(self.scale, 0, kept),
+            shift: keep(self.shift, 0, kept),
+            mean: still(self.mean),
+            variance: still(self.variance),
+        }
     }
 }
 
@@ -82,13 +100,13 @@ mod tests {
         let (ours, theirs) = (ChannelNorm::<B>::init(3, &device), BatchNormConfig::new(3).init::<B>(&device));
 
         let (x, y) = (input().require_grad(), input().require_grad());
-        let (a, b) = (ours.forward(x.clone()), theirs.forward(y.clone()));
+        let (a, b) = (ours.forward(x.clone(), Pass::Train), theirs.forward(y.clone()));
         close(&a.clone().inner(), &b.clone().inner());
         let (a, b) = ((a * weights.clone()).sum().backward(), (b * weights).sum().backward());
         close(&x.grad(&a).expect("x has a gradient"), &y.grad(&b).expect("y has a gradient"));
 
         let plain = input().inner();
-        close(&ours.valid().forward(plain.clone()), &theirs.valid().forward(plain));
+        close(&ours.valid().forward(plain.clone(), Pass::Evaluate), &theirs.valid().forward(plain));
     }
 
     fn close(a: &Tensor<Flex, 4>, b: &Tensor<Flex, 4>) {

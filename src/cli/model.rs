@@ -1,0 +1,246 @@
+//! Owns the flags that say what is trained and what it may take, and the table of where its memory goes. It must never
+//! train.
+
+use std::str::FromStr;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use feedstock::ByteCount;
+use feedstock::train::{
+    Checkpointing, Freeze, Lever, MemoryAccount, MemoryReport, ModelKind, NetworkConfig, OptimizerKind, Phase,
+    Precision, Prune, TrainConfig,
+};
+
+use super::failure::Failure;
+use super::table::columns;
+
+/// What is trained, and the levers on its memory.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Model and memory")]
+pub(crate) struct ModelArgs {
+    /// Type of activations: f32, bf16 or f16. Weights and optimizer stay f32
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
+    /// What to compute again on the way back: none, balanced or blocks
+    #[arg(long, value_name = "WHAT", default_value_t = Checkpointing::None)]
+    pub(crate) checkpoint: Checkpointing,
+    /// What does not learn: backbone, or names such as stem,blocks.0
+    #[arg(long, value_name = "NAMES", default_value_t = Freeze::Nothing, hide_default_value = true)]
+    pub(crate) freeze: Freeze,
+    /// How weights follow gradients: sgd or adamw [default: adamw for vit-tiny, else sgd]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) optimizer: Option<OptimizerKind>,
+    /// Samples computed at once, added up to --batch-size: a number that divides it, or auto
+    #[arg(long, value_name = "N")]
+    pub(crate) micro_batch: Option<MicroBatch>,
+    /// The most memory for training on its device, such as 8G [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) vram_budget: Option<ByteCount>,
+}
+
+/// How many samples are computed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MicroBatch {
+    Auto,
+    Of(usize),
+}
+
+impl FromStr for MicroBatch {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(number) if number > 0 => Ok(MicroBatch::Of(number)),
+            _ if text == "auto" => Ok(MicroBatch::Auto),
+            _ => Err(format!("'{text}' is no size of a batch: use a number from 1 on, or auto")),
+        }
+    }
+}
+
+/// Which network.
+#[derive(Clone, Copy)]
+pub(crate) enum Model {
+    Auto,
+    Kind(ModelKind),
+}
+
+impl FromStr for Model {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Model::Auto),
+            _ => text.parse().map(Model::Kind).map_err(|error: String| error.replace("use ", "use auto, ")),
+        }
+    }
+}
+
+impl Model {
+    /// The one that is meant, for images of this side.
+    pub(crate) fn kind(self, side: u32) -> ModelKind {
+        match self {
+            Model::Auto => ModelKind::for_side(side),
+            Model::Kind(kind) => kind,
+        }
+    }
+}
+
+impl ModelArgs {
+    /// A run as these flags ask for it.
+    pub(crate) fn config(&self, kind: ModelKind, classes: usize, side: u32) -> TrainConfig {
+        let mut config = TrainConfig::new(kind, classes, side);
+        if let Some(optimizer) = self.optimizer {
+            config = config.optimizer(optimizer);
+        }
+        TrainConfig {
+            model: NetworkConfig::new(kind, classes, side),
+            precision: self.precision,
+            checkpointing: self.checkpoint,
+            freeze: self.freeze.clone(),
+            device_budget: self.vram_budget,
+            ..config
+        }
+    }
+
+    /// The batches that a step takes, and their size, where no budget decides it.
+    pub(crate) fn batches(&self, batch_size: usize) -> Result<(u64, usize), Failure> {
+        match self.micro_batch {
+            Some(MicroBatch::Of(micro_batch)) if !batch_size.is_multiple_of(micro_batch) => {
+                Err(Failure::Usage(format!(
+                    "--micro-batch {micro_batch} does not divide --batch-size {batch_size}: steps would not all be of one size"
+                )))
+            }
+            Some(MicroBatch::Of(micro_batch)) => Ok(((batch_size / micro_batch) as u64, micro_batch)),
+            _ => Ok((1, batch_size)),
+        }
+    }
+}
+
+/// Where memory goes, foretold and, where there is one, measured.
+pub(crate) fn account_text(foretold: &MemoryAccount, measured: Option<&MemoryAccount>) -> String {
+    let share = |bytes: ByteCount, of: &MemoryAccount| format!("{:.0} %", percent(bytes, of.peak));
+    let line =
+        |name: &str, foretold_bytes: ByteCount, measured_bytes: Option<ByteCount>| match (measured, measured_bytes) {
+            (Some(of), Some(bytes)) => [
+                name.to_owned(),
+                foretold_bytes.to_string(),
+                bytes.to_string(),
+                ratio(bytes, foretold_bytes).map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
+                share(bytes, of),
+            ],
+            _ => {
+                let share = share(foretold_bytes, foretold);
+                [name.to_owned(), foretold_bytes.to_string(), "-".to_owned(), "-".to_owned(), share]
+            }
+        };
+    let mut rows: Vec<[String; 5]> = Vec::new();
+    let measured_rows = measured.map(MemoryAccount::rows);
+    for (n, (name, bytes)) in foretold.rows().into_iter().enumerate() {
+        rows.push(line(name, bytes, measured_rows.map(|rows| rows[n].1)));
+    }
+    rows.push(line("peak", foretold.peak, measured.map(|account| account.peak)));
+    if measured.is_some() {
+        return columns(["account", "foretold", "measured", "ratio", "of peak"], &rows);
+    }
+    let rows: Vec<[String; 3]> = rows.into_iter().map(|[name, bytes, _, _, share]| [name, bytes, share]).collect();
+    columns(["account", "foretold", "of peak"], &rows)
+}
+
+fn percent(bytes: ByteCount, of: ByteCount) -> f64 {
+    bytes.0 as f64 / of.0.max(1) as f64 * 100.0
+}
+
+fn ratio(measured: ByteCount, foretold: ByteCount) -> Option<f64> {
+    (foretold.0 > 0).then(|| measured.0 as f64 / foretold.0 as f64)
+}
+
+/// What each lever gives back, a line each.
+pub(crate) fn levers_text(levers: &[Lever]) -> String {
+    let rows: Vec<[String; 4]> = levers
+        .iter()
+        .map(|lever| {
+            let Lever { flag, at_the_price_of, peak, gives_back } = lever;
+            [flag.clone(), gives_back.to_string(), peak.to_string(), (*at_the_price_of).to_owned()]
+        })
+        .collect();
+    columns(["lever", "gives back", "leaves", "at the price of"], &rows)
+}
+
+/// Readings at each phase, foretold and measured.
+pub(crate) fn phases_text(report: &MemoryReport) -> String {
+    let rows: Vec<[String; 5]> = Phase::ALL
+        .into_iter()
+        .zip(report.forecast.at.iter().zip(&report.at))
+        .map(|(phase, (foretold, measured))| {
+            let [a, b, c, d] =
+                [foretold.in_use, measured.in_use, foretold.peak, measured.peak].map(|bytes| bytes.to_string());
+            [phase.to_string(), a, b, c, d]
+        })
+        .collect();
+    columns(["after", "foretold", "measured", "peak foretold", "peak measured"], &rows)
+}
+
+pub(crate) fn account_json(account: &MemoryAccount) -> Value {
+    let mut object: serde_json::Map<String, Value> = account
+        .rows()
+        .into_iter()
+        .map(|(name, bytes)| (format!("{}_bytes", name.replace(' ', "_")), bytes.0.into()))
+        .collect();
+    object.insert("peak_bytes".to_owned(), account.peak.0.into());
+    object.into()
+}
+
+pub(crate) fn report_json(report: &MemoryReport) -> Value {
+    let phases: Vec<Value> = Phase::ALL
+        .into_iter()
+        .zip(report.forecast.at.iter().zip(&report.at))
+        .map(|(phase, (foretold, measured))| {
+            json!({
+                "after": phase.to_string(),
+                "foretold_bytes": foretold.in_use.0,
+                "measured_bytes": measured.in_use.0,
+                "foretold_peak_bytes": foretold.peak.0,
+                "measured_peak_bytes": measured.peak.0,
+            })
+        })
+        .collect();
+    json!({
+        "micro_batch": report.forecast.micro_batch,
+        "foretold": account_json(&report.forecast.account),
+        "measured": account_json(&report.account),
+        "phases": phases,
+    })
+}
+
+pub(crate) fn levers_json(levers: &[Lever]) -> Value {
+    let lever = |lever: &Lever| json!({ "flag": lever.flag, "peak_bytes": lever.peak.0, "gives_back_bytes": lever.gives_back.0 });
+    levers.iter().map(lever).collect()
+}
+
+/// `--prune 0.3` and when.
+pub(crate) fn pruning(share: Option<f64>, after_epochs: Option<u64>, epochs: u64) -> Option<Prune> {
+    share.map(|share| Prune { share, after_epochs: after_epochs.unwrap_or(epochs.div_ceil(2)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_a_number_or_auto_and_divides_the_step() {
+        assert_eq!("auto".parse(), Ok(MicroBatch::Auto));
+        assert_eq!("16".parse(), Ok(MicroBatch::Of(16)));
+        for text in ["0", "-1", "x", ""] {
+            assert!(text.parse::<MicroBatch>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_account_and_its_ratio() {
+        let account = MemoryAccount { parameters: ByteCount(100), peak: ByteCount(400), ..MemoryAccount::default() };
+        let measured = MemoryAccount { parameters: ByteCount(110), peak: ByteCount(440), ..MemoryAccount::default() };
+        let text = account_text(&account, Some(&measured));
+        assert_eq!(text.lines().count(), 8, "{text}");
+        assert!(text.lines().nth(1).is_some_and(|line| line.contains("1.10") && line.ends_with("25 %")), "{text}");
+        assert!(!account_text(&account, None).contains("measured"));
+    }
+}

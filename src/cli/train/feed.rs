@@ -1,0 +1,170 @@
+//! Owns the way from what the trainer and the loaders tell to a moment that is looked at: rates of late instead of an epoch's
+//! means, the largest accounts, the time that is left. It must never ask the device for anything: that would wait for it.
+
+use std::time::Instant;
+
+use feedstock::train::{EpochReport, Progress};
+use feedstock::{ByteCount, Loader};
+
+use super::point::{EpochEnd, Point};
+
+/// Rates are those of about this many seconds, so that they neither jump nor lag.
+const OF_LATE_S: f64 = 1.0;
+/// How many accounts are told of.
+const ACCOUNTS_MAX: usize = 8;
+
+/// What is kept between two moments of a run.
+pub(super) struct Feed {
+    loaders: Vec<Loader>,
+    ram_budget: ByteCount,
+    memory_budget: Option<ByteCount>,
+    /// Where the rates of late begin, and what they came to.
+    since: Progress,
+    rates: Option<Rates>,
+    val_accuracy: Option<f64>,
+    /// When the run began, and the share of it that was done then: above 0 where it resumes.
+    began: Option<(Instant, f64)>,
+}
+
+#[derive(Clone, Copy)]
+struct Rates {
+    images_per_s: f64,
+    busy_share: f64,
+    input_wait_share: f64,
+}
+
+impl Feed {
+    pub(super) fn new(loaders: Vec<Loader>, ram_budget: ByteCount, memory_budget: Option<ByteCount>) -> Self {
+        Feed {
+            loaders,
+            ram_budget,
+            memory_budget,
+            since: Progress::default(),
+            rates: None,
+            val_accuracy: None,
+            began: None,
+        }
+    }
+
+    /// This moment.
+    pub(super) fn point(&mut self, now: &Progress) -> Point {
+        let rates = self.rates(now);
+        let (ram_held, accounts) = self.memory();
+        let mut point = Point {
+            epoch: now.epoch,
+            epochs: now.epochs,
+            step: now.step,
+            steps: now.steps,
+            loss: now.loss,
+            accuracy: now.accuracy,
+            val_accuracy: self.val_accuracy,
+            learning_rate: now.learning_rate,
+            images_per_s: rates.images_per_s,
+            busy_share: rates.busy_share,
+            input_wait_share: rates.input_wait_share,
+            ram_held,
+            ram_budget: self.ram_budget,
+            accounts,
+            memory_in_use: now.memory.map(|memory| memory.in_use),
+            memory_budget: self.memory_budget,
+            ..Point::default()
+        };
+        point.seconds_left = self.seconds_left(point.done_share());
+        point
+    }
+
+    /// The end of an epoch.
+    pub(super) fn end(&mut self, epoch: &EpochReport) -> EpochEnd {
+        let EpochReport { training, validation } = epoch;
+        self.val_accuracy = validation.map(|score| score.accuracy).or(self.val_accuracy);
+        EpochEnd {
+            global_step: (training.epoch + 1).saturating_mul(training.steps),
+            val_loss: validation.map(|score| score.loss),
+            val_accuracy: validation.map(|score| score.accuracy),
+        }
+    }
+
+    /// Rates since about a second ago; of an epoch's first second, its means.
+    fn rates(&mut self, now: &Progress) -> Rates {
+        let whole = Rates {
+            images_per_s: now.images_per_s(),
+            busy_share: now.compute_share,
+            input_wait_share: now.input_wait_share,
+        };
+        if now.epoch != self.since.epoch || now.seconds < self.since.seconds {
+            (self.since, self.rates) = (Progress { epoch: now.epoch, ..Progress::default() }, None);
+        }
+        let seconds = now.seconds - self.since.seconds;
+        if seconds >= OF_LATE_S {
+            let spent =
+                |of: fn(&Progress) -> f64| (of(now) * now.seconds - of(&self.since) * self.since.seconds) / seconds;
+            self.rates = Some(Rates {
+                images_per_s: now.images.saturating_sub(self.since.images) as f64 / seconds,
+                busy_share: spent(|at| at.compute_share),
+                input_wait_share: spent(|at| at.input_wait_share),
+            });
+            self.since = *now;
+        }
+        self.rates.unwrap_or(whole)
+    }
+
+    /// What the loaders hold, and their largest accounts: those of one name are one.
+    fn memory(&self) -> (ByteCount, Vec<(&'static str, ByteCount)>) {
+        let mut held = ByteCount::ZERO;
+        let mut accounts: Vec<(&'static str, ByteCount)> = Vec::new();
+        for report in self.loaders.iter().map(|loader| loader.stats().memory) {
+            held += report.held;
+            for account in report.accounts.iter().filter(|account| account.held > ByteCount::ZERO) {
+                match accounts.iter_mut().find(|(name, _)| *name == account.name) {
+                    Some((_, bytes)) => *bytes += account.held,
+                    None => accounts.push((account.name, account.held)),
+                }
+            }
+        }
+        accounts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        accounts.truncate(ACCOUNTS_MAX);
+        (held, accounts)
+    }
+
+    /// As long as the rest takes if it goes on as it did; nobody knows in the first seconds.
+    fn seconds_left(&mut self, done: f64) -> Option<f64> {
+        let (began, first) = *self.began.get_or_insert((Instant::now(), done));
+        let (seconds, new) = (began.elapsed().as_secs_f64(), done - first);
+        (seconds >= 2.0 && new > 0.0).then(|| seconds / new * (1.0 - done))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_those_of_late() {
+        let mut feed = Feed::new(Vec::new(), ByteCount(1), None);
+        let at = |epoch, seconds: f64, images, waited: f64| Progress {
+            epoch,
+            seconds,
+            images,
+            input_wait_share: waited / seconds,
+            ..Progress::default()
+        };
+        let told = |point: Point| (point.images_per_s, (point.input_wait_share * 1e6).round() / 1e6);
+        assert_eq!(told(feed.point(&at(0, 0.5, 100, 0.25))), (200.0, 0.5), "an epoch's first second: its means");
+        assert_eq!(told(feed.point(&at(0, 1.0, 200, 0.5))), (200.0, 0.5));
+        assert_eq!(told(feed.point(&at(0, 1.5, 900, 0.5))), (200.0, 0.5), "not a second later");
+        assert_eq!(told(feed.point(&at(0, 3.0, 1200, 0.5))), (500.0, 0.0), "two seconds: 1000 images, no wait");
+        assert_eq!(told(feed.point(&at(1, 0.5, 50, 0.0))), (100.0, 0.0), "the next epoch begins anew");
+    }
+
+    #[test]
+    fn a_validation_is_told_until_the_next() {
+        let mut feed = Feed::new(Vec::new(), ByteCount(1), None);
+        let training = Progress { epoch: 1, steps: 10, step: 10, ..Progress::default() };
+        assert_eq!(feed.point(&training).val_accuracy, None);
+        let score = feedstock::train::Score { accuracy: 0.5, loss: 2.0, ..Default::default() };
+        let end = feed.end(&EpochReport { training, validation: Some(score) });
+        assert_eq!(end, EpochEnd { global_step: 20, val_loss: Some(2.0), val_accuracy: Some(0.5) });
+        assert_eq!(feed.end(&EpochReport { training, validation: None }).val_accuracy, None);
+        assert_eq!(feed.point(&training).val_accuracy, Some(0.5));
+    }
+}

@@ -1,0 +1,104 @@
+//! Owns what a run may take of its device's memory: how much is free, and batches of which size fit. It must never take
+//! more than that to find out.
+
+use std::sync::Arc;
+
+use feedstock::ByteCount;
+use feedstock::host::HostFacts;
+use feedstock::train::{
+    Checkpointing, Cpu, CpuBalanced, HeapMeter, Meter, TrainConfig, TrainError, Tried, levers, micro_batch_within,
+    probe,
+};
+
+use super::super::failure::Failure;
+use super::super::model::{MicroBatch, ModelArgs, levers_text};
+use super::super::place::Place;
+
+/// How often a smaller batch is tried where a real step took more than was foretold.
+const TRIES_MAX: usize = 8;
+
+/// What reads the memory that training takes there.
+pub(super) fn meter(place: &Place) -> Arc<dyn Meter> {
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = place.gpu {
+        return Arc::new(feedstock::train::GpuMeter(number));
+    }
+    #[cfg(not(feature = "burn-cuda"))]
+    let _ = place;
+    Arc::new(HeapMeter)
+}
+
+/// What training may take there, beside loaders of this budget; `None` where nobody knows.
+pub(super) fn free(place: &Place, loaders: ByteCount) -> Option<ByteCount> {
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = place.gpu {
+        return feedstock::adapt::burn::gpu_memory(number).ok().map(|memory| memory.driver_free);
+    }
+    #[cfg(not(feature = "burn-cuda"))]
+    let _ = place;
+    let memory = HostFacts::read().memory;
+    Some(memory.available.saturating_sub(loaders)).filter(|free| *free > ByteCount::ZERO)
+}
+
+/// The size of a batch, and in the configuration how many of them make a step.
+pub(super) fn micro_batch(
+    args: &ModelArgs,
+    config: &mut TrainConfig,
+    batch_size: usize,
+    free: Option<ByteCount>,
+    place: &Place,
+    meter: &dyn Meter,
+    notes: &mut Vec<String>,
+) -> Result<usize, Failure> {
+    if args.micro_batch != Some(MicroBatch::Auto) {
+        let (accumulate, micro_batch) = args.batches(batch_size)?;
+        config.accumulate = accumulate;
+        return Ok(micro_batch);
+    }
+    let budget = config.device_budget.or(free).ok_or_else(|| {
+        Failure::Usage("--micro-batch auto has to know what there is: say it with --vram-budget".to_owned())
+    })?;
+    let mut limit = budget;
+    for _ in 0..TRIES_MAX {
+        let Some(foretold) = micro_batch_within(config, batch_size, limit)? else { break };
+        let micro_batch = foretold.micro_batch;
+        config.accumulate = (batch_size / micro_batch) as u64;
+        match tried(config, micro_batch, place, meter)? {
+            Tried::Fits(took) if took.account.peak <= budget => {
+                notes.push(format!(
+                    "batches of {micro_batch}, {} to a step of {batch_size}: {} of {budget}, {} foretold",
+                    config.accumulate, took.account.peak, foretold.account.peak
+                ));
+                return Ok(micro_batch);
+            }
+            Tried::Fits(took) => notes.push(format!("batches of {micro_batch} took {}: too much", took.account.peak)),
+            Tried::Refused(refused) => notes.push(format!("batches of {micro_batch} do not fit: {}", refused.said)),
+        }
+        // The next smaller one.
+        limit = foretold.account.peak.saturating_sub(ByteCount(1));
+    }
+    let least = TrainConfig { accumulate: batch_size as u64, ..config.clone() };
+    Err(Failure::Budget(format!(
+        "not even a batch of one image fits the budget of {budget} for training; what would help:\n{}",
+        levers_text(&levers(&least, 1, 3)?)
+    )))
+}
+
+/// Two real steps with batches of this size.
+fn tried(config: &TrainConfig, micro_batch: usize, place: &Place, meter: &dyn Meter) -> Result<Tried, TrainError> {
+    let balanced = config.checkpointing == Checkpointing::Balanced;
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = place.gpu {
+        let device = burn::backend::cuda::CudaDevice::new(number as usize);
+        return match balanced {
+            true => probe::<feedstock::train::GpuBalanced>(config, micro_batch, &device, meter),
+            false => probe::<feedstock::train::Gpu>(config, micro_batch, &device, meter),
+        };
+    }
+    #[cfg(not(feature = "burn-cuda"))]
+    let _ = place;
+    match balanced {
+        true => probe::<CpuBalanced>(config, micro_batch, &Default::default(), meter),
+        false => probe::<Cpu>(config, micro_batch, &Default::default(), meter),
+    }
+}

@@ -1,0 +1,78 @@
+//! Owns who trains: the ranks of this process, on which device and backend each, and how they find the others. It must never
+//! tell anybody how it goes.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::backend::AutodiffBackend;
+
+use feedstock::World;
+use feedstock::device::DeviceSpec;
+use feedstock::train::{Checkpointing, Cpu, CpuBalanced, Event, Machine, Team, TrainData, TrainError, train};
+
+use super::super::failure::Failure;
+use super::TrainArgs;
+use super::setup::Setup;
+
+/// The ranks of this process among all others, and the device of each.
+pub(super) fn of(args: &TrainArgs) -> Result<(Team, Vec<DeviceSpec>), Failure> {
+    let world = World::here().map_err(|error| Failure::Usage(error.to_string()))?;
+    let devices = match (&args.devices, &args.device, &world) {
+        (Some(list), ..) => list.split(',').map(device).collect::<Result<_, _>>()?,
+        // One process a GPU: each takes its own.
+        (None, DeviceSpec::Auto, Some(world)) if cfg!(feature = "burn-cuda") && world.local_world_size > 1 => {
+            vec![DeviceSpec::Cuda(world.local_rank as u32)]
+        }
+        (None, device, _) => vec![device.clone()],
+    };
+    let team = Team::new(world, devices.len()).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok((team, devices))
+}
+
+fn device(name: &str) -> Result<DeviceSpec, Failure> {
+    match name.trim().parse::<u32>() {
+        Ok(number) => Ok(DeviceSpec::Cuda(number)),
+        Err(_) => name.trim().parse().map_err(|error| Failure::Usage(format!("--devices: {error}"))),
+    }
+}
+
+/// Trains as one rank, on the backend that its setup asks for.
+pub(super) fn learn(
+    setup: &Setup,
+    team: &Team,
+    thread: usize,
+    stop: &AtomicBool,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Result<(), TrainError> {
+    let balanced = setup.config.checkpointing == Checkpointing::Balanced;
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = setup.place.gpu {
+        let device = burn::backend::cuda::CudaDevice::new(number as usize);
+        return match balanced {
+            true => learn_on::<feedstock::train::GpuBalanced>(setup, team, thread, stop, observe, device),
+            false => learn_on::<feedstock::train::Gpu>(setup, team, thread, stop, observe, device),
+        };
+    }
+    match balanced {
+        true => learn_on::<CpuBalanced>(setup, team, thread, stop, observe, Default::default()),
+        false => learn_on::<Cpu>(setup, team, thread, stop, observe, Default::default()),
+    }
+}
+
+fn learn_on<B: AutodiffBackend>(
+    setup: &Setup,
+    team: &Team,
+    thread: usize,
+    stop: &AtomicBool,
+    observe: &mut dyn FnMut(Event<'_>),
+    device: B::Device,
+) -> Result<(), TrainError> {
+    let peers = match team.world_size() {
+        1 => None,
+        _ => Some(team.join::<B::InnerBackend>(thread, &device).map_err(TrainError::Peers)?),
+    };
+    let data = TrainData::<B>::from_loaders(setup.training.clone(), setup.validation.clone(), &device);
+    // The heap is one for all threads of a process: what each of them takes cannot be told apart.
+    let meter = (setup.seat.threads == 1).then(|| Arc::clone(&setup.meter));
+    train(&setup.config, &data, Machine { device, meter, peers }, stop, observe).map(drop)
+}

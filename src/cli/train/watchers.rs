@@ -1,0 +1,311 @@
+//! Owns everybody who looks at a training run while it goes on: the view or the line on the terminal, the log, TensorBoard's
+//! file. They are all told from here. It must never stop the run: what cannot be written is said once, and counted.
+
+use std::io;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::super::failure::{Failure, say};
+use super::super::lock;
+use super::super::progress::Progress;
+use super::events::Events;
+use super::log::Log;
+use super::point::{EpochEnd, Point};
+use super::view::View;
+
+/// How often the files get a moment of an epoch, besides the last one.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How a training run is looked at.
+#[derive(Args, Clone, Default)]
+pub(super) struct LookArgs {
+    /// Show one line of progress, and no live view
+    #[arg(long)]
+    plain: bool,
+    /// Write a log: one JSON object a line, a step a second
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Write scalars for TensorBoard into this folder
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
+}
+
+/// Those who look at a run. A clone is another handle to them.
+#[derive(Clone)]
+pub(super) struct Watchers(Arc<Mutex<Looking>>);
+
+struct Looking {
+    face: Face,
+    log: Option<Log>,
+    events: Option<Events>,
+    /// Lines and records that could not be written.
+    lost: Lost,
+    /// The latest moment, and when the files got one.
+    latest: Option<Point>,
+    written: Option<Instant>,
+    /// Nothing is written any more.
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Lost {
+    log: u64,
+    events: u64,
+}
+
+/// What is seen on the terminal.
+enum Face {
+    View(Box<View>),
+    Line(Progress),
+}
+
+impl LookArgs {
+    /// Begins to look at a run of so many steps. With results as `json`, or where there is no terminal for a view, a line has
+    /// to do.
+    ///
+    /// # Errors
+    /// A file cannot be made.
+    pub(super) fn begin(&self, json: bool, resume: bool, steps: u64) -> Result<Watchers, Failure> {
+        let log = self.log.as_deref().map(|path| Log::start(path, resume)).transpose()?;
+        let events = self.tensorboard.as_deref().map(Events::start).transpose()?;
+        let view = if self.plain || json { None } else { View::here() };
+        let seen = view.is_some();
+        let face = view.map_or_else(|| Face::Line(Progress::new(steps)), |view| Face::View(Box::new(view)));
+        let watchers = Watchers::with(face, log, events);
+        if seen {
+            watchers.make_way_for_panics();
+        }
+        Ok(watchers)
+    }
+}
+
+impl Watchers {
+    fn with(face: Face, log: Option<Log>, events: Option<Events>) -> Self {
+        let (lost, latest, written) = (Lost::default(), None, None);
+        Watchers(Arc::new(Mutex::new(Looking { face, log, events, lost, latest, written, ended: false })))
+    }
+
+    /// Has the view taken away before any thread's panic is printed: it would be drawn over.
+    fn make_way_for_panics(&self) {
+        let (looking, print) = (Arc::downgrade(&self.0), panic::take_hook());
+        panic::set_hook(Box::new(move |what| {
+            // The thread that panics may be the one that draws.
+            if let Some(Ok(mut looking)) = looking.upgrade().as_ref().map(|looking| looking.try_lock()) {
+                looking.clear();
+            }
+            print(what);
+        }));
+    }
+
+    /// The run begins after so many steps of the very first epoch and those after it: none, unless it is resumed. `object`
+    /// says what it is.
+    pub(super) fn start(&self, steps: u64, object: &Value) {
+        let mut looking = lock(&self.0);
+        if steps > 0 {
+            looking.chart(|events| events.resume(steps + 1));
+        }
+        looking.log(|log| log.add("start", object));
+    }
+
+    /// Some steps are done. As often as anybody likes: it is a few additions unless something is due.
+    pub(super) fn step(&self, point: &Point) {
+        let mut looking = lock(&self.0);
+        if looking.ended {
+            return;
+        }
+        match &mut looking.face {
+            Face::View(view) => view.step(point),
+            Face::Line(line) => line.at(point.global_step(), || point.in_a_line()),
+        }
+        if looking.written.is_none_or(|written| written.elapsed() >= EVERY) {
+            looking.write(point);
+        } else {
+            looking.latest = Some(point.clone());
+        }
+    }
+
+    /// An epoch is done and validated. `object` is what `--json` prints of it.
+    pub(super) fn epoch(&self, end: &EpochEnd, object: &Value) {
+        let mut looking = lock(&self.0);
+        if let Some(latest) = looking.latest.take() {
+            looking.write(&latest);
+        }
+        looking.log(|log| log.add("epoch", object));
+        let named = [("loss/val", end.val_loss), ("accuracy/val", end.val_accuracy)];
+        let scalars: Vec<_> = named.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect();
+        if !scalars.is_empty() {
+            looking.chart(|events| events.add(end.global_step, &scalars));
+        }
+    }
+
+    /// Lets something else be printed, above what is seen on the terminal.
+    pub(super) fn aside(&self, print: impl FnOnce()) {
+        lock(&self.0).aside(print);
+    }
+
+    /// Takes what is seen off the terminal, for good: others are about to print.
+    pub(super) fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// The run is over; `object` is what `--json` prints at its end. Only the first one counts.
+    pub(super) fn end(&self, object: &Value) {
+        self.clear();
+        let mut looking = lock(&self.0);
+        if looking.ended {
+            return;
+        }
+        if let Some(latest) = looking.latest.take() {
+            looking.write(&latest);
+        }
+        looking.log(|log| log.add("end", object));
+        looking.ended = true;
+        let Looking { log, events, lost, .. } = &*looking;
+        told(log.as_ref().map(Log::path), "lines", lost.log);
+        told(events.as_ref().map(Events::path), "records", lost.events);
+    }
+}
+
+/// Says at the end what is missing.
+fn told(path: Option<&Path>, what: &str, lost: u64) {
+    if let (Some(path), true) = (path, lost > 0) {
+        say("warning", format_args!("{} is not whole: {lost} {what} could not be written", path.display()));
+    }
+}
+
+impl Looking {
+    fn clear(&mut self) {
+        match &mut self.face {
+            Face::View(view) => view.clear(),
+            Face::Line(line) => line.clear(),
+        }
+    }
+
+    /// Gives the files a moment.
+    fn write(&mut self, point: &Point) {
+        (self.latest, self.written) = (None, Some(Instant::now()));
+        self.log(|log| log.step(point));
+        let scalars = scalars(point);
+        self.chart(|events| events.add(point.global_step(), &scalars));
+    }
+
+    fn log(&mut self, add: impl FnOnce(&mut Log) -> io::Result<()>) {
+        let Some(log) = self.log.as_mut().filter(|_| !self.ended) else { return };
+        if let Err(error) = add(log) {
+            self.lost.log += 1;
+            let path = log.path().display().to_string();
+            self.complain(self.lost.log, &path, &error);
+        }
+    }
+
+    fn chart(&mut self, add: impl FnOnce(&mut Events) -> io::Result<()>) {
+        let Some(events) = self.events.as_mut().filter(|_| !self.ended) else { return };
+        if let Err(error) = add(events) {
+            self.lost.events += 1;
+            let path = events.path().display().to_string();
+            self.complain(self.lost.events, &path, &error);
+        }
+    }
+
+    /// Says that a file cannot be written, the first time.
+    fn complain(&mut self, lost: u64, path: &str, error: &io::Error) {
+        if lost == 1 {
+            let what = format!("cannot write {path}: {error}; training goes on, and the file is tried again each time");
+            self.aside(|| say("warning", what));
+        }
+    }
+
+    fn aside(&mut self, print: impl FnOnce()) {
+        match &mut self.face {
+            Face::View(view) => view.aside(print),
+            Face::Line(line) => line.aside(print),
+        }
+    }
+}
+
+/// A moment, by TensorBoard's tags.
+fn scalars(point: &Point) -> Vec<(&'static str, f64)> {
+    let mut scalars = vec![
+        ("loss/train", point.loss),
+        ("accuracy/train", point.accuracy),
+        ("learning_rate", point.learning_rate),
+        ("images_per_s", point.images_per_s),
+        ("input_wait", point.input_wait_share),
+        ("device_busy", point.busy_share),
+        ("memory/ram_held", point.ram_held.0 as f64),
+    ];
+    scalars.extend(point.memory_in_use.map(|bytes| ("memory/training", bytes.0 as f64)));
+    scalars
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn point(step: u64) -> Point {
+        Point { epochs: 2, step, steps: 1000, ..Point::default() }
+    }
+
+    fn watchers(log: &Path, events: Option<Events>) -> Watchers {
+        let log = Log::start(log, false).ok().expect("it can be written");
+        Watchers::with(Face::Line(Progress::new(0)), Some(log), events)
+    }
+
+    #[test]
+    fn files_get_a_moment_a_second_and_the_last_of_each_epoch() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let events = Events::start(folder.path()).ok().expect("it can be written");
+        let charted = events.path().to_owned();
+        let watchers = watchers(&path, Some(events));
+        watchers.start(0, &json!({ "parameters": 7 }));
+        (1..=500).for_each(|step| watchers.step(&point(step)));
+        thread::sleep(EVERY);
+        (501..=1000).for_each(|step| watchers.step(&point(step)));
+        let end = EpochEnd { global_step: 1000, val_loss: Some(1.0), val_accuracy: Some(0.5) };
+        watchers.epoch(&end, &json!({ "epoch": 0, "loss": 0.5 }));
+        watchers.end(&json!({ "ended_early": null }));
+        let size = || fs::metadata(&charted).expect("it is there").len();
+        let (before, text) = (size(), fs::read_to_string(&path).expect("it is there"));
+        watchers.step(&point(1));
+        watchers.end(&json!({}));
+        assert_eq!((size(), fs::read_to_string(&path).expect("it is there")), (before, text.clone()), "it is over");
+
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        let steps: Vec<u64> = lines.iter().filter_map(|line| line["step"].as_u64()).collect();
+        assert_eq!(steps, [1, 501, 1000]);
+        let events: Vec<&str> = lines.iter().filter_map(|line| line["event"].as_str()).collect();
+        assert_eq!(events, ["start", "step", "step", "step", "epoch", "end"]);
+        assert_eq!((&lines[0]["parameters"], &lines[4]["loss"]), (&json!(7), &json!(0.5)));
+        let bytes = fs::read(&charted).expect("it is there");
+        for tag in ["loss/train", "loss/val", "accuracy/val", "input_wait", "memory/ram_held"] {
+            assert!(bytes.windows(tag.len()).any(|window| window == tag.as_bytes()), "{tag} is missing");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_counted_and_stops_nobody() {
+        if !Path::new("/dev/full").exists() {
+            return;
+        }
+        let watchers = watchers(Path::new("/dev/full"), None);
+        watchers.start(0, &json!({}));
+        watchers.step(&point(1));
+        watchers.epoch(&EpochEnd::default(), &json!({}));
+        let mut printed = false;
+        watchers.aside(|| printed = true);
+        watchers.end(&json!({}));
+        assert!(printed);
+        assert_eq!(lock(&watchers.0).lost.log, 4);
+    }
+}

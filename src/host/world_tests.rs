@@ -1,0 +1,190 @@
+//! What launchers say, and what of it is believed.
+
+use super::*;
+
+fn read(variables: &[(&str, &str)]) -> Result<Option<World>, WorldError> {
+    World::read(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+}
+
+/// Variables in one text, `NAME=value NAME=value`.
+fn told(text: &str) -> Result<Option<World>, WorldError> {
+    let variables: Vec<_> = text.split_whitespace().filter_map(|word| word.split_once('=')).collect();
+    read(&variables)
+}
+
+fn world(text: &str) -> World {
+    told(text).expect("understood").expect("a world")
+}
+
+fn place(text: &str) -> (usize, usize, usize, usize) {
+    let world = world(text);
+    (world.rank, world.world_size, world.local_rank, world.local_world_size)
+}
+
+fn met_at(text: &str) -> Option<String> {
+    world(text).coordinator.map(|coordinator| coordinator.to_string())
+}
+
+fn refusal(text: &str) -> String {
+    told(text).expect_err("refused").to_string()
+}
+
+const TORCH: &str = "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 MASTER_ADDR=a.b MASTER_PORT=1234";
+const OPEN_MPI: &str = "OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=8 OMPI_COMM_WORLD_LOCAL_RANK=1 \
+                        OMPI_COMM_WORLD_LOCAL_SIZE=4";
+const HYDRA: &str = "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2";
+const SLURM: &str = "SLURM_PROCID=5 SLURM_NTASKS=7 SLURM_LOCALID=1 SLURM_NODEID=1 SLURM_STEP_ID=0 SLURM_JOB_ID=77 \
+                     SLURM_STEP_TASKS_PER_NODE=4,3 SLURM_STEP_NODELIST=node[003-004]";
+
+#[test]
+fn without_a_launcher_there_is_no_world() {
+    for text in ["", "MASTER_ADDR=a MASTER_PORT=1", "LOCAL_WORLD_SIZE=4", "SLURM_NTASKS=8 SLURM_JOB_ID=7"] {
+        assert_eq!(told(text), Ok(None), "{text}");
+    }
+    // A batch script is told that it is task 0, though it is no task of a step.
+    assert_eq!(told("SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_LOCALID=0 SLURM_TASKS_PER_NODE=4(x2)"), Ok(None));
+    // Scripts empty what they cannot unset.
+    assert_eq!(told("RANK= WORLD_SIZE="), Ok(None));
+}
+
+#[test]
+fn each_launcher_is_understood() {
+    assert_eq!(place(TORCH), (5, 8, 1, 4));
+    assert_eq!(place(OPEN_MPI), (5, 8, 1, 4));
+    assert_eq!(place(&OPEN_MPI.replace("OMPI", "MV2")), (5, 8, 1, 4));
+    assert_eq!(place(HYDRA), (1, 2, 1, 2));
+    assert_eq!(place(SLURM), (5, 7, 1, 3));
+    let names = [TORCH, OPEN_MPI, HYDRA, SLURM].map(|text| world(text).told_by);
+    assert_eq!(names, ["torchrun", "Open MPI", "MPICH", "Slurm"]);
+}
+
+#[test]
+fn slurm_says_the_local_size_in_several_ways() {
+    let local = |node: &str, more: &str| {
+        place(&format!("SLURM_PROCID=6 SLURM_NTASKS=7 SLURM_LOCALID=0 SLURM_STEP_ID=0 SLURM_NODEID={node} {more}")).3
+    };
+    assert_eq!(local("3", "SLURM_STEP_TASKS_PER_NODE=2(x3),1"), 1);
+    assert_eq!(local("2", "SLURM_STEP_TASKS_PER_NODE=2(x3),1"), 2);
+    assert_eq!(local("1", "SLURM_TASKS_PER_NODE=5,2"), 2);
+    assert_eq!(local("1", "SLURM_NTASKS_PER_NODE=2"), 2);
+    // The step's word is before the job's: `srun -n 1` in a job of eight tasks.
+    let one = "SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=1 SLURM_LOCALID=0 SLURM_STEP_ID=2 \
+               SLURM_STEP_TASKS_PER_NODE=1 SLURM_TASKS_PER_NODE=4(x2)";
+    assert_eq!(place(one), (0, 1, 0, 1));
+}
+
+#[test]
+fn the_innermost_launcher_counts() {
+    assert_eq!(world(&format!("{TORCH} {OPEN_MPI} {SLURM}")).told_by, "torchrun");
+    assert_eq!(world(&format!("{OPEN_MPI} {SLURM}")).told_by, "Open MPI");
+    assert_eq!(world(&format!("{HYDRA} {SLURM}")).told_by, "MPICH");
+    // Slurm speaks PMI to its tasks, too, without MPICH's local ranks.
+    assert_eq!(world(&format!("PMI_RANK=5 PMI_SIZE=7 {SLURM}")).told_by, "Slurm");
+}
+
+#[test]
+fn ranks_that_are_set_by_hand_share_a_machine_where_they_meet_on_it() {
+    assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=127.0.0.1"), (1, 3, 1, 3));
+    assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=localhost"), (1, 3, 1, 3));
+    assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=[::1]"), (1, 3, 1, 3));
+    assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=10.0.0.1"), (1, 3, 0, 1));
+    assert_eq!(place("RANK=0 WORLD_SIZE=1"), (0, 1, 0, 1));
+}
+
+#[test]
+fn the_coordinator_is_named_or_the_first_host_or_this_machine() {
+    assert_eq!(met_at(TORCH).as_deref(), Some("a.b:1234"));
+    assert_eq!(met_at(&format!("{SLURM} MASTER_ADDR=::1 MASTER_PORT=9")).as_deref(), Some("[::1]:9"));
+    assert_eq!(met_at(&format!("{HYDRA} MASTER_PORT=9")).as_deref(), Some("127.0.0.1:9"));
+    assert_eq!(met_at(&format!("{SLURM} MASTER_PORT=9")).as_deref(), Some("node003:9"));
+    assert_eq!(met_at(OPEN_MPI), None, "several machines, and none of them named");
+    // torchrun's own store sits on the port that it names.
+    assert_eq!(met_at(&format!("{TORCH} TORCHELASTIC_USE_AGENT_STORE=True")).as_deref(), Some("a.b:1235"));
+    assert_eq!(met_at(&format!("{TORCH} TORCHELASTIC_USE_AGENT_STORE=False")).as_deref(), Some("a.b:1234"));
+}
+
+#[test]
+fn a_port_is_made_from_the_job() {
+    let port = |text: &str| world(text).coordinator.expect("a coordinator").port;
+    assert_eq!(port(HYDRA), PORT_BASE);
+    let of_job = |job: u32, step: u32| {
+        let text = SLURM.replace("JOB_ID=77", &format!("JOB_ID={job}"));
+        port(&text.replace("STEP_ID=0", &format!("STEP_ID={step}")))
+    };
+    let ports: std::collections::BTreeSet<_> = (0..100).map(|at| of_job(at / 2, at % 2)).collect();
+    assert!(ports.len() > 90, "jobs and steps spread: {ports:?}");
+    assert!(ports.iter().all(|port| (PORT_BASE..PORT_BASE + PORT_COUNT as u16).contains(port)), "{ports:?}");
+    assert_eq!(of_job(77, 0), port(SLURM), "the same for every rank");
+    let space = format!("{OPEN_MPI} MASTER_ADDR=a PMIX_NAMESPACE=");
+    assert_ne!(port(&format!("{space}1")), port(&format!("{space}2")));
+}
+
+#[test]
+fn half_a_word_is_an_error_that_names_it() {
+    let all = [TORCH, OPEN_MPI, HYDRA, SLURM];
+    for text in all {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let needed = words.iter().filter(|word| {
+            // The rest has other sources, or none that are missed.
+            ["RANK", "SIZE", "PROCID", "NTASKS", "LOCALID", "RANKS"]
+                .iter()
+                .any(|end| word.split('=').next().is_some_and(|name| name.ends_with(end)))
+        });
+        for left_out in needed.map(|word| word.split('=').next().expect("a name")) {
+            let rest: Vec<_> =
+                words.iter().filter(|word| !word.starts_with(&format!("{left_out}="))).copied().collect();
+            match told(&rest.join(" ")) {
+                Err(error) => assert!(error.to_string().contains(left_out), "{left_out}: {error}"),
+                // Without its first word a launcher has said nothing at all.
+                Ok(world) => assert!(world.is_none() && left_out == "SLURM_PROCID", "{left_out}: {world:?}"),
+            }
+        }
+    }
+    assert!(refusal("RANK=3").contains("RANK=3 is set, but WORLD_SIZE is not"));
+    assert!(refusal("PMI_RANK=1 PMI_SIZE=2").contains("MPI_LOCALRANKID"));
+    assert!(refusal("WORLD_SIZE=4").contains("WORLD_SIZE=4"));
+}
+
+#[test]
+fn contradictions_and_nonsense_are_errors_that_name_the_values() {
+    for (from, to) in [
+        ("RANK=5", "RANK=8"),
+        ("LOCAL_RANK=1", "LOCAL_RANK=4"),
+        ("LOCAL_RANK=1", "LOCAL_RANK=-1"),
+        ("WORLD_SIZE=8", "WORLD_SIZE=0"),
+        ("WORLD_SIZE=8", "WORLD_SIZE=eight"),
+        ("LOCAL_WORLD_SIZE=4", "LOCAL_WORLD_SIZE=9"),
+        ("MASTER_PORT=1234", "MASTER_PORT=70000"),
+    ] {
+        let said = refusal(&TORCH.replacen(from, to, 1));
+        assert!(said.contains(to), "{to}: {said}");
+    }
+    let said = refusal(&format!("{SLURM} WORLD_SIZE=8"));
+    assert!(said.contains("WORLD_SIZE=8") && said.contains("7 ranks"), "{said}");
+    assert_eq!(place(&format!("{SLURM} WORLD_SIZE=7")), (5, 7, 1, 3));
+    let said = refusal(&SLURM.replace("=4,3", "=4"));
+    assert!(said.contains("SLURM_STEP_TASKS_PER_NODE=4") && said.contains("SLURM_NODEID=1"), "{said}");
+    let said = refusal(&SLURM.replace("node[003-004]", "node[003"));
+    assert!(said.contains("SLURM_STEP_NODELIST=node[003"), "{said}");
+}
+
+#[test]
+fn the_first_host_of_a_list() {
+    for (list, host) in [
+        ("gpu1", Some("gpu1")),
+        ("gpu1,gpu2", Some("gpu1")),
+        ("node[003-007,9],gpu1", Some("node003")),
+        ("node[9,003-007]", Some("node9")),
+        ("gpu1,node[003-007]", Some("gpu1")),
+        ("rack[2-3]-node[07-09].site", Some("rack2-node07.site")),
+        ("a-b.c-d[1]", Some("a-b.c-d1")),
+        ("", None),
+        (",a", None),
+        ("node[", None),
+        ("node[]", None),
+        ("node[-3]", None),
+        ("node]3", None),
+    ] {
+        assert_eq!(first_host(list).as_deref(), host, "{list}");
+    }
+}

@@ -1,0 +1,354 @@
+//! Owns the book of tensors: which sheet each id stands for, and what each operation makes of its inputs.
+//! It must never look at anything of an operation but shapes, kinds of numbers and who else holds its inputs.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::Arc;
+
+use burn::backend::ir::{
+    BaseOperationIr as Base, BinaryOpIr, BoolOperationIr as Bools, FloatOperationIr as Floats, IntOperationIr as Ints,
+    ModuleOperationIr as Module, NumericOperationIr as Numeric, OperationIr, ScalarOpIr, TensorId, TensorIr,
+    TensorStatus, UnaryOpIr,
+};
+use burn::tensor::{DType, Shape};
+use burn_flex::Layout;
+
+use super::fused::{self, Look};
+use super::kernel;
+use super::sheet::{Kernel, Meter, Sheet, Storage};
+
+/// All tensors of a rehearsal.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    meter: Arc<Meter>,
+    sheets: HashMap<TensorId, Sheet>,
+    /// Operations that may yet turn out to be the first ones of a kernel that flex has in one piece.
+    pending: Vec<OperationIr>,
+}
+
+impl Book {
+    /// The meter, once everything that was registered is in it.
+    pub(super) fn meter(&mut self) -> &Meter {
+        for op in mem::take(&mut self.pending) {
+            self.run(&op);
+        }
+        &self.meter
+    }
+
+    /// A tensor with numbers from outside.
+    pub(super) fn write(&mut self, id: TensorId, shape: Shape, dtype: DType) {
+        let sheet = Sheet::new(&self.meter, shape, dtype);
+        self.sheets.insert(id, sheet);
+    }
+
+    /// A tensor's last reader may be this one.
+    pub(super) fn read(&mut self, tensor: &TensorIr) {
+        self.meter();
+        self.take(tensor);
+    }
+
+    /// Does what an operation does to memory, or waits for the next one to know.
+    pub(super) fn register(&mut self, op: OperationIr) {
+        self.pending.push(op);
+        while !self.pending.is_empty() {
+            match fused::look(&self.pending) {
+                Look::Unknown => return,
+                Look::Whole(inputs) => {
+                    let ops = mem::take(&mut self.pending);
+                    let mut inputs = inputs.iter().map(|input| self.take(input)).collect::<Vec<_>>().into_iter();
+                    let made = match (inputs.next(), inputs.next()) {
+                        (Some(x), Some(grad)) => x.binary(grad, Kernel::Plain),
+                        (Some(x), None) => x.unary(),
+                        (None, _) => return,
+                    };
+                    if let Some(out) = ops.last().and_then(|op| op.outputs().next()) {
+                        self.sheets.insert(out.id, made);
+                    }
+                    return;
+                }
+                Look::None => {
+                    let op = self.pending.remove(0);
+                    self.run(&op);
+                }
+            }
+        }
+    }
+
+    /// The sheet of an input: the book keeps its own copy while somebody else may read it.
+    pub(super) fn take(&mut self, tensor: &TensorIr) -> Sheet {
+        let found = match tensor.status {
+            TensorStatus::ReadWrite => self.sheets.remove(&tensor.id),
+            TensorStatus::ReadOnly | TensorStatus::NotInit => self.sheets.get(&tensor.id).cloned(),
+        };
+        found.unwrap_or_else(|| panic!("{} is of a rehearsal that has ended: make tensors anew in each", tensor.id))
+    }
+
+    pub(super) fn maybe(&mut self, tensor: Option<&TensorIr>) -> Option<Sheet> {
+        tensor.map(|tensor| self.take(tensor))
+    }
+
+    fn run(&mut self, op: &OperationIr) {
+        let made = match op {
+            OperationIr::Drop(tensor) => {
+                // It may be left over from a rehearsal before, whose bytes are counted no more.
+                self.sheets.remove(&tensor.id);
+                return;
+            }
+            OperationIr::Init(_) => return,
+            OperationIr::BaseFloat(op) | OperationIr::BaseInt(op) | OperationIr::BaseBool(op) => self.base(op),
+            OperationIr::NumericFloat(_, op) | OperationIr::NumericInt(_, op) => self.numeric(op),
+            OperationIr::Float(_, op) => self.float(op),
+            OperationIr::Int(op) => self.int(op),
+            OperationIr::Bool(op) => self.bool(op),
+            OperationIr::Module(op) => self.module(op),
+            OperationIr::Custom(_) => None,
+        };
+        match (made, op.outputs().next()) {
+            (Some(made), Some(out)) => drop(self.sheets.insert(out.id, made)),
+            _ => self.other(op),
+        }
+    }
+
+    /// What most kernels do: make their inputs contiguous, and their outputs new. Pools of halves are computed as f32,
+    /// and their indices are of 64 bits.
+    fn other(&mut self, op: &OperationIr) {
+        let inputs: Vec<Sheet> = op.inputs().map(|input| self.take(input)).collect();
+        let _flat: Vec<Sheet> = inputs.iter().map(Sheet::to_contiguous).collect();
+        let indices = match op {
+            OperationIr::Module(Module::MaxPool1dWithIndices(op)) => Some(op.out_indices.id),
+            OperationIr::Module(Module::MaxPool2dWithIndices(op)) => Some(op.out_indices.id),
+            _ => None,
+        };
+        let mut wide = 0;
+        for out in op.outputs() {
+            let dtype = if Some(out.id) == indices { DType::I64 } else { out.dtype };
+            let made = Sheet::new(&self.meter, out.shape.clone(), dtype);
+            wide += if dtype == DType::BF16 { made.elements() } else { 0 };
+            self.sheets.insert(out.id, made);
+        }
+        if matches!(op, OperationIr::Module(_)) {
+            let halves = inputs.iter().filter(|input| input.dtype() == DType::BF16);
+            let _wide = Storage::new(&self.meter, (halves.map(Sheet::elements).sum::<usize>() + wide) * 4);
+        }
+    }
+
+    fn new_sheet(&self, out: &TensorIr) -> Sheet {
+        Sheet::new(&self.meter, out.shape.clone(), out.dtype)
+    }
+
+    fn unary(&mut self, op: &UnaryOpIr) -> Sheet {
+        self.take(&op.input).unary()
+    }
+
+    fn scalar(&mut self, op: &ScalarOpIr) -> Sheet {
+        self.take(&op.lhs).scalar()
+    }
+
+    fn binary(&mut self, op: &BinaryOpIr, kernel: Kernel) -> Sheet {
+        let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
+        lhs.binary(rhs, kernel)
+    }
+
+    fn compare(&mut self, op: &BinaryOpIr) -> Sheet {
+        let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
+        lhs.compare(Some(rhs), op.out.dtype)
+    }
+
+    fn compare_elem(&mut self, op: &ScalarOpIr) -> Sheet {
+        self.take(&op.lhs).compare(None, op.out.dtype)
+    }
+
+    /// Views and copies.
+    fn base(&mut self, op: &Base) -> Option<Sheet> {
+        Some(match op {
+            Base::Reshape(op) => self.take(&op.input).reshape(op.out.shape.clone()),
+            Base::SwapDims(op) => self.take(&op.input).swap(op.dim1, op.dim2),
+            Base::Permute(op) => {
+                let x = self.take(&op.input);
+                x.view(x.layout().permute(&op.axes))
+            }
+            Base::Flip(op) => {
+                let x = self.take(&op.input);
+                x.view(x.layout().flip(&op.axes))
+            }
+            Base::Expand(op) => self.take(&op.input).expand(op.out.shape.clone()),
+            Base::Unfold(op) => {
+                let x = self.take(&op.input);
+                let mut strides = x.layout().strides().to_vec();
+                strides.push(strides[op.dim]);
+                strides[op.dim] *= op.step as isize;
+                x.view(Layout::new(op.out.shape.clone(), strides, x.layout().start_offset()))
+            }
+            Base::Slice(op) => {
+                let x = self.take(&op.tensor);
+                let (layout, copies) = x.layout().slice(&op.ranges);
+                if copies { self.new_sheet(&op.out) } else { x.view(layout) }
+            }
+            Base::SliceAssign(op) => {
+                let (x, value) = (self.take(&op.tensor), self.take(&op.value));
+                x.slice_assign(value)
+            }
+            Base::MaskWhere(op) => {
+                let (x, mask, value) = (self.take(&op.tensor), self.take(&op.mask), self.take(&op.value));
+                x.mask(mask, Some(value))
+            }
+            Base::MaskFill(op) => {
+                let (x, mask) = (self.take(&op.tensor), self.take(&op.mask));
+                x.mask(mask, None)
+            }
+            Base::Equal(op) => self.compare(op),
+            Base::EqualElem(op) => self.compare_elem(op),
+            Base::RepeatDim(op) => self.take(&op.tensor).repeat_dim(op.times, op.out.shape.clone()),
+            Base::Cat(op) => {
+                let parts = op.tensors.iter().map(|part| self.take(part)).collect();
+                Sheet::cat(parts, op.dim, op.out.shape.clone())
+            }
+            Base::Cast(op) => {
+                let x = self.take(&op.input);
+                match (x.dtype(), op.out.dtype) {
+                    (from, to) if from == to => x,
+                    (from, to) if from.is_float() => x.float_cast(to),
+                    (_, to) => x.converted(to),
+                }
+            }
+            Base::Empty(op) | Base::Zeros(op) => Sheet::new_bytes(&self.meter, op.out.shape.clone(), op.out.dtype),
+            Base::Ones(op) => self.new_sheet(&op.out),
+            Base::Select(_) | Base::Gather(_) | Base::GatherNd(_) => return None,
+            Base::SelectAssign(_) | Base::Scatter(_) | Base::ScatterNd(_) => return None,
+        })
+    }
+
+    /// Arithmetic, comparisons and reductions.
+    fn numeric(&mut self, op: &Numeric) -> Option<Sheet> {
+        Some(match op {
+            Numeric::Add(op) | Numeric::Sub(op) | Numeric::Mul(op) | Numeric::Div(op) => {
+                self.binary(op, Kernel::Vector)
+            }
+            Numeric::Rem(op) => self.binary(op, Kernel::Plain),
+            Numeric::Powi(op) => {
+                let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
+                let rhs = if lhs.dtype() == rhs.dtype() { rhs } else { rhs.converted(lhs.dtype()) };
+                lhs.binary(rhs, Kernel::Plain)
+            }
+            Numeric::AddScalar(op)
+            | Numeric::SubScalar(op)
+            | Numeric::MulScalar(op)
+            | Numeric::DivScalar(op)
+            | Numeric::RemScalar(op)
+            | Numeric::PowiScalar(op) => self.scalar(op),
+            Numeric::Abs(op) => self.unary(op),
+            Numeric::Clamp(op) => self.take(&op.tensor).unary(),
+            Numeric::Full(op) => self.new_sheet(&op.out),
+            Numeric::IntRandom(op) => self.new_sheet(&op.out),
+            Numeric::Sum(op) | Numeric::Prod(op) | Numeric::Max(op) | Numeric::Min(op) => {
+                let _x = self.take(&op.input);
+                self.new_sheet(&op.out)
+            }
+            Numeric::Mean(op) => {
+                let x = self.take(&op.input);
+                let flat = x.is_half().then(|| x.to_contiguous());
+                let _wide = flat.as_ref().map(|flat| flat.workspace(flat.elements(), 4));
+                self.new_sheet(&op.out)
+            }
+            Numeric::MaxAbs(op) => {
+                let _absolute = self.take(&op.input).unary();
+                self.new_sheet(&op.out)
+            }
+            Numeric::SumDim(op) | Numeric::ProdDim(op) => self.take(&op.input).reduce_dim(op.axis),
+            Numeric::MeanDim(op) => self.take(&op.input).mean_dim(op.axis),
+            Numeric::MaxDim(op) | Numeric::MinDim(op) => {
+                let [values, _] = self.take(&op.input).extremum_dim(op.axis, Some(op.out.dtype), None);
+                return values;
+            }
+            Numeric::MaxAbsDim(op) => {
+                let [values, _] = self.take(&op.input).unary().extremum_dim(op.axis, Some(op.out.dtype), None);
+                return values;
+            }
+            Numeric::ArgMax(op) | Numeric::ArgMin(op) => {
+                let [_, indices] = self.take(&op.input).extremum_dim(op.axis, None, Some(op.out.dtype));
+                return indices;
+            }
+            Numeric::MaxDimWithIndices(op) | Numeric::MinDimWithIndices(op) => {
+                let x = self.take(&op.tensor);
+                let [values, indices] = x.extremum_dim(op.dim, Some(op.out.dtype), Some(op.out_indices.dtype));
+                self.sheets.extend(indices.map(|indices| (op.out_indices.id, indices)));
+                return values;
+            }
+            Numeric::Greater(op) | Numeric::GreaterEqual(op) | Numeric::Lower(op) | Numeric::LowerEqual(op) => {
+                self.compare(op)
+            }
+            Numeric::GreaterElem(op)
+            | Numeric::GreaterEqualElem(op)
+            | Numeric::LowerElem(op)
+            | Numeric::LowerEqualElem(op) => self.compare_elem(op),
+            Numeric::CumSum(_) | Numeric::CumProd(_) | Numeric::CumMin(_) | Numeric::CumMax(_) => return None,
+            Numeric::ArgTopK(_) | Numeric::TopK(_) => return None,
+        })
+    }
+
+    fn float(&mut self, op: &Floats) -> Option<Sheet> {
+        Some(match op {
+            Floats::Exp(op)
+            | Floats::Log(op)
+            | Floats::Log1p(op)
+            | Floats::Erf(op)
+            | Floats::Sqrt(op)
+            | Floats::Cos(op)
+            | Floats::Cosh(op)
+            | Floats::Sin(op)
+            | Floats::Sinh(op)
+            | Floats::Tan(op)
+            | Floats::Tanh(op)
+            | Floats::ArcCos(op)
+            | Floats::ArcCosh(op)
+            | Floats::ArcSin(op)
+            | Floats::ArcSinh(op)
+            | Floats::ArcTan(op)
+            | Floats::ArcTanh(op)
+            | Floats::Round(op)
+            | Floats::Floor(op)
+            | Floats::Ceil(op)
+            | Floats::Trunc(op)
+            | Floats::Recip(op) => self.unary(op),
+            Floats::PowfScalar(op) => self.scalar(op),
+            Floats::ArcTan2(op) | Floats::Powf(op) => self.binary(op, Kernel::Plain),
+            Floats::IntoInt(op) => self.take(&op.input).converted(op.out.dtype),
+            Floats::Matmul(op) => {
+                let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
+                kernel::matmul(lhs, rhs, op.out.shape.clone())
+            }
+            Floats::Random(op) => self.new_sheet(&op.out),
+            Floats::IsNan(_) | Floats::IsInf(_) | Floats::Cross(_) | Floats::GridSample2d(_) => return None,
+            Floats::Quantize(_) | Floats::Dequantize(_) => return None,
+        })
+    }
+
+    fn int(&mut self, op: &Ints) -> Option<Sheet> {
+        Some(match op {
+            Ints::IntoFloat(op) => self.take(&op.input).converted(op.out.dtype),
+            Ints::BitwiseNot(op) => self.unary(op),
+            Ints::BitwiseAnd(op)
+            | Ints::BitwiseOr(op)
+            | Ints::BitwiseXor(op)
+            | Ints::BitwiseLeftShift(op)
+            | Ints::BitwiseRightShift(op) => self.binary(op, Kernel::Plain),
+            Ints::BitwiseAndScalar(op)
+            | Ints::BitwiseOrScalar(op)
+            | Ints::BitwiseXorScalar(op)
+            | Ints::BitwiseLeftShiftScalar(op)
+            | Ints::BitwiseRightShiftScalar(op) => self.scalar(op),
+            Ints::Matmul(op) => {
+                let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
+                kernel::matmul(lhs, rhs, op.out.shape.clone())
+            }
+        })
+    }
+
+    fn bool(&mut self, op: &Bools) -> Option<Sheet> {
+        Some(match op {
+            Bools::IntoFloat(op) | Bools::IntoInt(op) => self.take(&op.input).converted(op.out.dtype),
+            Bools::Not(op) => self.take(&op.input).scalar(),
+            Bools::And(op) | Bools::Or(op) => self.binary(op, Kernel::Plain),
+        })
+    }
+}

@@ -1,0 +1,241 @@
+//! Owns what the heavy kernels need: matrix products, convolutions and their gradients, linear layers.
+//! It must never guess: each workspace is one that burn-flex 0.21 allocates, by the shapes alone.
+
+#![allow(clippy::needless_pass_by_value, reason = "what is passed stays alive until the end, as it does there")]
+
+use std::env;
+use std::sync::LazyLock;
+use std::thread;
+
+use burn::tensor::ops::conv::calculate_conv_output_size;
+use burn::tensor::{DType, Shape};
+use burn_flex::Layout;
+
+use super::sheet::{Kernel, Sheet};
+
+/// How a convolution's kernel moves.
+#[derive(Clone, Copy)]
+pub(super) struct Window<'a> {
+    pub(super) stride: &'a [usize],
+    pub(super) padding: &'a [usize],
+    pub(super) dilation: &'a [usize],
+    pub(super) groups: usize,
+}
+
+/// Output positions that `conv3d_impl` works on at once.
+const TILE: usize = 512;
+
+/// Threads that hold a tile at the same time: rayon's default pool.
+static THREADS: LazyLock<usize> = LazyLock::new(|| {
+    let asked = env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok()).filter(|&threads| threads > 0);
+    asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+});
+
+/// `ops::matmul::matmul`. Strided inputs are read where they are, but for kinds that the gemm library has no kernel
+/// for.
+pub(super) fn matmul(lhs: Sheet, rhs: Sheet, shape: Shape) -> Sheet {
+    match lhs.dtype() {
+        DType::BF16 => {
+            let (lhs, rhs) = (lhs.to_contiguous(), rhs.to_contiguous());
+            let product = matmul(widened(&lhs), widened(&rhs), shape.clone());
+            product.fresh(shape, DType::BF16)
+        }
+        DType::I32 | DType::I64 => {
+            let (lhs, rhs) = (lhs.to_contiguous(), rhs.to_contiguous());
+            let turned = if lhs.dtype() == DType::I32 { rhs.elements() } else { 0 };
+            let _turned = rhs.workspace(turned, lhs.dtype().size());
+            lhs.fresh(shape, lhs.dtype())
+        }
+        dtype => {
+            let dims = shape.num_dims();
+            let (m, n, k) = (shape[dims - 2], shape[dims - 1], lhs.shape()[lhs.layout().num_dims() - 1]);
+            let products: usize = shape[..dims - 2].iter().product();
+            let made = lhs.fresh_bytes(shape, dtype);
+            // Many small products are shared out among the threads, one large one is split by the library itself.
+            let _packed = made.workspace(packed(m, n, k) * products.clamp(1, *THREADS), dtype.size());
+            made
+        }
+    }
+}
+
+/// Elements that the gemm library lays out anew before an `[m, k] x [k, n]` product (`gemm_basic_generic` in gemm-
+/// common 0.19): a panel of the right side where the left has more rows than two micro-kernels, and the whole left
+/// side's panel where it is short. Depth goes by 512, and the right panel has to fit the last cache: 32 MiB, as on most
+/// servers.
+fn packed(m: usize, n: usize, k: usize) -> usize {
+    let depth = k.min(512);
+    let right = if m > 32 { n.min((32 << 20) / (4 * depth.max(1))) } else { 0 };
+    let left = if m <= 256 { m } else { 0 };
+    depth * (left + right)
+}
+
+/// `conv_common::convert_bf16_to_f32`.
+fn widened(half: &Sheet) -> Sheet {
+    let flat = half.to_contiguous();
+    flat.fresh(half.shape(), DType::F32)
+}
+
+/// `ops::conv`: the fast paths need nothing but their output. The general one turns its whole input to channels-last,
+/// its weights likewise, and holds on each thread a tile of im2col columns and of the product.
+pub(super) fn conv(x: Sheet, weight: Sheet, bias: Option<Sheet>, window: Window<'_>) -> Sheet {
+    if x.dtype() == DType::BF16 {
+        let out = conv(widened(&x), widened(&weight), bias.as_ref().map(widened), window);
+        return out.fresh(out.shape(), DType::BF16);
+    }
+    let dtype = x.dtype();
+    let (x, weight) = (&x, &weight);
+    let (flat_x, flat_weight) = (x.reshape(x.shape()), weight.reshape(weight.shape()));
+    let (flat_x, flat_weight) = (flat_x.to_contiguous(), flat_weight.to_contiguous());
+
+    let (samples, channels) = (x.shape()[0], x.shape()[1]);
+    let (outputs, channels_each) = (weight.shape()[0], weight.shape()[1]);
+    let kernel = &weight.shape()[2..];
+    let side = |i: usize| {
+        let Window { stride, padding, dilation, .. } = window;
+        calculate_conv_output_size(kernel[i], stride[i], padding[i], dilation[i], x.shape()[2 + i])
+    };
+    let mut dims = vec![samples, outputs];
+    dims.extend((0..kernel.len()).map(side));
+    let positions: usize = dims[2..].iter().product();
+
+    let out = || flat_x.fresh(dims.clone(), dtype);
+    if is_fast(x, weight, window, &dims) {
+        return out();
+    }
+    let columns = channels_each * kernel.iter().product::<usize>();
+    let _weight_turned = flat_weight.workspace(outputs * columns, dtype.size());
+    let _x_turned = flat_x.workspace(x.elements(), dtype.size());
+    debug_assert_eq!(channels, channels_each * window.groups, "every channel belongs to one group");
+    let made = out();
+    let tasks = samples * positions.div_ceil(TILE);
+    let rows = outputs / window.groups;
+    // Of its product, only the weights are packed: the columns are in the right order as they are.
+    let tile = (columns + rows) * positions.min(TILE) + packed(rows, 0, columns);
+    let _tiles = made.workspace(tile * tasks.min(*THREADS), dtype.size());
+    made
+}
+
+/// `is_1x1_conv`, `should_use_depthwise_conv`, `should_use_small_channel_conv`, `should_use_direct_conv`.
+fn is_fast(x: &Sheet, weight: &Sheet, window: Window<'_>, out: &[usize]) -> bool {
+    let (channels, outputs, channels_each) = (x.shape()[1], weight.shape()[0], weight.shape()[1]);
+    let kernel = &weight.shape()[2..];
+    let Window { stride, padding, dilation, groups } = window;
+    let all = |values: &[usize], value| values.iter().all(|&it| it == value);
+
+    let pointwise = all(kernel, 1) && all(stride, 1) && all(padding, 0);
+    // Volumes are treated as pictures where they are one picture deep.
+    let flat = kernel.len() < 3
+        || (kernel[0] == 1 && x.shape()[2] == 1 && stride[0] == 1 && padding[0] == 0 && dilation[0] == 1);
+    let depthwise = channels_each == 1 && groups == channels && outputs == channels;
+    let few = groups == 1 && (1..=4).contains(&channels) && (1..=16).contains(&outputs);
+    let width = kernel.len() - 1;
+    let line = all(&kernel[..width], 1) && all(&x.shape()[2..2 + width], 1);
+    let direct = groups == 1 && all(padding, 0) && all(dilation, 1) && line && x.dtype() != DType::F16;
+    pointwise
+        || (flat && (depthwise || few))
+        || (direct && channels >= 32 && kernel[width] <= 8 && out[2 + width] <= 800)
+}
+
+/// `ops::conv_transpose`: columns of one sample at a time.
+pub(super) fn conv_transpose(x: Sheet, weight: Sheet, bias: Option<Sheet>, groups: usize, shape: Shape) -> Sheet {
+    if x.dtype() == DType::BF16 {
+        let out = conv_transpose(widened(&x), widened(&weight), bias.as_ref().map(widened), groups, shape.clone());
+        return out.fresh(shape, DType::BF16);
+    }
+    let (flat_x, flat_weight) = (x.reshape(x.shape()), weight.reshape(weight.shape()));
+    let (flat_x, flat_weight) = (flat_x.to_contiguous(), flat_weight.to_contiguous());
+    let made = flat_x.fresh(shape, x.dtype());
+    let rows: usize = weight.shape()[1..].iter().product();
+    let positions: usize = x.shape()[2..].iter().product();
+    let workspace = rows * positions + packed(rows, positions, x.shape()[1] / groups);
+    let _columns = flat_weight.workspace(workspace, x.dtype().size());
+    made
+}
+
+/// burn-backend's `conv2d_x_backward` and its kin.
+pub(super) fn conv_x_backward(x: Sheet, weight: Sheet, grad: Sheet, groups: usize) -> Sheet {
+    conv_transpose(grad, weight, None, groups, x.shape())
+}
+
+/// burn-backend's `conv2d_weight_backward` and its kin: a convolution over samples, whose result is a view.
+pub(super) fn conv_weight_backward(x: Sheet, weight: Sheet, grad: Sheet, window: Window<'_>) -> Sheet {
+    let Window { stride, padding, dilation, groups } = window;
+    let turned = Window { stride: dilation, padding, dilation: stride, groups: 1 };
+    let shape = weight.shape();
+    if groups == 1 {
+        let (x, grad) = (moved(x, |x| x.swap(0, 1)), moved(grad, |grad| grad.swap(0, 1)));
+        let found = moved(conv(x, grad, None, turned), |found| found.swap(0, 1));
+        return moved(found, |found| found.view(corner(found.layout(), &shape)));
+    }
+    // Groups are alike, and come one after the other: each is written into a copy of what was there.
+    let (x, grad) = (x.swap(0, 1), grad.swap(0, 1));
+    let part = |sheet: &Sheet, channels: usize| sheet.view(sheet.layout().narrow(0, 0, channels));
+    let so_far = weight.fresh(shape.clone(), weight.dtype());
+    let found = conv(part(&x, shape[1]), part(&grad, shape[0] / groups), None, turned).swap(0, 1);
+    let mut each = shape.to_vec();
+    each[0] /= groups;
+    let found = moved(found, |found| found.view(corner(found.layout(), &Shape::from(each))));
+    so_far.slice_assign(found)
+}
+
+/// A view in the place of what it was taken from.
+fn moved(sheet: Sheet, view: impl FnOnce(&Sheet) -> Sheet) -> Sheet {
+    view(&sheet)
+}
+
+/// The first elements along each dimension.
+fn corner(layout: &Layout, shape: &Shape) -> Layout {
+    (0..shape.num_dims()).fold(layout.clone(), |layout, dim| layout.narrow(dim, 0, shape[dim]))
+}
+
+/// burn-backend's `conv2d_bias_backward` and its kin.
+pub(super) fn conv_bias_backward(_x: Sheet, bias: Sheet, grad: Sheet) -> Sheet {
+    let channels = grad.shape()[1];
+    let rest = grad.elements() / channels.max(1);
+    let grad = moved(grad, |grad| grad.swap(0, 1));
+    let grad = moved(grad, |grad| grad.reshape([channels, rest]));
+    grad.reduce_dim(1).reshape(bias.shape())
+}
+
+/// burn-backend's `linear`.
+pub(super) fn linear(x: Sheet, weight: Sheet, bias: Option<Sheet>, shape: Shape) -> Sheet {
+    let dims = x.layout().num_dims();
+    let out = matmul(x, unsqueezed(weight, dims), shape);
+    match bias {
+        Some(bias) => out.binary(unsqueezed(bias, dims), Kernel::Vector),
+        None => out,
+    }
+}
+
+/// burn-backend's `linear_x_backward`.
+pub(super) fn linear_x_backward(weight: Sheet, grad: Sheet, shape: Shape) -> Sheet {
+    let dims = grad.layout().num_dims();
+    let weight = unsqueezed(moved(weight, |weight| weight.swap(0, 1)), dims);
+    matmul(grad, weight, shape)
+}
+
+/// burn-backend's `linear_weight_backward`: one product for each of the batch, summed afterwards.
+pub(super) fn linear_weight_backward(x: Sheet, grad: Sheet, shape: Shape) -> Sheet {
+    let dims = x.layout().num_dims();
+    let x = moved(x, |x| x.swap(dims - 2, dims - 1));
+    let mut each = x.shape().to_vec();
+    each[dims - 1] = shape[1];
+    let product = matmul(x, grad, Shape::from(each));
+    (0..dims - 2).fold(product, |sum, dim| sum.reduce_dim(dim)).reshape(shape)
+}
+
+/// burn-backend's `linear_bias_backward`.
+pub(super) fn linear_bias_backward(grad: Sheet, shape: Shape) -> Sheet {
+    (0..grad.layout().num_dims() - 1).fold(grad, |sum, dim| sum.reduce_dim(dim)).reshape(shape)
+}
+
+/// `unsqueeze_leading`.
+fn unsqueezed(sheet: Sheet, dims: usize) -> Sheet {
+    let own = sheet.shape();
+    if own.num_dims() >= dims {
+        return sheet;
+    }
+    let mut shape = vec![1; dims - own.num_dims()];
+    shape.extend(own.iter());
+    sheet.reshape(shape)
+}

@@ -1,0 +1,270 @@
+//! Sums of several ranks, and what becomes of them where one is missing.
+
+use std::net::TcpListener;
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::Instant;
+
+use burn::backend::Flex;
+
+use super::*;
+
+/// No test waits for this long unless it fails.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(500);
+
+/// A process has one team of threads at a time, and tests are threads of one process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What a rank gives to a sum: numbers whose sum depends on the order of additions.
+fn given(rank: usize, sum: usize, length: usize) -> Vec<f32> {
+    (0..length)
+        .map(|at| ((at * 7919 + rank * 104_729 + sum * 31) % 10_007) as f32 * 1.7_f32.powi(rank as i32 * 9))
+        .collect()
+}
+
+/// The sum in the order of ranks, as bits.
+fn in_order(ranks: usize, sum: usize, length: usize) -> Vec<u32> {
+    let mut total = given(0, sum, length);
+    for rank in 1..ranks {
+        total.iter_mut().zip(given(rank, sum, length)).for_each(|(total, value)| *total += value);
+    }
+    total.into_iter().map(f32::to_bits).collect()
+}
+
+fn vector(values: &[f32]) -> Tensor<Flex, 1> {
+    Tensor::from_floats(values, &Default::default())
+}
+
+fn bits(tensor: Tensor<Flex, 1>) -> Vec<u32> {
+    tensor.into_data().to_vec::<f32>().expect("numbers").into_iter().map(f32::to_bits).collect()
+}
+
+fn join(team: &Team, thread: usize) -> Result<Peers<Flex>, PeersError> {
+    team.join(thread, &Default::default())
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A process of several on this machine.
+fn process(rank: usize, processes: usize, port: u16, patience: Duration) -> Team {
+    let variables = [
+        ("RANK", rank.to_string()),
+        ("WORLD_SIZE", processes.to_string()),
+        ("MASTER_ADDR", "127.0.0.1".to_owned()),
+        ("MASTER_PORT", port.to_string()),
+    ];
+    let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+    Team::new(World::read(get).expect("understood"), 1).expect("a team").patience(patience)
+}
+
+/// One thread for each of the ranks, and what came of them.
+fn each<T: Send>(ranks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let work = &work;
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || work(rank))).collect();
+        running.into_iter().map(|rank| rank.join().expect("no panic")).collect()
+    })
+}
+
+/// Several sums of several lengths, one of which takes more than one piece.
+fn sums_are_those_in_order(mut peers: Peers<Flex>) {
+    let (rank, ranks) = (peers.rank(), peers.world_size());
+    for (sum, length) in [1, 5, 1000, 600_001, 3].into_iter().enumerate() {
+        let total = peers.sum(vector(&given(rank, sum, length))).expect("a sum");
+        assert!(bits(total) == in_order(ranks, sum, length), "rank {rank} of {ranks}, sum {sum}");
+    }
+}
+
+#[test]
+fn the_order_of_additions_shows() {
+    let ahead = in_order(3, 0, 1000);
+    let mut back = given(2, 0, 1000);
+    for rank in [1, 0] {
+        back.iter_mut().zip(given(rank, 0, 1000)).for_each(|(total, value)| *total += value);
+    }
+    assert_ne!(ahead, back.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_rank_by_itself_gets_what_it_gives() {
+    let mut peers = join(&Team::new(None, 1).expect("a team"), 0).expect("joined");
+    assert_eq!((peers.rank(), peers.world_size()), (0, 1));
+    assert_eq!(bits(peers.sum(vector(&[1.5, -0.0])).expect("a sum")), [1.5_f32.to_bits(), (-0.0_f32).to_bits()]);
+}
+
+#[test]
+fn threads_get_the_sum_in_their_order() {
+    let _alone = alone();
+    for ranks in [2, 3, 5] {
+        let team = Team::new(None, ranks).expect("a team").patience(LONG);
+        each(ranks, |rank| sums_are_those_in_order(join(&team, rank).expect("joined")));
+    }
+}
+
+#[test]
+fn processes_get_the_sum_in_their_order() {
+    for ranks in [2, 3] {
+        let port = free_port();
+        each(ranks, |rank| sums_are_those_in_order(join(&process(rank, ranks, port, LONG), 0).expect("joined")));
+    }
+}
+
+#[test]
+fn a_thread_that_never_comes_is_named_in_time_and_leaves_no_trace() {
+    let _alone = alone();
+    let begun = Instant::now();
+    let team = Team::new(None, 3).expect("a team").patience(SHORT);
+    let said = each(2, |rank| join(&team, rank).expect_err("one is missing").to_string());
+    assert!(begun.elapsed() < SHORT * 4, "{:?}", begun.elapsed());
+    assert!(said.iter().any(|text| text.contains("0.5 s for rank 2 of the same process")), "{said:?}");
+    drop(team);
+    let team = Team::new(None, 2).expect("the place is free again").patience(LONG);
+    each(2, |rank| sums_are_those_in_order(join(&team, rank).expect("joined")));
+}
+
+#[test]
+fn a_thread_that_stays_away_from_a_sum_is_named_and_all_are_told() {
+    let _alone = alone();
+    let team = Team::new(None, 3).expect("a team").patience(SHORT);
+    let said = each(3, |rank| {
+        let mut peers = join(&team, rank).expect("joined");
+        peers.sum(vector(&[1.0])).expect("all are there");
+        let begun = Instant::now();
+        if rank == 1 {
+            thread::sleep(SHORT * 2);
+        }
+        let error = peers.sum(vector(&[1.0])).expect_err("one was away").to_string();
+        assert!(begun.elapsed() < SHORT * 5, "{:?}", begun.elapsed());
+        let again = peers.sum(vector(&[1.0])).expect_err("over").to_string();
+        assert!(again.contains("earlier exchange failed"), "{again}");
+        error
+    });
+    assert!(
+        said[0].contains("for rank 1 of the same process") || said[2].contains("for rank 1 of the same"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_thread_that_has_left_is_noticed_at_once() {
+    let _alone = alone();
+    let team = Team::new(None, 2).expect("a team").patience(LONG);
+    let begun = Instant::now();
+    let said = each(2, |rank| {
+        let mut peers = join(&team, rank).expect("joined");
+        peers.sum(vector(&[1.0])).expect("all are there");
+        (rank == 0).then(|| {
+            // Its going may be a moment later than this one's coming, and then it is the deadline that ends the wait.
+            thread::sleep(SHORT);
+            peers.sum(vector(&[1.0])).expect_err("one has left").to_string()
+        })
+    });
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    assert!(said[0].as_ref().is_some_and(|text| text.contains("after 1 exchanges (it has left)")), "{said:?}");
+}
+
+#[test]
+fn vectors_of_two_lengths_are_refused_by_all() {
+    let _alone = alone();
+    let team = Team::new(None, 2).expect("a team").patience(LONG);
+    let lengths = |rank: usize, mut peers: Peers<Flex>| {
+        peers.sum(vector(&[1.0, 2.0, 3.0][..2 + rank])).expect_err("two lengths").to_string()
+    };
+    for said in each(2, |rank| lengths(rank, join(&team, rank).expect("joined"))) {
+        assert!(said.contains("2 numbers") || said.contains("3 numbers") || said.contains("has lost"), "{said}");
+    }
+    let port = free_port();
+    let said = each(2, |rank| lengths(rank, join(&process(rank, 2, port, LONG), 0).expect("joined")));
+    assert!(said[0].contains("it gave 3 numbers, this rank has 2"), "{said:?}");
+    assert!(said[1].contains("rank 0 has ended the run: rank 1 was lost (it gave 3 numbers"), "{said:?}");
+}
+
+#[test]
+fn a_second_team_of_threads_is_refused() {
+    let _alone = alone();
+    let first = Team::new(None, 2).expect("a team");
+    let said = Team::new(None, 2).expect_err("there is one").to_string();
+    assert!(said.contains("2 ranks as threads") && said.contains("drop the other Team"), "{said}");
+    assert!(Team::new(None, 1).is_ok(), "a rank by itself needs no place");
+    drop(first);
+    assert!(Team::new(None, 2).is_ok());
+    assert!(Team::new(None, 0).is_err());
+}
+
+#[test]
+fn a_process_that_never_comes_is_named_and_all_are_told() {
+    let port = free_port();
+    let begun = Instant::now();
+    let said = each(2, |rank| {
+        let patience = if rank == 0 { SHORT * 2 } else { LONG };
+        join(&process(rank, 3, port, patience), 0).expect_err("one is missing").to_string()
+    });
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    assert!(said[0].contains("rank 0 of 3 waited 1.0 s for rank 2, in vain"), "{said:?}");
+    assert!(said[1].contains("rank 0 has ended the run: rank 2 did not come in time"), "{said:?}");
+}
+
+#[test]
+fn without_rank_0_the_others_say_where_they_looked() {
+    let port = free_port();
+    let begun = Instant::now();
+    let said = join(&process(1, 2, port, SHORT), 0).expect_err("nobody is there").to_string();
+    assert!(begun.elapsed() < SHORT * 4, "{:?}", begun.elapsed());
+    assert!(said.contains(&format!("rank 1 of 2 waited 0.5 s for rank 0 at 127.0.0.1:{port}, in vain")), "{said}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("0.0.0.0:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    let said = join(&process(0, 2, port, LONG), 0).expect_err("in use").to_string();
+    assert!(said.contains(&format!("port {port}")) && said.contains("MASTER_PORT"), "{said}");
+}
+
+#[test]
+fn another_run_and_a_rank_that_is_there_are_turned_away() {
+    let port = free_port();
+    thread::scope(|scope| {
+        let hub = scope.spawn(|| join(&process(0, 2, port, LONG), 0));
+        let said = join(&process(1, 3, port, LONG), 0).expect_err("of another run").to_string();
+        assert!(said.contains("rank 0 is of a run of 2 processes with 1 ranks each, not 3 with 1"), "{said}");
+        let other = join(&process(1, 2, port, LONG), 0);
+        assert!(other.is_ok() && hub.join().expect("no panic").is_ok());
+    });
+}
+
+#[test]
+fn a_process_that_leaves_is_noticed_at_once_and_all_are_told() {
+    let port = free_port();
+    let begun = Instant::now();
+    let said = each(3, |rank| {
+        let mut peers = join(&process(rank, 3, port, LONG), 0).expect("joined");
+        peers.sum(vector(&[1.0])).expect("all are there");
+        (rank != 2).then(|| peers.sum(vector(&[1.0])).expect_err("one has left").to_string())
+    });
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    assert!(
+        said[0].as_ref().is_some_and(|text| text.contains("rank 0 of 3 has lost rank 2 after 1 exchanges")),
+        "{said:?}"
+    );
+    assert!(
+        said[1].as_ref().is_some_and(|text| text.contains("rank 0 has ended the run: rank 2 was lost")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn ranks_on_several_machines_need_a_place_to_meet() {
+    let variables = ["OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_RANK=0"];
+    let all = variables.iter().chain(&["OMPI_COMM_WORLD_LOCAL_SIZE=2"]);
+    let get = |name: &str| all.clone().find_map(|word| word.strip_prefix(&format!("{name}=")).map(str::to_owned));
+    let said = Team::new(World::read(get).expect("understood"), 1).expect_err("nobody says where").to_string();
+    assert!(said.contains("Open MPI started 4 ranks") && said.contains("MASTER_ADDR"), "{said}");
+}

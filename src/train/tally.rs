@@ -1,0 +1,63 @@
+//! Owns the sums of loss and right answers. They stay on the device, apart from any graph, until they are read.
+//! It must never hold more than one number of each, however many batches it is told of.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{ElementConversion, Int, Tensor};
+
+/// Sums over the images of an epoch.
+pub(super) struct Tally<B: Backend> {
+    device: B::Device,
+    new_loss: Tensor<B, 1>,
+    new_right: Tensor<B, 1, Int>,
+    loss: f64,
+    right: u64,
+    images: u64,
+}
+
+impl<B: Backend> Tally<B> {
+    pub(super) fn new(device: &B::Device) -> Self {
+        Tally {
+            device: device.clone(),
+            new_loss: Tensor::zeros([1], device),
+            new_right: Tensor::zeros([1], device),
+            loss: 0.0,
+            right: 0,
+            images: 0,
+        }
+    }
+
+    /// Goes on from sums that were read before.
+    pub(super) fn restore(&mut self, loss: f64, right: u64, images: u64) {
+        (self.loss, self.right, self.images) = (loss, right, images);
+    }
+
+    /// Adds a batch of `size` images with this mean loss.
+    pub(super) fn add(&mut self, loss: &Tensor<B, 1>, scores: Tensor<B, 2>, labels: Tensor<B, 1, Int>, size: usize) {
+        let right = scores.argmax(1).reshape([size]).equal(labels).int().sum();
+        self.new_loss = self.new_loss.clone() + loss.clone() * size as f64;
+        self.new_right = self.new_right.clone() + right;
+        self.images += size as u64;
+    }
+
+    /// Waits for the device, and fetches what is new.
+    pub(super) fn read(&mut self) {
+        let fresh = Tally::new(&self.device);
+        self.loss += std::mem::replace(&mut self.new_loss, fresh.new_loss).into_scalar().elem::<f64>();
+        self.right += std::mem::replace(&mut self.new_right, fresh.new_right).into_scalar().elem::<i64>() as u64;
+    }
+
+    /// The sums that were read.
+    pub(super) fn sums(&self) -> (f64, u64) {
+        (self.loss, self.right)
+    }
+
+    pub(super) fn images(&self) -> u64 {
+        self.images
+    }
+
+    /// Mean loss and accuracy of what was read, over all images.
+    pub(super) fn means(&self) -> (f64, f64) {
+        let images = self.images.max(1) as f64;
+        (self.loss / images, self.right as f64 / images)
+    }
+}
