@@ -54,7 +54,7 @@ fn rank(team: &Team, thread: usize, length: usize, sums: usize, dies: bool) {
         fastest = fastest.min(begun.elapsed());
         seen = sum.iter().fold(0_u64, |hash, value| hash.wrapping_mul(0x100_0000_01b3) ^ u64::from(value.to_bits()));
         // Every order of additions gives about this.
-        let about: f32 = (0..ranks).map(|rank| mine(rank).last().unwrap_or(0.0)).sum();
+        let about: f32 = (0..ranks).map(|rank| mine(rank).next_back().unwrap_or(0.0)).sum();
         let last = sum.last().copied().unwrap_or(0.0);
         assert!((last - about).abs() <= about.abs() * 1e-5, "{last} is not {about}");
         if dies {

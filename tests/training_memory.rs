@@ -108,7 +108,7 @@ fn each_lever_gives_back_what_it_promises() {
     let frozen = with(TrainConfig { freeze: "backbone".parse().unwrap(), ..plain.clone() });
     assert!(frozen.gradients.0 + frozen.optimizer.0 < WORTH_A_LOOK, "{frozen:?}");
     assert!(frozen.activations.0 < base.activations.0 / 10, "{frozen:?} {base:?}");
-    let adam = with(TrainConfig { ..plain.clone() }.optimizer(OptimizerKind::AdamW));
+    let adam = with(plain.optimizer(OptimizerKind::AdamW));
     let twice = adam.optimizer.0 as f64 / base.optimizer.0 as f64;
     assert!((1.9..2.1).contains(&twice), "{adam:?} {base:?}");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::config::TrainConfig;
 use super::error::{OutOfMemory, TrainError};
-use super::memory::{Forecast, MemoryAccount, Meter, Phase, Reading, Refused, batch_bytes, forecast, levers};
+use super::memory::{Forecast, Held, MemoryAccount, Meter, Phase, Reading, Refused, batch_bytes, forecast, levers};
 use super::report::{MemoryReport, Progress};
 use crate::ByteCount;
 
@@ -136,8 +136,12 @@ impl<'a> Gauge<'a> {
         }
         let Some(reading) = self.read() else { return Ok(()) };
         progress.memory = Some(reading);
-        progress.memory_reserved = self.meter.as_ref().and_then(|meter| meter.reserved());
         self.within(reading)
+    }
+
+    /// What the allocator holds, in use or not.
+    pub(super) fn held(&self) -> Option<Held> {
+        self.meter.as_ref()?.held()
     }
 
     /// Where memory goes, once that is known.

@@ -59,7 +59,7 @@ pub use freeze::Freeze;
 #[cfg(feature = "burn-cuda")]
 pub use memory::GpuMeter;
 pub use memory::{
-    Forecast, HeapMeter, Lever, MemoryAccount, Meter, Phase, Reading, Refused, Tried, forecast, levers,
+    Forecast, HeapMeter, Held, Lever, MemoryAccount, Meter, Phase, Reading, Refused, Tried, forecast, levers,
     micro_batch_within, probe,
 };
 pub use model::{ModelKind, Network, NetworkConfig, Pass};

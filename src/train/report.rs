@@ -1,7 +1,7 @@
 //! Owns what a run tells while it runs and when it is over.
 //! It must never print: whoever watches draws.
 
-use super::memory::{Forecast, MemoryAccount, Reading};
+use super::memory::{Forecast, Held, MemoryAccount, Reading};
 use crate::ByteCount;
 
 /// What a run tells its observer.
@@ -82,8 +82,8 @@ pub struct Progress {
     pub compute_share: f64,
     /// Memory of training, where it can be read: in use now, and at most since it was last told.
     pub memory: Option<Reading>,
-    /// Bytes that the allocator holds from the system for it, in use or not, where that can be told.
-    pub memory_reserved: Option<ByteCount>,
+    /// What the allocator holds from the system, where that can be told; looked at when an epoch is done.
+    pub held: Option<Held>,
 }
 
 impl Progress {

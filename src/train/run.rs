@@ -202,7 +202,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         } else {
             model = shape.init::<B>(config.seed, &self.device);
             if let Some(path) = &config.start_from {
-                (model, shape) = start_from(path, model, shape, &self.device)?;
+                (model, shape) = start_from(path, &model, shape, &self.device)?;
             }
         }
         let model = config.freeze.apply::<B, _>(model)?;
@@ -301,6 +301,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         }
         at.tell(seconds_before, start.elapsed(), waited, computed)?;
         self.gauge.fill(&mut at.progress)?;
+        at.progress.held = self.gauge.held();
         if let Some(memory) = self.gauge.news() {
             (self.observer)(Event::Memory(&memory));
         }
@@ -480,7 +481,7 @@ fn exchange<B: AutodiffBackend>(
 /// A checkpoint's weights for a model of this shape; where the classes differ, the head stays as it is.
 fn start_from<B: AutodiffBackend>(
     path: &Path,
-    model: Network<B>,
+    model: &Network<B>,
     mut shape: NetworkConfig,
     device: &B::Device,
 ) -> Result<(Network<B>, NetworkConfig), TrainError> {
@@ -499,7 +500,7 @@ fn start_from<B: AutodiffBackend>(
         return Err(checkpoint::refused(path, why));
     }
     let other_classes = differs(true).is_some();
-    Ok((if other_classes { learnt.with_head_of(&model) } else { learnt }, shape))
+    Ok((if other_classes { learnt.with_head_of(model) } else { learnt }, shape))
 }
 
 #[cfg(test)]

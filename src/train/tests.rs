@@ -404,7 +404,7 @@ fn a_run_starts_from_the_weights_of_another() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("first.ckpt");
     let first = run(&TrainConfig { checkpoint: Some(path.clone()), ..config(6) }).expect("trained");
-    let tuned = TrainConfig { start_from: Some(path.clone()), freeze: Freeze::Backbone, ..config(1) };
+    let tuned = TrainConfig { start_from: Some(path), freeze: Freeze::Backbone, ..config(1) };
     let second = run(&tuned).expect("trained");
     assert_eq!(stem_weights(&first.model), stem_weights(&second.model));
     assert!(second.report.epochs[0].training.accuracy > 0.9, "{:?}", second.report);
@@ -446,7 +446,7 @@ impl Meter for Scripted {
         crate::train::Reading { in_use: bytes, peak: bytes }
     }
     fn reset_peak(&self) {}
-    fn reserved(&self) -> Option<ByteCount> {
+    fn held(&self) -> Option<crate::train::Held> {
         None
     }
 }

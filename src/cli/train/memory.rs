@@ -6,8 +6,8 @@ use std::sync::Arc;
 use feedstock::ByteCount;
 use feedstock::host::HostFacts;
 use feedstock::train::{
-    Checkpointing, Cpu, CpuBalanced, HeapMeter, Meter, TrainConfig, TrainError, Tried, levers, micro_batch_within,
-    probe,
+    Checkpointing, Cpu, CpuBalanced, HeapMeter, Meter, Precision, TrainConfig, TrainError, Tried, levers,
+    micro_batch_within, probe,
 };
 
 use super::super::failure::Failure;
@@ -38,6 +38,28 @@ pub(super) fn free(place: &Place, loaders: ByteCount) -> Option<ByteCount> {
     let _ = place;
     let memory = HostFacts::read().memory;
     Some(memory.available.saturating_sub(loaders)).filter(|free| *free > ByteCount::ZERO)
+}
+
+/// What a type of activations means there; a type that the device has not is refused.
+pub(super) fn precision_note(precision: Precision, place: &Place) -> Result<Option<String>, Failure> {
+    if precision == Precision::F32 {
+        return Ok(None);
+    }
+    #[cfg(feature = "burn-cuda")]
+    if let Some(number) = place.gpu {
+        let device = burn::backend::cuda::CudaDevice::new(number as usize);
+        return match precision.supported::<burn::backend::Cuda>(&device) {
+            true => Ok(None),
+            false => {
+                Err(Failure::Usage(format!("cuda:{number} does not compute in {precision}: use another --precision")))
+            }
+        };
+    }
+    #[cfg(not(feature = "burn-cuda"))]
+    let _ = place;
+    Ok(Some(format!(
+        "burn's CPU backend has no fast arithmetic in {precision}: activations take half the bytes, and steps longer"
+    )))
 }
 
 /// The size of a batch, and in the configuration how many of them make a step.

@@ -2,12 +2,13 @@
 //! never count anything that the trainer has not told.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use feedstock::host::process_memory;
-use feedstock::train::{EpochReport, Event, MemoryReport, Progress, PruneReport, TrainConfig};
-use feedstock::{ByteCount, DamagedSample, Growth, ImageFolder, Loader, Trend};
+use feedstock::host::{process_cpu_time, process_memory};
+use feedstock::train::{EpochReport, Event, Held, MemoryReport, Progress, PruneReport, TrainConfig};
+use feedstock::{ByteCount, DamagedSample, Growth, ImageFolder, Loader, PipelineStats, Trend};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
 use super::super::gpu::Gpu;
@@ -42,9 +43,9 @@ struct Told {
     /// Steps of this run, and what memory did meanwhile.
     steps: u64,
     trend: Option<Trend>,
-    /// Training's memory at most: in use, and held from the system for it.
+    /// Training's memory at most, and what the allocator held at the end of an epoch.
     peak: ByteCount,
-    reserved: Option<ByteCount>,
+    held: Option<Held>,
     epochs: Vec<EpochReport>,
     /// The epoch under way.
     under_way: Option<Progress>,
@@ -210,7 +211,12 @@ impl Story {
             "accumulate": self.config.accumulate,
             "training_budget_bytes": self.config.device_budget.map(|budget| budget.0),
             "training_peak_bytes": told.peak.0,
-            "training_reserved_bytes": told.reserved.map(|reserved| reserved.0),
+            "allocator": told.held.map(|held| json!({
+                "reserved_bytes": held.reserved.0,
+                "in_use_bytes": held.in_use.0,
+                "largest_free_bytes": held.largest_free.map(|largest| largest.0),
+            })),
+            "loaders_cpu_share": self.loaders_cpu_share(),
             "memory": told.memory.as_ref().map(report_json),
             "growth": told.growing().iter().map(growth_json).collect::<Value>(),
             "pruned": told.pruned.as_ref().map(|report| prune_json(report, told)),
@@ -239,9 +245,10 @@ impl Story {
         lines.push((
             "trained",
             format!(
-                "{} in {seconds:.1} s, {:.0} images/s",
+                "{} in {seconds:.1} s, {:.0} images/s; the loaders took {} of the processor time",
                 counted(images, "image"),
-                images as f64 / seconds.max(1e-9)
+                images as f64 / seconds.max(1e-9),
+                percent(self.loaders_cpu_share())
             ),
         ));
         let device = self.device();
@@ -270,11 +277,12 @@ impl Story {
         if let Some(memory) = &told.memory {
             let budget =
                 self.config.device_budget.map_or(String::new(), |budget| format!(" of its budget of {budget}"));
-            let held = told.reserved.map_or(String::new(), |reserved| {
-                format!("; the allocator holds {reserved}, of which {} was in use at last", self.in_use_at_last(told))
-            });
             let peak = told.peak.max(memory.account.peak);
-            lines.push(("training", format!("took {peak} at most{budget}{held}")));
+            lines.push(("training", format!("took {peak} at most{budget}")));
+        }
+        if let Some(Held { reserved, in_use, largest_free }) = told.held {
+            let crumbs = largest_free.map_or(String::new(), |largest| format!(", {largest} of the rest in one piece"));
+            lines.push(("allocator", format!("holds {reserved}, {in_use} in use{crumbs}")));
         }
         lines.extend(told.growing().iter().map(|growth| ("growth", growth_text(growth, &self.config))));
         if let Some(report) = &told.pruned {
@@ -304,10 +312,16 @@ impl Story {
         parts.join("\n")
     }
 
-    /// What training held of it when it was last asked.
-    fn in_use_at_last(&self, told: &Told) -> ByteCount {
-        let last = told.under_way.or(told.epochs.last().map(|epoch| epoch.training));
-        last.and_then(|step| step.memory).map_or(ByteCount::ZERO, |memory| memory.in_use)
+    /// Share of the processor time of this process that the loaders' stages took.
+    fn loaders_cpu_share(&self) -> f64 {
+        let busy = |stats: &PipelineStats| {
+            [&stats.admit, &stats.read, &stats.work, &stats.transfer]
+                .map(|stage| stage.busy)
+                .into_iter()
+                .sum::<Duration>()
+        };
+        let busy: Duration = self.parts.iter().map(|(_, loader)| busy(&loader.stats().pipeline)).sum();
+        busy.as_secs_f64() / process_cpu_time().as_secs_f64().max(1e-9)
     }
 
     /// Damaged samples that were used, of all loaders.
@@ -333,9 +347,7 @@ impl Told {
         }
         // What loaders have reserved is touched by and by: only what goes beyond it is growth.
         readings.push(("process", process_memory().rss.max(accounted)));
-        if let Some(reserved) = step.memory_reserved {
-            self.reserved = Some(reserved);
-        }
+        self.held = step.held.or(self.held);
         // Caches fill and pools take their sizes first.
         let trend = self.trend.get_or_insert_with(|| Trend::new(self.steps + step.steps.min(WARM_UP_STEPS_MAX)));
         trend.add(self.steps, &readings);

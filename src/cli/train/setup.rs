@@ -74,6 +74,7 @@ impl Setup {
         notes.extend(told);
         let meter = memory::meter(&place);
         let free = memory::free(&place, budget);
+        notes.extend(memory::precision_note(args.model_args.precision, &place)?);
         let mut config = args.config(folder.classes().len(), size, seat.world_size);
         let batch_size =
             memory::micro_batch(&args.model_args, &mut config, args.batch_size, free, &place, &*meter, &mut notes)?;

@@ -64,14 +64,25 @@ pub trait Meter: Send + Sync {
     fn read(&self) -> Reading;
     /// Lets the peak begin anew.
     fn reset_peak(&self);
-    /// Bytes that are held from the system, in use or not; `None` where that cannot be told.
-    fn reserved(&self) -> Option<ByteCount>;
+    /// What is held from the system, in use or not; `None` where that cannot be told. It may take milliseconds.
+    fn held(&self) -> Option<Held>;
     /// Runs a part of a step. Where the device refuses memory meanwhile, that becomes a value and not a panic, as far as
     /// the device lets it; whatever the part made is worth nothing then.
     fn guard(&self, part: &mut dyn FnMut()) -> Result<(), Refused> {
         part();
         Ok(())
     }
+}
+
+/// What an allocator holds from the system. What lies between `reserved` and `in_use` is free, and may be in crumbs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes taken from the system.
+    pub reserved: ByteCount,
+    /// Bytes of them that are in use.
+    pub in_use: ByteCount,
+    /// The largest piece of the rest, where that can be told.
+    pub largest_free: Option<ByteCount>,
 }
 
 /// The device has refused memory.
@@ -96,8 +107,9 @@ impl Meter for HeapMeter {
         crate::host::reset_heap_peak();
     }
 
-    fn reserved(&self) -> Option<ByteCount> {
-        crate::host::arena().map(|arena| arena.reserved)
+    fn held(&self) -> Option<Held> {
+        let arena = crate::host::arena()?;
+        Some(Held { reserved: arena.reserved, in_use: arena.in_use, largest_free: Some(arena.largest_free) })
     }
 }
 
@@ -120,8 +132,9 @@ impl Meter for GpuMeter {
 
     fn reset_peak(&self) {}
 
-    fn reserved(&self) -> Option<ByteCount> {
-        crate::adapt::burn::gpu_memory(self.0).ok().map(|memory| memory.reserved)
+    fn held(&self) -> Option<Held> {
+        let memory = crate::adapt::burn::gpu_memory(self.0).ok()?;
+        Some(Held { reserved: memory.reserved, in_use: memory.in_use, largest_free: None })
     }
 
     fn guard(&self, part: &mut dyn FnMut()) -> Result<(), Refused> {

@@ -66,7 +66,7 @@ fn waves(rows: usize, width: usize) -> Vec<f32> {
     let quarter = width.div_ceil(4);
     let wave = |at: usize, k: usize| {
         let angle = at as f64 / 10_000_f64.powf((k % quarter) as f64 / quarter as f64);
-        (if k / quarter % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+        (if (k / quarter).is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
     };
     let place =
         |token: usize| (0..width).map(move |k| wave(if k < 2 * quarter { token % rows } else { token / rows }, k));

@@ -6,6 +6,7 @@ use std::thread;
 use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::s;
 use burn::tensor::{Bool, FloatDType, Int, Tensor, TensorData};
 
 use super::*;
@@ -56,7 +57,7 @@ fn views_share_and_copies_do_not() {
     assert_eq!(cost(&rehearsal, || x.clone().repeat_dim(0, 3)).1, [4800, 9600]);
     assert_eq!(cost(&rehearsal, || x.clone().repeat_dim(0, 1)).1, [0, 0]);
     // A slice keeps all of what it was cut from.
-    assert_eq!(cost(&rehearsal, || ones([4, 100]).slice([0..1])).1, [1600, 1600]);
+    assert_eq!(cost(&rehearsal, || ones([4, 100]).slice(s![0..1])).1, [1600, 1600]);
 }
 
 #[test]
