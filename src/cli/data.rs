@@ -29,13 +29,13 @@ const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 /// How pictures are decoded.
 #[derive(Args, Clone)]
 pub(crate) struct DecodeArgs {
-    /// How pictures are decoded: exact, or fast (large ones)
+    /// Decode pictures exact, or fast (large ones)
     #[arg(long, value_name = "QUALITY", default_value_t = Quality::Exact)]
     quality: Quality,
     /// Do not turn pictures as their EXIF orientation says
     #[arg(long)]
     no_orient: bool,
-    /// Of a damaged JPEG: fail it, or accept what there is
+    /// A damaged JPEG: fail it, or accept what is there
     #[arg(long, value_enum, hide_possible_values = true, value_name = "POLICY", default_value_t = Truncated::Fail)]
     truncated: Truncated,
     /// The colour behind what is transparent
@@ -190,11 +190,17 @@ pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Optio
         let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
         entries.any(|entry| entry.path().is_dir())
     };
+    let folders = |path: &Path| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.path().is_dir()).count()
+    };
     let train = data.join("train");
     let beside = VALIDATION_NAMES.iter().map(|name| data.join(name)).find(|path| holds_folders(path));
     match (beside, validation) {
         (Some(beside), None) if holds_folders(&train) => (train, Some(beside)),
         (Some(_), validation) if holds_folders(&train) => (train, validation),
+        // A folder of that name and nothing else is no class.
+        (None, validation) if holds_folders(&train) && folders(data) == 1 => (train, validation),
         (_, validation) => (data.to_owned(), validation),
     }
 }

@@ -19,22 +19,22 @@ use super::table::columns;
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model and memory")]
 pub(crate) struct ModelArgs {
-    /// Type of activations: f32, bf16 or f16. Weights and optimizer stay f32
+    /// Activations in f32, bf16 or f16; weights stay f32
     #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
-    /// What to compute again on the way back: none, balanced or blocks
+    /// Compute again on the way back: none, balanced or blocks
     #[arg(long, value_name = "WHAT", default_value_t = Checkpointing::None)]
     pub(crate) checkpoint: Checkpointing,
     /// What does not learn: backbone, or names such as stem,blocks.0
     #[arg(long, value_name = "NAMES", default_value_t = Freeze::Nothing, hide_default_value = true)]
     pub(crate) freeze: Freeze,
-    /// How weights follow gradients: sgd or adamw [default: adamw for vit-tiny, else sgd]
+    /// sgd or adamw [default: adamw for vit-tiny, else sgd]
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<OptimizerKind>,
-    /// Samples computed at once, added up to --batch-size: a number that divides it, or auto
+    /// Samples at once, of the --batch-size of a step: N or auto
     #[arg(long, value_name = "N")]
     pub(crate) micro_batch: Option<MicroBatch>,
-    /// The most memory for training on its device, such as 8G [default: what is free]
+    /// Memory for training on its device: 8G [default: what is free]
     #[arg(long, value_name = "SIZE")]
     pub(crate) vram_budget: Option<ByteCount>,
 }
@@ -163,6 +163,18 @@ pub(crate) fn levers_text(levers: &[Lever]) -> String {
         })
         .collect();
     columns(["lever", "gives back", "leaves", "at the price of"], &rows)
+}
+
+/// What is said where no batch fits.
+pub(crate) fn not_even_one(config: &TrainConfig, batch_size: usize, budget: ByteCount) -> Failure {
+    let least = TrainConfig { accumulate: batch_size as u64, ..config.clone() };
+    match feedstock::train::levers(&least, 1, 3) {
+        Ok(levers) => Failure::Budget(format!(
+            "not even a batch of one image fits the budget of {budget} for training; what would help:\n{}",
+            levers_text(&levers)
+        )),
+        Err(error) => error.into(),
+    }
 }
 
 /// Readings at each phase, foretold and measured.

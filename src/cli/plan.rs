@@ -11,7 +11,7 @@ use feedstock::{Error, ImageFolder, Plan, Source, ram_budget_here};
 
 use super::data::{self, LoaderArgs};
 use super::failure::{Failure, print};
-use super::model::{MicroBatch, Model, ModelArgs, account_json, account_text, levers_json, levers_text};
+use super::model::{MicroBatch, Model, ModelArgs, account_json, account_text, levers_json, levers_text, not_even_one};
 use super::table::facts;
 
 const MORE: &str = "\
@@ -20,7 +20,7 @@ Nothing is decoded. A budget that is too small is refused with the least that wo
 
 Examples:
   feedstock plan --data photos/train --ram-budget 2G --batch-size 256
-  feedstock plan --data photos/train --model resnet18 --batch-size 256 --vram-budget 8G --micro-batch auto";
+  feedstock plan --data photos/train --model resnet18 --batch-size 256 --vram-budget 8G";
 
 /// How many levers are listed.
 const LEVERS_MAX: usize = 6;
@@ -34,11 +34,11 @@ pub(crate) struct PlanArgs {
     /// Foretell what training takes too: auto, small, large, resnet18 or vit-tiny
     #[arg(long, value_name = "MODEL")]
     model: Option<Model>,
-    #[command(flatten)]
-    model_args: ModelArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    model_args: ModelArgs,
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
@@ -105,9 +105,12 @@ impl Training {
             }
             _ => None,
         };
-        let forecast = match forecast {
-            Some(found) => found,
-            None => feedstock::train::forecast(&config, micro_batch)?,
+        let forecast = match (forecast, config.device_budget, args.model_args.micro_batch) {
+            (Some(found), ..) => found,
+            (None, Some(budget), Some(MicroBatch::Auto)) => {
+                return Err(not_even_one(&config, batch_size, budget));
+            }
+            _ => feedstock::train::forecast(&config, micro_batch)?,
         };
         config.accumulate = (batch_size / forecast.micro_batch) as u64;
         let levers = levers(&config, forecast.micro_batch, LEVERS_MAX)?;

@@ -41,12 +41,12 @@ const CHECKPOINT: &str = "last.ckpt";
 const MORE: &str = "\
 A folder with train/ and val/ (or valid/, validation/, test/) in it is trained on the one and validated on the other. With no \
 data, a small set of JPEG files is drawn, and kept in the cache folder for the next time. The RAM budget is for the \
-loaders; what the model itself takes comes on top. Ctrl-C ends after the step under way, and says how far it got.
+loaders; --vram-budget is for what training itself takes. With sim: the CPU trains, and batches take a GPU's way. Ctrl-C ends after the step under way, and says how far it got.
 
 Examples:
   feedstock train
-  feedstock train --data photos --ram-budget 2G --epochs 3 --checkpoint-dir run1
-  feedstock train --data photos --ram-budget 2G --epochs 6 --checkpoint-dir run1 --resume";
+  feedstock train --data photos --ram-budget 2G --epochs 6 --checkpoint-dir run1 --resume
+  feedstock train --data photos --model resnet18 --vram-budget 8G --micro-batch auto";
 
 /// Train a small network on a folder of images
 #[derive(Args)]
@@ -58,7 +58,7 @@ pub(crate) struct TrainArgs {
     /// Folder of class folders to validate on
     #[arg(long, value_name = "DIR", requires = "data")]
     val: Option<PathBuf>,
-    /// The most RAM for the loaders: 24G, 1.5GiB, 60% or auto
+    /// RAM for the loaders: 24G, 1.5GiB, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     /// How often each image is seen
@@ -67,28 +67,28 @@ pub(crate) struct TrainArgs {
     /// Samples in a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
-    /// Height and width of a sample [default: 32 for small pictures, else 224]
+    /// Height and width of a sample [default: 32 if small, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     size: Option<u32>,
-    /// The network: auto, small, large, resnet18 or vit-tiny
+    /// auto, small, large, resnet18 or vit-tiny
     #[arg(long, value_name = "MODEL", default_value = "auto")]
     model: Model,
-    /// The highest learning rate [default: what suits optimizer and batch size]
+    /// The highest learning rate [default: what suits the batch]
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
     /// Seed of weights, order and crops
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The most threads that decode [default: as many as --cpu-budget allows]
+    /// The most threads that decode [default: by --cpu-budget]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Cores for the loaders where --workers is not given: 6, 50% or auto (all but one, for the training thread)
+    /// Cores for the loaders: 6, 50% or auto (all but one)
     #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
     cpu_budget: CpuBudget,
-    /// What trains: cuda:N, cpu or auto; sim:step=20ms lets batches take a GPU's way, and the CPU trains
+    /// What trains: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceSpec,
-    /// Train on several at once, each with its share of the data: 0,1 are GPUs; or cpu,cpu
+    /// Several at once, a share of the data each: 0,1 or cpu,cpu
     #[arg(long, value_name = "LIST", conflicts_with = "device")]
     devices: Option<String>,
     #[command(flatten)]
@@ -97,14 +97,6 @@ pub(crate) struct TrainArgs {
     watch: WatchArgs,
     #[command(flatten)]
     look: LookArgs,
-    #[command(flatten)]
-    model_args: ModelArgs,
-    /// Take out this share of the channels inside blocks, then go on
-    #[arg(long, value_name = "SHARE", help_heading = "Model and memory")]
-    prune: Option<f64>,
-    /// After how many epochs to prune [default: half of them]
-    #[arg(long, value_name = "N", requires = "prune", help_heading = "Model and memory")]
-    prune_after: Option<u64>,
     /// Start from the weights of this checkpoint
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
@@ -123,6 +115,14 @@ pub(crate) struct TrainArgs {
     /// Print one JSON object an epoch, and one at the end
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    model_args: ModelArgs,
+    /// Take out this share of the channels inside blocks, then go on
+    #[arg(long, value_name = "SHARE")]
+    prune: Option<f64>,
+    /// After how many epochs to prune [default: half of them]
+    #[arg(long, value_name = "N", requires = "prune")]
+    prune_after: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -71,20 +71,18 @@ where
     replace(path, &[header.as_bytes(), &payload]).map_err(|source| TrainError::io("write", path, source))
 }
 
-/// Loads what [`save`] wrote, into a model and an optimizer of the same shape.
-pub(super) fn load<B, M, O>(path: &Path, model: M, optimizer: O, device: &B::Device) -> Result<(M, O), TrainError>
+/// Loads the optimizer's state that [`save`] wrote.
+pub(super) fn load_state<B, M, O>(path: &Path, optimizer: O, device: &B::Device) -> Result<O, TrainError>
 where
     B: AutodiffBackend,
     M: AutodiffModule<B>,
     O: Optimizer<M, B>,
 {
-    let (weights, state) = payload(path)?;
-    let state: O::Record = record::<B, _>(path, state, device)?;
-    let weights: M::Record = record::<B, _>(path, weights, device)?;
-    Ok((model.load_record(weights), optimizer.load_record(state)))
+    let (_, state) = payload(path)?;
+    Ok(optimizer.load_record(record::<B, O::Record>(path, state, device)?))
 }
 
-/// Loads the weights alone, into a model of the same kind. Whoever calls looks whether the shapes are those it wants.
+/// Loads the weights, into a model of the same kind. Whoever calls looks whether the shapes are those it wants.
 pub(super) fn load_weights<B, M>(path: &Path, model: M, device: &B::Device) -> Result<M, TrainError>
 where
     B: AutodiffBackend,

@@ -71,6 +71,14 @@ pub struct OutOfMemory {
     pub said: Option<String>,
 }
 
+impl OutOfMemory {
+    /// Whether it never fitted: it ran out before two steps were done, after which every step takes the same.
+    #[must_use]
+    pub fn at_start(&self) -> bool {
+        self.steps <= 2
+    }
+}
+
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let OutOfMemory { phase, steps, micro_batch, asked, budget, account, in_use, levers, said } = self;
@@ -80,11 +88,7 @@ impl fmt::Display for OutOfMemory {
             Some(phase) => write!(
                 f,
                 "out of memory {} after '{phase}': a batch of {micro_batch} took {asked}, more than {limit}, with {in_use} in use",
-                if *steps == 0 {
-                    "at the start, in the first step,".to_owned()
-                } else {
-                    format!("in mid-run, {steps} steps in,")
-                }
+                if self.at_start() { "at the start".to_owned() } else { format!("in mid-run, {steps} steps in") }
             )?,
         }
         if let Some(said) = said {
@@ -95,7 +99,7 @@ impl fmt::Display for OutOfMemory {
             write!(f, "\n  {name:<16} {bytes:>10}")?;
         }
         write!(f, "\n  {:<16} {:>10}", "peak", account.peak)?;
-        if *steps > 0 {
+        if phase.is_some() && !self.at_start() {
             write!(
                 f,
                 "\nit fitted before, so something grew or somebody else took memory: look at the growth in the report"
@@ -108,7 +112,11 @@ impl fmt::Display for OutOfMemory {
                 levers.iter().try_for_each(|lever| {
                     let fits = budget.is_some_and(|budget| lever.peak <= budget);
                     write!(f, "\n  {lever}{}", if fits { "; then it fits" } else { "" })
-                })
+                })?;
+                if *micro_batch > 1 {
+                    f.write_str("\n  --micro-batch auto finds the largest batch that fits")?;
+                }
+                Ok(())
             }
         }
     }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::config::TrainConfig;
 use super::error::{OutOfMemory, TrainError};
 use super::memory::{Forecast, Held, MemoryAccount, Meter, Phase, Reading, Refused, batch_bytes, forecast, levers};
+use super::model::NetworkConfig;
 use super::report::{MemoryReport, Progress};
 use crate::ByteCount;
 
 /// How many levers an error lists.
 const LEVERS_MAX: usize = 3;
 
-pub(super) struct Gauge<'a> {
-    config: &'a TrainConfig,
+pub(super) struct Gauge {
+    config: TrainConfig,
     meter: Option<Arc<dyn Meter>>,
     /// In use before there was a model.
     base: ByteCount,
@@ -23,14 +24,16 @@ pub(super) struct Gauge<'a> {
     micro_batch: usize,
     forecast: Forecast,
     steps: u64,
+    /// Steps of the model that there is now.
+    steps_of_model: u64,
     report: Option<MemoryReport>,
     told: bool,
 }
 
-impl<'a> Gauge<'a> {
-    pub(super) fn new(config: &'a TrainConfig, meter: Option<Arc<dyn Meter>>) -> Self {
+impl Gauge {
+    pub(super) fn new(config: &TrainConfig, meter: Option<Arc<dyn Meter>>) -> Self {
         Gauge {
-            config,
+            config: config.clone(),
             meter,
             base: ByteCount::ZERO,
             at: Default::default(),
@@ -38,6 +41,7 @@ impl<'a> Gauge<'a> {
             micro_batch: 0,
             forecast: Forecast::default(),
             steps: 0,
+            steps_of_model: 0,
             report: None,
             told: false,
         }
@@ -56,13 +60,23 @@ impl<'a> Gauge<'a> {
         }
     }
 
+    /// The model has this shape from here on: it is weighed, and what it does is measured anew.
+    pub(super) fn model_is(&mut self, shape: &NetworkConfig) -> Result<(), TrainError> {
+        self.config.model = shape.clone();
+        (self.reached, self.steps_of_model, self.report, self.told) = (0, 0, None, false);
+        if self.micro_batch > 0 {
+            self.forecast = forecast(&self.config, self.micro_batch)?;
+        }
+        self.reached(Phase::Model)
+    }
+
     /// Learns how large batches are, from the first one; foretells what they take, and refuses what cannot fit.
     pub(super) fn batch(&mut self, images: usize) -> Result<(), TrainError> {
         if self.micro_batch > 0 || (self.meter.is_none() && self.config.device_budget.is_none()) {
             return Ok(());
         }
         self.micro_batch = images;
-        self.forecast = forecast(self.config, images)?;
+        self.forecast = forecast(&self.config, images)?;
         match self.config.device_budget {
             Some(budget) if self.forecast.account.peak > budget => {
                 Err(self.out_of_memory(None, self.forecast.account.peak, ByteCount::ZERO, None))
@@ -96,10 +110,11 @@ impl<'a> Gauge<'a> {
         self.reached = phase.place() + 1;
         self.at[phase.place()] = reading;
         if phase == Phase::Steady {
-            let account = MemoryAccount::new(&self.at, batch_bytes(self.config, self.micro_batch));
+            let account = MemoryAccount::new(&self.at, batch_bytes(&self.config, self.micro_batch));
             self.report = Some(MemoryReport { at: self.at, account, forecast: self.forecast });
         }
-        self.within(reading)
+        // Files are read to load a model, which the device does not see.
+        if phase == Phase::Model { Ok(()) } else { self.within(reading) }
     }
 
     /// Runs a part of a step, and says so where the device refuses memory for it.
@@ -121,7 +136,8 @@ impl<'a> Gauge<'a> {
     /// A step is done.
     pub(super) fn stepped(&mut self) -> Result<(), TrainError> {
         self.steps += 1;
-        match self.steps {
+        self.steps_of_model += 1;
+        match self.steps_of_model {
             1 => self.reached(Phase::Step),
             2 => self.reached(Phase::Steady),
             _ => Ok(()),
@@ -191,7 +207,7 @@ impl<'a> Gauge<'a> {
             account: self.forecast.account,
             in_use,
             // The settings were foretold already, so they are in range.
-            levers: levers(self.config, self.micro_batch, LEVERS_MAX).unwrap_or_default(),
+            levers: levers(&self.config, self.micro_batch, LEVERS_MAX).unwrap_or_default(),
             said,
         }))
     }

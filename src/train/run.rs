@@ -19,7 +19,7 @@ use super::error::TrainError;
 use super::freeze::shapes;
 use super::gauge::Gauge;
 use super::gradients;
-use super::memory::{Meter, Phase, forecast, warm_up};
+use super::memory::{Meter, forecast, warm_up};
 use super::model::{Network, NetworkConfig, Pass, cast};
 use super::optimizer::{GradientSum, OptimizerKind, adamw, sgd};
 use super::peers::Peers;
@@ -107,7 +107,7 @@ struct Trainer<'a, B: AutodiffBackend, F> {
     config: &'a TrainConfig,
     data: &'a TrainData<B>,
     device: B::Device,
-    gauge: Gauge<'a>,
+    gauge: Gauge,
     peers: Option<Peers<B::InnerBackend>>,
     stop: &'a AtomicBool,
     observer: F,
@@ -179,14 +179,15 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         let mut progress = Progress { epochs: config.epochs, ..Progress::default() };
         let mut tally = Tally::new(&self.device);
         let mut scale = LossScale::new(config.precision);
-        let mut optimizer = fresh();
-        let mut model;
-        if let (true, Some(path)) = (config.resume, &config.checkpoint) {
-            let info = checkpoint::inspect(path)?;
+        let saved = match (config.resume, &config.checkpoint) {
+            (true, Some(path)) => Some((path, checkpoint::inspect(path)?)),
+            _ => None,
+        };
+        let model;
+        if let Some((path, info)) = &saved {
             info.check(path, &config.recipe())?;
             shape.hidden.clone_from(&info.hidden);
-            model = shape.init::<B>(config.seed, &self.device);
-            (model, optimizer) = checkpoint::load(path, model, optimizer, &self.device)?;
+            model = checkpoint::load_weights(path, shape.init_blank::<B>(&self.device), &self.device)?;
             progress = Progress {
                 epoch: info.epochs_done,
                 batches: info.batches_done,
@@ -200,13 +201,18 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 *scale = LossScale::from_parts(factor, good_steps);
             }
         } else {
-            model = shape.init::<B>(config.seed, &self.device);
-            if let Some(path) = &config.start_from {
-                (model, shape) = start_from(path, &model, shape, &self.device)?;
-            }
+            let fresh = shape.init::<B>(config.seed, &self.device);
+            (model, shape) = match &config.start_from {
+                Some(path) => start_from(path, &fresh, shape, &self.device)?,
+                None => (fresh, shape),
+            };
         }
         let model = config.freeze.apply::<B, _>(model)?;
-        self.gauge.reached(Phase::Model)?;
+        self.gauge.model_is(&shape)?;
+        let mut optimizer = fresh();
+        if let Some((path, _)) = saved {
+            optimizer = checkpoint::load_state(path, optimizer, &self.device)?;
+        }
         Ok(Standing { model, shape, optimizer, scale, progress, tally })
     }
 
@@ -371,7 +377,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
 
     /// The smaller network, and what it saves. Its optimizer begins anew: the old state has the old shape.
     fn prune<O: Optimizer<Network<B>, B>>(
-        &self,
+        &mut self,
         at: Standing<B, O>,
         share: f64,
         fresh: &impl Fn() -> O,
@@ -395,6 +401,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             peak: [before.peak, after.peak],
             scores,
         };
+        self.gauge.model_is(&shape)?;
         Ok((Standing { model, shape, optimizer: fresh(), ..at }, report))
     }
 

@@ -126,6 +126,7 @@ pub(super) fn learn<B: AutodiffBackend>(
         top = before;
     }
     gradients::add(model, &mut gradients, GradientsParams::from_module(&mut found, model));
+    drop((top, found));
     reached(Phase::Backward);
     Learnt { loss, scores, gradients }
 }

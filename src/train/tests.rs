@@ -11,7 +11,9 @@ use burn::tensor::{Int, TensorData};
 use super::*;
 use crate::adapt::burn::{EpochCounter, LoadFailure};
 use crate::train::step::Learnt;
-use crate::train::{Checkpointing, Cpu, CpuBalanced, Freeze, ModelKind, Precision, TrainConfig, micro_batch_within};
+use crate::train::{
+    Checkpointing, Cpu, CpuBalanced, Freeze, ModelKind, Phase, Precision, TrainConfig, micro_batch_within,
+};
 use crate::{ByteCount, KeyedRng, SampleId, Seed};
 
 const SIDE: usize = 16;

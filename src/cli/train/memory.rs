@@ -6,12 +6,12 @@ use std::sync::Arc;
 use feedstock::ByteCount;
 use feedstock::host::HostFacts;
 use feedstock::train::{
-    Checkpointing, Cpu, CpuBalanced, HeapMeter, Meter, Precision, TrainConfig, TrainError, Tried, levers,
-    micro_batch_within, probe,
+    Checkpointing, Cpu, CpuBalanced, HeapMeter, Meter, Precision, TrainConfig, TrainError, Tried, micro_batch_within,
+    probe,
 };
 
 use super::super::failure::Failure;
-use super::super::model::{MicroBatch, ModelArgs, levers_text};
+use super::super::model::{MicroBatch, ModelArgs, not_even_one};
 use super::super::place::Place;
 
 /// How often a smaller batch is tried where a real step took more than was foretold.
@@ -29,15 +29,18 @@ pub(super) fn meter(place: &Place) -> Arc<dyn Meter> {
 }
 
 /// What training may take there, beside loaders of this budget; `None` where nobody knows.
-pub(super) fn free(place: &Place, loaders: ByteCount) -> Option<ByteCount> {
+pub(super) fn free(place: &Place, loaders: ByteCount, threads: usize) -> Option<ByteCount> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
         return feedstock::adapt::burn::gpu_memory(number).ok().map(|memory| memory.driver_free);
     }
     #[cfg(not(feature = "burn-cuda"))]
     let _ = place;
-    let memory = HostFacts::read().memory;
-    Some(memory.available.saturating_sub(loaders)).filter(|free| *free > ByteCount::ZERO)
+    // Every rank of this machine has its share.
+    let host = HostFacts::read();
+    let ranks = (host.local_ranks.count * threads) as u64;
+    Some(ByteCount(host.memory.available.0 / ranks.max(1)).saturating_sub(loaders))
+        .filter(|free| *free > ByteCount::ZERO)
 }
 
 /// What a type of activations means there; a type that the device has not is refused.
@@ -99,11 +102,7 @@ pub(super) fn micro_batch(
         // The next smaller one.
         limit = foretold.account.peak.saturating_sub(ByteCount(1));
     }
-    let least = TrainConfig { accumulate: batch_size as u64, ..config.clone() };
-    Err(Failure::Budget(format!(
-        "not even a batch of one image fits the budget of {budget} for training; what would help:\n{}",
-        levers_text(&levers(&least, 1, 3)?)
-    )))
+    Err(not_even_one(config, batch_size, budget))
 }
 
 /// Two real steps with batches of this size.

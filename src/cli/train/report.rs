@@ -29,6 +29,7 @@ pub(super) struct Story {
     parts: Vec<(Arc<ImageFolder>, Loader)>,
     budget: ByteCount,
     config: Arc<TrainConfig>,
+    budget_is_set: bool,
     told: Arc<Mutex<Told>>,
     /// Where the device is a GPU.
     gpu: Option<Arc<Gpu>>,
@@ -59,6 +60,7 @@ impl Story {
             parts: parts.into_iter().flatten().collect(),
             budget: setup.budget,
             config: Arc::new(setup.config.clone()),
+            budget_is_set: setup.budget_is_set,
             told: Arc::default(),
             gpu: Gpu::watch(&*setup.place.device).map(Arc::new),
         }
@@ -210,7 +212,7 @@ impl Story {
             "frozen": self.config.freeze.to_string(),
             "accumulate": self.config.accumulate,
             "training_budget_bytes": self.config.device_budget.map(|budget| budget.0),
-            "training_peak_bytes": told.peak.0,
+            "training_peak_bytes": (told.peak > ByteCount::ZERO).then_some(told.peak.0),
             "allocator": told.held.map(|held| json!({
                 "reserved_bytes": held.reserved.0,
                 "in_use_bytes": held.in_use.0,
@@ -269,14 +271,16 @@ impl Story {
         lines.push((
             "RAM",
             format!(
-                "the loaders held {peak} at most of their budget of {}; the process, model included, {}",
+                "the loaders had reserved {peak} at most of their budget of {}; the process, model included, held {}",
                 self.budget,
                 process_memory().peak_rss
             ),
         ));
         if let Some(memory) = &told.memory {
-            let budget =
-                self.config.device_budget.map_or(String::new(), |budget| format!(" of its budget of {budget}"));
+            let budget = self.config.device_budget.map_or(String::new(), |budget| match self.budget_is_set {
+                true => format!(" of its budget of {budget}"),
+                false => format!(" of {budget} that were free"),
+            });
             let peak = told.peak.max(memory.account.peak);
             lines.push(("training", format!("took {peak} at most{budget}")));
         }
@@ -289,14 +293,14 @@ impl Story {
             lines.push(("pruned", prune_text(report, told)));
         }
         lines.extend(self.parts.iter().filter_map(|(_, loader)| Some(("memory", moves_text(&loader.moves())?))));
-        if let (Some(path), false) = (&self.config.checkpoint, told.epochs.is_empty()) {
+        let checkpoint = self.config.checkpoint.as_ref().filter(|path| path.exists());
+        if let Some(path) = checkpoint {
             lines.push(("checkpoint", path.display().to_string()));
         }
         if let Some(ended) = ended {
             lines.push(("ended early", ended.to_owned()));
-            if let (Some(_), Some(last)) = (&self.config.checkpoint, told.epochs.last()) {
-                let done = last.training.epoch + 1;
-                lines.push(("to go on", format!("--resume takes up the checkpoint, after epoch {done}")));
+            if checkpoint.is_some() {
+                lines.push(("to go on", "--resume takes up the checkpoint, at the very next batch".to_owned()));
             }
         }
         let mut parts = vec![String::new(), columns(head, &rows), facts(&lines)];

@@ -39,6 +39,8 @@ pub(super) struct Seat {
 pub(super) struct Setup {
     pub(super) seat: Seat,
     pub(super) config: TrainConfig,
+    /// Whether somebody has set the budget for training; else it is what was free.
+    pub(super) budget_is_set: bool,
     pub(super) meter: Arc<dyn Meter>,
     pub(super) folder: Arc<ImageFolder>,
     pub(super) validation_folder: Option<Arc<ImageFolder>>,
@@ -73,7 +75,7 @@ impl Setup {
         let loaders_budget = budget.saturating_sub(watched);
         notes.extend(told);
         let meter = memory::meter(&place);
-        let free = memory::free(&place, budget);
+        let free = memory::free(&place, budget, seat.threads);
         notes.extend(memory::precision_note(args.model_args.precision, &place)?);
         let mut config = args.config(folder.classes().len(), size, seat.world_size);
         let batch_size =
@@ -108,8 +110,21 @@ impl Setup {
             notes.extend(folder.notes().iter().cloned());
         }
         // What nobody has set is what there is.
+        let budget_is_set = config.device_budget.is_some();
         config.device_budget = config.device_budget.or(free);
-        Ok(Setup { seat, config, meter, folder, validation_folder, training, validation, budget, notes, place })
+        Ok(Setup {
+            seat,
+            config,
+            budget_is_set,
+            meter,
+            folder,
+            validation_folder,
+            training,
+            validation,
+            budget,
+            notes,
+            place,
+        })
     }
 
     /// Batches of the whole run.
