@@ -164,7 +164,10 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     let story = Story::new(setup);
     let stop = Arc::new(AtomicBool::new(false));
     let json = args.json;
-    let watchers = args.look.begin(json || setup.seat.rank > 0, args.resume, setup.batches_in_all())?;
+    // Of several processes the first one speaks for all, and writes.
+    let speaks = setup.seat.rank == 0;
+    let look = if speaks { args.look.clone() } else { LookArgs::default() };
+    let watchers = look.begin(json || !speaks, args.resume, setup.batches_in_all())?;
     {
         let loaders: Vec<Loader> = jobs.iter().flat_map(Setup::loaders).collect();
         let alone = team.world_size() == 1;
@@ -181,6 +184,9 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
         context.stop.last_words(move || {
             watchers.clear();
             watch.finish();
+            if !speaks {
+                return;
+            }
             watchers.end(&story.end_json(Some("interrupted")));
             drop(print(story.render(json, Some("interrupted"))));
         });
@@ -236,7 +242,6 @@ fn lead(
 ) -> Result<(), Failure> {
     let json = args.json;
     let Audience { story, watchers } = audience;
-    // Of several processes the first one speaks for all.
     let speaks = setup.seat.rank == 0;
     let mut feed = Feed::new(setup.loaders(), setup.budget, setup.config.device_budget);
     let began = Instant::now();

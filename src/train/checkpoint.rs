@@ -39,6 +39,9 @@ pub struct CheckpointInfo {
     pub loss_scale: Option<(f32, u32)>,
     /// Channels inside each block, where some are pruned.
     pub hidden: Vec<usize>,
+    /// What decides which images a batch has: batch size, ranks and seed. Within an epoch a run resumes only where it is
+    /// the same: other batches would be counted in other images.
+    pub order: String,
     /// What was trained and how, as one word for each choice. A run resumes only where it is the same.
     pub recipe: String,
 }
@@ -113,11 +116,29 @@ fn record<B: AutodiffBackend, R: Record<B>>(path: &Path, bytes: Vec<u8>, device:
 
 impl CheckpointInfo {
     /// Refuses the checkpoint of another run.
-    pub(super) fn check(&self, path: &Path, recipe: &str) -> Result<(), TrainError> {
-        if self.recipe == recipe {
+    pub(super) fn check(&self, path: &Path, recipe: &str, order: &str) -> Result<(), TrainError> {
+        if self.recipe != recipe {
+            return Err(refused(path, format!("it holds a run of {}, this run is {recipe}", self.recipe)));
+        }
+        if self.batches_done > 0 && self.order != order {
+            let why = format!(
+                "it is of mid-epoch, after {} batches of {}, and this run has {order}: go on with the same batches, ranks \
+                 and seed, and change them after a whole epoch",
+                self.batches_done, self.order
+            );
+            return Err(refused(path, why));
+        }
+        Ok(())
+    }
+
+    /// Refuses the weights of another kind of network: it has other parts, which cannot even be compared.
+    pub(super) fn check_network(&self, path: &Path, recipe: &str) -> Result<(), TrainError> {
+        let network = |recipe: &str| recipe.split("-width").next().map(str::to_owned).unwrap_or_default();
+        let (theirs, ours) = (network(&self.recipe), network(recipe));
+        if theirs == ours {
             return Ok(());
         }
-        Err(refused(path, format!("it holds a run of {}, this run is {recipe}", self.recipe)))
+        Err(refused(path, format!("its weights are those of another network: {theirs}, and this run's is {ours}")))
     }
 
     /// As words of the first line. Numbers are written so that they are read back to the bit.
@@ -132,13 +153,14 @@ impl CheckpointInfo {
             seconds,
             loss_scale,
             hidden,
+            order,
             recipe,
         } = self;
         let hidden: Vec<String> = hidden.iter().map(usize::to_string).collect();
         let (factor, good_steps) = loss_scale.unwrap_or((0.0, 0));
         format!(
             "epochs={epochs_done} batches={batches_done} steps={steps} images={images} loss_sum={loss_sum:?} right={right} \
-             seconds={seconds:?} loss_scale={factor:?},{good_steps} hidden={} recipe={recipe}",
+             seconds={seconds:?} loss_scale={factor:?},{good_steps} hidden={} order={order} recipe={recipe}",
             hidden.join(",")
         )
     }
@@ -161,6 +183,7 @@ impl CheckpointInfo {
                 let hidden = word("hidden")?.split(',').filter(|width| !width.is_empty());
                 hidden.map(|width| width.parse().ok()).collect::<Option<_>>()?
             },
+            order: word("order")?.to_owned(),
             recipe: word("recipe")?.to_owned(),
         })
     }
@@ -243,6 +266,7 @@ mod tests {
             seconds: 1.0 / 3.0,
             loss_scale: Some((4096.0, 7)),
             hidden: vec![45, 90],
+            order: "batches16-ranks2-seed0".to_owned(),
             recipe: "small-32".to_owned(),
         };
         let header = format!("{MAGIC} weights=1 bytes=2 xxh3=00ff {}\n", info.words());

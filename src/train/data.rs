@@ -19,6 +19,8 @@ pub struct TrainData<B: AutodiffBackend> {
     pub(super) validation: Option<ImageLoader<B::InnerBackend>>,
     pub(super) epochs: EpochCounter,
     pub(super) failure: LoadFailure,
+    /// Images in a batch; 0 where nobody says.
+    pub(super) batch_size: usize,
 }
 
 impl<B: AutodiffBackend> TrainData<B> {
@@ -31,7 +33,7 @@ impl<B: AutodiffBackend> TrainData<B> {
         epochs: EpochCounter,
         failure: LoadFailure,
     ) -> Self {
-        TrainData { training, validation, epochs, failure }
+        TrainData { training, validation, epochs, failure, batch_size: 0 }
     }
 
     /// Two of feedstock's loaders. An error of either ends the run with
@@ -39,10 +41,11 @@ impl<B: AutodiffBackend> TrainData<B> {
     #[must_use]
     pub fn from_loaders(training: Loader, validation: Option<Loader>, device: &B::Device) -> Self {
         let failure = LoadFailure::default();
+        let batch_size = training.batch_size();
         let training = adapt::<B>(training, device, &failure);
         let epochs = training.epochs();
         let validation = validation.map(|loader| Arc::new(adapt::<B::InnerBackend>(loader, device, &failure)) as _);
-        TrainData { training: Arc::new(training), validation, epochs, failure }
+        TrainData { training: Arc::new(training), validation, epochs, failure, batch_size }
     }
 }
 

@@ -10,11 +10,11 @@ use burn::module::{AutodiffModule, Module};
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{ElementConversion, FloatDType, Tensor};
 
 use super::checkpoint::{self, CheckpointInfo};
 use super::config::{Prune, TrainConfig};
-use super::data::{ImageLoader, TrainData};
+use super::data::TrainData;
 use super::error::TrainError;
 use super::freeze::shapes;
 use super::gauge::Gauge;
@@ -95,6 +95,7 @@ pub fn train<B: AutodiffBackend>(
         device,
         peers,
         stop,
+        agreed: false,
         observer,
     };
     match config.optimizer {
@@ -110,6 +111,8 @@ struct Trainer<'a, B: AutodiffBackend, F> {
     gauge: Gauge,
     peers: Option<Peers<B::InnerBackend>>,
     stop: &'a AtomicBool,
+    /// All ranks have heard that the run is to end.
+    agreed: bool,
     observer: F,
     loss: CrossEntropyLoss<B>,
 }
@@ -127,6 +130,7 @@ struct Standing<B: AutodiffBackend, O> {
 
 impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
     fn run<O: Optimizer<Network<B>, B>>(mut self, fresh: impl Fn() -> O) -> Result<Outcome<B>, TrainError> {
+        let items = self.items()?;
         let mut at = self.begin(&fresh)?;
         let first = at.progress.epoch;
         let mut report = TrainReport { parameters: at.model.num_params(), ..TrainReport::default() };
@@ -134,12 +138,9 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         (self.observer)(Event::Started { parameters: report.parameters, epoch: first, batches: at.progress.batches });
 
         for epoch in first..self.config.epochs {
-            at = self.epoch(at)?;
+            at = self.epoch(at, items)?;
             report.memory = self.gauge.report();
-            let validation = match &self.data.validation {
-                Some(images) if !self.stopped() && self.leads() => Some(self.validate(&at.model, images)?),
-                _ => None,
-            };
+            let validation = self.validate(&at.model)?;
             if self.stopped() {
                 report.interrupted = true;
                 self.save(&at)?;
@@ -185,7 +186,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         };
         let model;
         if let Some((path, info)) = &saved {
-            info.check(path, &config.recipe())?;
+            info.check(path, &config.recipe(), &self.order())?;
             shape.hidden.clone_from(&info.hidden);
             model = checkpoint::load_weights(path, shape.init_blank::<B>(&self.device), &self.device)?;
             progress = Progress {
@@ -203,7 +204,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         } else {
             let fresh = shape.init::<B>(config.seed, &self.device);
             (model, shape) = match &config.start_from {
-                Some(path) => start_from(path, &fresh, shape, &self.device)?,
+                Some(path) => start_from(path, &fresh, shape, &config.recipe(), &self.device)?,
                 None => (fresh, shape),
             };
         }
@@ -216,10 +217,22 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         Ok(Standing { model, shape, optimizer, scale, progress, tally })
     }
 
-    /// The rest of the epoch under way.
-    fn epoch<O: Optimizer<Network<B>, B>>(&mut self, mut at: Standing<B, O>) -> Result<Standing<B, O>, TrainError> {
+    /// Images of an epoch, of all ranks together. Some have one more than others; the learning rate has to be the same for
+    /// all of them, or their weights would part.
+    fn items(&mut self) -> Result<f64, TrainError> {
+        let mine = self.data.training.num_items();
+        let Some(peers) = &mut self.peers else { return Ok(mine as f64) };
+        let all = peers.sum(Tensor::from_floats([mine as f32], &self.device)).map_err(TrainError::Peers)?;
+        Ok(all.into_scalar().elem())
+    }
+
+    /// The rest of the epoch under way, of so many images of all ranks.
+    fn epoch<O: Optimizer<Network<B>, B>>(
+        &mut self,
+        mut at: Standing<B, O>,
+        items: f64,
+    ) -> Result<Standing<B, O>, TrainError> {
         let world = self.peers.as_ref().map_or(1, Peers::world_size) as f64;
-        let items = self.data.training.num_items() as f64 * world;
         let seconds_before = at.progress.seconds;
         let (mut waited, mut computed) = (Duration::ZERO, Duration::ZERO);
         let start = Instant::now();
@@ -231,6 +244,9 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         loop {
             let mut sum = GradientSum::default();
             let mut learning = Duration::ZERO;
+            // Running statistics follow each batch, so the model is other before a step is whole.
+            let before = (self.peers.is_none() && self.config.accumulate > 1)
+                .then(|| (at.model.clone().into_record(), at.tally.clone(), at.progress.batches));
             for _ in 0..self.config.accumulate {
                 let before = Instant::now();
                 let batch = batches.next();
@@ -257,6 +273,17 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 learning += begun.elapsed();
             }
             if sum.images == 0 && self.peers.is_none() {
+                break;
+            }
+            if let Some((model, tally, batches)) = before
+                && self.stopped()
+                && at.progress.batches < batches + self.config.accumulate
+                && ((at.progress.images + sum.images) as f64) < items
+            {
+                // The loader was called off within a step. A part of one would be another step than that of a run
+                // that goes on: whoever resumes takes it from its first batch.
+                at.model = at.model.load_record(model);
+                (at.tally, at.progress.batches) = (tally, batches);
                 break;
             }
             let begun = Instant::now();
@@ -326,6 +353,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         if let Some(peers) = &mut self.peers {
             let stop = self.stop.load(Ordering::Relaxed);
             let (summed, total, stopped) = exchange(peers, &at.model, &mut all, images, stop)?;
+            self.agreed |= stopped;
             if stopped {
                 self.stop.store(true, Ordering::Relaxed);
             }
@@ -354,8 +382,11 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         Ok(images)
     }
 
-    /// The loss and accuracy on images that the model does not learn from. No graph is made.
-    fn validate(&self, model: &Network<B>, images: &ImageLoader<B::InnerBackend>) -> Result<Score, TrainError> {
+    /// The loss and accuracy on images that the model does not learn from; `None` where there are none, where another rank
+    /// looks, and where the run is to end before all were seen. No graph is made.
+    fn validate(&self, model: &Network<B>) -> Result<Option<Score>, TrainError> {
+        let images = self.data.validation.as_ref().filter(|_| self.leads() && !self.asked());
+        let Some(images) = images else { return Ok(None) };
         let start = Instant::now();
         let model = model.valid();
         let loss = CrossEntropyLossConfig::new().init(&self.device);
@@ -365,14 +396,15 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             let scores = model.forward(cast(images, self.config.precision.dtype()), Pass::Evaluate);
             let scores = cast(scores, FloatDType::F32);
             tally.add(&loss.forward(scores.clone(), labels.clone()), scores, labels, size);
-            if self.stopped() {
+            if self.asked() {
                 break;
             }
         }
         self.whole()?;
         tally.read();
         let (loss, accuracy) = tally.means();
-        Ok(Score { images: tally.images(), loss, accuracy, seconds: start.elapsed().as_secs_f64() })
+        let score = Score { images: tally.images(), loss, accuracy, seconds: start.elapsed().as_secs_f64() };
+        Ok(Some(score).filter(|_| !self.asked()))
     }
 
     /// The smaller network, and what it saves. Its optimizer begins anew: the old state has the old shape.
@@ -390,10 +422,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             forecast(&TrainConfig { model: model.clone(), ..self.config.clone() }, micro_batch)
         };
         let (before, after) = (foretold(&shape_before)?.account, foretold(&shape)?.account);
-        let scores = match &self.data.validation {
-            Some(images) if self.leads() => Some([Score::default(), self.validate(&model, images)?]),
-            _ => None,
-        };
+        let scores = self.validate(&model)?.map(|after| [Score::default(), after]);
         let report = PruneReport {
             after_epochs: at.progress.epoch + 1,
             parameters: [parameters, model.num_params()],
@@ -420,6 +449,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             seconds,
             loss_scale: at.scale.map(LossScale::parts),
             hidden: at.shape.hidden.clone(),
+            order: self.order(),
             recipe: self.config.recipe(),
         };
         checkpoint::save(path, &info, &at.model, &at.optimizer)
@@ -430,8 +460,20 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         self.peers.as_ref().is_none_or(|peers| peers.rank() == 0)
     }
 
-    fn stopped(&self) -> bool {
+    /// What decides which images a batch of an epoch has, in one word.
+    fn order(&self) -> String {
+        let ranks = self.peers.as_ref().map_or(1, Peers::world_size);
+        format!("batches{}-ranks{ranks}-seed{}", self.data.batch_size, self.config.seed.0)
+    }
+
+    /// Whether the run is to end.
+    fn asked(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether it ends after this step: among ranks only when all of them know, or some would wait for one that has left.
+    fn stopped(&self) -> bool {
+        if self.peers.is_some() { self.agreed } else { self.asked() }
     }
 
     /// Refuses an epoch that a loader ended early, unless it was asked to.
@@ -490,9 +532,12 @@ fn start_from<B: AutodiffBackend>(
     path: &Path,
     model: &Network<B>,
     mut shape: NetworkConfig,
+    recipe: &str,
     device: &B::Device,
 ) -> Result<(Network<B>, NetworkConfig), TrainError> {
-    shape.hidden = checkpoint::inspect(path)?.hidden;
+    let info = checkpoint::inspect(path)?;
+    info.check_network(path, recipe)?;
+    shape.hidden = info.hidden;
     let learnt = checkpoint::load_weights(path, shape.init_blank::<B>(device), device)?;
     let wanted = shapes::<B, _>(&shape.init_blank::<B>(device), false);
     let found = shapes::<B, _>(&learnt, false);

@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Int, Tensor};
 
 /// Sums over the images of an epoch.
+#[derive(Clone)]
 pub(super) struct Tally<B: Backend> {
     device: B::Device,
     new_loss: Tensor<B, 1>,

@@ -212,7 +212,7 @@ impl Story {
             "frozen": self.config.freeze.to_string(),
             "accumulate": self.config.accumulate,
             "training_budget_bytes": self.config.device_budget.map(|budget| budget.0),
-            "training_peak_bytes": (told.peak > ByteCount::ZERO).then_some(told.peak.0),
+            "training_peak_bytes": told.peak_in_all().map(|peak| peak.0),
             "allocator": told.held.map(|held| json!({
                 "reserved_bytes": held.reserved.0,
                 "in_use_bytes": held.in_use.0,
@@ -276,12 +276,11 @@ impl Story {
                 process_memory().peak_rss
             ),
         ));
-        if let Some(memory) = &told.memory {
+        if let Some(peak) = told.peak_in_all() {
             let budget = self.config.device_budget.map_or(String::new(), |budget| match self.budget_is_set {
                 true => format!(" of its budget of {budget}"),
                 false => format!(" of {budget} that were free"),
             });
-            let peak = told.peak.max(memory.account.peak);
             lines.push(("training", format!("took {peak} at most{budget}")));
         }
         if let Some(Held { reserved, in_use, largest_free }) = told.held {
@@ -355,6 +354,12 @@ impl Told {
         // Caches fill and pools take their sizes first.
         let trend = self.trend.get_or_insert_with(|| Trend::new(self.steps + step.steps.min(WARM_UP_STEPS_MAX)));
         trend.add(self.steps, &readings);
+    }
+
+    /// Training's memory at most, the first steps included: these were read phase by phase. `None` where nothing was read.
+    fn peak_in_all(&self) -> Option<ByteCount> {
+        let phases = self.memory.iter().flat_map(|memory| memory.at.iter().map(|reading| reading.peak));
+        Some(phases.fold(self.peak, Ord::max)).filter(|peak| *peak > ByteCount::ZERO)
     }
 
     /// The accounts that grow.

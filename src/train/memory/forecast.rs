@@ -158,8 +158,13 @@ pub fn micro_batch_within(
     batch: usize,
     budget: ByteCount,
 ) -> Result<Option<Forecast>, TrainError> {
+    // A step of one batch keeps no sum of gradients beside its own, so it may fit where two of half the size do not.
+    let whole = forecast(&TrainConfig { accumulate: 1, ..config.clone() }, batch)?;
+    if whole.account.peak <= budget {
+        return Ok(Some(whole));
+    }
     let mut within = None;
-    let divisors: Vec<usize> = (1..=batch).filter(|&divisor| batch.is_multiple_of(divisor)).collect();
+    let divisors: Vec<usize> = (1..batch).filter(|&divisor| batch.is_multiple_of(divisor)).collect();
     // Memory grows with the batch, so the first that fits from above is found by halving.
     let (mut low, mut high) = (0, divisors.len());
     while low < high {
