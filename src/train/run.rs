@@ -282,6 +282,8 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             {
                 // The loader was called off within a step. A part of one would be another step than that of a run
                 // that goes on: whoever resumes takes it from its first batch.
+                // Running statistics hold back what is newest until they are read; what is loaded has to stand.
+                drop(at.model.clone().into_record());
                 at.model = at.model.load_record(model);
                 (at.tally, at.progress.batches) = (tally, batches);
                 break;
