@@ -114,7 +114,7 @@ impl fmt::Display for OutOfMemory {
                     write!(f, "\n  {lever}{}", if fits { "; then it fits" } else { "" })
                 })?;
                 if *micro_batch > 1 {
-                    f.write_str("\n  --micro-batch auto finds the largest batch that fits")?;
+                    f.write_str("\n  --micro-batch auto finds the largest batch that fits, if one does")?;
                 }
                 Ok(())
             }

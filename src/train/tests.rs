@@ -358,18 +358,21 @@ fn several_batches_make_the_step_of_one() {
 fn half_the_digits_learn_nearly_the_same() {
     for kind in KINDS {
         let curve = |precision| {
-            let mut config = TrainConfig { precision, epochs: 4, ..tiny(kind) };
+            let mut config = TrainConfig { precision, epochs: 12, ..tiny(kind) };
             // A run at the edge of what is stable would tell of the edge.
             config.schedule.peak = if kind == ModelKind::VitTiny { 2e-3 } else { 0.01 };
-            let outcome = run(&config).expect("trained");
+            // So would statistics of normalisation over a handful of numbers.
+            let made = MadeUp { batch: ITEMS, ..MadeUp::default() };
+            let machine = Machine::new(Default::default());
+            let outcome = train(&config, &data(&made), machine, &AtomicBool::new(false), |_| ()).expect("trained");
             outcome.report.epochs.iter().map(|epoch| epoch.training.loss).collect::<Vec<_>>()
         };
         let full = curve(Precision::F32);
-        for (precision, tolerance) in [(Precision::Bf16, 0.05), (Precision::F16, 0.02)] {
+        for precision in [Precision::Bf16, Precision::F16] {
             let half = curve(precision);
             assert_ne!(full, half, "{kind} {precision} is computed in another type");
             for (a, b) in full.iter().zip(&half) {
-                assert!((a - b).abs() < tolerance, "{kind} {precision}: {full:?} {half:?}");
+                assert!((a - b).abs() < 0.05, "{kind} {precision}: {full:?} {half:?}");
             }
         }
     }
