@@ -172,7 +172,8 @@ fn goes_on_to_the_same_bits(flags: &str) {
     assert_eq!(stopped.err, "interrupted: ended before the work was done\n");
     drop(pipe);
     let left = the_checkpoint(&folder("stopped"));
-    assert!(left.number("epochs") == 1 && left.number("images") < 48, "{}", left.head);
+    // On a busy machine it may have got into its third epoch.
+    assert!(left.number("epochs") < 3 && left.number("images") < 48, "{}", left.head);
     let step = left.number("images").checked_div(left.number("steps")).unwrap_or(0);
     assert_eq!(step * left.number("steps"), left.number("images"), "whole steps only: {}", left.head);
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::data::dataloader::DataLoader;
+use burn::data::dataloader::{DataLoader, DataLoaderIterator};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use crate::Loader;
@@ -34,6 +34,13 @@ impl<B: AutodiffBackend> TrainData<B> {
         failure: LoadFailure,
     ) -> Self {
         TrainData { training, validation, epochs, failure, batch_size: 0 }
+    }
+
+    /// Batches of the epoch that an iterator is past, those without a good image included; `counted`, where nobody knows how
+    /// large they are.
+    pub(super) fn batches_taken(&self, batches: &dyn DataLoaderIterator<ImageBatch<B>>, counted: u64) -> u64 {
+        let passed = batches.progress().items_processed;
+        if self.batch_size == 0 { counted } else { passed.div_ceil(self.batch_size) as u64 }
     }
 
     /// Two of feedstock's loaders. An error of either ends the run with

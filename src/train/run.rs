@@ -269,7 +269,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 read.into_iter().try_for_each(|(phase, reading)| self.gauge.note(phase, reading))?;
                 at.tally.add(&learnt.loss, learnt.scores, labels.inner(), size);
                 sum.add(&at.model, learnt.gradients, size);
-                at.progress.batches += 1;
+                at.progress.batches = self.data.batches_taken(&*batches, at.progress.batches + 1);
                 learning += begun.elapsed();
             }
             if sum.images == 0 && self.peers.is_none() {
@@ -291,7 +291,9 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             let begun = Instant::now();
             at.progress.learning_rate =
                 self.config.schedule.at((at.progress.epoch as f64 + seen / items) / self.config.epochs as f64);
-            let (size, all) = (sum.images, self.step(&mut at, sum, alone)?);
+            let size = sum.images;
+            let all;
+            (at, all) = self.step(at, sum, alone)?;
             if all == 0 {
                 break;
             }
@@ -346,10 +348,10 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
     /// Lets the weights follow the gradients of a step. Returns how many images all ranks had for it.
     fn step<O: Optimizer<Network<B>, B>>(
         &mut self,
-        at: &mut Standing<B, O>,
+        mut at: Standing<B, O>,
         mut sum: GradientSum,
         alone: bool,
-    ) -> Result<u64, TrainError> {
+    ) -> Result<(Standing<B, O>, u64), TrainError> {
         let mut images = sum.images;
         let mut all = sum.take();
         if let Some(peers) = &mut self.peers {
@@ -361,7 +363,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             }
             (all, images) = (summed, total);
             if images == 0 {
-                return Ok(0);
+                return Ok((at, 0));
             }
         }
         let mean = if alone { 1.0 } else { 1.0 / GradientSum::weight(images as usize) };
@@ -373,15 +375,13 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             && !scale.saw(gradients::are_finite(&at.model, &all))
         {
             let Progress { epoch, step, learning_rate, .. } = at.progress;
-            return if scale.is_least() {
-                Err(TrainError::Diverged { epoch, step, learning_rate })
-            } else {
-                Ok(images)
-            };
+            let diverged = TrainError::Diverged { epoch, step, learning_rate };
+            return if scale.is_least() { Err(diverged) } else { Ok((at, images)) };
         }
-        let (model, rate) = (at.model.clone(), at.progress.learning_rate);
-        at.model = self.gauge.guard(|| at.optimizer.step(rate, model, all))?;
-        Ok(images)
+        // Nobody else holds the weights, so that they are written in place.
+        let Standing { model, mut optimizer, progress, .. } = at;
+        let model = self.gauge.guard(|| optimizer.step(progress.learning_rate, model, all))?;
+        Ok((Standing { model, optimizer, progress, shape: at.shape, scale: at.scale, tally: at.tally }, images))
     }
 
     /// The loss and accuracy on images that the model does not learn from; `None` where there are none, where another rank

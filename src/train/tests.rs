@@ -235,6 +235,45 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_bit() {
     }
 }
 
+#[test]
+fn a_batch_without_a_good_image_is_a_place_too() {
+    use crate::source::MemorySource;
+    let data = || {
+        let png = |n: u32| {
+            let mut bytes = Vec::new();
+            let picture = image::RgbImage::from_pixel(16, 16, image::Rgb([(20 * n) as u8, 90, (255 - 20 * n) as u8]));
+            picture.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).expect("encoded");
+            (if n % 4 == 1 { b"no picture".to_vec() } else { bytes }, n % 3)
+        };
+        let classes = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let source = MemorySource::new(classes, (0..12).map(png).collect()).expect("a source");
+        let loader = crate::Loader::builder(source)
+            .batch_size(1)
+            .on_bad_sample(crate::OnBadSample::Mask)
+            .bad_samples_max(1.0)
+            .ram_budget(ByteCount(64 << 20))
+            .transform(crate::transform::ResizeCenterCrop::new(16, 16))
+            .output(crate::DType::F32);
+        TrainData::<Cpu>::from_loaders(loader.build().expect("a loader"), None, &Default::default())
+    };
+    let learn = |config: &TrainConfig, stop| {
+        train(config, &data(), Machine::new(Default::default()), &AtomicBool::new(stop), |_| ()).expect("trained")
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = TrainConfig { checkpoint: Some(folder.path().join("run.ckpt")), ..config(2) };
+    let whole = learn(&config, false);
+    assert_eq!(whole.report.epochs[0].training.images, 9);
+    // Called off from the start, it takes one step.
+    learn(&config, true);
+    let resume = TrainConfig { resume: true, ..config };
+    for steps in 2..6 {
+        learn(&resume, true);
+        let info = checkpoint::inspect(&folder.path().join("run.ckpt")).expect("a checkpoint");
+        assert_eq!(info.steps, steps);
+    }
+    assert_eq!(bits(&whole.model), bits(&learn(&resume, false).model));
+}
+
 /// Two of each class.
 fn six<B: Backend>() -> (Tensor<B, 4>, Tensor<B, 1, Int>) {
     let ImageBatch { images, labels } = MadeUp::default().batch::<B>(0, &[0, 1, 2, 3, 4, 5], &Default::default());

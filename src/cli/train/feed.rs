@@ -65,7 +65,8 @@ impl Feed {
             ram_held,
             ram_budget: self.ram_budget,
             accounts,
-            memory_in_use: now.memory.map(|memory| memory.in_use),
+            // Between steps little is in use: it is the most within one that has to fit.
+            memory_in_use: now.memory.map(|memory| memory.peak),
             memory_budget: self.memory_budget,
             ..Point::default()
         };
