@@ -79,7 +79,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     // 9: the public face, which is written `crate::Loader`, and public rooms
     ("adapt", &["FACE", "tensor", "source", "transform", "device"]),
-    ("train", &["FACE", "adapt", "host", "tensor"]),
+    ("train", &["FACE", "adapt", "host", "tensor", "source", "transform"]),
     // 10: `feedstock::...` only; `crate::` is the program's own
     ("cli", &["cli"]),
 ];
