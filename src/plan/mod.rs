@@ -145,7 +145,7 @@ pub enum PlanError {
 
 /// Code, runtime, allocator slack and thread bookkeeping of a process that runs a loader and nothing else, measured
 /// from outside (`docs/BUDGET.md`).
-pub const HEADROOM_BASE: ByteCount = ByteCount(9 << 20);
+pub const HEADROOM_BASE: ByteCount = ByteCount(11 << 20);
 /// What each thread adds to it: the touched part of its stack and its allocator's arena.
 pub const HEADROOM_PER_THREAD: ByteCount = ByteCount(96 << 10);
 
