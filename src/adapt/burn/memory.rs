@@ -191,7 +191,7 @@ fn clear_up<M: Module<Autodiff<Cuda>>>(number: u32, client: &ComputeClient<CudaR
         // Memory that was taken in the order of a stream is back with the driver once the stream has got there.
         let _ = block_on(client.sync());
     }));
-    drop(watch.end());
+    let _: Seen = watch.end();
 }
 
 /// Goes back through each parameter by the shortest way, at the end of which burn's graph drops every node that nobody
