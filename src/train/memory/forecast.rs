@@ -23,7 +23,7 @@ use crate::train::step::Checkpointing;
 pub struct Forecast {
     /// Images in a batch.
     pub micro_batch: usize,
-    /// What will be in use at each [`Phase`].
+    /// What will be in use at each [`Phase`](crate::train::Phase).
     pub at: [Reading; 5],
     /// Where it will go.
     pub account: MemoryAccount,
