@@ -72,10 +72,13 @@ impl Gauge {
 
     /// Learns how large batches are, from the first one; foretells what they take, and refuses what cannot fit.
     pub(super) fn batch(&mut self, images: usize) -> Result<(), TrainError> {
-        if self.micro_batch > 0 || (self.meter.is_none() && self.config.device_budget.is_none()) {
+        if self.micro_batch > 0 {
             return Ok(());
         }
         self.micro_batch = images;
+        if self.meter.is_none() && self.config.device_budget.is_none() {
+            return Ok(());
+        }
         self.forecast = forecast(&self.config, images)?;
         match self.config.device_budget {
             Some(budget) if self.forecast.account.peak > budget => {

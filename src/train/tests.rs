@@ -437,6 +437,8 @@ fn pruning_takes_channels_and_training_goes_on() {
     assert!(pruned.parameters[1] < pruned.parameters[0] * 4 / 5, "{pruned:?}");
     assert!(pruned.activations[1] < pruned.activations[0] && pruned.peak[1] < pruned.peak[0], "{pruned:?}");
     assert_eq!(pruned.parameters[1], outcome.model.num_params());
+    let before = forecast(&config(8), BATCH).expect("foretold").account;
+    assert_eq!((pruned.activations[0], pruned.peak[0]), (before.activations, before.peak), "of batches of this run");
     let [before, after] = pruned.scores.expect("validated");
     assert_eq!((before.images, after.images), (ITEMS as u64, ITEMS as u64));
     assert_eq!(Some(before), outcome.report.epochs[3].validation);
