@@ -16,6 +16,7 @@
 #[cfg(feature = "burn")]
 pub mod adapt;
 mod batch;
+mod blocks;
 pub mod budget;
 pub mod decode;
 pub mod device;

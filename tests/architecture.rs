@@ -13,14 +13,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     // 1: values and primitives
     ("units", &[]),
     ("sync", &[]),
+    ("blocks", &["units", "sync"]),
     // 2: leaves that know nothing of each other
     ("tensor", &["units"]),
     ("host", &["units", "sync"]),
     ("budget", &["units", "sync"]),
     ("metrics", &["units", "sync"]),
     ("quarantine", &["units", "sync"]),
-    ("sampler", &["units", "sync"]),
-    ("source", &["units", "sync"]),
+    ("sampler", &["units", "sync", "blocks"]),
+    ("source", &["units", "sync", "blocks"]),
     // 3: what is done to a sample, and where it goes
     ("decode", &["units", "sync", "tensor"]),
     ("transform", &["units", "sync", "tensor"]),

@@ -13,7 +13,7 @@ use feedstock::host::process_cpu_time;
 use feedstock::tensor::{Normalize, SIDE_MAX, SampleSpec};
 use feedstock::train::ModelKind;
 use feedstock::transform::{IMAGENET, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{Batch, ByteCount, CpuBudget, Error, ImageFolder, Loader, OnBadSample, State, Stats, ram_budget_here};
+use feedstock::{Batch, ByteCount, CpuBudget, Error, Loader, OnBadSample, Source, State, Stats, ram_budget_here};
 
 use super::Context;
 use super::data::{self, LoaderArgs, MovesTold};
@@ -246,7 +246,7 @@ impl BenchArgs {
     }
 
     /// How many threads would decode, and how many would read.
-    fn threads(&self, folder: &Arc<ImageFolder>) -> Result<(usize, usize), Failure> {
+    fn threads(&self, folder: &Arc<dyn Source>) -> Result<(usize, usize), Failure> {
         let (builder, _) = self.loader.builder(folder)?;
         let cores = self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0));
         let plan = builder.cpu_budget(cores).transform(self.transform()).plan()?;
@@ -257,7 +257,7 @@ impl BenchArgs {
         self.step_ms.map(Duration::from_millis)
     }
 
-    fn build(&self, folder: &Arc<ImageFolder>, device: &Arc<dyn Device>) -> Result<Loader, Failure> {
+    fn build(&self, folder: &Arc<dyn Source>, device: &Arc<dyn Device>) -> Result<Loader, Failure> {
         let builder = self.loader.builder_on(folder, device)?;
         // Nobody trains here.
         let builder = builder.cpu_budget(self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0)));

@@ -16,8 +16,8 @@ use feedstock::plan::Profile;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
-    BadSample, ByteCount, CpuBudget, DType, DamagedSample, Error, ImageFolder, Layout, Loader, LoaderBuilder, Moves,
-    Plan, RamBudget, SampleId, Source,
+    BadSample, ByteCount, CpuBudget, DType, DamagedSample, Error, Layout, Loader, LoaderBuilder, Moves, Plan,
+    RamBudget, SampleId, Source, source,
 };
 
 use super::failure::{Failure, say};
@@ -135,9 +135,9 @@ pub(crate) struct LoaderArgs {
 }
 
 impl LoaderArgs {
-    /// Scans the folder.
-    pub(crate) fn open(&self) -> Result<Arc<ImageFolder>, Failure> {
-        Ok(Arc::new(ImageFolder::open(&self.data)?))
+    /// Opens the data: lists a folder, indexes shards.
+    pub(crate) fn open(&self) -> Result<Arc<dyn Source>, Failure> {
+        Ok(source::open(&self.data)?)
     }
 
     /// The budget and the number of workers of a single loader.
@@ -152,7 +152,7 @@ impl LoaderArgs {
     }
 
     /// A loader as these arguments ask for it, with the transform that training uses.
-    pub(crate) fn builder(&self, folder: &Arc<ImageFolder>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
+    pub(crate) fn builder(&self, folder: &Arc<dyn Source>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
         let device = device::open(&self.device)?;
         Ok((self.builder_on(folder, &device)?, device))
     }
@@ -160,7 +160,7 @@ impl LoaderArgs {
     /// The same, with batches on a device that is open already.
     pub(crate) fn builder_on(
         &self,
-        folder: &Arc<ImageFolder>,
+        folder: &Arc<dyn Source>,
         device: &Arc<dyn Device>,
     ) -> Result<LoaderBuilder, Failure> {
         let (budget, workers) = self.one()?;
@@ -285,7 +285,7 @@ struct Entry {
 }
 
 impl BadReport {
-    pub(crate) fn new(folder: &ImageFolder, bad: &[BadSample]) -> Self {
+    pub(crate) fn new(folder: &dyn Source, bad: &[BadSample]) -> Self {
         let unreadable = folder.unreadable().iter().map(|entry| Entry {
             id: None,
             path: readable(entry.path.as_os_str().as_encoded_bytes()),
@@ -343,7 +343,7 @@ pub(crate) fn damaged_text(damaged: &[DamagedSample]) -> String {
 }
 
 /// The data in a line.
-pub(crate) fn describe(folder: &ImageFolder, profile: &Profile) -> String {
+pub(crate) fn describe(folder: &dyn Source, profile: &Profile) -> String {
     format!(
         "{} in {}, {} as stored (half under {}, 99 % under {}, the largest {})",
         counted(folder.len(), "sample"),
@@ -355,7 +355,7 @@ pub(crate) fn describe(folder: &ImageFolder, profile: &Profile) -> String {
     )
 }
 
-pub(crate) fn profile_json(folder: &ImageFolder, profile: &Profile) -> Value {
+pub(crate) fn profile_json(folder: &dyn Source, profile: &Profile) -> Value {
     json!({
         "samples": profile.samples,
         "classes": folder.classes().len(),

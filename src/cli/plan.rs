@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use feedstock::host::HostFacts;
 use feedstock::plan::Profile;
 use feedstock::train::{Forecast, Lever, TrainConfig, levers, micro_batch_within};
-use feedstock::{Error, ImageFolder, Plan, Source, ram_budget_here};
+use feedstock::{Error, Plan, Source, ram_budget_here};
 
 use super::data::{self, LoaderArgs};
 use super::failure::{Failure, print};
@@ -159,7 +159,7 @@ impl Training {
     }
 }
 
-fn about(host: &HostFacts, folder: &ImageFolder, profile: &Profile) -> String {
+fn about(host: &HostFacts, folder: &dyn Source, profile: &Profile) -> String {
     let mut headers = format!("{} read", profile.headers + profile.headers_bad);
     if profile.headers_bad > 0 {
         headers += &format!(", {} of them bad: those samples will be too", profile.headers_bad);

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use feedstock::device::DeviceSpec;
 use feedstock::tensor::SIDE_MAX;
-use feedstock::{ByteCount, CpuBudget, DType, ImageFolder, Layout, RamBudget};
+use feedstock::{ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
 use super::child::Watched;
 use super::data::{self, DecodeArgs, LoaderArgs};
@@ -135,7 +135,7 @@ impl ProveArgs {
     }
 
     /// The budgets to run at, upward, and a proof that has no points yet.
-    fn prepare(&self, folder: &Arc<ImageFolder>) -> Result<(Vec<ByteCount>, Proof), Failure> {
+    fn prepare(&self, folder: &Arc<dyn Source>) -> Result<(Vec<ByteCount>, Proof), Failure> {
         let plan_at = |bytes: ByteCount| -> Result<_, Failure> {
             Ok(self.loader(RamBudget::Bytes(bytes)).builder(folder)?.0.plan()?)
         };
@@ -146,7 +146,7 @@ impl ProveArgs {
             plan_at(budgets[0])?;
         }
         let about = json!({
-            "data": folder.root().to_string_lossy(),
+            "data": folder.title(),
             "samples": feedstock::Source::len(&**folder),
             "batch_size": self.batch_size,
             "size": self.size,

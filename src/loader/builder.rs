@@ -15,7 +15,7 @@ use crate::plan::{Facts, Plan, Profile, Request, Survey};
 use crate::pool;
 use crate::quarantine::OnBadSample;
 use crate::sampler::Order;
-use crate::source::Source;
+use crate::source::{Blocks, Source};
 use crate::sync::{Arc, OnceLock};
 use crate::tensor::{DType, Finish, Layout, Normalize, SIDE_MAX, SampleSpec};
 use crate::transform::Transform;
@@ -336,13 +336,16 @@ impl LoaderBuilder {
             budget,
         };
         let reads_slots = self.device.as_ref().is_none_or(|device| device.reads_slots());
+        let reading = self.source.reading();
         let facts = Facts {
             cores: self.cpu_budget.resolve(host.cpus.workers_max_of(ranks)),
             cores_because: match self.cpu_budget {
                 CpuBudget::Auto => "as many as the machine can keep busy, one core being left to the training thread",
                 _ => "as many as the CPU budget allows",
             },
-            index: ByteCount(self.source.index_bytes()),
+            index: ByteCount(self.source.index_bytes() + self.source.blocks().map_or(0, Blocks::bytes)),
+            read_threads: reading.at_once.max(1),
+            reading: ByteCount(reading.held_bytes),
             source_in_memory: self.source.in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
             reads_slots,

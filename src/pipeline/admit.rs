@@ -163,6 +163,7 @@ impl Admit {
         let order = engine.order(self.run.epoch);
         let batches = engine.batches();
         let Counters { admit, transfer, .. } = &engine.counters;
+        let (mut ids, mut ahead) = (Vec::new(), Vec::new());
         for batch in first_batch..batches.len() {
             let positions = batches.positions(batch);
             let samples = positions.end - positions.start;
@@ -176,11 +177,25 @@ impl Admit {
             // There are as many places as slots; a failure means that transfer is gone, and so is the run.
             transfer.queue_in();
             admitted.send(Admitted { batch, pending }).map_err(|_| Off)?;
-            self.batch(batch, parts, positions.map(|position| order.at(position)), retry)?;
+            ids.clear();
+            ids.extend(positions.map(|position| order.at(position)));
+            self.read_ahead(&ids, &mut ahead);
+            self.batch(batch, parts, ids.iter().copied(), retry)?;
             admit.handed_over(samples);
             admit.was_busy(since.elapsed().saturating_sub(admit.waited_out_so_far() - held_back));
         }
         Ok(())
+    }
+
+    /// Tells the source what a batch will have it read, in the order of storage. `ahead` is memory to do it in.
+    fn read_ahead(&self, ids: &[SampleId], ahead: &mut Vec<SampleId>) {
+        let engine = &self.run.engine;
+        let cache = engine.cache();
+        let cached = |id: SampleId| cache.as_deref().is_some_and(|cache| cache.get(id).is_some());
+        ahead.clear();
+        ahead.extend(ids.iter().copied().filter(|&id| !cached(id)));
+        ahead.sort_unstable();
+        engine.recipe.source.read_ahead(ahead);
     }
 
     /// Groups the samples of one batch into chunks and starts them.
@@ -307,11 +322,16 @@ impl Admit {
 }
 
 /// The sample that takes the place of a bad one: a pure function of seed, epoch, the place's own sample and the attempt.
+/// Where samples come in blocks it is one of the same block, which is at hand.
 pub(super) fn substitute(run: &Epoch, attempt: Attempt) -> SampleId {
     /// Tells this use of the stream from the transform's.
     const SALT: u64 = 0x5B_57;
     let recipe = &run.engine.recipe;
     let salt = SALT + (u64::from(attempt.count) << 16);
     let mut rng = KeyedRng::new(recipe.seed, run.epoch, attempt.original, salt);
-    SampleId(rng.below(recipe.source.len()))
+    let among = match recipe.source.blocks() {
+        Some(blocks) => blocks.samples(blocks.of(attempt.original)),
+        None => 0..recipe.source.len(),
+    };
+    SampleId(among.start + rng.below(among.end - among.start))
 }

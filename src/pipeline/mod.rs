@@ -120,7 +120,9 @@ impl Engine {
         };
         let device = &recipe.device;
         let mut held = Vec::new();
-        for row in plan.rows.iter().filter(|row| matches!(row.account, "headroom" | "index" | "bookkeeping")) {
+        for row in
+            plan.rows.iter().filter(|row| matches!(row.account, "headroom" | "index" | "reading" | "bookkeeping"))
+        {
             held.extend(fixed(row.account, row.bytes.0, 1)?);
         }
         let mut slots = Vec::new();
@@ -200,8 +202,11 @@ impl Engine {
     /// The order of one epoch, for this rank.
     pub(crate) fn order(&self, epoch: u64) -> Order {
         let Recipe { source, seed, shuffle, rank, world_size, .. } = &self.recipe;
-        let order =
-            if *shuffle { Order::shuffled(source.len(), *seed, epoch) } else { Order::sequential(source.len()) };
+        let order = match (*shuffle, source.blocks()) {
+            (false, _) => Order::sequential(source.len()),
+            (true, Some(blocks)) => Order::blocked(blocks, *seed, epoch),
+            (true, None) => Order::shuffled(source.len(), *seed, epoch),
+        };
         match order.for_rank(*rank, *world_size) {
             Ok(order) => order,
             Err(error) => unreachable!("the builder let this through: {error}"),

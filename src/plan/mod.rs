@@ -5,7 +5,7 @@
 //! The byte equation, whose terms are the accounts of the ledger:
 //!
 //! ```text
-//! budget >= headroom + index + slots x slot + outputs x output + workers x scratch
+//! budget >= headroom + index + reading + slots x slot + outputs x output + workers x scratch
 //!         + chunks x chunk + cache + giant files (as stored) + giant pictures (the jumbo lane)
 //! ```
 //!
@@ -47,6 +47,10 @@ pub struct Facts {
     pub cores_because: &'static str,
     /// RAM that the source's index holds.
     pub index: ByteCount,
+    /// Reads under way at once, each on a thread of its own.
+    pub read_threads: usize,
+    /// RAM that the source holds beyond its index while it is read.
+    pub reading: ByteCount,
     /// Whether the source's samples lie in RAM already.
     pub source_in_memory: bool,
     /// Whether finished batches lie in RAM (a CPU, or a simulated device) or in memory of the device's own.
@@ -166,8 +170,6 @@ const CACHE_PER_SAMPLE: u64 = 24;
 const CACHE_PER_CHUNK: u64 = PAGE_BYTES + 128;
 /// Labels, ids and marks of one sample in a slot.
 const BOOKKEEPING_PER_SAMPLE: u64 = 64;
-/// Read threads: local files are in the page cache or behind a queue that four requests keep busy.
-const READ_THREADS: usize = 2;
 /// Admit, transfer, governor, the runtime's own and the consumer.
 const OTHER_THREADS: usize = 5;
 /// More workers, slots or samples than this is a typing error, not a request.
@@ -391,7 +393,7 @@ impl Planner<'_> {
 
     fn with_workers(&self, shape: Shape, workers: usize) -> Shape {
         // One chunk in each worker's hands, one waiting for each, and those being read.
-        let chunks = 2 * workers + READ_THREADS;
+        let chunks = 2 * workers + self.facts.read_threads;
         let large = Shape { workers, chunks, scratch: self.profile.working_max.0, ..shape };
         let common = Shape { scratch: self.profile.working_p99.0, ..large };
         // Scratch for the largest picture in every worker, or for the common one with a jumbo lane: whichever is less.
@@ -450,7 +452,7 @@ impl Planner<'_> {
     fn headroom(&self, shape: &Shape) -> ByteCount {
         self.facts.device_overhead
             + HEADROOM_BASE
-            + HEADROOM_PER_THREAD * (shape.workers + READ_THREADS + OTHER_THREADS) as u64
+            + HEADROOM_PER_THREAD * (shape.workers + self.facts.read_threads + OTHER_THREADS) as u64
     }
 
     fn total(&self, shape: &Shape) -> ByteCount {
@@ -473,7 +475,7 @@ impl Planner<'_> {
                         ByteCount::ZERO => String::new(),
                         overhead => format!("the device's library ({overhead}) "),
                     },
-                    workers + READ_THREADS + OTHER_THREADS
+                    workers + self.facts.read_threads + OTHER_THREADS
                 ),
             },
             Row { account: "index", bytes: self.facts.index, because: format!("{} samples", self.profile.samples) },
@@ -483,6 +485,10 @@ impl Planner<'_> {
                 because: format!("{slots} x {} (batch {batch} x {spec} u8)", one(self.slot_bytes())),
             },
         ];
+        if self.facts.reading > ByteCount::ZERO {
+            let because = "what the source holds while it is read: decompressors, blocks of samples".to_owned();
+            rows.push(Row { account: "reading", bytes: self.facts.reading, because });
+        }
         if outputs > 0 && self.facts.output_in_ram {
             let Finish { dtype, layout, .. } = self.request.finish;
             rows.push(Row {
@@ -555,7 +561,7 @@ impl Planner<'_> {
             output_bytes: self.output_bytes(),
             chunks: shape.chunks,
             chunk_bytes: shape.chunk,
-            read_threads: READ_THREADS,
+            read_threads: self.facts.read_threads,
             scratch_bytes: shape.scratch,
             cache_bytes: shape.cache,
             giant_encoded_bytes: giants.0,

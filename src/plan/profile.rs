@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::decode::{self, Header, Limits};
-use crate::source::Source;
+use crate::source::{Blocks, Source};
 use crate::units::{ByteCount, SampleId};
 
 /// Sources up to this many samples are profiled whole.
@@ -14,6 +14,9 @@ const PROFILE_ALL_MAX: u64 = 1024;
 const PROFILE_STRIDED: u64 = 256;
 /// and this many of the largest as stored, which are most likely the largest decoded.
 const PROFILE_LARGEST: usize = 64;
+
+/// Of sources in blocks, this many are looked into.
+const PROFILE_BLOCKS: u64 = 4;
 
 /// The largest file that is a sample; what is larger is a bad one, whatever the budget.
 pub const ENCODED_BYTES_MAX: u64 = 256 << 20;
@@ -88,7 +91,7 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Takes the look. It reads as many files, one after the other.
+    /// Takes the look. It reads as many files, one after the other; where samples come in blocks, those of a few blocks.
     #[must_use]
     pub fn take(source: &dyn Source, limits: &Limits) -> Survey {
         let too_large = |id| source.encoded_bytes(id) > ENCODED_BYTES_MAX;
@@ -110,7 +113,9 @@ impl Survey {
                 largest.push((Reverse(bytes), id));
             }
         }
-        let mut ids: Vec<SampleId> = if samples <= PROFILE_ALL_MAX {
+        let mut ids: Vec<SampleId> = if let Some(blocks) = source.blocks() {
+            samples_at_hand(blocks)
+        } else if samples <= PROFILE_ALL_MAX {
             (0..samples).map(SampleId).collect()
         } else {
             let strided = (0..PROFILE_STRIDED)
@@ -157,6 +162,14 @@ impl Survey {
         };
         Profile { working_p50: at(0.5), working_p99: at(0.99), working_max: at(1.0), ..self.sizes.clone() }
     }
+}
+
+/// Samples that can be looked at without reading much else: those of the first blocks of a few runs.
+fn samples_at_hand(blocks: &Blocks) -> Vec<SampleId> {
+    let runs = blocks.run_count().min(PROFILE_BLOCKS);
+    let firsts = (0..runs).map(|i| blocks.samples(blocks.run(i * blocks.run_count() / runs).start));
+    let share = PROFILE_ALL_MAX.checked_div(runs).unwrap_or(0);
+    firsts.flat_map(|samples| samples.take(share as usize)).map(SampleId).collect()
 }
 
 /// Sizes counted in bins of an eighth of a power of two: quantiles to 12.5 %, upward, in a few hundred bytes.

@@ -1,6 +1,7 @@
 //! Owns the order of an epoch: which sample stands at which position, for which rank, in which batch.
 //! It must never do I/O or keep state: a position is a value, and everything here is a pure function of it.
 
+mod blocked;
 mod permutation;
 #[cfg(test)]
 mod statistics;
@@ -11,6 +12,10 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
+use blocked::Blocked;
+
+use crate::blocks::Blocks;
+use crate::sync::Arc;
 use crate::units::{SampleId, Seed};
 
 /// The samples of one epoch in the order in which one rank sees them.
@@ -35,23 +40,39 @@ use crate::units::{SampleId, Seed};
 #[derive(Clone, Debug)]
 pub struct Order {
     sample_count: u64,
-    /// None: by id.
-    permutation: Option<Permutation>,
+    arrangement: Arrangement,
     rank: u64,
     world_size: u64,
+}
+
+/// What decides which sample comes when.
+#[derive(Clone, Debug)]
+enum Arrangement {
+    ById,
+    Shuffled(Permutation),
+    Blocked(Arc<Blocked>),
 }
 
 impl Order {
     /// All samples by id, as validation wants them.
     #[must_use]
     pub fn sequential(sample_count: u64) -> Self {
-        Order { sample_count, permutation: None, rank: 0, world_size: 1 }
+        Order { sample_count, arrangement: Arrangement::ById, rank: 0, world_size: 1 }
     }
 
     /// All samples in the pseudorandom order of one epoch.
     #[must_use]
     pub fn shuffled(sample_count: u64, seed: Seed, epoch: u64) -> Self {
-        Order { permutation: Some(Permutation::new(sample_count, seed, epoch)), ..Order::sequential(sample_count) }
+        let arrangement = Arrangement::Shuffled(Permutation::new(sample_count, seed, epoch));
+        Order { arrangement, ..Order::sequential(sample_count) }
+    }
+
+    /// All samples of a source that has [`Blocks`], in the pseudorandom order of one epoch: blocks are shuffled (runs of
+    /// them, where they have to be read front to back), and a few at a time their samples among each other.
+    #[must_use]
+    pub fn blocked(blocks: &Blocks, seed: Seed, epoch: u64) -> Self {
+        let arrangement = Arrangement::Blocked(Arc::new(Blocked::new(blocks, seed, epoch)));
+        Order { arrangement, ..Order::sequential(blocks.sample_count()) }
     }
 
     /// This order as one of `world_size` ranks sees it.
@@ -92,7 +113,11 @@ impl Order {
     pub fn at(&self, position: u64) -> SampleId {
         assert!(position < self.len(), "position {position} was asked of an order of {} samples", self.len());
         let place = self.rank + position * self.world_size;
-        SampleId(self.permutation.as_ref().map_or(place, |permutation| permutation.at(place)))
+        match &self.arrangement {
+            Arrangement::ById => SampleId(place),
+            Arrangement::Shuffled(permutation) => SampleId(permutation.at(place)),
+            Arrangement::Blocked(blocked) => blocked.at(place),
+        }
     }
 
     /// How this rank's positions fall into batches.

@@ -68,8 +68,8 @@ const NOTE_NAMES_MAX: usize = 8;
 /// # Ok::<(), feedstock::source::SourceError>(())
 /// ```
 ///
-/// [`notes`]: Self::notes
-/// [`unreadable`]: Self::unreadable
+/// [`notes`]: Source::notes
+/// [`unreadable`]: Source::unreadable
 /// [`IMAGE_EXTENSIONS`]: super::IMAGE_EXTENSIONS
 #[derive(Debug)]
 pub struct ImageFolder {
@@ -143,26 +143,6 @@ impl ImageFolder {
         self.root.join(OsStr::from_bytes(&self.relative_path(id)))
     }
 
-    /// Entries that might be or hold samples and could not be read, sorted by path: the first 1000 of
-    /// [`unreadable_count`](Self::unreadable_count).
-    #[must_use]
-    pub fn unreadable(&self) -> &[Unreadable] {
-        &self.unreadable
-    }
-
-    /// How many entries could not be read.
-    #[must_use]
-    pub fn unreadable_count(&self) -> u64 {
-        self.unreadable_count
-    }
-
-    /// What a person should know about this folder before a run, a sentence each: classes without images, images
-    /// outside of any class, names that were passed over. Empty for most folders.
-    #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
     fn relative_path(&self, id: SampleId) -> Vec<u8> {
         // Room for a class folder and the longest name, so that paths of the usual depth grow no further.
         let mut path = Vec::with_capacity(512);
@@ -230,6 +210,23 @@ impl Source for ImageFolder {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         Ok(())
+    }
+
+    fn title(&self) -> String {
+        readable(self.root.as_os_str().as_bytes())
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Sorted by path; the first 1000.
+    fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+
+    fn unreadable_count(&self) -> u64 {
+        self.unreadable_count
     }
 
     fn forget_pages(&self, forget: bool) {

@@ -10,10 +10,13 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+pub use crate::blocks::Blocks;
 pub use error::SourceError;
 pub use folder::ImageFolder;
 pub use memory::MemorySource;
 pub use scan::{IMAGE_EXTENSIONS, Unreadable};
+
+use std::path::Path;
 
 use crate::sync::Arc;
 use crate::units::SampleId;
@@ -63,10 +66,77 @@ pub trait Source: Send + Sync + 'static {
         false
     }
 
+    /// What a person would call all of it: the path of a folder, of shards.
+    fn title(&self) -> String {
+        format!("a source of {} samples", self.len())
+    }
+
+    /// What a person should know about this data before a run, a sentence each. Empty for most.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
+    /// Entries that might be or hold samples and could not be read: the first of
+    /// [`unreadable_count`](Self::unreadable_count).
+    fn unreadable(&self) -> &[Unreadable] {
+        &[]
+    }
+
+    /// How many entries could not be read.
+    fn unreadable_count(&self) -> u64 {
+        self.unreadable().len() as u64
+    }
+
+    /// Width and height of a sample's picture as stored, where the index knows them.
+    fn dimensions(&self, _id: SampleId) -> Option<(u32, u32)> {
+        None
+    }
+
+    /// Which samples can only be had together, where that is so. Such a source holds [`Blocks::held`] blocks and counts
+    /// them in [`reading`](Self::reading). It never changes.
+    fn blocks(&self) -> Option<&Blocks> {
+        None
+    }
+
+    /// How it is best read, and what that takes. It never changes.
+    fn reading(&self) -> Reading {
+        Reading::default()
+    }
+
+    /// Tells which samples will be read soon, so that storage can be asked for them now: in ascending order of id, which
+    /// is their order in storage where there is one. A hint: what comes of it must be bounded, and may be nothing.
+    fn read_ahead(&self, _ids: &[SampleId]) {}
+
     /// Asks to give the operating system's page cache back after each read (`true`), because it holds too little of the
     /// data to be of use the next time, and a control group counts it; or to leave it be. A source whose reads cause no
     /// page cache has nothing to do.
     fn forget_pages(&self, _forget: bool) {}
+}
+
+/// How a source is best read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Reads that should be under way at once, each on a thread of its own. Local files are in the page cache or behind a
+    /// queue that few requests keep busy; a store far away wants more.
+    pub at_once: usize,
+    /// RAM that so many reads take beyond the memory that they are given and the index, at most, bytes: what is
+    /// decompressed, blocks that are held.
+    pub held_bytes: u64,
+}
+
+impl Default for Reading {
+    /// Two at once, and nothing held.
+    fn default() -> Self {
+        Reading { at_once: 2, held_bytes: 0 }
+    }
+}
+
+/// Opens whatever lies at a path: a folder of class folders.
+///
+/// # Errors
+/// As the source that it turns out to be.
+pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(Arc::new(ImageFolder::open(path)?))
 }
 
 /// A shared source is a source, so that one index serves several loaders.
@@ -101,6 +171,38 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn in_memory(&self) -> bool {
         (**self).in_memory()
+    }
+
+    fn title(&self) -> String {
+        (**self).title()
+    }
+
+    fn notes(&self) -> &[String] {
+        (**self).notes()
+    }
+
+    fn unreadable(&self) -> &[Unreadable] {
+        (**self).unreadable()
+    }
+
+    fn unreadable_count(&self) -> u64 {
+        (**self).unreadable_count()
+    }
+
+    fn dimensions(&self, id: SampleId) -> Option<(u32, u32)> {
+        (**self).dimensions(id)
+    }
+
+    fn blocks(&self) -> Option<&Blocks> {
+        (**self).blocks()
+    }
+
+    fn reading(&self) -> Reading {
+        (**self).reading()
+    }
+
+    fn read_ahead(&self, ids: &[SampleId]) {
+        (**self).read_ahead(ids);
     }
 
     fn forget_pages(&self, forget: bool) {

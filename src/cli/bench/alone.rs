@@ -16,7 +16,7 @@ use feedstock::host::{HostFacts, process_cpu_time};
 use feedstock::plan::ENCODED_BYTES_MAX;
 use feedstock::sampler::Order;
 use feedstock::tensor::{DType, Finish, SampleSpec};
-use feedstock::{ByteCount, Error, ImageFolder, SampleId, SampleMaker, Seed, Source, ram_budget_here};
+use feedstock::{ByteCount, Error, SampleId, SampleMaker, Seed, Source, ram_budget_here};
 
 use super::super::Context;
 use super::super::failure::{Failure, print};
@@ -72,7 +72,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
 }
 
 /// Decode and transform alone: files in memory, a tight loop on each of as many threads as there would be workers.
-fn decode(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Option<Part>, Failure> {
+fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Option<Part>, Failure> {
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
     let ledger = Ledger::new(budget);
     let threads = args.threads(folder)?.0;
@@ -126,7 +126,7 @@ fn decode(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Op
 /// A sample of the files, in memory.
 type Files = (Vec<(SampleId, Vec<u8>)>, Reservation);
 
-fn files(folder: &ImageFolder, ledger: &Ledger, budget: ByteCount) -> Result<Files, Failure> {
+fn files(folder: &dyn Source, ledger: &Ledger, budget: ByteCount) -> Result<Files, Failure> {
     let most = (budget.0 / 4).min(FILES_BYTES_MAX);
     let count = folder.len().clamp(1, FILES_MAX);
     let (mut ids, mut bytes) = (Vec::new(), 0);
@@ -157,7 +157,7 @@ fn hold(ledger: &Ledger, account: &'static str, bytes: ByteCount) -> Result<Rese
 }
 
 /// Reading alone: every file in the order of an epoch, on as many threads as would read.
-fn read(args: &BenchArgs, folder: &Arc<ImageFolder>, stop: &Stop) -> Result<Part, Failure> {
+fn read(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Part, Failure> {
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
     let ledger = Ledger::new(budget);
     let threads = args.threads(folder)?.1;

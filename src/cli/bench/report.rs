@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use feedstock::device::{SimDevice, Utilization};
 use feedstock::host::{HostFacts, process_cpu_time, process_memory};
-use feedstock::{ByteCount, Histogram, ImageFolder, Loader, PipelineStats, SlowSample, StageStats, State};
+use feedstock::{ByteCount, Histogram, Loader, PipelineStats, SlowSample, Source, StageStats, State};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::gpu::{self, Gpu};
@@ -17,7 +17,7 @@ use super::{BenchArgs, Tally, stall};
 /// Everything that a report is made of, to be asked for at any time and from any thread.
 #[derive(Clone)]
 pub(super) struct Report {
-    folder: Arc<ImageFolder>,
+    folder: Arc<dyn Source>,
     loader: Loader,
     tally: Arc<Mutex<Tally>>,
     budget: ByteCount,
@@ -33,12 +33,12 @@ impl Report {
     pub(super) fn new(
         args: &BenchArgs,
         started: Instant,
-        folder: Arc<ImageFolder>,
+        folder: Arc<dyn Source>,
         loader: &Loader,
         tally: &Arc<Mutex<Tally>>,
     ) -> Self {
         let request = json!({
-            "data": folder.root().to_string_lossy(),
+            "data": folder.title(),
             "batch_size": args.loader.batch_size,
             "size": args.loader.size,
             "output": args.loader.output.to_string(),

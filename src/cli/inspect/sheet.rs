@@ -10,9 +10,9 @@ use clap::Args;
 
 use feedstock::device::DeviceSpec;
 use feedstock::tensor::{CHANNELS, SIDE_MAX};
-use feedstock::{Batch, ByteCount, CpuBudget, DType, ImageFolder, Layout, RamBudget};
+use feedstock::{Batch, ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
-use super::super::data::{DecodeArgs, LoaderArgs, readable, refused_beside, split};
+use super::super::data::{DecodeArgs, LoaderArgs, refused_beside, split};
 use super::super::failure::Failure;
 use super::super::stop::Stop;
 use super::super::table::counted;
@@ -94,11 +94,9 @@ impl SheetArgs {
         Ok(Some(self.told(out, &folder, &batch)))
     }
 
-    fn told(&self, out: &Path, folder: &Arc<ImageFolder>, batch: &Batch) -> String {
+    fn told(&self, out: &Path, folder: &Arc<dyn Source>, batch: &Batch) -> String {
         let Grid { columns, rows, size } = Grid::of(batch.len(), self.size);
-        let first = batch.ids().first().map_or(String::new(), |&id| {
-            format!("; top left is {}", readable(folder.path(id).as_os_str().as_encoded_bytes()))
-        });
+        let first = batch.ids().first().map_or(String::new(), |&id| format!("; top left is {}", folder.name(id)));
         let replaced = match batch.bad_samples().count() as u64 {
             0 => String::new(),
             bad => format!("; {} replaced", counted(bad, "bad file")),

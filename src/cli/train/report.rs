@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use feedstock::host::{process_cpu_time, process_memory};
 use feedstock::train::{EpochReport, Event, Held, MemoryReport, Progress, PruneReport, TrainConfig};
-use feedstock::{ByteCount, DamagedSample, Growth, ImageFolder, Loader, PipelineStats, Trend};
+use feedstock::{ByteCount, DamagedSample, Growth, Loader, PipelineStats, Source, Trend};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
 use super::super::gpu::Gpu;
@@ -26,7 +26,7 @@ const GROWTH_MIN: ByteCount = ByteCount(1 << 20);
 #[derive(Clone)]
 pub(super) struct Story {
     /// The loaders, and the folders behind them.
-    parts: Vec<(Arc<ImageFolder>, Loader)>,
+    parts: Vec<(Arc<dyn Source>, Loader)>,
     budget: ByteCount,
     config: Arc<TrainConfig>,
     budget_is_set: bool,

@@ -9,7 +9,7 @@ use feedstock::decode::{Limits, probe};
 use feedstock::device::DeviceSpec;
 use feedstock::train::{Meter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
-use feedstock::{ByteCount, DType, ImageFolder, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
+use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here, source};
 
 use super::super::data::{refused_beside, split};
 use super::super::failure::{Failure, say};
@@ -42,8 +42,8 @@ pub(super) struct Setup {
     /// Whether somebody has set the budget for training; else it is what was free.
     pub(super) budget_is_set: bool,
     pub(super) meter: Arc<dyn Meter>,
-    pub(super) folder: Arc<ImageFolder>,
-    pub(super) validation_folder: Option<Arc<ImageFolder>>,
+    pub(super) folder: Arc<dyn Source>,
+    pub(super) validation_folder: Option<Arc<dyn Source>>,
     pub(super) training: Loader,
     pub(super) validation: Option<Loader>,
     pub(super) budget: ByteCount,
@@ -62,8 +62,8 @@ impl Setup {
                 (train, Some(test))
             }
         };
-        let folder = Arc::new(ImageFolder::open(train)?);
-        let validation_folder = validate.map(ImageFolder::open).transpose()?.map(Arc::new);
+        let folder = source::open(train)?;
+        let validation_folder = validate.map(source::open).transpose()?;
         if let Some(validation) = &validation_folder {
             check_classes(&folder, validation)?;
         }
@@ -141,10 +141,10 @@ impl Setup {
     pub(super) fn describe(&self) -> String {
         let (images, classes) =
             (counted(self.folder.len(), "image"), counted(self.folder.classes().len() as u64, "class"));
-        let training = format!("training on {images} in {classes} of {}", self.folder.root().display());
+        let training = format!("training on {images} in {classes} of {}", self.folder.title());
         match &self.validation_folder {
             Some(folder) => {
-                format!("{training}, validating on {} of {}", counted(folder.len(), "image"), folder.root().display())
+                format!("{training}, validating on {} of {}", counted(folder.len(), "image"), folder.title())
             }
             None => format!("{training}; no validation data (see --val)"),
         }
@@ -152,7 +152,7 @@ impl Setup {
 }
 
 /// What both loaders are like.
-fn common(args: &TrainArgs, folder: &Arc<ImageFolder>, place: &Place, batch_size: usize) -> LoaderBuilder {
+fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Place, batch_size: usize) -> LoaderBuilder {
     let builder = Loader::builder(folder.clone())
         .device(place.device.clone())
         // A GPU works on one while the step after it is being enqueued.
@@ -169,7 +169,7 @@ fn common(args: &TrainArgs, folder: &Arc<ImageFolder>, place: &Place, batch_size
 }
 
 /// Labels are places in the list of classes, so both lists must be the same.
-fn check_classes(training: &ImageFolder, validation: &ImageFolder) -> Result<(), Failure> {
+fn check_classes(training: &dyn Source, validation: &dyn Source) -> Result<(), Failure> {
     let (ours, theirs) = (training.classes(), validation.classes());
     if ours == theirs {
         return Ok(());
@@ -183,13 +183,13 @@ fn check_classes(training: &ImageFolder, validation: &ImageFolder) -> Result<(),
     };
     Err(Failure::Data(format!(
         "{} and {} do not have the same class folders ({differs}): labels would not mean the same",
-        training.root().display(),
-        validation.root().display()
+        training.title(),
+        validation.title()
     )))
 }
 
 /// Width and height of some pictures, at even distances. What is no picture tells nothing; its turn comes.
-fn sides(folder: &ImageFolder) -> Vec<(u32, u32)> {
+fn sides(folder: &dyn Source) -> Vec<(u32, u32)> {
     let probed = PROBED.min(folder.len());
     let ids = (0..probed).map(|i| SampleId(i * folder.len() / probed));
     let side = |id| {

@@ -21,6 +21,8 @@ fn plan() -> Plan {
         cores_because: "",
         index: ByteCount(0),
         source_in_memory: false,
+        read_threads: 2,
+        reading: ByteCount::ZERO,
         output_in_ram: true,
         reads_slots: true,
         device_overhead: ByteCount::ZERO,
