@@ -68,6 +68,22 @@ pub enum SourceError {
         /// How many a scan follows.
         folder_count_max: u64,
     },
+    /// A pattern of shards that stands for none.
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Something is wrong with a shard.
+    Shard {
+        /// Which shard.
+        path: PathBuf,
+        /// Where in it, bytes from its beginning.
+        offset: Option<u64>,
+        /// What is wrong.
+        cause: String,
+    },
     /// A sample's label has no class.
     LabelOutOfRange {
         /// The place of the sample in what was given.
@@ -144,6 +160,11 @@ impl fmt::Display for SourceError {
                  them out, or point closer to the images",
                 path.display()
             ),
+            Self::Pattern { pattern, cause } => write!(f, "'{pattern}' stands for no shards: {cause}"),
+            Self::Shard { path, offset: Some(offset), cause } => {
+                write!(f, "{}, at byte {offset}: {cause}", path.display())
+            }
+            Self::Shard { path, offset: None, cause } => write!(f, "{}: {cause}", path.display()),
             Self::LabelOutOfRange { index, label, class_count } => write!(
                 f,
                 "sample {index} has label {label}, but there are {class_count} classes: a label is a place in the \

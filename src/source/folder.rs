@@ -257,7 +257,7 @@ fn open_file(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 /// Bytes as text; those that are not UTF-8 as `\xFF`, so that names which differ in them still differ.
-fn readable(bytes: &[u8]) -> String {
+pub(super) fn readable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());

@@ -23,7 +23,7 @@ pub(super) const NAME_BYTES_MAX: usize = 255;
 const LARGE: u32 = u32::MAX;
 
 /// The samples of one directory, encoded.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct DirectoryIndex {
     names: Vec<u8>,
     /// Where each block starts in `names`.
@@ -31,37 +31,98 @@ pub(super) struct DirectoryIndex {
     sizes: Vec<u32>,
     /// Place in this directory and size, bytes.
     large: Vec<(u64, u64)>,
+    /// The name that came last.
+    last: Vec<u8>,
 }
 
 impl DirectoryIndex {
-    /// Encodes names and sizes (bytes), which come sorted by name. A name has at most [`NAME_BYTES_MAX`] bytes.
+    /// Encodes names and sizes (bytes). Names that resemble the one before take little room. A name has at most
+    /// [`NAME_BYTES_MAX`] bytes.
     pub(super) fn encode<'a>(entries: impl Iterator<Item = (&'a [u8], u64)>) -> Self {
-        let mut encoded = DirectoryIndex { names: vec![], blocks: vec![], sizes: vec![], large: vec![] };
-        let mut previous: &[u8] = &[];
-        for (place, (name, size_bytes)) in entries.enumerate() {
-            if place % BLOCK == 0 {
-                encoded.blocks.push(encoded.names.len() as u64);
-                previous = &[];
-            }
-            let shorter = min(name.len(), previous.len());
-            let front = (0..shorter).take_while(|&i| name[i] == previous[i]).count();
-            let back =
-                (1..=shorter - front).take_while(|&i| name[name.len() - i] == previous[previous.len() - i]).count();
-            let middle = &name[front..name.len() - back];
-            debug_assert!(name.len() <= NAME_BYTES_MAX);
-            encoded.names.extend([front as u8, back as u8, middle.len() as u8]);
-            encoded.names.extend(middle);
-            match u32::try_from(size_bytes) {
-                Ok(size) if size != LARGE => encoded.sizes.push(size),
-                _ => {
-                    encoded.sizes.push(LARGE);
-                    encoded.large.push((place as u64, size_bytes));
-                }
-            }
-            previous = name;
-        }
+        let mut encoded = DirectoryIndex::default();
+        entries.for_each(|(name, size_bytes)| encoded.push(name, size_bytes));
         encoded.names.shrink_to_fit();
+        encoded.last = Vec::new();
         encoded
+    }
+
+    /// Adds a name and a size.
+    pub(super) fn push(&mut self, name: &[u8], size_bytes: u64) {
+        let place = self.sizes.len();
+        if place.is_multiple_of(BLOCK) {
+            self.blocks.push(self.names.len() as u64);
+            self.last.clear();
+        }
+        let previous = &self.last;
+        let shorter = min(name.len(), previous.len());
+        let front = (0..shorter).take_while(|&i| name[i] == previous[i]).count();
+        let back = (1..=shorter - front).take_while(|&i| name[name.len() - i] == previous[previous.len() - i]).count();
+        let middle = &name[front..name.len() - back];
+        debug_assert!(name.len() <= NAME_BYTES_MAX);
+        self.names.extend([front as u8, back as u8, middle.len() as u8]);
+        self.names.extend(middle);
+        match u32::try_from(size_bytes) {
+            Ok(size) if size != LARGE => self.sizes.push(size),
+            _ => {
+                self.sizes.push(LARGE);
+                self.large.push((place as u64, size_bytes));
+            }
+        }
+        self.last.clear();
+        self.last.extend(name);
+    }
+
+    /// How many samples it has.
+    pub(super) fn len(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// What it is made of: names, where their blocks start, sizes, and those beyond 32 bits.
+    pub(super) fn parts(&self) -> (&[u8], &[u64], &[u32], &[(u64, u64)]) {
+        (&self.names, &self.blocks, &self.sizes, &self.large)
+    }
+
+    /// Put together again from its parts; none where they do not fit each other.
+    pub(super) fn from_parts(
+        names: Vec<u8>,
+        blocks: Vec<u64>,
+        sizes: Vec<u32>,
+        large: Vec<(u64, u64)>,
+    ) -> Option<Self> {
+        let mut listed = large.iter();
+        let (mut at, mut before) = (0, 0);
+        for (place, &size) in sizes.iter().enumerate() {
+            if place.is_multiple_of(BLOCK) {
+                (*blocks.get(place / BLOCK)? == at as u64).then_some(())?;
+                before = 0;
+            }
+            let &[front, back, middle] = names.get(at..at + 3)? else { return None };
+            let (front, back, middle) = (usize::from(front), usize::from(back), usize::from(middle));
+            at += 3 + middle;
+            (front + back <= before && at <= names.len()).then_some(())?;
+            before = front + middle + back;
+            (before <= NAME_BYTES_MAX).then_some(())?;
+            if size == LARGE {
+                listed.next().filter(|(listed, _)| *listed == place as u64)?;
+            }
+        }
+        let whole = at == names.len() && blocks.len() == sizes.len().div_ceil(BLOCK) && listed.next().is_none();
+        whole.then_some(DirectoryIndex { names, blocks, sizes, large, last: Vec::new() })
+    }
+
+    /// The size of one of its samples, bytes.
+    pub(super) fn size_bytes(&self, place: usize) -> u64 {
+        match self.sizes[place] {
+            LARGE => self.large[self.large.partition_point(|&(large, _)| large < place as u64)].1,
+            size => u64::from(size),
+        }
+    }
+
+    pub(super) fn shrink(&mut self) {
+        self.names.shrink_to_fit();
+        self.blocks.shrink_to_fit();
+        self.sizes.shrink_to_fit();
+        self.last = Vec::new();
     }
 }
 

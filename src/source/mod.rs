@@ -6,7 +6,9 @@ mod error;
 mod folder;
 mod index;
 mod memory;
+mod mmap;
 mod scan;
+mod shards;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,7 @@ pub use error::SourceError;
 pub use folder::ImageFolder;
 pub use memory::MemorySource;
 pub use scan::{IMAGE_EXTENSIONS, Unreadable};
+pub use shards::TarShards;
 
 use std::path::Path;
 
@@ -131,12 +134,14 @@ impl Default for Reading {
     }
 }
 
-/// Opens whatever lies at a path: a folder of class folders.
+/// Opens whatever lies at a path: a folder of class folders, a folder of shards, a shard, or the shards that a pattern
+/// stands for (`train-{0000..0146}.tar`, `train-*.tar`).
 ///
 /// # Errors
-/// As the source that it turns out to be.
+/// As [`ImageFolder::open`] and [`TarShards::open`].
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
-    Ok(Arc::new(ImageFolder::open(path)?))
+    let path = path.as_ref();
+    if shards::is_meant(path)? { Ok(Arc::new(TarShards::open(path)?)) } else { Ok(Arc::new(ImageFolder::open(path)?)) }
 }
 
 /// A shared source is a source, so that one index serves several loaders.

@@ -1,0 +1,349 @@
+//! Owns the way from a path or a pattern to shards that can be read: which files, their indices (loaded or made by a scan),
+//! and the classes of them all. It must never start more threads than there are shards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::{self, available_parallelism};
+
+use serde_json::Value;
+
+use super::super::error::counted;
+use super::super::folder::readable;
+use super::super::index::Index;
+use super::super::mmap::{Identity, Mapped, io_error};
+use super::super::{SourceError, Unreadable};
+use super::bench::{Benches, Needs};
+use super::index::{Compression, ShardIndex, load, save};
+use super::walk::Stream;
+use super::zst::{self, Frame, WINDOW_BYTES_MAX};
+use super::{Shard, TarShards, pattern, scan};
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+
+/// What shards are called.
+const EXTENSIONS: [&str; 3] = [".tar", ".tar.zst", ".tzst"];
+/// The largest frame whose content is held to read a part of it, bytes of content.
+const FRAME_BYTES_MAX: u64 = 16 << 20;
+/// Scanning threads where nobody asks for a number: a scan waits for storage most of the time.
+const SCAN_THREADS_MIN: usize = 4;
+const READ_BUFFER_BYTES: usize = 8 << 10;
+const UNREADABLE_MAX: usize = 1000;
+/// The largest number that is a label.
+const LABEL_MAX: u32 = 1 << 20;
+/// The largest list of classes beside shards that is read, bytes.
+const LIST_BYTES_MAX: u64 = 256 << 20;
+
+/// Whether a path stands for shards: a pattern, a file, or a folder with shards directly in it.
+pub(in super::super) fn is_meant(path: &Path) -> Result<bool, SourceError> {
+    let is_folder = path.is_dir();
+    let is_pattern = || path.to_str().is_some_and(pattern::is_pattern);
+    Ok(path.is_file() || (!is_folder && is_pattern()) || (is_folder && !listed(path)?.is_empty()))
+}
+
+/// The shards directly in a folder, sorted by name; none where it has none.
+fn listed(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
+    let refuse = |source| io_error("list", folder, source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(refuse)? {
+        let name = entry.map_err(refuse)?.file_name();
+        if is_shard(name.as_bytes()) && !name.as_bytes().starts_with(b".") {
+            found.push(folder.join(name));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Whether a file is called as a shard is.
+fn is_shard(name: &[u8]) -> bool {
+    EXTENSIONS.iter().any(|extension| name.to_ascii_lowercase().ends_with(extension.as_bytes()))
+}
+
+pub(super) fn open(path: &Path) -> Result<TarShards, SourceError> {
+    let text = path.to_str().filter(|text| pattern::is_pattern(text) && !path.exists());
+    let paths = match text {
+        Some(text) => pattern::expand(text)?,
+        None if path.is_dir() => listed(path)?,
+        None => vec![path.to_owned()],
+    };
+    if paths.is_empty() {
+        return Err(SourceError::Shard {
+            path: path.into(),
+            offset: None,
+            cause: format!("there are no shards in it ({})", EXTENSIONS.map(|e| format!("*{e}")).join(", ")),
+        });
+    }
+    let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (shard, index, note) in index_all(&paths)? {
+        shards.push(shard);
+        indices.push(index);
+        notes.extend(note);
+    }
+    assemble(readable(path.as_os_str().as_bytes()), shards, indices, notes.into_iter().collect())
+}
+
+type Indexed = (Shard, ShardIndex, Option<String>);
+
+/// Maps every shard, and loads or makes its index. The first error, by the order of the shards, wins.
+fn index_all(paths: &[PathBuf]) -> Result<Vec<Indexed>, SourceError> {
+    let cores = available_parallelism().map_or(1, NonZeroUsize::get);
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    let work = || {
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let indexed = index_one(path);
+            if indexed.is_err() {
+                // Nobody needs the rest; those before it are under way.
+                next.store(paths.len(), Ordering::Relaxed);
+            }
+            lock(&done).insert(path, indexed);
+        }
+    };
+    thread::scope(|scope| {
+        for number in 1..cores.max(SCAN_THREADS_MIN).min(paths.len()) {
+            // Where the system grants no more threads, those that there are do the work.
+            let _ = thread::Builder::new().name(format!("feed-shard-{number}")).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let mut done = done.into_inner().unwrap_or_else(crate::sync::PoisonError::into_inner);
+    // One that is named twice is there once.
+    paths.iter().filter_map(|path| done.remove(path)).collect()
+}
+
+fn index_one(path: &Path) -> Result<Indexed, SourceError> {
+    let mapped = Mapped::open(path)?;
+    let identity = mapped.identity();
+    let (mut index, mut note) = (load(path, identity), None);
+    if index.is_none() {
+        let made = scan_one(path, identity)?;
+        if let Err(error) = save(path, identity, &made) {
+            let folder = path.parent().unwrap_or(Path::new(".")).display();
+            note = Some(format!(
+                "the index of shards in {folder} cannot be kept ({error}), so they are scanned each time: make the folder \
+                 writable once, or set XDG_CACHE_HOME"
+            ));
+        }
+        index = Some(made);
+    }
+    let index = index.unwrap_or_default();
+    let frames = match &index.compression {
+        Compression::None => None,
+        Compression::Frames(frames) => Some(frames.clone().into()),
+        Compression::Stream { .. } => {
+            return Err(SourceError::Shard { path: path.into(), offset: None, cause: "a stream".to_owned() });
+        }
+    };
+    Ok((Shard { mapped, frames }, index, note))
+}
+
+/// Reads a shard from front to back.
+fn scan_one(path: &Path, identity: Identity) -> Result<ShardIndex, SourceError> {
+    let failed = |offset: Option<u64>| move |cause: String| SourceError::Shard { path: path.into(), offset, cause };
+    let file = File::open(path).map_err(|source| io_error("open", path, source))?;
+    let mut magic = [0; 6];
+    let read = file.read_at(&mut magic, 0).map_err(|source| io_error("read", path, source))?;
+    let compression = match magic[..read] {
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => compression(&file, path, identity)?,
+        [0x1F, 0x8B, ..] => return Err(failed(None)(foreign("gzip"))),
+        [b'B', b'Z', b'h', ..] => return Err(failed(None)(foreign("bzip2"))),
+        [0xFD, b'7', b'z', b'X', b'Z', 0] => return Err(failed(None)(foreign("xz"))),
+        _ => Compression::None,
+    };
+    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, file);
+    let mut found = if compression == Compression::None {
+        scan::scan(reader, Some(identity.bytes)).map_err(failed(None))?
+    } else {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| io_error("read", path, e))?;
+        let limit = decoder.window_log_max(WINDOW_BYTES_MAX.ilog2());
+        limit.map_err(|source| io_error("read", path, source))?;
+        scan::scan(Stream(decoder), None).map_err(failed(None))?
+    };
+    found.compression = compression;
+    let after = Identity::of(&File::open(path).map_err(|source| io_error("open", path, source))?, path)?;
+    if after != identity {
+        return Err(SourceError::Changed {
+            path: path.into(),
+            indexed_bytes: identity.bytes,
+            found_bytes: after.bytes,
+        });
+    }
+    if found.len() == 0 && found.problem_count > 0 {
+        let (offset, _, cause) = &found.problems[0];
+        return Err(failed(Some(*offset))(format!("nothing in it can be used: {cause}")));
+    }
+    Ok(found)
+}
+
+fn foreign(format: &str) -> String {
+    format!(
+        "it is compressed with {format}, which cannot be read from the middle: decompress it (pictures hardly gain from \
+         it), or compress it anew with zstd"
+    )
+}
+
+/// How a shard that begins as zstd does is compressed.
+fn compression(file: &File, path: &Path, identity: Identity) -> Result<Compression, SourceError> {
+    let failed = |(offset, cause)| SourceError::Shard { path: path.into(), offset: Some(offset), cause };
+    let mut head = [0; zst::HEADER_BYTES_MAX];
+    let mut read_at = |at: u64, out: &mut [u8]| file.read_exact_at(out, at).map_err(|error| error.to_string());
+    let frames = zst::frames(identity.bytes, &mut read_at).map_err(failed)?;
+    if let Some(frames) = frames.filter(|frames| frames.iter().all(|frame| frame.content_bytes <= FRAME_BYTES_MAX)) {
+        return Ok(Compression::Frames(frames));
+    }
+    let len = head.len().min(identity.bytes as usize);
+    read_at(0, &mut head[..len]).map_err(|cause| failed((0, cause)))?;
+    let window_bytes = zst::FrameHeader::read(&head[..len]).map_err(|cause| failed((0, cause)))?.window_bytes;
+    if window_bytes > WINDOW_BYTES_MAX {
+        let cause = format!("it wants a window of {window_bytes} bytes; {WINDOW_BYTES_MAX} are the most");
+        return Err(failed((0, cause)));
+    }
+    Ok(Compression::Stream { window_bytes })
+}
+
+/// Joins the indices of all shards.
+fn assemble(
+    title: String,
+    shards: Vec<Shard>,
+    indices: Vec<ShardIndex>,
+    mut notes: Vec<String>,
+) -> Result<TarShards, SourceError> {
+    let refuse = |cause: String| SourceError::Shard { path: PathBuf::from(&title), offset: None, cause };
+    let classes = Classes::of(&shards, &indices)?;
+    let count: usize = indices.iter().map(ShardIndex::len).sum();
+    let any_content = indices.iter().any(|index| !index.contents.is_empty());
+    let mut offsets = Vec::with_capacity(count);
+    let mut labels = Vec::with_capacity(count);
+    let mut dimensions = Vec::with_capacity(count);
+    let mut contents = Vec::with_capacity(if any_content { count } else { 0 });
+    let (mut unreadable, mut unreadable_count, mut beside_count) = (Vec::new(), 0, 0);
+    let (mut tables, mut needs) = (Vec::with_capacity(shards.len()), Needs::default());
+    for (number, (shard, index)) in shards.iter().zip(indices).enumerate() {
+        let path = shard.mapped.path();
+        let of_shard = classes.labels(&index.classes, path)?;
+        labels.extend(index.labels.iter().map(|&label| of_shard[label as usize]));
+        let compressed = (0..index.contents.len()).filter(|&place| index.contents[place] > 0);
+        needs.member = compressed.map(|place| index.table.size_bytes(place)).max().unwrap_or(0).max(needs.member);
+        if any_content {
+            let plain = index.len() - index.contents.len();
+            contents.extend(index.contents);
+            contents.resize(contents.len() + plain, 0);
+        }
+        offsets.extend(index.offsets);
+        dimensions.extend(index.dimensions);
+        for frame in shard.frames.as_deref().into_iter().flatten() {
+            let Frame { content_bytes, bytes, .. } = *frame;
+            (needs.frame, needs.content) = (needs.frame.max(bytes), needs.content.max(content_bytes));
+        }
+        unreadable_count += index.problem_count;
+        beside_count += index.beside_count;
+        let room = UNREADABLE_MAX - unreadable.len();
+        unreadable.extend(index.problems.into_iter().take(room).map(|(offset, member, cause)| Unreadable {
+            path: path.to_owned(),
+            cause: match member.is_empty() {
+                true => format!("at byte {offset}: {cause}"),
+                false => format!("{} (at byte {offset}): {cause}", readable(&member)),
+            },
+        }));
+        tables.push((number as u32, path.as_os_str().as_bytes().to_vec(), index.table));
+    }
+    if count == 0 {
+        return Err(refuse(format!(
+            "there are no samples in it: a sample is a picture and beside it its class (000017.jpg, 000017.cls), or a \
+             picture in a folder of its class{}",
+            unreadable.first().map_or(String::new(), |first| format!("; the first that cannot be used: {first}"))
+        )));
+    }
+    if beside_count > 0 {
+        notes.push(format!("not used: {} with the key of another one before it", counted(beside_count, "picture")));
+    }
+    let cores = available_parallelism().map_or(1, NonZeroUsize::get);
+    Ok(TarShards {
+        title,
+        classes: classes.names,
+        index: Index::assemble(tables, shards.len()),
+        offsets: offsets.into(),
+        labels: labels.into(),
+        dimensions: dimensions.into(),
+        contents: contents.into(),
+        shards,
+        benches: Benches::new(cores.clamp(2, 8), needs),
+        notes,
+        unreadable,
+        unreadable_count,
+    })
+}
+
+/// The classes of all shards, and how labels are found in them.
+struct Classes {
+    names: Vec<String>,
+    /// Whether labels are numbers already.
+    numbers: bool,
+}
+
+impl Classes {
+    fn of(shards: &[Shard], indices: &[ShardIndex]) -> Result<Self, SourceError> {
+        let all: BTreeSet<&str> = indices.iter().flat_map(|index| &index.classes).map(String::as_str).collect();
+        let numbers = all.iter().all(|class| number(class).is_some());
+        let names = match (list_beside(shards)?, numbers) {
+            (Some(names), _) => names,
+            (None, false) => all.into_iter().map(str::to_owned).collect(),
+            (None, true) => {
+                let most = all.iter().filter_map(|class| number(class)).max();
+                (0..most.map_or(0, |most| most + 1)).map(|number| number.to_string()).collect()
+            }
+        };
+        Ok(Classes { names, numbers })
+    }
+
+    /// The label of each class of a shard.
+    fn labels(&self, classes: &[String], shard: &Path) -> Result<Vec<u32>, SourceError> {
+        let places: BTreeMap<&str, u32> =
+            if self.numbers { BTreeMap::new() } else { self.names.iter().map(String::as_str).zip(0..).collect() };
+        let label = |class: &String| {
+            let label = if self.numbers { number(class) } else { places.get(class.as_str()).copied() };
+            label.filter(|&label| (label as usize) < self.names.len()).ok_or_else(|| SourceError::Shard {
+                path: shard.into(),
+                offset: None,
+                cause: format!(
+                    "a sample is of class '{class}', and that is none of the {} that are listed beside the shards",
+                    self.names.len()
+                ),
+            })
+        };
+        classes.iter().map(label).collect()
+    }
+}
+
+fn number(class: &str) -> Option<u32> {
+    let digits = class.bytes().all(|byte| byte.is_ascii_digit());
+    class.parse().ok().filter(|&number| digits && number < LABEL_MAX)
+}
+
+/// The names of classes as a file beside the shards lists them.
+fn list_beside(shards: &[Shard]) -> Result<Option<Vec<String>>, SourceError> {
+    let Some(folder) = shards.first().and_then(|shard| shard.mapped.path().parent()) else { return Ok(None) };
+    for name in ["manifest.json", "classes.txt"] {
+        let path = folder.join(name);
+        let Ok(meta) = fs::metadata(&path) else { continue };
+        if meta.len() > LIST_BYTES_MAX {
+            continue;
+        }
+        let text = fs::read_to_string(&path).map_err(|source| io_error("read", &path, source))?;
+        if name == "classes.txt" {
+            return Ok(Some(text.lines().map(str::to_owned).collect()));
+        }
+        // Other programs have manifests too; only one that lists classes is meant.
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        let classes = value.get("classes").and_then(Value::as_array);
+        let classes = classes.and_then(|all| all.iter().map(|one| one.as_str().map(str::to_owned)).collect());
+        if let Some(classes) = classes {
+            return Ok(Some(classes));
+        }
+    }
+    Ok(None)
+}
