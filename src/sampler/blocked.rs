@@ -70,7 +70,7 @@ mod tests {
             prop_assert!(sorted.into_iter().eq(0..end));
 
             // No more than `mixed` blocks are open at a time, and a block that is done does not come again.
-            let mut left = sizes.clone();
+            let mut left = sizes;
             let mut open = std::collections::BTreeSet::new();
             let mut begun = vec![];
             for id in ids {

@@ -78,7 +78,7 @@ impl DirectoryIndex {
     }
 
     /// What it is made of: names, where their blocks start, sizes, and those beyond 32 bits.
-    pub(super) fn parts(&self) -> (&[u8], &[u64], &[u32], &[(u64, u64)]) {
+    pub(super) fn parts(&self) -> Parts<'_> {
         (&self.names, &self.blocks, &self.sizes, &self.large)
     }
 
@@ -125,6 +125,9 @@ impl DirectoryIndex {
         self.last = Vec::new();
     }
 }
+
+/// Names, where their blocks start, sizes, and place and size of those beyond 32 bits.
+pub(super) type Parts<'a> = (&'a [u8], &'a [u64], &'a [u32], &'a [(u64, u64)]);
 
 /// Its class, its path relative to the root, and its samples.
 pub(super) type ClassDirectory = (u32, Vec<u8>, DirectoryIndex);

@@ -149,6 +149,7 @@ enum Refused {
 
 /// Has the kernel copy bytes of the map.
 fn copy(map: &Mmap, offset: usize, out: &mut [u8]) -> Result<(), Refused> {
+    let this = rustix::process::getpid().as_raw_pid();
     let mut filled = 0;
     while filled < out.len() {
         let left = &mut out[filled..];
@@ -158,7 +159,7 @@ fn copy(map: &Mmap, offset: usize, out: &mut [u8]) -> Result<(), Refused> {
         #[allow(unsafe_code, reason = "the one call that copies mapped memory and fails where a plain load would not")]
         // SAFETY: `into` is `left`, exclusively borrowed and as long as it says. `from` lies in the map, which outlives the
         // call, and is only read; where its pages are gone the call fails.
-        let copied = unsafe { libc::process_vm_readv(libc::getpid(), &raw const into, 1, &raw const from, 1, 0) };
+        let copied = unsafe { libc::process_vm_readv(this, &raw const into, 1, &raw const from, 1, 0) };
         match copied {
             1.. => filled += copied as usize,
             0 => return Err(Refused::Gone),
@@ -205,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_file_that_shrinks_is_an_error_and_no_signal() {
-        let file = file(&[7; 200_000]);
+        let file = file(&vec![7; 200_000]);
         let mapped = Mapped::open(file.path()).unwrap();
         let mut out = vec![0; 100_000];
         mapped.read_at(100_000, &mut out).unwrap();
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn threads_that_read_while_a_file_shrinks_and_grows_see_bytes_or_errors() {
-        let file = file(&[7; 1 << 20]);
+        let file = file(&vec![7; 1 << 20]);
         let mapped = Mapped::open(file.path()).unwrap();
         let done = AtomicBool::new(false);
         let (read, refused) = std::thread::scope(|scope| {

@@ -17,6 +17,9 @@ const SEEK_TABLE_FRAME: u32 = 0x184D_2A5E;
 const SEEK_TABLE_MAGIC: u32 = 0x8F92_EAB1;
 const BLOCK_BYTES_MAX: u64 = 128 << 10;
 
+/// Fills memory with what lies at an offset of a file.
+pub(super) type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'a;
+
 /// What the header of a frame says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHeader {
@@ -91,7 +94,7 @@ pub(super) struct Frame {
 /// The offset, and what is wrong there.
 pub(super) fn frames(
     bytes: u64,
-    read_at: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), String>,
+    read_at: &mut ReadAt<'_>,
 ) -> Result<Option<Vec<Frame>>, (u64, String)> {
     // Without a table that fits, the frames tell where they end.
     if let Some(frames) = seek_table(bytes, read_at) {
@@ -138,7 +141,7 @@ fn frame_end(
     start: u64,
     header: FrameHeader,
     bytes: u64,
-    read_at: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), String>,
+    read_at: &mut ReadAt<'_>,
 ) -> Result<u64, String> {
     let mut at = start + header.header_bytes;
     loop {
@@ -161,7 +164,7 @@ fn frame_end(
 }
 
 /// The frames as the table at the file's end lists them, where there is one and it fits the file.
-fn seek_table(bytes: u64, read_at: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), String>) -> Option<Vec<Frame>> {
+fn seek_table(bytes: u64, read_at: &mut ReadAt<'_>) -> Option<Vec<Frame>> {
     let mut footer = [0; 9];
     read_at(bytes.checked_sub(9)?, &mut footer).ok()?;
     let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
