@@ -93,6 +93,20 @@ pub enum SourceError {
         /// How many classes there are.
         class_count: usize,
     },
+    /// The block that a sample is in could not be read.
+    Block {
+        /// Why, with the path where there is one.
+        cause: String,
+    },
+    /// A file of samples, or a place in it, cannot be used.
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it: "row group 2, row 7". Empty: all of it.
+        place: String,
+        /// What is wrong, and what to do.
+        cause: String,
+    },
 }
 
 impl fmt::Display for SourceError {
@@ -170,6 +184,9 @@ impl fmt::Display for SourceError {
                 "sample {index} has label {label}, but there are {class_count} classes: a label is a place in the \
                  list of classes, from 0"
             ),
+            Self::Block { cause } => write!(f, "the block that this sample is in could not be read: {cause}"),
+            Self::Unusable { path, place, cause } if place.is_empty() => write!(f, "{}: {cause}", path.display()),
+            Self::Unusable { path, place, cause } => write!(f, "{}, {place}: {cause}", path.display()),
         }
     }
 }
