@@ -4,6 +4,7 @@
 pub mod conformance;
 mod error;
 mod folder;
+mod held;
 mod index;
 mod memory;
 mod mmap;
@@ -22,7 +23,7 @@ pub use shards::TarShards;
 use std::path::Path;
 
 use crate::sync::Arc;
-use crate::units::SampleId;
+use crate::units::{ByteCount, SampleId};
 
 /// A set of encoded samples with labels, read one at a time in any order, from any thread.
 ///
@@ -116,6 +117,9 @@ pub trait Source: Send + Sync + 'static {
     fn forget_pages(&self, _forget: bool) {}
 }
 
+/// How much is shuffled at a time where samples come in [`Blocks`], unless somebody says otherwise.
+pub const SHUFFLE_BUFFER: ByteCount = ByteCount(32 << 20);
+
 /// How a source is best read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -140,8 +144,20 @@ impl Default for Reading {
 /// # Errors
 /// As [`ImageFolder::open`] and [`TarShards::open`].
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
+    open_with(path, SHUFFLE_BUFFER)
+}
+
+/// As [`open`], with another shuffle buffer for what comes in [`Blocks`].
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
     let path = path.as_ref();
-    if shards::is_meant(path)? { Ok(Arc::new(TarShards::open(path)?)) } else { Ok(Arc::new(ImageFolder::open(path)?)) }
+    if shards::is_meant(path)? {
+        Ok(Arc::new(TarShards::open_with(path, shuffle_buffer)?))
+    } else {
+        Ok(Arc::new(ImageFolder::open(path)?))
+    }
 }
 
 /// A shared source is a source, so that one index serves several loaders.

@@ -7,6 +7,7 @@ mod label;
 mod open;
 mod pattern;
 mod scan;
+mod stream;
 mod walk;
 mod zst;
 
@@ -15,9 +16,11 @@ use std::path::Path;
 
 use super::index::Index;
 use super::mmap::Mapped;
-use super::{Reading, Source, SourceError, Unreadable};
-use crate::units::SampleId;
+use super::{Blocks, Reading, Source, SourceError, Unreadable};
+use crate::sync::Arc;
+use crate::units::{ByteCount, SampleId};
 use bench::Benches;
+use stream::{Place, Streams};
 use zst::Frame;
 
 pub(super) use open::is_meant;
@@ -41,6 +44,9 @@ const JOIN_BYTES: u64 = 128 << 10;
 /// * A member may be compressed by itself (`000017.ppm.zst`): it is decompressed on the way. A shard may be compressed as a
 ///   whole (`.tar.zst`), if it is in independent frames of at most 16 MiB of content (`zstd`'s seekable format, `pzstd`, or
 ///   frames one after the other): then it is read in any order as well.
+/// * A shard that is compressed in one piece can only be read front to back: its samples come in [`Blocks`], each as large as
+///   the shuffle buffer, and are shuffled within them, shard by shard. It costs memory for two such blocks; a shard that is
+///   compressed in frames costs none of this.
 ///
 /// A shard is scanned once, by several threads where there are several shards. What is found is kept in a file beside it
 /// (`<shard>.feedstock-index`, or in the user's cache folder), which is used as long as the shard's size and time are the
@@ -71,6 +77,8 @@ pub struct TarShards {
     contents: Box<[u32]>,
     shards: Vec<Shard>,
     benches: Benches,
+    /// Where some shard can only be read front to back.
+    streams: Option<Streams>,
     notes: Vec<String>,
     unreadable: Vec<Unreadable>,
     unreadable_count: u64,
@@ -78,9 +86,19 @@ pub struct TarShards {
 
 #[derive(Debug)]
 struct Shard {
-    mapped: Mapped,
-    /// Where it is compressed as a whole.
-    frames: Option<Box<[Frame]>>,
+    mapped: Arc<Mapped>,
+    storage: Storage,
+}
+
+/// How a shard's tar can be had.
+#[derive(Debug)]
+enum Storage {
+    /// It is the file.
+    Plain,
+    /// In frames that can be decompressed by themselves.
+    Frames(Box<[Frame]>),
+    /// From front to back.
+    Stream,
 }
 
 impl TarShards {
@@ -93,7 +111,15 @@ impl TarShards {
     /// * [`SourceError::Shard`] for one that is no tar, is compressed in a way that cannot be read here, has no samples, or
     ///   whose labels do not fit those of the others.
     pub fn open(pattern: impl AsRef<Path>) -> Result<Self, SourceError> {
-        open::open(pattern.as_ref())
+        Self::open_with(pattern, super::SHUFFLE_BUFFER)
+    }
+
+    /// As [`open`](Self::open), with another shuffle buffer than 32 MiB for shards that can only be read front to back.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(pattern: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Self, SourceError> {
+        open::open(pattern.as_ref(), shuffle_buffer)
     }
 
     fn shard(&self, id: SampleId) -> u32 {
@@ -103,6 +129,11 @@ impl TarShards {
     /// Where a sample lies in its tar: offset and length.
     fn place(&self, id: SampleId) -> (u64, u64) {
         (self.offsets[id.0 as usize], self.index.size_bytes(id))
+    }
+
+    fn place_in_stream(&self, id: SampleId) -> Place {
+        let (offset, bytes) = self.place(id);
+        Place { offset, bytes, content_bytes: self.content_bytes(id) }
     }
 
     fn content_bytes(&self, id: SampleId) -> Option<u64> {
@@ -143,16 +174,20 @@ impl Source for TarShards {
         let (shard, expected) = (&self.shards[number as usize], self.encoded_bytes(id));
         assert_eq!(out.len() as u64, expected, "{id} has {expected} bytes");
         let compressed = self.content_bytes(id).is_some();
-        match (&shard.frames, compressed) {
-            (None, false) => shard.mapped.read_at(offset, out),
-            (Some(frames), false) => self.benches.lend().read(&shard.mapped, (number, frames), offset, out),
-            (frames, true) => {
+        match (&shard.storage, compressed) {
+            (Storage::Plain, false) => shard.mapped.read_at(offset, out),
+            (Storage::Frames(frames), false) => self.benches.lend().read(&shard.mapped, (number, frames), offset, out),
+            (Storage::Stream, _) => match &self.streams {
+                Some(streams) => streams.read(id, out, (number, &shard.mapped), |id| self.place_in_stream(id)),
+                None => unreachable!("a stream without streams"),
+            },
+            (storage, true) => {
                 let mut bench = self.benches.lend();
                 let mut member = std::mem::take(&mut bench.member);
                 member.resize(stored as usize, 0);
-                let read = match frames {
-                    Some(frames) => bench.read(&shard.mapped, (number, frames), offset, &mut member),
-                    None => shard.mapped.read_at(offset, &mut member),
+                let read = match storage {
+                    Storage::Frames(frames) => bench.read(&shard.mapped, (number, frames), offset, &mut member),
+                    _ => shard.mapped.read_at(offset, &mut member),
                 };
                 let failed =
                     |cause| SourceError::Shard { path: shard.mapped.path().into(), offset: Some(offset), cause };
@@ -167,9 +202,10 @@ impl Source for TarShards {
         let strings = |list: &[String]| list.iter().map(|text| size_of::<String>() + text.capacity()).sum::<usize>();
         let unreadable = self.unreadable.iter();
         let unreadable = unreadable.map(|one| size_of::<Unreadable>() + one.path.capacity() + one.cause.capacity());
-        let shards = self.shards.iter().map(|shard| {
-            size_of::<Shard>() + shard.mapped.path().as_os_str().len() + shard.frames.as_deref().map_or(0, size_of_val)
-        });
+        let shards = self
+            .shards
+            .iter()
+            .map(|shard| size_of::<Shard>() + shard.mapped.path().as_os_str().len() + size_of_val(shard.frames()));
         let rest = size_of::<Self>()
             + self.title.capacity()
             + strings(&self.classes)
@@ -205,10 +241,13 @@ impl Source for TarShards {
     }
 
     fn reading(&self) -> Reading {
-        match self.benches.held_bytes() {
-            0 => Reading::default(),
-            held_bytes => Reading { at_once: self.benches.count(), held_bytes },
-        }
+        let at_once = self.benches.count().max(Reading::default().at_once);
+        let streams = self.streams.as_ref().map_or(0, Streams::held_bytes);
+        Reading { at_once, held_bytes: self.benches.held_bytes() + streams }
+    }
+
+    fn blocks(&self) -> Option<&Blocks> {
+        self.streams.as_ref().map(Streams::blocks)
     }
 
     /// Ranges that lie close together are asked for in one go.
@@ -234,9 +273,21 @@ impl Source for TarShards {
 }
 
 impl Shard {
+    fn frames(&self) -> &[Frame] {
+        match &self.storage {
+            Storage::Frames(frames) => frames,
+            _ => &[],
+        }
+    }
+
     /// Asks storage for what a range of the tar takes.
     fn will_need(&self, start: u64, end: u64) {
-        let Some(frames) = &self.frames else { return self.mapped.will_need(start, end - start) };
+        let frames = match &self.storage {
+            Storage::Plain => return self.mapped.will_need(start, end - start),
+            Storage::Frames(frames) => frames,
+            // It is read in large pieces, which the system reads ahead of.
+            Storage::Stream => return,
+        };
         let first = frames.partition_point(|frame| frame.content_start + frame.content_bytes <= start);
         let last = frames.partition_point(|frame| frame.content_start < end);
         if let (Some(first), Some(last)) = (frames.get(first), last.checked_sub(1).and_then(|last| frames.get(last))) {

@@ -19,10 +19,12 @@ use super::super::mmap::{Identity, Mapped, io_error};
 use super::super::{SourceError, Unreadable};
 use super::bench::{Benches, Needs};
 use super::index::{Compression, ShardIndex, load, save};
+use super::stream::{self, Streams};
 use super::walk::Stream;
 use super::zst::{self, Frame, WINDOW_BYTES_MAX};
-use super::{Shard, TarShards, pattern, scan};
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use super::{Shard, Storage, TarShards, pattern, scan};
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
+use crate::units::ByteCount;
 
 /// What shards are called.
 const EXTENSIONS: [&str; 3] = [".tar", ".tar.zst", ".tzst"];
@@ -63,7 +65,7 @@ fn is_shard(name: &[u8]) -> bool {
     EXTENSIONS.iter().any(|extension| name.to_ascii_lowercase().ends_with(extension.as_bytes()))
 }
 
-pub(super) fn open(path: &Path) -> Result<TarShards, SourceError> {
+pub(super) fn open(path: &Path, shuffle_buffer: ByteCount) -> Result<TarShards, SourceError> {
     let text = path.to_str().filter(|text| pattern::is_pattern(text) && !path.exists());
     let paths = match text {
         Some(text) => pattern::expand(text)?,
@@ -83,7 +85,7 @@ pub(super) fn open(path: &Path) -> Result<TarShards, SourceError> {
         indices.push(index);
         notes.extend(note);
     }
-    assemble(readable(path.as_os_str().as_bytes()), shards, indices, notes.into_iter().collect())
+    assemble(readable(path.as_os_str().as_bytes()), shards, indices, notes.into_iter().collect(), shuffle_buffer)
 }
 
 type Indexed = (Shard, ShardIndex, Option<String>);
@@ -131,14 +133,12 @@ fn index_one(path: &Path) -> Result<Indexed, SourceError> {
         index = Some(made);
     }
     let index = index.unwrap_or_default();
-    let frames = match &index.compression {
-        Compression::None => None,
-        Compression::Frames(frames) => Some(frames.clone().into()),
-        Compression::Stream { .. } => {
-            return Err(SourceError::Shard { path: path.into(), offset: None, cause: "a stream".to_owned() });
-        }
+    let storage = match &index.compression {
+        Compression::None => Storage::Plain,
+        Compression::Frames(frames) => Storage::Frames(frames.clone().into()),
+        Compression::Stream { .. } => Storage::Stream,
     };
-    Ok((Shard { mapped, frames }, index, note))
+    Ok((Shard { mapped: Arc::new(mapped), storage }, index, note))
 }
 
 /// Reads a shard from front to back.
@@ -211,8 +211,10 @@ fn assemble(
     shards: Vec<Shard>,
     indices: Vec<ShardIndex>,
     mut notes: Vec<String>,
+    shuffle_buffer: ByteCount,
 ) -> Result<TarShards, SourceError> {
     let refuse = |cause: String| SourceError::Shard { path: PathBuf::from(&title), offset: None, cause };
+    let streams = streams(&shards, &indices, shuffle_buffer, &mut notes);
     let classes = Classes::of(&shards, &indices)?;
     let count: usize = indices.iter().map(ShardIndex::len).sum();
     let any_content = indices.iter().any(|index| !index.contents.is_empty());
@@ -235,7 +237,7 @@ fn assemble(
         }
         offsets.extend(index.offsets);
         dimensions.extend(index.dimensions);
-        for frame in shard.frames.as_deref().into_iter().flatten() {
+        for frame in shard.frames() {
             let Frame { content_bytes, bytes, .. } = *frame;
             (needs.frame, needs.content) = (needs.frame.max(bytes), needs.content.max(content_bytes));
         }
@@ -272,10 +274,44 @@ fn assemble(
         contents: contents.into(),
         shards,
         benches: Benches::new(cores.clamp(2, 8), needs),
+        streams,
         notes,
         unreadable,
         unreadable_count,
     })
+}
+
+/// How shards are read that can only be read front to back, where there are any.
+fn streams(
+    shards: &[Shard],
+    indices: &[ShardIndex],
+    shuffle_buffer: ByteCount,
+    notes: &mut Vec<String>,
+) -> Option<Streams> {
+    let windows = indices.iter().filter_map(|index| match index.compression {
+        Compression::Stream { window_bytes } => Some(window_bytes),
+        _ => None,
+    });
+    let window_bytes_max = windows.clone().max()?;
+    let in_stream = |shard: &Shard| matches!(shard.storage, Storage::Stream);
+    let sizes = |index: &ShardIndex, place: usize| {
+        let content = index.contents.get(place).copied().unwrap_or(0);
+        if content > 0 { u64::from(content) } else { index.table.size_bytes(place) }
+    };
+    let each = shards.iter().zip(indices);
+    let cut =
+        each.clone().map(|(shard, index)| ((0..index.len()).map(move |place| sizes(index, place)), in_stream(shard)));
+    let (blocks, block_bytes_max) = stream::cut(cut, shuffle_buffer.0);
+    let compressed = each.filter(|(shard, _)| in_stream(shard)).flat_map(|(_, index)| {
+        let places = (0..index.contents.len()).filter(|&place| index.contents[place] > 0);
+        places.map(|place| index.table.size_bytes(place))
+    });
+    notes.push(format!(
+        "{} compressed in one piece, read front to back and shuffled within {shuffle_buffer} at a time: for a shuffle over \
+         everything compress in frames (feedstock pack), or not at all",
+        counted(windows.count() as u64, "shard")
+    ));
+    Some(Streams::new(blocks, block_bytes_max, window_bytes_max, compressed.max().unwrap_or(0)))
 }
 
 /// The classes of all shards, and how labels are found in them.

@@ -125,6 +125,8 @@ fn every_container_is_a_source() {
         ("c.tar.zst", &framed),
         ("d.tar", &compressed),
         ("e.tar.zst", &seekable(&compressed, 1000)),
+        ("f.tar.zst", &open_frame(&plain)),
+        ("g.tar.zst", &open_frame(&compressed)),
     ]);
     let reference = TarShards::open(folder.path().join("a-0.tar")).unwrap();
     for (name, len, held) in [
@@ -134,9 +136,12 @@ fn every_container_is_a_source() {
         ("c.tar.zst", 300, true),
         ("d.tar", 40, true),
         ("e.tar.zst", 40, true),
-        ("*.tar*", 1180, true),
+        ("f.tar.zst", 300, true),
+        ("g.tar.zst", 40, true),
+        ("*.tar*", 1520, true),
     ] {
-        let source = TarShards::open(folder.path().join(name)).unwrap();
+        let source = TarShards::open_with(folder.path().join(name), ByteCount(20_000)).unwrap();
+        assert_eq!(source.blocks().is_some(), ["f.tar.zst", "g.tar.zst", "*.tar*"].contains(&name), "{name}");
         assert_eq!(source.len(), len, "{name}");
         conformance::check(&source).unwrap_or_else(|breach| panic!("{name}: {breach}"));
         assert_eq!(source.reading().held_bytes > 0, held, "{name}");
@@ -147,7 +152,7 @@ fn every_container_is_a_source() {
             let (width, height) = source.dimensions(SampleId(id)).unwrap();
             assert_eq!(bytes, picture(width, height), "{name} {id}");
         }
-        if ["a-0.tar", "b.tar.zst", "c.tar.zst"].contains(&name) {
+        if ["a-0.tar", "b.tar.zst", "c.tar.zst", "f.tar.zst"].contains(&name) {
             for id in 0..len {
                 assert_eq!(read(&source, id).unwrap(), read(&reference, id).unwrap(), "{name} {id}");
             }
@@ -298,4 +303,44 @@ fn a_member_that_states_a_wrong_content_is_refused() {
     let source = TarShards::open(folder.path()).unwrap();
     assert_eq!((source.len(), source.unreadable_count()), (1, 1));
     assert!(source.unreadable()[0].to_string().contains("does not say how large its content is"));
+}
+
+#[test]
+fn a_stream_is_decompressed_once_for_an_epoch_and_damage_named() {
+    let whole = many(300, 0);
+    let folder = folder(&[("x.tar.zst", &open_frame(&whole)), ("y.tar.zst", &open_frame(&many(100, 300)))]);
+    let source = TarShards::open_with(folder.path(), ByteCount(30_000)).unwrap();
+    let blocks = source.blocks().unwrap();
+    assert!(blocks.count() > 6 && blocks.run_count() == 2, "{}", blocks.count());
+    assert!(source.notes()[0].contains("2 shards compressed in one piece"), "{:?}", source.notes());
+    // Within the blocks in any order, the blocks in theirs: every sample comes, and decoders only go forward.
+    for block in (0..blocks.run(1).start).chain(blocks.run(1)) {
+        for id in blocks.samples(block).rev() {
+            let (width, height) = source.dimensions(SampleId(id)).unwrap();
+            assert_eq!(read(&source, id).unwrap(), picture(width, height));
+        }
+    }
+    let held = source.reading().held_bytes;
+    assert!((60_000..8 << 20).contains(&held), "{held}");
+
+    let mut damaged = open_frame(&whole);
+    let middle = damaged.len() / 2;
+    damaged[middle..middle + 40].fill(0xA5);
+    let folder = self::folder(&[("z.tar.zst", &damaged)]);
+    let source = TarShards::open(folder.path().join("z.tar.zst")).unwrap();
+    assert!(source.len() < 300 && source.len() > 20, "{}", source.len());
+    let said = source.unreadable()[0].to_string();
+    assert!(said.contains("z.tar.zst: at byte ") && said.contains("is lost"), "{said}");
+}
+
+#[test]
+fn a_window_beyond_the_limit_is_refused_with_its_numbers() {
+    // A frame whose header asks for a window of 2 GiB.
+    let file = [&[0x28, 0xB5, 0x2F, 0xFD, 0x00, 21 << 3][..], &[1, 0, 0]].concat();
+    let folder = folder(&[("x.tar.zst", &file)]);
+    let error = TarShards::open(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("x.tar.zst, at byte 0: it wants a window of 2147483648 bytes; 134217728 are the most"),
+        "{error}"
+    );
 }

@@ -92,10 +92,7 @@ pub(super) struct Frame {
 ///
 /// # Errors
 /// The offset, and what is wrong there.
-pub(super) fn frames(
-    bytes: u64,
-    read_at: &mut ReadAt<'_>,
-) -> Result<Option<Vec<Frame>>, (u64, String)> {
+pub(super) fn frames(bytes: u64, read_at: &mut ReadAt<'_>) -> Result<Option<Vec<Frame>>, (u64, String)> {
     // Without a table that fits, the frames tell where they end.
     if let Some(frames) = seek_table(bytes, read_at) {
         return Ok(Some(frames));
@@ -137,12 +134,7 @@ pub(super) fn frames(
 }
 
 /// Where a frame ends: after its last block, which only walking its blocks tells.
-fn frame_end(
-    start: u64,
-    header: FrameHeader,
-    bytes: u64,
-    read_at: &mut ReadAt<'_>,
-) -> Result<u64, String> {
+fn frame_end(start: u64, header: FrameHeader, bytes: u64, read_at: &mut ReadAt<'_>) -> Result<u64, String> {
     let mut at = start + header.header_bytes;
     loop {
         if at + 3 > bytes {
