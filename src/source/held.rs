@@ -88,7 +88,14 @@ impl HeldBlocks {
             unread: Unread { bits: vec![0; samples_max.div_ceil(64)], left: 0 },
         };
         let table = Table { places: (0..places).map(place).collect(), loads: 0, waiting: 0, clock: 0 };
-        HeldBlocks { blocks, block_bytes_max, samples_max, loads_max, table: Mutex::new(table), changed: Condvar::new() }
+        HeldBlocks {
+            blocks,
+            block_bytes_max,
+            samples_max,
+            loads_max,
+            table: Mutex::new(table),
+            changed: Condvar::new(),
+        }
     }
 
     /// Copies the bytes of a sample into `out`, after `load` has loaded its block, where it is not held.

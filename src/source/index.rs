@@ -158,8 +158,25 @@ pub(super) struct Index {
 
 impl Index {
     /// Joins directories (class, path relative to the root, samples), sorted by class and path.
-    pub(super) fn assemble(directories: Vec<ClassDirectory>, class_count: usize) -> Self {
+    pub(super) fn assemble(mut directories: Vec<ClassDirectory>, class_count: usize) -> Self {
         debug_assert!(directories.is_sorted_by(|a, b| (a.0, &a.1) < (b.0, &b.1)));
+        if let [(class, path, part)] = &mut directories[..] {
+            // Nothing has to be joined, so nothing is copied.
+            let (len, path, part) = (part.sizes.len() as u64, std::mem::take(path), std::mem::take(part));
+            let ends = |after: usize| if after >= *class as usize { len } else { 0 };
+            let (first_block, path_start) = (part.blocks.len() as u64, path.len() as u64);
+            let first = Directory { first_sample: 0, first_block: 0, path_start: 0 };
+            return Index {
+                len,
+                directories: Box::new([first, Directory { first_sample: len, first_block, path_start }]),
+                paths: path.into(),
+                blocks: part.blocks.into(),
+                names: part.names.into(),
+                sizes: part.sizes.into(),
+                large: part.large.into(),
+                class_ends: (0..class_count).map(ends).collect(),
+            };
+        }
         let total = |count: &dyn Fn(&DirectoryIndex) -> usize| directories.iter().map(|d| count(&d.2)).sum::<usize>();
         let mut names = Vec::with_capacity(total(&|d| d.names.len()));
         let mut blocks = Vec::with_capacity(total(&|d| d.blocks.len()));

@@ -187,7 +187,8 @@ fn loads_that_fail_and_panic_harm_nobody_else() {
             .map(|thread| {
                 let (held, load, ids) = (&held, &load, shuffled(blocks.sample_count(), thread));
                 scope.spawn(move || {
-                    let failed = |&id: &u64| !matches!(catch_unwind(AssertUnwindSafe(|| read(held, id, load))), Ok(Ok(())));
+                    let failed =
+                        |&id: &u64| !matches!(catch_unwind(AssertUnwindSafe(|| read(held, id, load))), Ok(Ok(())));
                     ids.into_iter().filter(failed).count()
                 })
             })

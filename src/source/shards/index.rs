@@ -4,12 +4,12 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::super::index::{DirectoryIndex, NAME_BYTES_MAX};
 use super::super::mmap::Identity;
@@ -97,54 +97,51 @@ impl ShardIndex {
         self.contents.shrink_to_fit();
     }
 
-    /// The file's bytes.
-    fn encode(&self, identity: Identity) -> Vec<u8> {
-        let mut out = Encoder(MAGIC.to_vec());
+    /// Writes the file.
+    fn encode(&self, identity: Identity, to: impl Write) -> io::Result<()> {
+        let mut out = Encoder { to, sum: Xxh3::new() };
+        out.raw(&MAGIC)?;
         let (names, blocks, sizes, large) = self.table.parts();
-        out.numbers(&[identity.bytes, identity.modified_s as u64, identity.modified_ns as u64]);
-        out.numbers(&[self.problem_count, self.beside_count]);
-        out.bytes(names);
-        out.longs(blocks.iter().copied());
-        out.shorts(sizes);
-        out.longs(large.iter().flat_map(|&(place, bytes)| [place, bytes]));
-        out.longs(self.offsets.iter().copied());
-        out.shorts(&self.labels);
-        out.shorts(&self.dimensions);
-        out.shorts(&self.contents);
+        out.numbers(&[identity.bytes, identity.modified_s as u64, identity.modified_ns as u64])?;
+        out.numbers(&[self.problem_count, self.beside_count])?;
+        out.bytes(names)?;
+        out.longs(blocks)?;
+        out.shorts(sizes)?;
+        out.longs(&large.iter().flat_map(|&(place, bytes)| [place, bytes]).collect::<Vec<_>>())?;
+        out.longs(&self.offsets)?;
+        out.shorts(&self.labels)?;
+        out.shorts(&self.dimensions)?;
+        out.shorts(&self.contents)?;
         match &self.compression {
-            Compression::None => out.numbers(&[0]),
+            Compression::None => out.numbers(&[0])?,
             Compression::Frames(frames) => {
-                out.numbers(&[1]);
-                out.longs(frames.iter().flat_map(|f| [f.content_start, f.content_bytes, f.offset, f.bytes]));
+                out.numbers(&[1])?;
+                let four = |f: &Frame| [f.content_start, f.content_bytes, f.offset, f.bytes];
+                out.longs(&frames.iter().flat_map(four).collect::<Vec<_>>())?;
             }
-            Compression::Stream { window_bytes } => out.numbers(&[2, *window_bytes]),
+            Compression::Stream { window_bytes } => out.numbers(&[2, *window_bytes])?,
         }
-        out.numbers(&[self.classes.len() as u64]);
-        self.classes.iter().for_each(|class| out.bytes(class.as_bytes()));
-        out.numbers(&[self.problems.len() as u64]);
+        out.numbers(&[self.classes.len() as u64])?;
+        self.classes.iter().try_for_each(|class| out.bytes(class.as_bytes()))?;
+        out.numbers(&[self.problems.len() as u64])?;
         for (offset, name, cause) in &self.problems {
-            out.numbers(&[*offset]);
-            out.bytes(name);
-            out.bytes(cause.as_bytes());
+            out.numbers(&[*offset])?;
+            out.bytes(name)?;
+            out.bytes(cause.as_bytes())?;
         }
-        let sum = xxh3_64(&out.0);
-        out.numbers(&[sum]);
-        out.0
+        let sum = out.sum.digest();
+        out.numbers(&[sum])
     }
 
-    /// What the file's bytes say of this very shard; none where they say it of another, or are damaged.
-    fn decode(file: &[u8], identity: Identity) -> Option<Self> {
-        let (body, sum) = file.split_last_chunk()?;
-        let body = (xxh3_64(body) == u64::from_le_bytes(*sum)).then_some(body)?;
-        let mut from = Decoder(body.strip_prefix(&MAGIC)?);
+    /// What a file of `bytes` bytes says of this very shard; none where it says it of another, or is damaged.
+    fn decode(from: impl Read, bytes: u64, identity: Identity) -> Option<Self> {
+        let mut from = Decoder { from, left: bytes, sum: Xxh3::new() };
+        (from.raw(MAGIC.len() as u64)? == MAGIC).then_some(())?;
         let of =
             Identity { bytes: from.number()?, modified_s: from.number()? as i64, modified_ns: from.number()? as i64 };
         (of == identity).then_some(())?;
         let (problem_count, beside_count) = (from.number()?, from.number()?);
-        let names = from.bytes()?.to_vec();
-        let (blocks, sizes, large) = (from.longs()?, from.shorts()?, from.longs()?);
-        let large = large.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-        let table = DirectoryIndex::from_parts(names, blocks, sizes, large)?;
+        let (names, blocks, sizes, large) = (from.bytes()?, from.longs()?, from.shorts()?, from.longs()?);
         let (offsets, labels) = (from.longs()?, from.shorts()?);
         let (dimensions, contents) = (from.shorts()?, from.shorts()?);
         let compression = match from.number()? {
@@ -156,12 +153,15 @@ impl ShardIndex {
             2 => Compression::Stream { window_bytes: from.number()? },
             _ => return None,
         };
-        let text = |from: &mut Decoder<'_>| String::from_utf8(from.bytes()?.to_vec()).ok();
-        let classes: Vec<String> = (0..from.number()?).map(|_| text(&mut from)).collect::<Option<_>>()?;
-        let problem = |from: &mut Decoder<'_>| Some((from.number()?, from.bytes()?.to_vec(), text(from)?));
-        let problems = (0..from.number()?).map(|_| problem(&mut from)).collect::<Option<_>>()?;
+        let classes: Vec<String> = (0..from.number()?).map(|_| from.text()).collect::<Option<_>>()?;
+        let count = from.number()?;
+        let problem = |_| Some((from.number()?, from.bytes()?, from.text()?));
+        let problems = (0..count).map(problem).collect::<Option<_>>()?;
+        let sum = from.sum.digest();
+        (from.number()? == sum && from.left == 0).then_some(())?;
+        let large = large.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
         let found = ShardIndex {
-            table,
+            table: DirectoryIndex::from_parts(names, blocks, sizes, large)?,
             offsets,
             labels,
             dimensions,
@@ -172,7 +172,7 @@ impl ShardIndex {
             problem_count,
             beside_count,
         };
-        (from.0.is_empty() && found.fits(identity.bytes)).then_some(found)
+        found.fits(identity.bytes).then_some(found)
     }
 
     /// Whether its parts fit each other and the shard's size.
@@ -217,7 +217,11 @@ fn shown(name: &[u8]) -> std::borrow::Cow<'_, [u8]> {
 
 /// The index of a shard as it was saved, if that is still true.
 pub(super) fn load(shard: &Path, identity: Identity) -> Option<ShardIndex> {
-    places(shard).find_map(|place| ShardIndex::decode(&fs::read(place).ok()?, identity))
+    places(shard).find_map(|place| {
+        let file = File::open(place).ok()?;
+        let bytes = file.metadata().ok()?.len();
+        ShardIndex::decode(BufReader::new(file), bytes, identity)
+    })
 }
 
 /// Saves an index beside its shard, or else in the user's cache folder.
@@ -225,10 +229,9 @@ pub(super) fn load(shard: &Path, identity: Identity) -> Option<ShardIndex> {
 /// # Errors
 /// Neither can be written to; what the first said.
 pub(super) fn save(shard: &Path, identity: Identity, index: &ShardIndex) -> io::Result<()> {
-    let bytes = index.encode(identity);
     let mut first = None;
     for place in places(shard) {
-        match write(&place, &bytes) {
+        match write(&place, |file| index.encode(identity, file)) {
             Ok(()) => return Ok(()),
             Err(error) => first = first.or(Some(error)),
         }
@@ -251,71 +254,112 @@ fn places(shard: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Writes a file whole or not at all: under another name first.
-fn write(place: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = place.parent().unwrap_or(Path::new("."));
-    if place.extension().is_some_and(|extension| extension == SUFFIX) && !folder.as_os_str().is_empty() {
+fn write(place: &Path, content: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    if let Some(folder) = place.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder)?;
     }
     let mut partial = place.as_os_str().to_owned();
     partial.push(format!(".{}", process::id()));
     let partial = PathBuf::from(partial);
-    let written =
-        File::create(&partial).and_then(|mut file| file.write_all(bytes)).and_then(|()| fs::rename(&partial, place));
+    let written = File::create(&partial).and_then(|file| {
+        let mut file = BufWriter::new(file);
+        content(&mut file)?;
+        file.flush()?;
+        fs::rename(&partial, place)
+    });
     if written.is_err() {
         let _ = fs::remove_file(&partial);
     }
     written
 }
 
-struct Encoder(Vec<u8>);
+/// Writes numbers and lists, and keeps their checksum.
+struct Encoder<W> {
+    to: W,
+    sum: Xxh3,
+}
 
-impl Encoder {
-    fn numbers(&mut self, numbers: &[u64]) {
-        numbers.iter().for_each(|number| self.0.extend(number.to_le_bytes()));
+impl<W: Write> Encoder<W> {
+    fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sum.update(bytes);
+        self.to.write_all(bytes)
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.numbers(&[bytes.len() as u64]);
-        self.0.extend(bytes);
+    fn numbers(&mut self, numbers: &[u64]) -> io::Result<()> {
+        numbers.iter().try_for_each(|number| self.raw(&number.to_le_bytes()))
     }
 
-    fn longs(&mut self, longs: impl Iterator<Item = u64> + Clone) {
-        self.numbers(&[8 * longs.clone().count() as u64]);
-        longs.for_each(|long| self.0.extend(long.to_le_bytes()));
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.numbers(&[bytes.len() as u64])?;
+        self.raw(bytes)
     }
 
-    fn shorts(&mut self, shorts: &[u32]) {
-        self.numbers(&[4 * shorts.len() as u64]);
-        shorts.iter().for_each(|short| self.0.extend(short.to_le_bytes()));
+    fn longs(&mut self, longs: &[u64]) -> io::Result<()> {
+        self.numbers(&[8 * longs.len() as u64])?;
+        self.numbers(longs)
+    }
+
+    fn shorts(&mut self, shorts: &[u32]) -> io::Result<()> {
+        self.numbers(&[4 * shorts.len() as u64])?;
+        shorts.iter().try_for_each(|short| self.raw(&short.to_le_bytes()))
     }
 }
 
-struct Decoder<'a>(&'a [u8]);
+/// Reads what an [`Encoder`] has written, straight into the memory where it stays.
+struct Decoder<R> {
+    from: R,
+    /// Bytes that are still to come: no list is believed to be longer.
+    left: u64,
+    sum: Xxh3,
+}
 
-impl<'a> Decoder<'a> {
-    fn take(&mut self, len: u64) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
-        self.0 = rest;
-        Some(taken)
+impl<R: Read> Decoder<R> {
+    fn fill(&mut self, out: &mut [u8]) -> Option<()> {
+        self.left = self.left.checked_sub(out.len() as u64)?;
+        self.from.read_exact(out).ok()?;
+        self.sum.update(out);
+        Some(())
+    }
+
+    fn raw(&mut self, bytes: u64) -> Option<Vec<u8>> {
+        let mut out = vec![0; usize::try_from(bytes).ok().filter(|_| bytes <= self.left)?];
+        self.fill(&mut out)?;
+        Some(out)
     }
 
     fn number(&mut self) -> Option<u64> {
-        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
+        let mut number = [0; 8];
+        self.fill(&mut number)?;
+        Some(u64::from_le_bytes(number))
     }
 
-    fn bytes(&mut self) -> Option<&'a [u8]> {
-        let len = self.number()?;
-        self.take(len)
+    fn bytes(&mut self) -> Option<Vec<u8>> {
+        let bytes = self.number()?;
+        self.raw(bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        String::from_utf8(self.bytes()?).ok()
+    }
+
+    /// How many numbers of `size` bytes come.
+    fn count(&mut self, size: u64) -> Option<usize> {
+        let bytes = self.number()?;
+        usize::try_from(bytes / size).ok().filter(|_| bytes.is_multiple_of(size) && bytes <= self.left)
     }
 
     fn longs(&mut self) -> Option<Vec<u64>> {
-        let (longs, rest) = self.bytes()?.as_chunks();
-        rest.is_empty().then(|| longs.iter().map(|&long| u64::from_le_bytes(long)).collect())
+        let mut longs = vec![0; self.count(8)?];
+        self.fill(bytemuck::cast_slice_mut(&mut longs))?;
+        longs.iter_mut().for_each(|long| *long = u64::from_le(*long));
+        Some(longs)
     }
 
     fn shorts(&mut self) -> Option<Vec<u32>> {
-        let (shorts, rest) = self.bytes()?.as_chunks();
-        rest.is_empty().then(|| shorts.iter().map(|&short| u32::from_le_bytes(short)).collect())
+        let mut shorts = vec![0; self.count(4)?];
+        self.fill(bytemuck::cast_slice_mut(&mut shorts))?;
+        shorts.iter_mut().for_each(|short| *short = u32::from_le(*short));
+        Some(shorts)
     }
 }
 
@@ -330,6 +374,16 @@ mod tests {
         let name = format!("n{:04}/picture-{i}.jpg", i / 7).into_bytes().leak();
         let content_bytes = (i % 5 == 4).then_some(i * 11 + 1);
         Entry { name, offset: i * 5000, bytes: i * 3, content_bytes, label: (i % 2) as u32, dimensions: (i as u32, 3) }
+    }
+
+    fn encode(index: &ShardIndex, identity: Identity) -> Vec<u8> {
+        let mut file = vec![];
+        index.encode(identity, &mut file).unwrap();
+        file
+    }
+
+    fn decode(file: &[u8], identity: Identity) -> Option<ShardIndex> {
+        ShardIndex::decode(file, file.len() as u64, identity)
     }
 
     fn index(samples: u64) -> ShardIndex {
@@ -353,7 +407,7 @@ mod tests {
                 ]),
             ] {
                 index.compression = compression;
-                let again = ShardIndex::decode(&index.encode(OF), OF).unwrap();
+                let again = decode(&encode(&index, OF), OF).unwrap();
                 assert_eq!(again.table.parts(), index.table.parts());
                 assert_eq!(
                     (&again.offsets, &again.labels, &again.dimensions, &again.contents, &again.classes),
@@ -369,45 +423,45 @@ mod tests {
 
     #[test]
     fn what_is_of_another_shard_or_damaged_is_not_believed() {
-        let file = index(40).encode(OF);
+        let file = encode(&index(40), OF);
         for other in [
             Identity { bytes: OF.bytes + 1, ..OF },
             Identity { modified_s: 0, ..OF },
             Identity { modified_ns: 1, ..OF },
         ] {
-            assert!(ShardIndex::decode(&file, other).is_none());
+            assert!(decode(&file, other).is_none());
         }
         for at in 0..file.len() {
             let mut damaged = file.clone();
             damaged[at] ^= 1;
-            assert!(ShardIndex::decode(&damaged, OF).is_none(), "{at}");
-            assert!(ShardIndex::decode(&file[..at], OF).is_none(), "{at}");
+            assert!(decode(&damaged, OF).is_none(), "{at}");
+            assert!(decode(&file[..at], OF).is_none(), "{at}");
         }
     }
 
     #[test]
     fn an_index_that_leads_out_of_its_shard_is_not_believed() {
         let small = Identity { bytes: 5000 * 39 + 39 * 3, ..OF };
-        assert!(ShardIndex::decode(&index(40).encode(small), small).is_some());
+        assert!(decode(&encode(&index(40), small), small).is_some());
         let smaller = Identity { bytes: small.bytes - 1, ..OF };
-        assert!(ShardIndex::decode(&index(40).encode(smaller), smaller).is_none());
+        assert!(decode(&encode(&index(40), smaller), smaller).is_none());
         let mut wrong = index(40);
         wrong.labels[7] = 2;
-        assert!(ShardIndex::decode(&wrong.encode(OF), OF).is_none());
+        assert!(decode(&encode(&wrong, OF), OF).is_none());
     }
 
     proptest! {
         #[test]
         fn no_file_makes_it_panic(at in prop::collection::vec((0usize..3000, any::<u8>()), 1..6)) {
             // With a checksum that fits, damage reaches the parts.
-            let mut file = index(40).encode(OF);
+            let mut file = encode(&index(40), OF);
             let body = file.len() - 8;
             for (at, byte) in at {
                 file[at % body] = byte;
             }
-            let sum = xxh3_64(&file[..body]).to_le_bytes();
+            let sum = xxhash_rust::xxh3::xxh3_64(&file[..body]).to_le_bytes();
             file[body..].copy_from_slice(&sum);
-            if let Some(index) = ShardIndex::decode(&file, OF) {
+            if let Some(index) = decode(&file, OF) {
                 prop_assert!(index.offsets.len() == index.len());
             }
         }

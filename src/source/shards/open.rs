@@ -218,25 +218,26 @@ fn assemble(
     let classes = Classes::of(&shards, &indices)?;
     let count: usize = indices.iter().map(ShardIndex::len).sum();
     let any_content = indices.iter().any(|index| !index.contents.is_empty());
-    let mut offsets = Vec::with_capacity(count);
-    let mut labels = Vec::with_capacity(count);
-    let mut dimensions = Vec::with_capacity(count);
-    let mut contents = Vec::with_capacity(if any_content { count } else { 0 });
+    let (mut offsets, mut labels, mut dimensions, mut contents) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut unreadable, mut unreadable_count, mut beside_count) = (Vec::new(), 0, 0);
     let (mut tables, mut needs) = (Vec::with_capacity(shards.len()), Needs::default());
     for (number, (shard, index)) in shards.iter().zip(indices).enumerate() {
         let path = shard.mapped.path();
         let of_shard = classes.labels(&index.classes, path)?;
-        labels.extend(index.labels.iter().map(|&label| of_shard[label as usize]));
+        // In place, so that a single shard's are not copied.
+        let mut index = index;
+        index.labels.iter_mut().for_each(|label| *label = of_shard[*label as usize]);
+        let samples = index.len();
+        append(&mut labels, index.labels);
         let compressed = (0..index.contents.len()).filter(|&place| index.contents[place] > 0);
         needs.member = compressed.map(|place| index.table.size_bytes(place)).max().unwrap_or(0).max(needs.member);
         if any_content {
-            let plain = index.len() - index.contents.len();
-            contents.extend(index.contents);
+            let plain = samples - index.contents.len();
+            append(&mut contents, index.contents);
             contents.resize(contents.len() + plain, 0);
         }
-        offsets.extend(index.offsets);
-        dimensions.extend(index.dimensions);
+        append(&mut offsets, index.offsets);
+        append(&mut dimensions, index.dimensions);
         for frame in shard.frames() {
             let Frame { content_bytes, bytes, .. } = *frame;
             (needs.frame, needs.content) = (needs.frame.max(bytes), needs.content.max(content_bytes));
@@ -279,6 +280,14 @@ fn assemble(
         unreadable,
         unreadable_count,
     })
+}
+
+/// Adds a list to what has been joined so far; the first is what there is.
+fn append<T>(joined: &mut Vec<T>, list: Vec<T>) {
+    match joined.is_empty() {
+        true => *joined = list,
+        false => joined.extend(list),
+    }
 }
 
 /// How shards are read that can only be read front to back, where there are any.
