@@ -74,3 +74,32 @@ fn the_process_stays_within_its_budget_on_photographs() {
         None => println!("skipped: there is no sample of ImageNet beside the repository"),
     }
 }
+
+/// A tar of files, as they lie in a folder of class folders.
+fn tar_of(folder: &Path) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_dir_all(".", folder).expect("a tar");
+    builder.into_inner().expect("a tar")
+}
+
+/// The same pictures in each container there is.
+#[test]
+fn the_process_stays_within_its_budget_whatever_the_container() {
+    let place = tempfile::tempdir().expect("a folder");
+    let folder = place.path().join("files");
+    class_folders(&folder, &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
+    let tar = tar_of(&folder);
+    let in_frames: Vec<u8> =
+        tar.chunks(1 << 20).flat_map(|part| zstd::bulk::compress(part, 1).expect("compressed")).collect();
+    let in_one_piece = zstd::stream::encode_all(&tar[..], 1).expect("compressed");
+    for (name, bytes) in [("plain.tar", tar), ("frames.tar.zst", in_frames), ("piece.tar.zst", in_one_piece)] {
+        let path = place.path().join(name);
+        fs::write(&path, bytes).expect("written");
+        for budget_mib in [64, 256] {
+            let more = "--epochs 4 --workers 2 --shuffle-buffer 4M";
+            let (peak, planned) = measure(&path, budget_mib, more);
+            assert!(peak <= budget_mib * MIB, "{name}: {peak} bytes were resident, the budget was {budget_mib} MiB");
+            assert!(peak <= planned, "{name}: {peak} bytes were resident, the plan expected {planned}");
+        }
+    }
+}

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::Profile;
+use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
@@ -25,6 +26,9 @@ use super::table::counted;
 
 /// Folders beside `train` that are validated on.
 const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
+
+/// What shards are called.
+const SHARD_EXTENSIONS: [&str; 4] = [".tar", ".tar.zst", ".tzst", ".parquet"];
 
 /// How pictures are decoded.
 #[derive(Args, Clone)]
@@ -97,7 +101,7 @@ impl DecodeArgs {
 /// What a plan depends on.
 #[derive(Args, Clone)]
 pub(crate) struct LoaderArgs {
-    /// Folder of class folders
+    /// Folder of class folders, or shards
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
     /// The most RAM: 24G, 60% or auto (bench: or several)
@@ -130,6 +134,9 @@ pub(crate) struct LoaderArgs {
     /// Where batches go: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
+    /// How much to shuffle at a time where data can only be read in blocks
+    #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
+    pub(crate) shuffle_buffer: ByteCount,
     #[command(flatten)]
     pub(crate) decode: DecodeArgs,
 }
@@ -137,7 +144,7 @@ pub(crate) struct LoaderArgs {
 impl LoaderArgs {
     /// Opens the data: lists a folder, indexes shards.
     pub(crate) fn open(&self) -> Result<Arc<dyn Source>, Failure> {
-        Ok(source::open(&self.data)?)
+        Ok(source::open_with(&self.data, self.shuffle_buffer)?)
     }
 
     /// The budget and the number of workers of a single loader.
@@ -184,24 +191,37 @@ impl LoaderArgs {
     }
 }
 
-/// The folders to train and to validate on.
+/// What to train and to validate on: folders in `data` that are called so, or shards in it whose names begin so.
 pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
-    let holds_folders = |path: &Path| {
-        let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
-        entries.any(|entry| entry.path().is_dir())
+    let entries = |path: &Path| -> Vec<fs::DirEntry> { fs::read_dir(path).into_iter().flatten().flatten().collect() };
+    let is_shard = |name: &str| SHARD_EXTENSIONS.iter().any(|extension| name.ends_with(extension));
+    let holds_data = |path: &Path| {
+        entries(path).iter().any(|entry| entry.path().is_dir() || is_shard(&entry.file_name().to_string_lossy()))
     };
-    let folders = |path: &Path| {
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.path().is_dir()).count()
-    };
+    let folders = |path: &Path| entries(path).iter().filter(|entry| entry.path().is_dir()).count();
     let train = data.join("train");
-    let beside = VALIDATION_NAMES.iter().map(|name| data.join(name)).find(|path| holds_folders(path));
+    let beside = VALIDATION_NAMES.iter().map(|name| data.join(name)).find(|path| holds_data(path));
     match (beside, validation) {
-        (Some(beside), None) if holds_folders(&train) => (train, Some(beside)),
-        (Some(_), validation) if holds_folders(&train) => (train, validation),
+        (Some(beside), None) if holds_data(&train) => return (train, Some(beside)),
+        (Some(_), validation) if holds_data(&train) => return (train, validation),
         // A folder of that name and nothing else is no class.
-        (None, validation) if holds_folders(&train) && folders(data) == 1 => (train, validation),
-        (_, validation) => (data.to_owned(), validation),
+        (None, validation) if holds_data(&train) && folders(data) == 1 => return (train, validation),
+        (_, Some(validation)) => return (data.to_owned(), Some(validation)),
+        _ => {}
+    }
+    let names: Vec<String> = entries(data)
+        .iter()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| is_shard(name))
+        .collect();
+    let shards = |front: &str| {
+        let one = names.iter().find(|name| name.starts_with(front))?;
+        let extension = SHARD_EXTENSIONS.iter().find(|extension| one.ends_with(**extension))?;
+        Some(data.join(format!("{front}*{extension}")))
+    };
+    match (shards("train"), VALIDATION_NAMES.iter().find_map(|name| shards(name))) {
+        (Some(train), Some(beside)) => (train, Some(beside)),
+        _ => (data.to_owned(), None),
     }
 }
 

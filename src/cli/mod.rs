@@ -41,7 +41,8 @@ Examples:
   feedstock inspect photos --sheet batch.png
   feedstock doctor
 
-Data is a folder of class folders: <folder>/<class>/<image>. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
+Data is a folder of class folders (<folder>/<class>/<image>), or shards: a tar, a folder of them, a pattern such as \
+'train-{0000..0146}.tar'. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
 memory) or auto (half of it). Results go to standard output; progress, notes and errors to standard error.
 
 Exit codes: 0 done, 1 a budget was not kept (prove), 2 wrong usage, 3 the RAM budget is too small, 4 bad data, 5 the system refused something, 6 the \

@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::json;
 
 use feedstock::device::DeviceSpec;
+use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::{ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
@@ -40,7 +41,7 @@ Example:
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct ProveArgs {
-    /// Folder of class folders
+    /// Folder of class folders, or shards
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// The SVG to write
@@ -130,6 +131,7 @@ impl ProveArgs {
             output: self.output,
             layout: self.layout,
             device: DeviceSpec::Cpu,
+            shuffle_buffer: SHUFFLE_BUFFER,
             decode: DecodeArgs::default(),
         }
     }

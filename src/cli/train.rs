@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
+use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::train::{Event, ModelKind, Team, TrainConfig, TrainError};
-use feedstock::{CpuBudget, Loader, RamBudget, Seed};
+use feedstock::{ByteCount, CpuBudget, Loader, RamBudget, Seed};
 
 use super::Context;
 use super::data::{DecodeArgs, MovesTold, tell_notes};
@@ -52,15 +53,18 @@ Examples:
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct TrainArgs {
-    /// Folder of class folders [default: a set of drawn images]
+    /// Folder of class folders, or shards [default: a set of drawn images]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Folder of class folders to validate on
+    /// What to validate on
     #[arg(long, value_name = "DIR", requires = "data")]
     val: Option<PathBuf>,
     /// RAM for the loaders: 24G, 1.5GiB, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
+    /// How much to shuffle at a time where data can only be read in blocks
+    #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
+    shuffle_buffer: ByteCount,
     /// How often each image is seen
     #[arg(long, value_name = "N", default_value_t = TrainConfig::new(ModelKind::Small, 1, 32).epochs, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
+use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::tensor::{CHANNELS, SIDE_MAX};
 use feedstock::{Batch, ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
@@ -73,6 +74,7 @@ impl SheetArgs {
             output: DType::U8,
             layout: Layout::Nhwc,
             device: DeviceSpec::Cpu,
+            shuffle_buffer: SHUFFLE_BUFFER,
             decode: DecodeArgs::default(),
         };
         let folder = args.open()?;

@@ -62,8 +62,8 @@ impl Setup {
                 (train, Some(test))
             }
         };
-        let folder = source::open(train)?;
-        let validation_folder = validate.map(source::open).transpose()?;
+        let folder = source::open_with(train, args.shuffle_buffer)?;
+        let validation_folder = validate.map(|path| source::open_with(path, args.shuffle_buffer)).transpose()?;
         if let Some(validation) = &validation_folder {
             check_classes(&folder, validation)?;
         }
@@ -193,6 +193,9 @@ fn sides(folder: &dyn Source) -> Vec<(u32, u32)> {
     let probed = PROBED.min(folder.len());
     let ids = (0..probed).map(|i| SampleId(i * folder.len() / probed));
     let side = |id| {
+        if let Some(known) = folder.dimensions(id) {
+            return Some(known);
+        }
         let mut encoded = vec![0; usize::try_from(folder.encoded_bytes(id)).ok()?];
         folder.read_into(id, &mut encoded).ok()?;
         let header = probe(&encoded, &Limits::default()).ok()?;
