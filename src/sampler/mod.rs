@@ -1,12 +1,22 @@
 //! Owns the order of an epoch: which sample stands at which position, for which rank, in which batch.
 //! It must never do I/O or keep state: a position is a value, and everything here is a pure function of it.
 
+mod balanced;
 mod blocked;
+mod mixed;
 mod permutation;
+mod scheme;
 #[cfg(test)]
 mod statistics;
+#[cfg(test)]
+mod tests;
+mod weighted;
 
+pub use balanced::Classes;
+pub use mixed::Mix;
 pub use permutation::Permutation;
+pub(crate) use scheme::Scheme;
+pub use weighted::Weights;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -16,7 +26,7 @@ use blocked::Blocked;
 
 use crate::blocks::Blocks;
 use crate::sync::Arc;
-use crate::units::{SampleId, Seed};
+use crate::units::{SampleId, Seed, mix64};
 
 /// The samples of one epoch in the order in which one rank sees them.
 ///
@@ -24,6 +34,9 @@ use crate::units::{SampleId, Seed};
 /// every sample **exactly once**: none is repeated to even them out and none is left out. Where w does not divide the
 /// number of samples, the first ranks have one sample more than the others. Ranks that train in lock-step should stop
 /// after [`len_common`](Self::len_common) positions, which all of them have.
+///
+/// In an order that draws ([`weighted`](Self::weighted), [`balanced`](Self::balanced), [`mixed`](Self::mixed)) a sample may
+/// come several times in an epoch, or not at all; what is covered exactly once are its places.
 ///
 /// # Example
 /// ```
@@ -51,6 +64,9 @@ enum Arrangement {
     ById,
     Shuffled(Permutation),
     Blocked(Arc<Blocked>),
+    Weighted { weights: Weights, seed: Seed, epoch: u64 },
+    Balanced { classes: Classes, seed: Seed, epoch: u64 },
+    Mixed { mix: Mix, seed: Seed, epoch: u64, first_block: u64 },
 }
 
 impl Order {
@@ -73,6 +89,31 @@ impl Order {
     pub fn blocked(blocks: &Blocks, seed: Seed, epoch: u64) -> Self {
         let arrangement = Arrangement::Blocked(Arc::new(Blocked::new(blocks, seed, epoch)));
         Order { arrangement, ..Order::sequential(blocks.sample_count()) }
+    }
+
+    /// So many samples of one epoch, drawn with replacement, each as often as its weight says.
+    #[must_use]
+    pub fn weighted(weights: &Weights, draws: u64, seed: Seed, epoch: u64) -> Self {
+        let arrangement = Arrangement::Weighted { weights: weights.clone(), seed, epoch };
+        Order { arrangement, ..Order::sequential(draws) }
+    }
+
+    /// So many samples of one epoch, of each class equally often: of the places from 0, as many as there are classes that
+    /// have samples hold one of each class, in a pseudorandom order, and so do the next as many. Of a class, all samples
+    /// come before one of them comes again.
+    #[must_use]
+    pub fn balanced(classes: &Classes, draws: u64, seed: Seed, epoch: u64) -> Self {
+        let arrangement = Arrangement::Balanced { classes: classes.clone(), seed, epoch };
+        Order { arrangement, ..Order::sequential(draws) }
+    }
+
+    /// So many samples of one epoch, of each part as many as its share. Of a part, all samples come before one of them
+    /// comes again, so that small parts repeat and large ones are not finished.
+    #[must_use]
+    pub fn mixed(mix: &Mix, draws: u64, seed: Seed, epoch: u64) -> Self {
+        let first_block = mix.first_block(seed, epoch);
+        let arrangement = Arrangement::Mixed { mix: mix.clone(), seed, epoch, first_block };
+        Order { arrangement, ..Order::sequential(draws) }
     }
 
     /// This order as one of `world_size` ranks sees it.
@@ -111,13 +152,25 @@ impl Order {
     /// Panics if `position` is not in `0..len`.
     #[must_use]
     pub fn at(&self, position: u64) -> SampleId {
-        assert!(position < self.len(), "position {position} was asked of an order of {} samples", self.len());
-        let place = self.rank + position * self.world_size;
+        let place = self.place(position);
         match &self.arrangement {
             Arrangement::ById => SampleId(place),
             Arrangement::Shuffled(permutation) => SampleId(permutation.at(place)),
             Arrangement::Blocked(blocked) => blocked.at(place),
+            Arrangement::Weighted { weights, seed, epoch } => weights.draw(*seed, *epoch, place),
+            Arrangement::Balanced { classes, seed, epoch } => classes.draw(*seed, *epoch, place),
+            Arrangement::Mixed { mix, seed, epoch, first_block } => mix.draw(*seed, *epoch, *first_block, place),
         }
+    }
+
+    /// The place in the whole epoch of a position of this rank.
+    ///
+    /// # Panics
+    /// Panics if `position` is not in `0..len`.
+    #[must_use]
+    pub fn place(&self, position: u64) -> u64 {
+        assert!(position < self.len(), "position {position} was asked of an order of {} samples", self.len());
+        self.rank + position * self.world_size
     }
 
     /// How this rank's positions fall into batches.
@@ -194,6 +247,20 @@ pub enum SamplerError {
         /// How many ranks there are.
         world_size: u64,
     },
+    /// A weight that is none.
+    Weight {
+        /// Its place among the weights.
+        index: u64,
+        /// What it is.
+        weight: String,
+    },
+    /// No sample has a weight.
+    NothingToDraw {
+        /// How many weights there are.
+        weights: u64,
+    },
+    /// Parts that cannot be mixed so: which, and why.
+    Parts(String),
 }
 
 impl fmt::Display for SamplerError {
@@ -209,104 +276,28 @@ impl fmt::Display for SamplerError {
                     world_size - 1
                 )
             }
+            SamplerError::Weight { index, weight } => {
+                write!(f, "weight {index} is {weight}: a weight is a finite number from 0 up, and 0 keeps out")
+            }
+            SamplerError::NothingToDraw { weights: 0 } => {
+                f.write_str("there is nothing to draw from: no sample, no weight")
+            }
+            SamplerError::NothingToDraw { weights } => {
+                write!(f, "all {weights} weights are 0: nothing could be drawn, so give one sample a weight at least")
+            }
+            SamplerError::Parts(what) => f.write_str(what),
         }
     }
 }
 
 impl std::error::Error for SamplerError {}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// A seed of its own for each purpose, which a list of numbers names.
+fn key(seed: Seed, purpose: &[u64]) -> Seed {
+    Seed(purpose.iter().fold(seed.0, |key, &part| mix64(key ^ mix64(part.wrapping_add(1)))))
+}
 
-    fn size(n: usize) -> NonZeroUsize {
-        NonZeroUsize::new(n).unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn ranks_cover_every_sample_once(
-            samples in 0u64..700, world in 1u64..20, shuffle: bool, seed in any::<u64>(), epoch in any::<u64>()
-        ) {
-            let whole =
-                if shuffle { Order::shuffled(samples, Seed(seed), epoch) } else { Order::sequential(samples) };
-            let mut ids = vec![];
-            for rank in 0..world {
-                let order = whole.clone().for_rank(rank, world).unwrap();
-                prop_assert!(order.len() == order.len_common() || order.len() == order.len_common() + 1);
-                prop_assert_eq!(order.is_empty(), samples <= rank);
-                ids.extend((0..order.len()).map(|position| order.at(position).0));
-            }
-            ids.sort_unstable();
-            prop_assert!(ids.into_iter().eq(0..samples));
-        }
-
-        #[test]
-        fn batches_follow_each_other(positions in 0u64..5000, batch_size in 1usize..600, drop_last: bool) {
-            let batches = Batches::new(positions, size(batch_size), drop_last);
-            let mut next = 0;
-            for batch in 0..batches.len() {
-                let range = batches.positions(batch);
-                prop_assert_eq!(range.start, next);
-                prop_assert!(range.end - range.start == batch_size as u64 || (!drop_last && batch + 1 == batches.len()));
-                next = range.end;
-            }
-            prop_assert_eq!(next, batches.position_count());
-            prop_assert_eq!(next, if drop_last { positions - positions % batch_size as u64 } else { positions });
-        }
-    }
-
-    #[test]
-    fn ranks_share_one_order() {
-        let whole = Order::shuffled(101, Seed(3), 4);
-        let third = whole.clone().for_rank(2, 3).unwrap();
-        assert!((0..third.len()).all(|position| third.at(position) == whole.at(2 + 3 * position)));
-    }
-
-    #[test]
-    fn sequential_is_by_id() {
-        let order = Order::sequential(9).for_rank(1, 4).unwrap();
-        assert_eq!((0..order.len()).map(|at| order.at(at).0).collect::<Vec<_>>(), [1, 5]);
-    }
-
-    #[test]
-    fn an_epoch_of_ten_billion_starts_at_once() {
-        let samples = 10_000_000_000;
-        let order = Order::shuffled(samples, Seed(1), 0).for_rank(7, 8).unwrap();
-        let batches = order.batches(size(256), true);
-        assert_eq!((order.len(), batches.len()), (1_250_000_000, 4_882_812));
-        let last = batches.positions(batches.len() - 1);
-        assert!(last.map(|position| order.at(position).0).all(|id| id < samples));
-    }
-
-    #[test]
-    fn the_largest_numbers_do_not_overflow() {
-        let order = Order::shuffled(u64::MAX, Seed(1), u64::MAX).for_rank(u64::MAX - 1, u64::MAX).unwrap();
-        assert_eq!(order.len(), 1);
-        let _ = order.at(0);
-        let whole = Order::sequential(u64::MAX);
-        assert_eq!(whole.at(u64::MAX - 1), SampleId(u64::MAX - 1));
-        let batches = whole.batches(size(usize::MAX - 1), false);
-        assert_eq!(batches.positions(1), u64::MAX - 1..u64::MAX);
-    }
-
-    #[test]
-    fn a_rank_outside_of_its_world_is_refused() {
-        let refusal = |rank, world| Order::sequential(5).for_rank(rank, world).unwrap_err().to_string();
-        assert_eq!(refusal(4, 4), "rank 4 does not exist in a world of 4: ranks go from 0 to 3");
-        assert!(refusal(0, 0).contains("the world size is 1"));
-    }
-
-    #[test]
-    #[should_panic(expected = "position 3 was asked of an order of 3 samples")]
-    fn a_position_past_the_end_is_misuse() {
-        let _ = Order::sequential(5).for_rank(0, 2).unwrap().at(3);
-    }
-
-    #[test]
-    #[should_panic(expected = "batch 2 was asked of 2 batches")]
-    fn a_batch_past_the_end_is_misuse() {
-        let _ = Order::sequential(5).batches(size(3), false).positions(2);
-    }
+/// The element at a place in an endless row of pseudorandom orders of `0..len`.
+fn endless(len: u64, place: u64, seed: Seed, epoch: u64) -> u64 {
+    Permutation::new(len, key(seed, &[place / len]), epoch).at(place % len)
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::Permutation;
+use super::{Classes, Mix, Order, Permutation, Weights};
 use crate::units::Seed;
 
 fn all(len: u64, seed: u64, epoch: u64) -> Vec<u64> {
@@ -160,4 +160,90 @@ fn a_batch_is_a_fair_draw_from_the_whole() {
     }
     let shrink = (len - drawn) as f64 / (len - 1) as f64;
     assert_fair(value / shrink, (epochs * (bins as u64 - 1)) as f64, "classes of a batch");
+}
+
+#[test]
+fn samples_are_drawn_as_often_as_their_weights_say() {
+    let (len, draws) = (500u64, 1_000_000u64);
+    let weight = |id: u64| [0.0, 1.0, 0.25, 7.5, 2.0][(id % 5) as usize];
+    let weights = Weights::new((0..len).map(weight)).unwrap();
+    let sum: f64 = (0..len).map(weight).sum();
+    for (seed, epoch) in [(1, 0), (1, 1), (2, 0)] {
+        let order = Order::weighted(&weights, draws, Seed(seed), epoch);
+        let (mut counts, mut again, mut before) = (vec![0u64; len as usize], 0u64, u64::MAX);
+        for place in 0..draws {
+            let id = order.at(place).0;
+            counts[id as usize] += 1;
+            again += u64::from(id == before);
+            before = id;
+        }
+        let mut value = 0.0;
+        for id in (0..len).filter(|&id| weight(id) > 0.0) {
+            value += chi_square([counts[id as usize]], draws as f64 * weight(id) / sum);
+        }
+        assert_fair(value, len as f64 * 0.8 - 1.0, "weights");
+        assert!((0..len).all(|id| weight(id) > 0.0 || counts[id as usize] == 0));
+        // One draw knows nothing of the next: the same sample twice in a row as often as chance has it.
+        let twice: f64 = (0..len).map(|id| (weight(id) / sum).powi(2)).sum();
+        let off = deviations(again as f64, draws as f64 * twice, draws as f64 * twice);
+        assert!(off.abs() < 5.0, "{again} in a row: {off:+.2} deviations");
+    }
+}
+
+#[test]
+fn a_class_comes_at_any_turn_and_any_of_its_samples_first() {
+    // Classes of 7 and of 300 samples in turn; the class of a turn, and the sample of a class's first visit.
+    let sizes: Vec<u64> = (0..12).map(|class| if class % 2 == 0 { 7 } else { 300 }).collect();
+    let labels: Vec<u32> = (0..12u32).flat_map(|class| (0..sizes[class as usize]).map(move |_| class)).collect();
+    let classes = Classes::new(labels.len() as u64, 12, |id| labels[id.0 as usize]).unwrap();
+    let mut turns = vec![0u64; 12 * 12];
+    let mut first = vec![0u64; labels.len()];
+    let epochs = 3000;
+    for epoch in 0..epochs {
+        let order = Order::balanced(&classes, 12, Seed(8), epoch);
+        for place in 0..12 {
+            let id = order.at(place).0 as usize;
+            turns[place as usize * 12 + labels[id] as usize] += 1;
+            first[id] += 1;
+        }
+    }
+    // As for positions of a permutation, above.
+    assert_fair(chi_square(turns, epochs as f64 / 12.0) * 11.0 / 12.0, 121.0, "turns");
+    let value: f64 =
+        labels.iter().zip(first).map(|(&l, n)| chi_square([n], epochs as f64 / sizes[l as usize] as f64)).sum();
+    assert_fair(value, labels.len() as f64 - 12.0, "first of a class");
+    // The windows of one epoch are as different as epochs.
+    let order = Order::balanced(&classes, 12 * epochs, Seed(8), 1);
+    let mut turns = vec![0u64; 12 * 12];
+    for place in 0..12 * epochs {
+        turns[(place % 12 * 12) as usize + labels[order.at(place).0 as usize] as usize] += 1;
+    }
+    assert_fair(chi_square(turns, epochs as f64 / 12.0) * 11.0 / 12.0, 121.0, "turns of windows");
+}
+
+#[test]
+fn a_part_comes_anywhere_in_its_block_and_any_of_its_samples_first() {
+    let mix = Mix::new(&[50, 1000, 1400], &[5.0, 2.0, 1.0]).unwrap();
+    let (blocks, part_of) = (20_000u64, |id: u64| usize::from(id >= 50) + usize::from(id >= 1000));
+    let order = Order::mixed(&mix, 8 * blocks, Seed(4), 2);
+    let mut at = [[0u64; 8]; 3];
+    for place in 0..8 * blocks {
+        at[part_of(order.at(place).0)][(place % 8) as usize] += 1;
+    }
+    for (counts, share) in at.into_iter().zip([5.0, 2.0, 1.0]) {
+        // A place holds the part or not: the variance of each count is smaller by its share.
+        let expected = blocks as f64 * share / 8.0;
+        let value = chi_square(counts, expected) / (1.0 - share / 8.0) * 7.0 / 8.0;
+        assert_fair(value, 7.0, "places of a part");
+    }
+    let mut first = vec![0u64; 1400];
+    for epoch in 0..4000 {
+        let order = Order::mixed(&mix, 8, Seed(4), epoch);
+        (0..8).for_each(|place| first[order.at(place).0 as usize] += 1);
+    }
+    let value = chi_square(first[..50].iter().copied(), 4000.0 * 5.0 / 50.0)
+        + chi_square(first[50..1000].iter().copied(), 4000.0 * 2.0 / 950.0)
+        + chi_square(first[1000..].iter().copied(), 4000.0 / 400.0);
+    // Five of fifty without replacement vary a little less than five draws.
+    assert_fair(value, 49.0 * 45.0 / 49.0 + 949.0 + 399.0, "first of a part");
 }
