@@ -7,6 +7,7 @@
 //! | To | look at |
 //! |---|---|
 //! | read from other storage | [`Source`], and [`source::conformance`] for its tests |
+//! | join, mix, weigh or divide data | [`source::Concat`], [`source::Subset`], [`Sampling`] |
 //! | cut and augment otherwise | [`transform::Transform`] |
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
 //! | see where the bytes are | [`Loader::stats`], [`budget::LedgerReport`] |
@@ -42,7 +43,7 @@ pub use batch::Batch;
 pub use budget::{CpuBudget, ParseCpuBudgetError, ParseRamBudgetError, RamBudget};
 pub use error::{Error, ErrorKind};
 pub use host::World;
-pub use loader::{Epoch, Loader, LoaderBuilder, Moves, SlowSample, State, Stats, ram_budget_here};
+pub use loader::{Epoch, Loader, LoaderBuilder, Moves, Sampling, SlowSample, State, Stats, ram_budget_here};
 pub use maker::{SampleError, SampleMaker};
 pub use metrics::{Growth, Histogram, Journey, PipelineStats, StageStats, TREND_ACCOUNTS_MAX, Trend};
 pub use pipeline::Move;

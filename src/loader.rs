@@ -20,10 +20,12 @@ use crate::sync::{Arc, Ordering};
 use crate::units::SampleId;
 
 mod builder;
+mod sampling;
 #[cfg(test)]
 mod tests;
 
 pub use builder::{LoaderBuilder, ram_budget_here};
+pub use sampling::Sampling;
 
 /// How long a consumer that holds every batch may wait for another before that is called a mistake: another thread of
 /// its own may be about to drop one.

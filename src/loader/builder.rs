@@ -4,7 +4,7 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
-use super::{About, Loader};
+use super::{About, Loader, Sampling};
 use crate::budget::{CpuBudget, RamBudget};
 use crate::decode::{Limits, Options, Quality};
 use crate::device::{Device, HostDevice};
@@ -33,7 +33,7 @@ pub struct LoaderBuilder {
     local_ranks: Option<usize>,
     finish: Finish,
     seed: u64,
-    shuffle: bool,
+    sampling: Sampling,
     drop_last: bool,
     workers: Option<usize>,
     cpu_budget: CpuBudget,
@@ -63,7 +63,7 @@ impl LoaderBuilder {
             local_ranks: None,
             finish: Finish::default(),
             seed: 0,
-            shuffle: true,
+            sampling: Sampling::default(),
             drop_last: false,
             workers: None,
             cpu_budget: CpuBudget::Auto,
@@ -146,9 +146,15 @@ impl LoaderBuilder {
         self
     }
 
-    /// Whether the order of samples is shuffled anew each epoch. Default: true.
-    pub fn shuffle(mut self, shuffle: bool) -> Self {
-        self.shuffle = shuffle;
+    /// Whether the order of samples is shuffled anew each epoch: short for [`Sampling::Shuffled`] and [`Sampling::ById`].
+    /// Default: true.
+    pub fn shuffle(self, shuffle: bool) -> Self {
+        self.sampling(if shuffle { Sampling::Shuffled } else { Sampling::ById })
+    }
+
+    /// How the samples of an epoch are chosen. Default: [`Sampling::Shuffled`].
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
         self
     }
 
@@ -276,6 +282,7 @@ impl LoaderBuilder {
         let (plan, profile, mut notes) = self.decide()?;
         let batch_size = self.samples_per_batch();
         let batch_size = NonZeroUsize::new(batch_size).ok_or_else(|| Error::Config("batch size is 0".to_owned()))?;
+        let sampling = self.sampling.scheme(&*self.source, &mut notes)?;
         let Some(transform) = self.transform else { return Err(no_transform()) };
         let device = self.device.unwrap_or_else(|| Arc::new(HostDevice::new()));
         let recipe = Recipe {
@@ -286,7 +293,7 @@ impl LoaderBuilder {
             finish: self.finish,
             batch_size,
             drop_last: self.drop_last,
-            shuffle: self.shuffle,
+            sampling,
             seed: Seed(self.seed),
             rank: self.rank,
             world_size: self.world_size,
@@ -346,6 +353,7 @@ impl LoaderBuilder {
             index: ByteCount(self.source.index_bytes() + self.source.blocks().map_or(0, Blocks::bytes)),
             read_threads: reading.at_once.max(1),
             reading: ByteCount(reading.held_bytes),
+            sampling: ByteCount(self.sampling.table_bytes(&*self.source)?),
             source_in_memory: self.source.in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
             reads_slots,
@@ -371,7 +379,7 @@ impl LoaderBuilder {
 
     /// Samples of one epoch that this rank gets.
     fn rank_samples(&self) -> u64 {
-        self.source.len().saturating_sub(self.rank).div_ceil(self.world_size.max(1))
+        self.sampling.len(&*self.source).saturating_sub(self.rank).div_ceil(self.world_size.max(1))
     }
 
     /// No batch is larger than an epoch, so no slot need be.
@@ -384,6 +392,7 @@ impl LoaderBuilder {
         if self.source.is_empty() {
             return refuse("the source has no samples".to_owned());
         }
+        self.sampling.check(&*self.source)?;
         if let Err(error) = Order::sequential(self.source.len()).for_rank(self.rank, self.world_size) {
             return refuse(error.to_string());
         }
@@ -392,7 +401,7 @@ impl LoaderBuilder {
         }
         let rank_samples = self.rank_samples();
         if rank_samples == 0 {
-            let (samples, ranks) = (self.source.len(), self.world_size);
+            let (samples, ranks) = (self.sampling.len(&*self.source), self.world_size);
             return refuse(format!(
                 "rank {} has no sample: {samples} samples are spread over {ranks} ranks",
                 self.rank

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use tracing::{debug_span, trace_span};
 
-use super::Epoch;
+use super::{Epoch, Recipe};
 use crate::budget::{Reservation, WaitError};
 use crate::device::DeviceError;
 use crate::metrics::Counters;
@@ -58,6 +58,8 @@ pub(super) enum Encoded {
 /// Which sample a place was meant for, and how many have been tried in its stead.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt {
+    /// Its place in the whole epoch.
+    pub(super) place: u64,
     pub(super) original: SampleId,
     pub(super) count: u32,
 }
@@ -178,9 +180,10 @@ impl Admit {
             transfer.queue_in();
             admitted.send(Admitted { batch, pending }).map_err(|_| Off)?;
             ids.clear();
-            ids.extend(positions.map(|position| order.at(position)));
+            ids.extend(positions.clone().map(|position| order.at(position)));
             self.read_ahead(&ids, &mut ahead);
-            self.batch(batch, parts, ids.iter().copied(), retry)?;
+            let places = positions.map(|position| order.place(position));
+            self.batch(batch, parts, places.zip(ids.iter().copied()), retry)?;
             admit.handed_over(samples);
             admit.was_busy(since.elapsed().saturating_sub(admit.waited_out_so_far() - held_back));
         }
@@ -195,6 +198,8 @@ impl Admit {
         ahead.clear();
         ahead.extend(ids.iter().copied().filter(|&id| !cached(id)));
         ahead.sort_unstable();
+        // A sample may come more than once.
+        ahead.dedup();
         engine.recipe.source.read_ahead(ahead);
     }
 
@@ -203,16 +208,18 @@ impl Admit {
         &self,
         batch: u64,
         parts: Parts,
-        ids: impl Iterator<Item = SampleId>,
+        samples: impl Iterator<Item = (u64, SampleId)>,
         retry: &Sender<Retry>,
     ) -> Result<(), Off> {
-        let mut places = parts.zip(ids).peekable();
+        let mut places = parts.zip(samples).peekable();
         while places.peek().is_some() {
             let mut chunk = self.wait_for(&self.run.engine.chunks)?;
             chunk.batch = batch;
             chunk.cache = self.run.engine.cache();
-            while let Some((part, id)) = places.next_if(|&(_, id)| chunk.has_room(self.bytes_to_read(&chunk, id))) {
-                self.add(&mut chunk, part, id, Attempt { original: id, count: 0 });
+            while let Some((part, (place, id))) =
+                places.next_if(|&(_, (_, id))| chunk.has_room(self.bytes_to_read(&chunk, id)))
+            {
+                self.add(&mut chunk, part, id, Attempt { place, original: id, count: 0 });
             }
             self.start(chunk, retry.clone())?;
         }
@@ -321,17 +328,21 @@ impl Admit {
     }
 }
 
-/// The sample that takes the place of a bad one: a pure function of seed, epoch, the place's own sample and the attempt.
-/// Where samples come in blocks it is one of the same block, which is at hand.
+/// The sample that takes the place of a bad one: a pure function of seed, epoch, the place's own sample and the attempt
+/// (and of the place, where a sample may have several). Where samples come in blocks it is one of the same block, which is
+/// at hand.
 pub(super) fn substitute(run: &Epoch, attempt: Attempt) -> SampleId {
     /// Tells this use of the stream from the transform's.
     const SALT: u64 = 0x5B_57;
-    let recipe = &run.engine.recipe;
-    let salt = SALT + (u64::from(attempt.count) << 16);
-    let mut rng = KeyedRng::new(recipe.seed, run.epoch, attempt.original, salt);
-    let among = match recipe.source.blocks() {
-        Some(blocks) => blocks.samples(blocks.of(attempt.original)),
-        None => 0..recipe.source.len(),
-    };
-    SampleId(among.start + rng.below(among.end - among.start))
+    let Recipe { source, sampling, seed, .. } = &run.engine.recipe;
+    let Attempt { place, original, count } = attempt;
+    let salt = SALT + (u64::from(count) << 16);
+    let mut rng = KeyedRng::new(sampling.seed_at(*seed, place), run.epoch, original, salt);
+    match source.blocks() {
+        Some(blocks) => {
+            let among = blocks.samples(blocks.of(original));
+            SampleId(among.start + rng.below(among.end - among.start))
+        }
+        None => sampling.substitute(original, source.label(original), count, (*seed, run.epoch), &mut rng),
+    }
 }

@@ -34,7 +34,7 @@ use crate::metrics::Counters;
 use crate::plan::Plan;
 use crate::pool::{EncodedCache, JumboLane, Output, ReadBuffer, Ring, Scratch, Slot};
 use crate::quarantine::{BadSample, OnBadSample, Quarantine};
-use crate::sampler::{Batches, Order};
+use crate::sampler::{Batches, Order, Scheme};
 use crate::source::Source;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, lock, spawn};
 use crate::tensor::{Finish, SampleSpec};
@@ -58,7 +58,7 @@ pub(crate) struct Recipe {
     pub(crate) spec: SampleSpec,
     pub(crate) batch_size: NonZeroUsize,
     pub(crate) drop_last: bool,
-    pub(crate) shuffle: bool,
+    pub(crate) sampling: Scheme,
     pub(crate) seed: Seed,
     pub(crate) rank: u64,
     pub(crate) world_size: u64,
@@ -120,9 +120,9 @@ impl Engine {
         };
         let device = &recipe.device;
         let mut held = Vec::new();
-        for row in
-            plan.rows.iter().filter(|row| matches!(row.account, "headroom" | "index" | "reading" | "bookkeeping"))
-        {
+        let of_no_one_thing =
+            |account| matches!(account, "headroom" | "index" | "reading" | "sampling" | "bookkeeping");
+        for row in plan.rows.iter().filter(|row| of_no_one_thing(row.account)) {
             held.extend(fixed(row.account, row.bytes.0, 1)?);
         }
         let mut slots = Vec::new();
@@ -201,13 +201,16 @@ impl Engine {
 
     /// The order of one epoch, for this rank.
     pub(crate) fn order(&self, epoch: u64) -> Order {
-        let Recipe { source, seed, shuffle, rank, world_size, .. } = &self.recipe;
-        let order = match (*shuffle, source.blocks()) {
-            (false, _) => Order::sequential(source.len()),
-            (true, Some(blocks)) => Order::blocked(blocks, *seed, epoch),
-            (true, None) => Order::shuffled(source.len(), *seed, epoch),
-        };
-        match order.for_rank(*rank, *world_size) {
+        self.own(self.recipe.sampling.order(self.recipe.seed, epoch))
+    }
+
+    /// Samples of one epoch that this rank gets.
+    pub(crate) fn samples(&self) -> u64 {
+        self.own(Order::sequential(self.recipe.sampling.len())).len()
+    }
+
+    fn own(&self, order: Order) -> Order {
+        match order.for_rank(self.recipe.rank, self.recipe.world_size) {
             Ok(order) => order,
             Err(error) => unreachable!("the builder let this through: {error}"),
         }
@@ -215,7 +218,7 @@ impl Engine {
 
     /// How one epoch falls into batches, for this rank.
     pub(crate) fn batches(&self) -> Batches {
-        self.order(0).batches(self.recipe.batch_size, self.recipe.drop_last)
+        Batches::new(self.samples(), self.recipe.batch_size, self.recipe.drop_last)
     }
 
     /// Calls off the run under way, and all later ones.

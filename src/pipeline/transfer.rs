@@ -109,7 +109,7 @@ impl Transfer<'_> {
         // A place whose substitutes were bad as well is still one sample that could not be used.
         let places = marks.bad.chunk_by(|a, b| a.0 == b.0).count();
         self.bad_samples += places as u64;
-        let samples = engine.order(self.run.epoch).len();
+        let samples = engine.samples();
         let allowed = engine.bad_samples_allowed(samples);
         match bad.last() {
             Some(latest) if self.bad_samples > allowed => {

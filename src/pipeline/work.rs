@@ -103,7 +103,7 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
 fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> Result<(), (Stage, String)> {
     let Engine { recipe, jumbo, counters, quarantine, .. } = &*run.engine;
     let id = job.id;
-    let key = (recipe.seed, run.epoch, id);
+    let key = (recipe.sampling.seed_at(recipe.seed, job.attempt.place), run.epoch, id);
     let shown = Shown::of(encoded, &recipe.limits, &recipe.decoding, &*recipe.transform, key)?;
     let WorkingSet { pixel_bytes, codec_bytes } = shown.working_set();
     let needed = ByteCount(pixel_bytes) + ByteCount(codec_bytes);

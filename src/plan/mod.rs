@@ -5,7 +5,7 @@
 //! The byte equation, whose terms are the accounts of the ledger:
 //!
 //! ```text
-//! budget >= headroom + index + reading + slots x slot + outputs x output + workers x scratch
+//! budget >= headroom + index + reading + sampling + slots x slot + outputs x output + workers x scratch
 //!         + chunks x chunk + cache + giant files (as stored) + giant pictures (the jumbo lane)
 //! ```
 //!
@@ -51,6 +51,8 @@ pub struct Facts {
     pub read_threads: usize,
     /// RAM that the source holds beyond its index while it is read.
     pub reading: ByteCount,
+    /// RAM of the table that samples are drawn from.
+    pub sampling: ByteCount,
     /// Whether the source's samples lie in RAM already.
     pub source_in_memory: bool,
     /// Whether finished batches lie in RAM (a CPU, or a simulated device) or in memory of the device's own.
@@ -488,6 +490,10 @@ impl Planner<'_> {
         if self.facts.reading > ByteCount::ZERO {
             let because = "what the source holds while it is read: decompressors, blocks of samples".to_owned();
             rows.push(Row { account: "reading", bytes: self.facts.reading, because });
+        }
+        if self.facts.sampling > ByteCount::ZERO {
+            let because = "the table that samples are drawn from: weights, classes or shares".to_owned();
+            rows.push(Row { account: "sampling", bytes: self.facts.sampling, because });
         }
         if outputs > 0 && self.facts.output_in_ram {
             let Finish { dtype, layout, .. } = self.request.finish;

@@ -39,6 +39,7 @@ const FACTS: Facts = Facts {
     source_in_memory: false,
     read_threads: 2,
     reading: ByteCount::ZERO,
+    sampling: ByteCount::ZERO,
     output_in_ram: true,
     reads_slots: true,
     device_overhead: ByteCount::ZERO,
@@ -153,7 +154,7 @@ proptest! {
         output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
     ) {
         let reads_slots = reads_slots && output_in_ram;
-        let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), read_threads: 2, reading: ByteCount(3 << 10), source_in_memory, output_in_ram, reads_slots, device_overhead: ByteCount::ZERO };
+        let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), read_threads: 2, reading: ByteCount(3 << 10), sampling: ByteCount(5 << 10), source_in_memory, output_in_ram, reads_slots, device_overhead: ByteCount::ZERO };
         match Plan::new(&request, facts, &profile) {
             Ok(plan) => {
                 prop_assert!(plan.total() <= request.budget);

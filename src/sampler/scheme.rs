@@ -54,26 +54,24 @@ impl Scheme {
     }
 
     /// The sample that takes the place of a bad one, after so many attempts: one that the run may draw, of the same class
-    /// or part where that is the point.
+    /// or part where that is the point. (Where samples come in blocks, who asks knows better.)
     pub(crate) fn substitute(
         &self,
         of: SampleId,
         label: u32,
         attempt: u32,
-        order: &Order,
+        (seed, epoch): (Seed, u64),
         rng: &mut KeyedRng,
     ) -> SampleId {
         let near = match self {
-            Scheme::ById { samples } | Scheme::Shuffled { samples } => return SampleId(rng.below(*samples)),
-            Scheme::Blocked(blocks) => {
-                let among = blocks.samples(blocks.of(of));
-                return SampleId(among.start + rng.below(among.end - among.start));
+            Scheme::ById { .. } | Scheme::Shuffled { .. } | Scheme::Blocked(_) => {
+                return SampleId(rng.below(self.len()));
             }
             Scheme::Weighted { weights, .. } => return weights.draw_other(of, rng),
             Scheme::Balanced { classes, .. } => classes.draw_other(of, label, rng),
             Scheme::Mixed { mix, .. } => mix.draw_other(of, rng),
         };
-        let anywhere = || order.at(rng.below(order.len()));
-        near.filter(|_| attempt <= NEAR_ATTEMPTS_MAX).unwrap_or_else(anywhere)
+        let mut anywhere = || self.order(seed, epoch).at(rng.below(self.len()));
+        near.filter(|_| attempt <= NEAR_ATTEMPTS_MAX).unwrap_or_else(&mut anywhere)
     }
 }

@@ -42,22 +42,14 @@ impl Weights {
     pub fn new<W: Into<f64>>(weights: impl IntoIterator<Item = W>) -> Result<Self, SamplerError> {
         let weights = weights.into_iter();
         let mut sums = Vec::with_capacity(weights.size_hint().0);
-        let mut sum = 0.0;
-        for (index, weight) in weights.enumerate() {
-            let weight = checked(index, weight.into())?;
-            sum += weight;
-            if sum.is_infinite() {
-                let weight = format!("{weight}, which makes the sum of them infinite");
-                return Err(SamplerError::Weight { index: index as u64, weight });
-            }
-            sums.push(sum);
-        }
-        if sum > 0.0 {
-            sums.shrink_to_fit();
-            Ok(Weights { sums: Arc::new(sums) })
-        } else {
-            Err(SamplerError::NothingToDraw { weights: sums.len() as u64 })
-        }
+        add_up(weights, |sum| sums.push(sum))?;
+        sums.shrink_to_fit();
+        Ok(Weights { sums: Arc::new(sums) })
+    }
+
+    /// Whether there can be a table of these weights.
+    pub(crate) fn check<W: Into<f64>>(weights: impl IntoIterator<Item = W>) -> Result<(), SamplerError> {
+        add_up(weights.into_iter(), |_| {})
     }
 
     /// How many samples have a weight.
@@ -107,6 +99,22 @@ impl Weights {
         let total = self.total();
         SampleId(self.sums.partition_point(|&sum| sum < total) as u64)
     }
+}
+
+/// Tells the sum of each weight and all before it.
+fn add_up<W: Into<f64>>(weights: impl Iterator<Item = W>, mut tell: impl FnMut(f64)) -> Result<(), SamplerError> {
+    let (mut sum, mut count) = (0.0, 0);
+    for (index, weight) in weights.enumerate() {
+        let weight = checked(index, weight.into())?;
+        sum += weight;
+        if sum.is_infinite() {
+            let weight = format!("{weight}, which makes the sum of them infinite");
+            return Err(SamplerError::Weight { index: index as u64, weight });
+        }
+        tell(sum);
+        count += 1;
+    }
+    if sum > 0.0 { Ok(()) } else { Err(SamplerError::NothingToDraw { weights: count }) }
 }
 
 /// A weight, if it is one.

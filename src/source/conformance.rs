@@ -2,15 +2,19 @@
 //! It must never know which implementation it is given.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::Source;
+use super::{Blocks, Reading, Source};
 use crate::units::SampleId;
 
 /// Samples that are looked at, spread evenly over the source.
 const CHECKED_MAX: u64 = 1000;
+
+/// Runs of blocks that are looked into, where samples come in blocks and are more than that.
+const RUNS_MAX: u64 = 16;
 
 /// Threads that read at the same time.
 const READERS: u64 = 4;
@@ -19,6 +23,8 @@ const READERS: u64 = 4;
 ///
 /// It looks at up to 1000 samples, spread evenly and with the first and the last among them, and reads each of them
 /// six times: twice alone, then from four threads at once, in different orders. It needs memory for four samples.
+/// Samples that come in [`Blocks`](super::Blocks) are read block by block, from front to back; where they are more than
+/// 1000, those of the first block of 16 runs at most.
 ///
 /// # Errors
 /// The first breach, with the sample and the numbers.
@@ -32,11 +38,9 @@ const READERS: u64 = 4;
 /// # Ok::<(), feedstock::source::SourceError>(())
 /// ```
 pub fn check(source: &dyn Source) -> Result<(), String> {
-    let len = source.len();
-    if source.is_empty() != (len == 0) {
-        return Err(format!("len() is {len}, but is_empty() is {}", source.is_empty()));
-    }
-    let ids = spread(len);
+    let about = About::of(source)?;
+    let groups = groups(about.len, about.blocks.as_ref());
+    let ids = groups.concat();
     let mut names = HashMap::new();
     for &id in &ids {
         check_answers(source, id)?;
@@ -44,18 +48,102 @@ pub fn check(source: &dyn Source) -> Result<(), String> {
             return Err(format!("{other} and {id} are both called '{}': names must differ", source.name(id)));
         }
     }
-    let digests = ids.iter().map(|&id| check_reads(source, id)).collect::<Result<Vec<u128>, String>>()?;
-    check_together(source, &ids, &digests)?;
+    let answers = |id: &SampleId| (source.label(*id), source.encoded_bytes(*id), source.name(*id));
+    let before: Vec<_> = ids.iter().map(answers).collect();
+    check_read_ahead(source, &ids)?;
+    let digests = groups
+        .iter()
+        .map(|ids| ids.iter().map(|&id| check_reads(source, id)).collect())
+        .collect::<Result<Vec<Vec<u128>>, String>>()?;
+    check_together(source, &groups, &digests)?;
 
-    if source.len() != len {
-        return Err(format!("len() was {len} and is {} after reading: it must never change", source.len()));
+    about.check_again(source)?;
+    match ids.iter().zip(before).find(|(id, before)| answers(id) != *before) {
+        Some((id, before)) => Err(format!(
+            "{id} ('{}'): label, size and name have changed since it was read, from {before:?} to {:?}",
+            source.name(*id),
+            answers(id)
+        )),
+        None => Ok(()),
     }
-    ids.iter().try_for_each(|&id| check_answers(source, id))
 }
 
-/// Up to [`CHECKED_MAX`] ids from `0..len`, the first and the last among them.
-fn spread(len: u64) -> Vec<SampleId> {
-    let count = len.min(CHECKED_MAX);
+/// What a source says of itself, all of which never changes.
+#[derive(PartialEq)]
+struct About {
+    len: u64,
+    title: String,
+    reading: Reading,
+    blocks: Option<Blocks>,
+}
+
+impl About {
+    fn of(source: &dyn Source) -> Result<Self, String> {
+        let about = About {
+            len: source.len(),
+            title: source.title(),
+            reading: source.reading(),
+            blocks: source.blocks().cloned(),
+        };
+        let len = about.len;
+        if source.is_empty() != (len == 0) {
+            return Err(format!("len() is {len}, but is_empty() is {}", source.is_empty()));
+        }
+        if about.title.is_empty() {
+            return Err("title() is empty: a report could not say which data it is about".to_owned());
+        }
+        if about.reading.at_once == 0 {
+            return Err("reading() wants 0 reads at once: nothing would ever be read".to_owned());
+        }
+        if let Some(blocks) = &about.blocks
+            && blocks.sample_count() != len
+        {
+            return Err(format!("len() is {len}, but there are {} samples in blocks()", blocks.sample_count()));
+        }
+        let (count, listed) = (source.unreadable_count(), source.unreadable().len());
+        if count < listed as u64 {
+            return Err(format!("unreadable_count() is {count}, but unreadable() lists {listed}"));
+        }
+        Ok(about)
+    }
+
+    fn check_again(&self, source: &dyn Source) -> Result<(), String> {
+        let (len, again) = (self.len, Self::of(source)?);
+        let what = if again.len != len {
+            format!("len() was {len} and is {}", again.len)
+        } else if again.title != self.title {
+            format!("title() was '{}' and is '{}'", self.title, again.title)
+        } else if again.reading != self.reading {
+            format!("reading() was {:?} and is {:?}", self.reading, again.reading)
+        } else if again.blocks != self.blocks {
+            "blocks() are others than before".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(format!("{what} after reading: it must never change"))
+    }
+}
+
+/// The samples that are looked at, those of one block together.
+fn groups(len: u64, blocks: Option<&Blocks>) -> Vec<Vec<SampleId>> {
+    let Some(blocks) = blocks else { return vec![spread(len, CHECKED_MAX)] };
+    let (blocks_looked_at, samples_max): (Vec<u64>, u64) = if len <= CHECKED_MAX {
+        ((0..blocks.count()).collect(), CHECKED_MAX)
+    } else {
+        let runs = spread(blocks.run_count(), RUNS_MAX);
+        (runs.into_iter().map(|run| blocks.run(run.0).start).collect(), CHECKED_MAX / RUNS_MAX)
+    };
+    let of_block = |block| {
+        let samples = blocks.samples(block);
+        let places = spread(samples.end - samples.start, samples_max).into_iter();
+        places.map(|place| SampleId(samples.start + place.0)).collect()
+    };
+    blocks_looked_at.into_iter().map(of_block).collect()
+}
+
+/// Up to so many ids from `0..len`, the first and the last among them.
+fn spread(len: u64, most: u64) -> Vec<SampleId> {
+    let count = len.min(most);
     let last = u128::from(len.saturating_sub(1));
     (0..count).map(|i| SampleId((u128::from(i) * last / u128::from(count.max(2) - 1)) as u64)).collect()
 }
@@ -74,6 +162,21 @@ fn check_answers(source: &dyn Source, id: SampleId) -> Result<(), String> {
     let bytes = source.encoded_bytes(id);
     if again != (label, bytes, name.clone()) {
         return Err(format!("{id} ('{name}'): label, size and name must be the same each time they are asked for"));
+    }
+    let (size, again) = (source.dimensions(id), source.dimensions(id));
+    if again != size {
+        return Err(format!("{id} ('{name}'): dimensions were {size:?} and are {again:?}: they must stay the same"));
+    }
+    Ok(())
+}
+
+/// Announces all samples that are looked at, then none. What comes of it shows in the reads that follow.
+fn check_read_ahead(source: &dyn Source, ids: &[SampleId]) -> Result<(), String> {
+    let mut ascending = ids.to_vec();
+    ascending.sort_unstable();
+    for ids in [&ascending[..], &[]] {
+        catch_unwind(AssertUnwindSafe(|| source.read_ahead(ids)))
+            .map_err(|_| format!("read_ahead of {} samples panicked: it is a hint, and may do nothing", ids.len()))?;
     }
     Ok(())
 }
@@ -103,18 +206,21 @@ fn digest(source: &dyn Source, id: SampleId, background: u8, out: &mut Vec<u8>) 
     Ok(xxh3_128(out))
 }
 
-/// Reads all samples from several threads at once, each in another order.
-fn check_together(source: &dyn Source, ids: &[SampleId], digests: &[u128]) -> Result<(), String> {
-    let count = ids.len();
+/// Reads all samples from several threads at once, each in another order, and all of them block by block.
+fn check_together(source: &dyn Source, groups: &[Vec<SampleId>], digests: &[Vec<u128>]) -> Result<(), String> {
     let read_all = |reader: u64| {
         let mut out = Vec::new();
-        for step in 0..count {
-            // Two go up and two go down, each from a start of its own.
-            let step = if reader.is_multiple_of(2) { step } else { count - 1 - step };
-            let place = (step + count * reader as usize / READERS as usize) % count;
-            let id = ids[place];
-            if digest(source, id, reader as u8, &mut out)? != digests[place] {
-                return Err(format!("{id} ('{}'): reads from several threads gave different bytes", source.name(id)));
+        for (ids, digests) in groups.iter().zip(digests) {
+            let count = ids.len();
+            for step in 0..count {
+                // Two go up and two go down, each from a start of its own.
+                let step = if reader.is_multiple_of(2) { step } else { count - 1 - step };
+                let place = (step + count * reader as usize / READERS as usize) % count;
+                let id = ids[place];
+                if digest(source, id, reader as u8, &mut out)? != digests[place] {
+                    let name = source.name(id);
+                    return Err(format!("{id} ('{name}'): reads from several threads gave different bytes"));
+                }
             }
         }
         Ok(())
@@ -131,95 +237,5 @@ fn check_together(source: &dyn Source, ids: &[SampleId], digests: &[u128]) -> Re
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::SourceError;
-    use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    /// A source with one fault.
-    struct Faulty {
-        classes: Vec<String>,
-        fault: &'static str,
-        calls: AtomicU64,
-    }
-
-    impl Source for Faulty {
-        fn len(&self) -> u64 {
-            if self.fault == "len" { 9 + self.calls.load(Ordering::Relaxed) } else { 9 }
-        }
-        fn is_empty(&self) -> bool {
-            self.fault == "empty"
-        }
-        fn classes(&self) -> &[String] {
-            &self.classes
-        }
-        fn label(&self, id: SampleId) -> u32 {
-            if self.fault == "label" { id.0 as u32 } else { 1 }
-        }
-        fn encoded_bytes(&self, _: SampleId) -> u64 {
-            match self.fault {
-                "size" => self.calls.fetch_add(1, Ordering::Relaxed),
-                "huge" => u64::MAX >> 1,
-                _ => 16,
-            }
-        }
-        fn name(&self, id: SampleId) -> String {
-            match self.fault {
-                "name" => String::new(),
-                "twins" => "twin".into(),
-                _ => id.to_string(),
-            }
-        }
-        fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
-            let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-            let filled = if self.fault == "short" { 15 } else { 16 };
-            out[..filled].fill(id.0 as u8);
-            match self.fault {
-                "threads" if calls >= 18 => out[0] ^= 1,
-                "read" => {
-                    return Err(SourceError::Changed { path: "x".into(), indexed_bytes: 16, found_bytes: 1 });
-                }
-                "panic" if calls >= 18 => panic!("a fault that this test asked for"),
-                _ => {}
-            }
-            Ok(())
-        }
-        fn index_bytes(&self) -> u64 {
-            0
-        }
-    }
-
-    #[test]
-    fn each_fault_is_found_and_named() {
-        for (fault, text) in [
-            ("len", "it must never change"),
-            ("empty", "is_empty() is true"),
-            ("label", "sample 2 ('sample 2') has label 2, but there are 2 classes"),
-            ("size", "must be the same each time"),
-            ("huge", "no memory for"),
-            ("name", "sample 0 has no name"),
-            ("twins", "sample 0 and sample 1 are both called 'twin'"),
-            ("short", "two reads gave different bytes"),
-            ("threads", "reads from several threads gave different bytes"),
-            ("read", "cannot be read: x had 16 bytes"),
-            ("panic", "a read panicked"),
-        ] {
-            let source = Faulty { classes: vec!["a".into(), "b".into()], fault, calls: AtomicU64::new(0) };
-            let breach = check(&source).expect_err(fault);
-            assert!(breach.contains(text), "{fault}: {breach}");
-        }
-        let sound = Faulty { classes: vec!["a".into(), "b".into()], fault: "none", calls: AtomicU64::new(0) };
-        assert_eq!(check(&sound), Ok(()));
-    }
-
-    #[test]
-    fn checked_samples_are_spread_over_the_source() {
-        let ids = |len| spread(len).iter().map(|id| id.0).collect::<Vec<_>>();
-        assert_eq!(ids(0), [0; 0]);
-        assert_eq!(ids(1), [0]);
-        assert_eq!(ids(5), [0, 1, 2, 3, 4]);
-        let many = ids(u64::MAX);
-        assert_eq!((many.len(), many[0], many[999]), (1000, 0, u64::MAX - 1));
-        assert!(many.is_sorted_by(|a, b| a < b));
-    }
-}
+#[path = "conformance_tests.rs"]
+mod tests;

@@ -107,6 +107,8 @@ pub enum SourceError {
         /// What is wrong, and what to do.
         cause: String,
     },
+    /// Sources cannot be put together or divided like this: what was asked, and what there is.
+    Choice(String),
 }
 
 impl fmt::Display for SourceError {
@@ -187,6 +189,7 @@ impl fmt::Display for SourceError {
             Self::Block { cause } => write!(f, "the block that this sample is in could not be read: {cause}"),
             Self::Unusable { path, place, cause } if place.is_empty() => write!(f, "{}: {cause}", path.display()),
             Self::Unusable { path, place, cause } => write!(f, "{}, {place}: {cause}", path.display()),
+            Self::Choice(what) => f.write_str(what),
         }
     }
 }

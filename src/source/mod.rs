@@ -1,6 +1,7 @@
 //! Owns where samples come from: the `Source` trait, the index, and the sources that read from folders and memory.
 //! It must never decode, and it reads INTO memory that it is given; it holds no payload of its own but its index.
 
+mod concat;
 pub mod conformance;
 mod error;
 mod folder;
@@ -10,15 +11,18 @@ mod memory;
 mod mmap;
 mod scan;
 mod shards;
+mod subset;
 #[cfg(test)]
 mod tests;
 
 pub use crate::blocks::Blocks;
+pub use concat::Concat;
 pub use error::SourceError;
 pub use folder::ImageFolder;
 pub use memory::MemorySource;
 pub use scan::{IMAGE_EXTENSIONS, Unreadable};
 pub use shards::TarShards;
+pub use subset::Subset;
 
 use std::path::Path;
 

@@ -23,6 +23,7 @@ fn plan() -> Plan {
         source_in_memory: false,
         read_threads: 2,
         reading: ByteCount::ZERO,
+        sampling: ByteCount::ZERO,
         output_in_ram: true,
         reads_slots: true,
         device_overhead: ByteCount::ZERO,

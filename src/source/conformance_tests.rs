@@ -1,0 +1,221 @@
+//! Owns the faulty sources that the check has to find out. It must never let a fault go by another name.
+
+use super::super::{SourceError, Unreadable};
+use super::*;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// A source with one fault.
+struct Faulty {
+    classes: Vec<String>,
+    fault: &'static str,
+    calls: AtomicU64,
+    told: AtomicBool,
+    blocks: OnceLock<Blocks>,
+}
+
+impl Faulty {
+    fn with(fault: &'static str) -> Self {
+        Faulty {
+            classes: vec!["a".into(), "b".into()],
+            fault,
+            calls: AtomicU64::new(0),
+            told: AtomicBool::new(false),
+            blocks: OnceLock::new(),
+        }
+    }
+
+    fn counts(&self, fault: &str) -> u64 {
+        if self.fault == fault { self.calls.fetch_add(1, Ordering::Relaxed) } else { 0 }
+    }
+
+    fn has_read(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Source for Faulty {
+    fn len(&self) -> u64 {
+        if self.fault == "len" { 9 + self.calls.load(Ordering::Relaxed) } else { 9 }
+    }
+    fn is_empty(&self) -> bool {
+        self.fault == "empty"
+    }
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    fn label(&self, id: SampleId) -> u32 {
+        match self.fault {
+            "label" => id.0 as u32,
+            "told" => u32::from(self.told.load(Ordering::Relaxed)),
+            "labels" => u32::from(self.has_read()),
+            _ => 1,
+        }
+    }
+    fn encoded_bytes(&self, _: SampleId) -> u64 {
+        match self.fault {
+            "size" => self.calls.fetch_add(1, Ordering::Relaxed),
+            "huge" => u64::MAX >> 1,
+            _ => 16,
+        }
+    }
+    fn name(&self, id: SampleId) -> String {
+        match self.fault {
+            "name" => String::new(),
+            "twins" => "twin".into(),
+            _ => id.to_string(),
+        }
+    }
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        let filled = if self.fault == "short" { 15 } else { 16 };
+        out[..filled].fill(id.0 as u8);
+        match self.fault {
+            "threads" if calls >= 18 => out[0] ^= 1,
+            "read" => {
+                return Err(SourceError::Changed { path: "x".into(), indexed_bytes: 16, found_bytes: 1 });
+            }
+            "panic" if calls >= 18 => panic!("a fault that this test asked for"),
+            _ => {}
+        }
+        Ok(())
+    }
+    fn index_bytes(&self) -> u64 {
+        0
+    }
+    fn title(&self) -> String {
+        match self.fault {
+            "title" => String::new(),
+            "titles" if self.has_read() => "another".into(),
+            _ => "faulty".into(),
+        }
+    }
+    fn unreadable(&self) -> &[Unreadable] {
+        static ONE: OnceLock<[Unreadable; 1]> = OnceLock::new();
+        let one = || [Unreadable { path: "x".into(), cause: "y".into() }];
+        if self.fault == "unreadable" { ONE.get_or_init(one) } else { &[] }
+    }
+    fn unreadable_count(&self) -> u64 {
+        0
+    }
+    fn dimensions(&self, _: SampleId) -> Option<(u32, u32)> {
+        Some((7, self.counts("dimensions") as u32))
+    }
+    fn blocks(&self) -> Option<&Blocks> {
+        match self.fault {
+            "blocks" => Some(self.blocks.get_or_init(|| Blocks::new([4, 8], 1))),
+            "other blocks" if self.has_read() => Some(self.blocks.get_or_init(|| Blocks::new([9], 1))),
+            _ => None,
+        }
+    }
+    fn reading(&self) -> Reading {
+        match self.fault {
+            "no reads" => Reading { at_once: 0, held_bytes: 0 },
+            "more held" if self.has_read() => Reading { at_once: 2, held_bytes: 1 },
+            _ => Reading::default(),
+        }
+    }
+    fn read_ahead(&self, ids: &[SampleId]) {
+        assert!(self.fault != "hint" || !ids.is_empty(), "a fault that this test asked for");
+        self.told.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn each_fault_is_found_and_named() {
+    for (fault, text) in [
+        ("len", "it must never change"),
+        ("empty", "is_empty() is true"),
+        ("label", "sample 2 ('sample 2') has label 2, but there are 2 classes"),
+        ("size", "must be the same each time"),
+        ("huge", "no memory for"),
+        ("name", "sample 0 has no name"),
+        ("twins", "sample 0 and sample 1 are both called 'twin'"),
+        ("short", "two reads gave different bytes"),
+        ("threads", "reads from several threads gave different bytes"),
+        ("read", "cannot be read: x had 16 bytes"),
+        ("panic", "a read panicked"),
+        ("title", "title() is empty"),
+        ("titles", "title() was 'faulty' and is 'another' after reading"),
+        ("unreadable", "unreadable_count() is 0, but unreadable() lists 1"),
+        ("dimensions", "dimensions were Some((7, 0)) and are Some((7, 1))"),
+        ("blocks", "len() is 9, but there are 8 samples in blocks()"),
+        ("other blocks", "blocks() are others than before after reading"),
+        ("no reads", "reading() wants 0 reads at once"),
+        ("more held", "held_bytes: 1 } after reading"),
+        ("hint", "read_ahead of 0 samples panicked"),
+        ("told", "have changed since it was read, from (0, 16"),
+        ("labels", "have changed since it was read, from (0, 16"),
+    ] {
+        let breach = check(&Faulty::with(fault)).expect_err(fault);
+        assert!(breach.contains(text), "{fault}: {breach}");
+    }
+    assert_eq!(check(&Faulty::with("none")), Ok(()));
+}
+
+/// A source that notes the block of each read.
+struct Blocked {
+    classes: Vec<String>,
+    blocks: Blocks,
+    reads: Mutex<Vec<u64>>,
+}
+
+impl Source for Blocked {
+    fn len(&self) -> u64 {
+        self.blocks.sample_count()
+    }
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    fn label(&self, _: SampleId) -> u32 {
+        0
+    }
+    fn encoded_bytes(&self, _: SampleId) -> u64 {
+        1
+    }
+    fn name(&self, id: SampleId) -> String {
+        id.to_string()
+    }
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        out.fill(id.0 as u8);
+        self.reads.lock().expect("no panic").push(self.blocks.of(id));
+        Ok(())
+    }
+    fn index_bytes(&self) -> u64 {
+        0
+    }
+    fn blocks(&self) -> Option<&Blocks> {
+        Some(&self.blocks)
+    }
+}
+
+#[test]
+fn what_comes_in_blocks_is_read_block_by_block() {
+    for (blocks, runs, looked_at) in [
+        (30, None, (0..30).collect::<Vec<u64>>()),
+        (1000, None, (0..16).map(|i| i * 999 / 15).collect()),
+        (1000, Some(vec![10, 600, 1000]), vec![0, 10, 600]),
+    ] {
+        let all = Blocks::new((1..=blocks).map(|block| block * 7).collect::<Vec<u64>>(), 2);
+        let all = runs.into_iter().fold(all, Blocks::in_runs);
+        let source = Blocked { classes: vec!["a".into()], blocks: all, reads: Mutex::default() };
+        assert_eq!(check(&source), Ok(()));
+        let reads = source.reads.into_inner().expect("no panic");
+        // Alone, each block is done before the next is begun.
+        let alone = &reads[..looked_at.len() * 14];
+        assert_eq!(alone.chunk_by(|a, b| a == b).map(|block| block[0]).collect::<Vec<_>>(), looked_at);
+        assert_eq!(reads.len(), looked_at.len() * 7 * 6);
+    }
+}
+
+#[test]
+fn checked_samples_are_spread_over_the_source() {
+    let ids = |len| spread(len, CHECKED_MAX).iter().map(|id| id.0).collect::<Vec<_>>();
+    assert_eq!(ids(0), [0; 0]);
+    assert_eq!(ids(1), [0]);
+    assert_eq!(ids(5), [0, 1, 2, 3, 4]);
+    let many = ids(u64::MAX);
+    assert_eq!((many.len(), many[0], many[999]), (1000, 0, u64::MAX - 1));
+    assert!(many.is_sorted_by(|a, b| a < b));
+}
