@@ -6,6 +6,8 @@
 
 #[path = "pipeline/shards.rs"]
 mod shards;
+#[path = "pipeline/sampling.rs"]
+mod sampling;
 #[cfg(feature = "cuda")]
 mod standin;
 

@@ -105,10 +105,13 @@ impl Classes {
         self.member(class, endless(samples, window, key(seed, &[SAMPLE_SALT, u64::from(class)]), epoch))
     }
 
-    /// Draws from a class; `None` where it has no other sample than `than`.
+    /// Draws among the others of a class; `None` where there is no other.
     pub(super) fn draw_other(&self, than: SampleId, class: u32, rng: &mut KeyedRng) -> Option<SampleId> {
         let samples = size(&self.table.ends, class as usize);
-        (samples > 1).then(|| rng.below(samples)).map(|nth| self.member(class, nth)).filter(|&id| id != than)
+        let last = samples.checked_sub(1).filter(|&last| last > 0)?;
+        // The last stands in for the sample itself.
+        let drawn = self.member(class, rng.below(last));
+        Some(if drawn == than { self.member(class, last) } else { drawn })
     }
 
     fn member(&self, class: u32, nth: u64) -> SampleId {
@@ -234,7 +237,7 @@ mod tests {
         let mut rng = KeyedRng::new(Seed(5), 0, SampleId(2), 0);
         let others: Vec<u64> =
             (0..100).filter_map(|_| classes.draw_other(SampleId(2), 1, &mut rng)).map(|id| id.0).collect();
-        assert!(others.len() > 50 && others.iter().all(|id| [1, 4, 6].contains(id)), "{others:?}");
+        assert!(others.len() == 100 && others.iter().all(|id| [1, 4, 6].contains(id)), "{others:?}");
         assert_eq!(classes.draw_other(SampleId(3), 2, &mut rng), None);
     }
 }

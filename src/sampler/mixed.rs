@@ -134,13 +134,15 @@ impl Mix {
         SampleId(start(&table.ends, part) + of_part)
     }
 
-    /// Draws from the part that a sample is in; `None` where that has no other.
+    /// Draws among the others of the part that a sample is in; `None` where there is no other.
     pub(super) fn draw_other(&self, than: SampleId, rng: &mut KeyedRng) -> Option<SampleId> {
         let ends = &self.table.ends;
         let part = ends.partition_point(|&end| end <= than.0);
-        (size(ends, part) > 1)
-            .then(|| SampleId(start(ends, part) + rng.below(size(ends, part))))
-            .filter(|&id| id != than)
+        let (first, last) = (start(ends, part), ends[part] - 1);
+        // The last stands in for the sample itself.
+        (first < last)
+            .then(|| SampleId(first + rng.below(last - first)))
+            .map(|id| if id == than { SampleId(last) } else { id })
     }
 }
 
@@ -291,7 +293,7 @@ mod tests {
         let mix = Mix::new(&[3, 4, 4, 9], &[1.0, 1.0, 0.0, 1.0]).unwrap();
         let mut rng = KeyedRng::new(Seed(5), 0, SampleId(2), 0);
         let others: Vec<u64> = (0..100).filter_map(|_| mix.draw_other(SampleId(4), &mut rng)).map(|id| id.0).collect();
-        assert!(others.len() > 50 && others.iter().all(|id| (5..9).contains(id)), "{others:?}");
+        assert!(others.len() == 100 && others.iter().all(|id| (5..9).contains(id)), "{others:?}");
         assert_eq!(mix.draw_other(SampleId(3), &mut rng), None);
     }
 }
