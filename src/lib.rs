@@ -12,6 +12,7 @@
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
 //! | see where the bytes are | [`Loader::stats`], [`budget::LedgerReport`] |
 //! | make a single sample, as for inference | [`SampleMaker`] |
+//! | make tar shards of a data set, and check them | [`pack`] |
 //! | resume in mid-epoch | [`Epoch::state`], [`Loader::resume`] |
 
 #[cfg(feature = "burn")]
@@ -26,6 +27,7 @@ pub mod host;
 mod loader;
 mod maker;
 mod metrics;
+pub mod pack;
 mod pipeline;
 pub mod plan;
 mod pool;

@@ -5,7 +5,7 @@ use crate::decode::{Limits, Options, WorkingSet};
 use crate::pool::Shown;
 use crate::quarantine::Stage;
 use crate::transform::Transform;
-use crate::units::{SampleId, Seed};
+use crate::units::{ByteCount, SampleId, Seed};
 
 /// Makes one sample at a time, exactly as a [`Loader`](crate::Loader) with the same transform, options and seed makes it.
 ///
@@ -78,6 +78,18 @@ impl SampleMaker {
         self
     }
 
+    /// RAM that [`make`](Self::make) takes for this picture besides `encoded` and `out`, at most, bytes: for who keeps a
+    /// budget. What it took for an earlier picture is part of it.
+    ///
+    /// # Errors
+    /// [`SampleError`] for what is no picture, and for a too large one.
+    pub fn working_set(&self, encoded: &[u8]) -> Result<ByteCount, SampleError> {
+        let of = (Seed(0), 0, SampleId(0));
+        let shown = Shown::of(encoded, &self.limits, &self.options, &*self.transform, of)?;
+        let WorkingSet { pixel_bytes, codec_bytes } = shown.working_set();
+        Ok(ByteCount(pixel_bytes.max(self.memory.len() as u64)) + ByteCount(codec_bytes))
+    }
+
     /// Makes a sample of an encoded picture: all of `out`, u8, height x width x channel, as long as the transform's shape
     /// says. A transform that draws numbers draws those of sample 0 in epoch 0 with seed 0.
     ///
@@ -133,7 +145,10 @@ mod tests {
         let mut file = std::io::Cursor::new(Vec::new());
         let grey = image::RgbImage::from_pixel(50, 40, image::Rgb([90; 3]));
         grey.write_to(&mut file, image::ImageFormat::Png).expect("encodes");
+        let foretold = maker.working_set(file.get_ref()).expect("a picture");
         assert_eq!(maker.make(file.get_ref(), &mut out), Ok(()));
+        assert!((1..=foretold.0).contains(&(maker.memory.len() as u64)), "{} of {foretold}", maker.memory.len());
+        assert_eq!(maker.working_set(b"text").expect_err("no picture").stage, Stage::Probe);
         assert_eq!(out, [90; 8 * 8 * 3]);
         let error = maker.make(file.get_ref(), &mut out[1..]).expect_err("short");
         assert_eq!(error.to_string(), "transform: a sample takes 192 bytes, and 191 were given");

@@ -80,6 +80,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     // 9: the public face, which is written `crate::Loader`, and public rooms
     ("adapt", &["FACE", "tensor", "source", "transform", "device"]),
+    ("pack", &["FACE", "budget", "decode", "host", "plan", "sampler", "source", "tensor", "transform"]),
     ("train", &["FACE", "adapt", "host", "tensor", "source", "transform"]),
     // 10: `feedstock::...` only; `crate::` is the program's own
     ("cli", &["cli"]),

@@ -11,6 +11,7 @@ mod gpu;
 mod histogram;
 mod inspect;
 mod model;
+mod pack;
 mod place;
 mod plan;
 mod progress;
@@ -20,6 +21,7 @@ mod stop;
 mod synth;
 mod table;
 mod train;
+mod verify;
 mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +41,8 @@ Examples:
   feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json
   feedstock prove --data photos/train --out budget.svg
   feedstock inspect photos --sheet batch.png
+  feedstock pack photos/train shards/train --short-side 256
+  feedstock verify shards/train
   feedstock doctor
 
 Data is a folder of class folders (<folder>/<class>/<image>), or shards: a tar, a folder of them, a pattern such as \
@@ -75,6 +79,10 @@ enum Verb {
     Prove(prove::ProveArgs),
     /// Say what is in a data set, and what is wrong with its files
     Inspect(inspect::InspectArgs),
+    /// Pack a data set into tar shards
+    Pack(pack::PackArgs),
+    /// Check a packed set against its manifest
+    Verify(verify::VerifyArgs),
     /// Say what this machine gives: GPU and driver, copy rates, limits of memory and cores
     Doctor(doctor::DoctorArgs),
 }
@@ -109,6 +117,8 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Bench(args) => bench::run(&args, &context),
         Verb::Prove(args) => prove::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
+        Verb::Pack(args) => pack::run(&args, &context),
+        Verb::Verify(args) => verify::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args),
     }));
     if !context.stop.is_asked() {

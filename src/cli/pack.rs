@@ -1,0 +1,274 @@
+//! Owns `feedstock pack`: the arguments of a packing, its progress and what is said of it. It must never touch a sample.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use feedstock::pack::{PackError, Progress as Done, Report, Settings, ShardOf, Skipped, Treatment, pack};
+use feedstock::{ByteCount, ErrorKind, RamBudget, Seed, Source, source};
+
+use super::data::{BadReport, tell_notes};
+use super::failure::{Failure, print};
+use super::progress::Progress;
+use super::table::{counted, facts};
+use super::{Context, lock};
+
+const MORE: &str = "\
+DST gets shard-00000.tar and so on, and manifest.json. A sample is two members of a shard: KEY.jpg (or .png, ...; with \
+--decoded KEY.ppm.zst) and KEY.cls, the number of its class. The bytes are a function of the data, the settings and the seed, \
+whatever the workers and the budget.
+
+A run that was broken off goes on where it was when it is started again with the same settings. Several jobs can share the \
+work, each with a --shard-of of its own; the last one writes the manifest. Pictures that cannot be used are left out and \
+listed; the exit code is then 4.
+
+Examples:
+  feedstock pack photos/train shards/train
+  feedstock pack photos/train shards/train-256 --short-side 256 --quality 92 --shard-size 256M
+  feedstock pack photos/val shards/val --decoded --size 224 --in-order --ram-budget 512M";
+
+/// Pack a data set into tar shards
+#[derive(Args)]
+#[command(after_help = MORE)]
+pub(crate) struct PackArgs {
+    /// The data: what train and bench take
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// Folder for the shards
+    #[arg(value_name = "DST")]
+    dst: PathBuf,
+    /// Where a shard ends, by the sizes of what goes in
+    #[arg(long, value_name = "SIZE", default_value_t = Settings::default().shard_size)]
+    shard_size: ByteCount,
+    /// Keep the order of the data
+    #[arg(long)]
+    in_order: bool,
+    /// What the samples are shuffled by
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "in_order")]
+    seed: u64,
+    /// Shrink pictures to so many pixels on their short side, as JPEG
+    #[arg(long, value_name = "PIXELS", conflicts_with = "decoded")]
+    short_side: Option<u32>,
+    /// Quality of such a JPEG, 1 to 100
+    #[arg(long, value_name = "N", default_value_t = 90, requires = "short_side")]
+    quality: u8,
+    /// Store decoded pixels (PPM, compressed with zstd)
+    #[arg(long)]
+    decoded: bool,
+    /// Scale them to this short side and cut the central square out
+    #[arg(long, value_name = "PIXELS", requires = "decoded")]
+    size: Option<u32>,
+    /// Level of their compression, 1 to 19
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "decoded")]
+    level: i32,
+    /// Pack the part of job I of N: shards I, I+N, I+2N, ...
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    shard_of: Job,
+    /// Hash the shards that are there already
+    #[arg(long)]
+    check: bool,
+    /// The most threads that pack, a shard each [default: by cores]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// The most RAM for index, samples and pictures: 2G, 60% or auto
+    #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
+    ram_budget: RamBudget,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which of several jobs this is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Job(ShardOf);
+
+impl FromStr for Job {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
+        let (index, of) = parts.ok_or_else(|| format!("'{text}' is no job: write 0/4 for the first of four"))?;
+        Ok(Job(ShardOf { index, of }))
+    }
+}
+
+impl PackArgs {
+    fn settings(&self) -> Settings {
+        let treatment = match (self.short_side, self.decoded) {
+            (Some(pixels), _) => Treatment::ShortSide { pixels, quality: self.quality },
+            (None, true) => Treatment::Decoded { size: self.size, level: self.level },
+            (None, false) => Treatment::Stored,
+        };
+        Settings {
+            treatment,
+            shard_size: self.shard_size,
+            in_order: self.in_order,
+            seed: Seed(self.seed),
+            shard_of: self.shard_of.0,
+            check: self.check,
+            ram_budget: self.ram_budget,
+            workers: self.workers,
+        }
+    }
+}
+
+/// How far it is, and since when.
+struct Course {
+    began: Instant,
+    done: Mutex<Done>,
+}
+
+pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
+    let source = source::open(&args.source)?;
+    tell_notes(source.notes());
+    let course = Arc::new(Course { began: Instant::now(), done: Mutex::default() });
+    {
+        let (course, json) = (course.clone(), args.json);
+        context.stop.last_words(move || drop(print(course.cut_short(json))));
+    }
+    let line = Mutex::new(Progress::new(source.len()));
+    let told = |done: &Done| {
+        *lock(&course.done) = *done;
+        lock(&line).at(done.samples_done, || course.line());
+    };
+    let stop = context.stop.clone();
+    let packed = pack(&*source, &args.settings(), &args.dst, told, &|| stop.is_asked());
+    lock(&line).clear();
+    if context.stop.is_asked() && !context.stop.sum_up() {
+        thread::park();
+    }
+    let report = packed?;
+    let unreadable = BadReport::new(&*source, &[]);
+    print(match args.json {
+        true => course.json(args, &report, source.unreadable_count(), &unreadable).to_string(),
+        false => course.text(args, &report, &unreadable),
+    })?;
+    match (report.ended_early, report.skipped_count + source.unreadable_count()) {
+        (true, _) => Err(Failure::Interrupted),
+        (false, 0) => Ok(()),
+        (false, bad) => Err(Failure::Data(format!("{} could not be packed", counted(bad, "sample")))),
+    }
+}
+
+impl Course {
+    /// Images a second of this run: what an earlier one packed does not count.
+    fn rate(&self, done: &Done) -> f64 {
+        let images = done.samples_done.saturating_sub(done.samples_found);
+        images as f64 / self.began.elapsed().as_secs_f64().max(1e-3)
+    }
+
+    fn line(&self) -> String {
+        let done = *lock(&self.done);
+        let rate = self.rate(&done);
+        let mut line = format!(
+            "{}/{} images, {rate:.0} images/s, {} written",
+            done.samples_done,
+            done.samples,
+            ByteCount(done.bytes)
+        );
+        if rate > 0.0 {
+            line += &format!(", {:.0} s left", (done.samples - done.samples_done) as f64 / rate);
+        }
+        line
+    }
+
+    /// What is said where the run did not end by itself in time.
+    fn cut_short(&self, json: bool) -> String {
+        let done = *lock(&self.done);
+        if json {
+            return json!({ "ended_early": true, "samples_done": done.samples_done, "shards": done.shards_done })
+                .to_string();
+        }
+        format!("{} in place when it was interrupted", counted(done.shards_done, "shard"))
+    }
+
+    fn text(&self, args: &PackArgs, report: &Report, unreadable: &BadReport) -> String {
+        let done = *lock(&self.done);
+        let mut shards = format!("{}, {}", counted(report.shards, "shard"), ByteCount(report.bytes));
+        if report.shards_found > 0 {
+            shards += &format!("; {} there before", report.shards_found);
+        }
+        if report.shards != report.shards_of_set {
+            shards += &format!("; the set has {}", report.shards_of_set);
+        }
+        let set = match (&report.manifest, report.ended_early) {
+            (Some(manifest), _) => manifest.display().to_string(),
+            (None, true) => "interrupted: started again, it goes on from here".to_owned(),
+            (None, false) => format!("{} waits for the shards of other jobs", args.dst.display()),
+        };
+        let mut lines = vec![
+            ("packed", counted(report.samples, "sample")),
+            ("shards", shards),
+            ("speed", format!("{:.0} images/s, {}", self.rate(&done), counted(report.workers as u64, "worker"))),
+            ("RAM", format!("{} at most, by the ledger", report.ram_peak)),
+            ("manifest", set),
+        ];
+        if report.skipped_count > 0 {
+            lines.push(("left out", counted(report.skipped_count, "sample")));
+        }
+        let mut text = facts(&lines);
+        for Skipped { name, cause } in &report.skipped {
+            text += &format!("\n  {name}: {cause}");
+        }
+        let unlisted = report.skipped_count - report.skipped.len() as u64;
+        if unlisted > 0 {
+            text += &format!("\n  and {unlisted} more");
+        }
+        let unreadable = unreadable.text();
+        if unreadable.is_empty() { text } else { format!("{text}\n{unreadable}") }
+    }
+
+    fn json(&self, args: &PackArgs, report: &Report, unreadable_count: u64, unreadable: &BadReport) -> Value {
+        let done = *lock(&self.done);
+        let skipped = report.skipped.iter().map(|Skipped { name, cause }| json!({ "name": name, "cause": cause }));
+        json!({
+            "source": args.source.display().to_string(),
+            "dst": args.dst.display().to_string(),
+            "samples": report.samples,
+            "shards": report.shards,
+            "shards_found": report.shards_found,
+            "shards_of_set": report.shards_of_set,
+            "bytes": report.bytes,
+            "skipped_count": report.skipped_count,
+            "skipped": skipped.collect::<Value>(),
+            "unreadable_count": unreadable_count,
+            "unreadable": unreadable.json(),
+            "seconds": self.began.elapsed().as_secs_f64(),
+            "images_per_s": self.rate(&done),
+            "workers": report.workers,
+            "ram_peak_bytes": report.ram_peak.0,
+            "manifest": report.manifest.as_ref().map(|path| path.display().to_string()),
+            "ended_early": report.ended_early,
+        })
+    }
+}
+
+impl From<PackError> for Failure {
+    fn from(error: PackError) -> Self {
+        match error.kind() {
+            ErrorKind::Config => Failure::Usage(error.to_string()),
+            ErrorKind::Budget => Failure::Budget(error.to_string()),
+            ErrorKind::Data => Failure::Data(error.to_string()),
+            ErrorKind::Io => Failure::Io(error.to_string()),
+            _ => Failure::Bug,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_read() {
+        assert_eq!("3/8".parse(), Ok(Job(ShardOf { index: 3, of: 8 })));
+        for wrong in ["", "3", "3/", "/8", "a/b", "-1/2", "1/2/3"] {
+            let error = wrong.parse::<Job>().unwrap_err();
+            assert_eq!(error, format!("'{wrong}' is no job: write 0/4 for the first of four"));
+        }
+    }
+}
