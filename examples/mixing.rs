@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     count("photographs to drawings 3:1", both.clone(), Sampling::mixed(&both, [3.0, 1.0]))?;
 
     // A tenth is set aside, by a seed; the rest is trained on, every class equally often.
-    let (train, validation) = Subset::split(both.clone(), 0.9, 17)?;
+    let (train, validation) = Subset::split(both, 0.9, 17)?;
     println!("{} to train on, {} to validate with", train.len(), validation.len());
     count("balanced", Arc::new(train), Sampling::balanced().draws(600))?;
     count("validation", Arc::new(validation), Sampling::ById)

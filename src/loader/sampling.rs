@@ -138,13 +138,13 @@ impl Sampling {
         Ok(match self {
             Sampling::ById | Sampling::Shuffled => 0,
             Sampling::Weighted { weights, .. } => {
-                Weights::check(weights.iter().copied()).map_err(refused)?;
+                or_refuse(Weights::check(weights.iter().copied()))?;
                 Weights::table_bytes(weights.len() as u64)
             }
             Sampling::Balanced { .. } => {
                 Classes::table_bytes(source.len(), source.classes().len(), |id| source.label(id))
             }
-            Sampling::Mixed { ends, weights, .. } => Mix::new(ends, weights).map_err(refused)?.table_bytes(),
+            Sampling::Mixed { ends, weights, .. } => or_refuse(Mix::new(ends, weights))?.table_bytes(),
         })
     }
 
@@ -158,24 +158,22 @@ impl Sampling {
                 None => Scheme::Shuffled { samples },
             },
             Sampling::Weighted { weights, .. } => {
-                Scheme::Weighted { weights: Weights::new(weights.iter().copied()).map_err(refused)?, draws }
+                Scheme::Weighted { weights: or_refuse(Weights::new(weights.iter().copied()))?, draws }
             }
             Sampling::Balanced { .. } => {
                 let names = source.classes();
-                let classes = Classes::new(samples, names.len(), |id| source.label(id)).map_err(refused)?;
+                let classes = or_refuse(Classes::new(samples, names.len(), |id| source.label(id)))?;
                 notes.extend(absent(&classes, names));
                 Scheme::Balanced { classes, draws }
             }
-            Sampling::Mixed { ends, weights, .. } => {
-                Scheme::Mixed { mix: Mix::new(ends, weights).map_err(refused)?, draws }
-            }
+            Sampling::Mixed { ends, weights, .. } => Scheme::Mixed { mix: or_refuse(Mix::new(ends, weights))?, draws },
         };
         Ok(scheme)
     }
 }
 
-fn refused(error: SamplerError) -> Error {
-    Error::Config(error.to_string())
+fn or_refuse<T>(made: Result<T, SamplerError>) -> Result<T, Error> {
+    made.map_err(|error| Error::Config(error.to_string()))
 }
 
 fn absent(classes: &Classes, names: &[String]) -> Option<String> {

@@ -119,17 +119,18 @@ impl Mix {
     pub(super) fn draw(&self, seed: Seed, epoch: u64, first_block: u64, place: u64) -> SampleId {
         let table = &*self.table;
         let (block, turn) = (place / table.block_len, place % table.block_len);
-        let mut turn = Permutation::new(table.block_len, key(seed, &[BLOCK_SALT, block]), epoch).at(turn);
-        let at = first_block + block;
+        let turns = Permutation::new(table.block_len, key(seed, &[BLOCK_SALT, block]), epoch);
+        let (at, shuffled) = (first_block + block, turns.at(turn));
+        // The places of a part are next to each other before they are shuffled.
+        let mut own = 0..0;
         let part = (0..table.ends.len()).find(|&part| {
-            let places = table.had(at + 1, part) - table.had(at, part);
-            let found = turn < places;
-            turn -= if found { 0 } else { places };
-            found
+            own = own.end..own.end + table.had(at + 1, part) - table.had(at, part);
+            own.contains(&shuffled)
         });
         let Some(part) = part else { unreachable!("the places of a block are those of its parts") };
-        // Of this part, as many have come in the blocks before, and in this block `turn` stand before it.
-        let nth = table.had(at, part) - table.had(first_block, part) + turn;
+        // So many of this part have come in the blocks before, and in this one.
+        let before = (0..turn).filter(|&before| own.contains(&turns.at(before))).count() as u64;
+        let nth = table.had(at, part) - table.had(first_block, part) + before;
         let of_part = endless(size(&table.ends, part), nth, key(seed, &[PART_SALT, part as u64]), epoch);
         SampleId(start(&table.ends, part) + of_part)
     }
@@ -229,12 +230,14 @@ mod tests {
                     let share = weights[part] / weights.iter().sum::<f64>() * so_far.len() as f64;
                     let off = (count as f64 - share).abs();
                     prop_assert!(off < if mix.table.cycle_len() == 1 { 1e-6 } else { 2.01 }, "{off} of {share}");
-                    // Every sample of the part has come equally often, or once more.
-                    let times = |id: u64| so_far.iter().filter(|other| other.0 == id).count() as u64;
-                    let even = count / size(&ends, part);
-                    for id in start(&ends, part)..ends[part] {
-                        prop_assert!(times(id) == even || times(id) == even + 1);
-                    }
+                }
+            }
+            for part in 0..ends.len() {
+                let own = start(&ends, part)..ends[part];
+                let visits: Vec<u64> = ids.iter().map(|id| id.0).filter(|id| own.contains(id)).collect();
+                for round in visits.chunks(size(&ends, part) as usize) {
+                    let different: std::collections::BTreeSet<_> = round.iter().collect();
+                    prop_assert_eq!(different.len(), round.len(), "a sample came twice in a round");
                 }
             }
             for rank in 0..world {

@@ -94,14 +94,15 @@ fn a_batch_past_the_end_is_misuse() {
 }
 
 /// An order of each kind that draws, over samples whose class is `id % 5` and which lie in parts of 60, 30 and 10.
-fn drawn(seed: u64, epoch: u64) -> [(&'static str, Order); 3] {
+fn drawn(seed: u64, epoch: u64) -> [(&'static str, Order); 4] {
     let weights = Weights::new((0..100u32).map(f64::from)).unwrap();
     let classes = Classes::new(100, 5, |id| (id.0 % 5) as u32).unwrap();
-    let mix = Mix::new(&[60, 90, 100], &[1.0, 2.0, 1.0]).unwrap();
+    let mix = |weights: [f64; 3]| Mix::new(&[60, 90, 100], &weights).unwrap();
     [
         ("weighted", Order::weighted(&weights, 1000, Seed(seed), epoch)),
         ("balanced", Order::balanced(&classes, 1000, Seed(seed), epoch)),
-        ("mixed", Order::mixed(&mix, 1000, Seed(seed), epoch)),
+        ("mixed", Order::mixed(&mix([1.0, 2.0, 1.0]), 1000, Seed(seed), epoch)),
+        ("mixed by many blocks", Order::mixed(&mix([1.0, 0.3, 1.414]), 1000, Seed(seed), epoch)),
     ]
 }
 
@@ -113,8 +114,12 @@ fn the_draws_of_a_key_never_change() {
     }
 }
 
-const GOLDEN: [[u64; 8]; 3] =
-    [[44, 72, 67, 58, 72, 50, 61, 88], [64, 17, 21, 0, 94, 18, 99, 20], [93, 73, 55, 64, 89, 23, 88, 66]];
+const GOLDEN: [[u64; 8]; 4] = [
+    [44, 72, 67, 58, 72, 50, 61, 88],
+    [64, 17, 21, 0, 94, 18, 99, 20],
+    [93, 64, 55, 73, 85, 23, 88, 66],
+    [93, 55, 2, 45, 93, 25, 44, 37],
+];
 
 #[test]
 fn draws_differ_by_seed_and_epoch() {
