@@ -61,10 +61,8 @@ fn containers(photographs: &Path, place: &Path) -> Result<()> {
     out.flush()?;
     fs::write(&piece, zstd::stream::encode_all(&bytes[..], 1)?)?;
     drop(bytes);
-    let settings = Settings {
-        treatment: Treatment::Decoded { size: Some(224), level: DECODED_LEVEL },
-        ..Settings::default()
-    };
+    let settings =
+        Settings { treatment: Treatment::Decoded { size: Some(224), level: DECODED_LEVEL }, ..Settings::default() };
     pack(&ImageFolder::open(&folder)?, &settings, &decoded, |_| (), &|| false)?;
 
     let container = |name, path| Container { name, path, warm: Vec::new(), cold: Vec::new() };

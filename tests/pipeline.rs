@@ -4,10 +4,10 @@
 //! Each expectation is checked under every configuration of [`every_way`], the least budget included.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
-#[path = "pipeline/shards.rs"]
-mod shards;
 #[path = "pipeline/sampling.rs"]
 mod sampling;
+#[path = "pipeline/shards.rs"]
+mod shards;
 #[cfg(feature = "cuda")]
 mod standin;
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::scan::{IMAGE_EXTENSIONS, Unreadable};
 
@@ -75,15 +75,6 @@ pub enum SourceError {
         /// What is wrong with it.
         cause: String,
     },
-    /// Something is wrong with a shard.
-    Shard {
-        /// Which shard.
-        path: PathBuf,
-        /// Where in it, bytes from its beginning.
-        offset: Option<u64>,
-        /// What is wrong.
-        cause: String,
-    },
     /// A sample's label has no class.
     LabelOutOfRange {
         /// The place of the sample in what was given.
@@ -102,13 +93,21 @@ pub enum SourceError {
     Unusable {
         /// Which file.
         path: PathBuf,
-        /// Where in it: "row group 2, row 7". Empty: all of it.
+        /// Where in it: "row group 2, row 7", "at byte 512". Empty: all of it.
         place: String,
         /// What is wrong, and what to do.
         cause: String,
     },
     /// Sources cannot be put together or divided like this: what was asked, and what there is.
     Choice(String),
+}
+
+impl SourceError {
+    /// Something is wrong with a file, or with what lies at a byte of it.
+    pub(super) fn unusable(path: &Path, offset: Option<u64>, cause: impl Into<String>) -> Self {
+        let place = offset.map_or(String::new(), |offset| format!("at byte {offset}"));
+        SourceError::Unusable { path: path.into(), place, cause: cause.into() }
+    }
 }
 
 impl fmt::Display for SourceError {
@@ -177,10 +176,6 @@ impl fmt::Display for SourceError {
                 path.display()
             ),
             Self::Pattern { pattern, cause } => write!(f, "'{pattern}' stands for no shards: {cause}"),
-            Self::Shard { path, offset: Some(offset), cause } => {
-                write!(f, "{}, at byte {offset}: {cause}", path.display())
-            }
-            Self::Shard { path, offset: None, cause } => write!(f, "{}: {cause}", path.display()),
             Self::LabelOutOfRange { index, label, class_count } => write!(
                 f,
                 "sample {index} has label {label}, but there are {class_count} classes: a label is a place in the \

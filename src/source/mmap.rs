@@ -39,8 +39,7 @@ impl Identity {
     pub(super) fn of(file: &File, path: &Path) -> Result<Self, SourceError> {
         let meta = file.metadata().map_err(|source| io_error("look at", path, source))?;
         if !meta.is_file() {
-            let cause = "it is no regular file: a shard is one".to_owned();
-            return Err(SourceError::Shard { path: path.into(), offset: None, cause });
+            return Err(SourceError::unusable(path, None, "it is no regular file: a shard is one"));
         }
         Ok(Identity { bytes: meta.len(), modified_s: meta.mtime(), modified_ns: meta.mtime_nsec() })
     }

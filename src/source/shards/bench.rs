@@ -158,7 +158,7 @@ impl Workbench {
         self.compressed.resize(frame.bytes as usize, 0);
         mapped.read_at(frame.offset, &mut self.compressed)?;
         self.content.resize(frame.content_bytes as usize, 0);
-        let failed = |cause| SourceError::Shard { path: mapped.path().into(), offset: Some(frame.offset), cause };
+        let failed = |cause| SourceError::unusable(mapped.path(), Some(frame.offset), cause);
         self.decompressor.frame(&self.compressed, &mut self.content).map_err(failed)?;
         self.frame = Some(key);
         Ok(())

@@ -108,7 +108,7 @@ impl TarShards {
     /// # Errors
     /// * [`SourceError::Pattern`] for a pattern that stands for nothing.
     /// * [`SourceError::Io`] for a shard that cannot be opened or read.
-    /// * [`SourceError::Shard`] for one that is no tar, is compressed in a way that cannot be read here, has no samples, or
+    /// * [`SourceError::Unusable`] for one that is no tar, is compressed in a way that cannot be read here, has no samples, or
     ///   whose labels do not fit those of the others.
     pub fn open(pattern: impl AsRef<Path>) -> Result<Self, SourceError> {
         Self::open_with(pattern, super::SHUFFLE_BUFFER)
@@ -189,8 +189,7 @@ impl Source for TarShards {
                     Storage::Frames(frames) => bench.read(&shard.mapped, (number, frames), offset, &mut member),
                     _ => shard.mapped.read_at(offset, &mut member),
                 };
-                let failed =
-                    |cause| SourceError::Shard { path: shard.mapped.path().into(), offset: Some(offset), cause };
+                let failed = |cause| SourceError::unusable(shard.mapped.path(), Some(offset), cause);
                 let done = read.and_then(|()| bench.decompressor.frame(&member, out).map_err(failed));
                 bench.member = member;
                 done

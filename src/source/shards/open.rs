@@ -73,11 +73,8 @@ pub(super) fn open(path: &Path, shuffle_buffer: ByteCount) -> Result<TarShards, 
         None => vec![path.to_owned()],
     };
     if paths.is_empty() {
-        return Err(SourceError::Shard {
-            path: path.into(),
-            offset: None,
-            cause: format!("there are no shards in it ({})", EXTENSIONS.map(|e| format!("*{e}")).join(", ")),
-        });
+        let called = EXTENSIONS.map(|extension| format!("*{extension}")).join(", ");
+        return Err(SourceError::unusable(path, None, format!("there are no shards in it ({called})")));
     }
     let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (shard, index, note) in index_all(&paths)? {
@@ -143,7 +140,7 @@ fn index_one(path: &Path) -> Result<Indexed, SourceError> {
 
 /// Reads a shard from front to back.
 fn scan_one(path: &Path, identity: Identity) -> Result<ShardIndex, SourceError> {
-    let failed = |offset: Option<u64>| move |cause: String| SourceError::Shard { path: path.into(), offset, cause };
+    let failed = |offset: Option<u64>| move |cause: String| SourceError::unusable(path, offset, cause);
     let file = File::open(path).map_err(|source| io_error("open", path, source))?;
     let mut magic = [0; 6];
     let read = file.read_at(&mut magic, 0).map_err(|source| io_error("read", path, source))?;
@@ -188,7 +185,7 @@ fn foreign(format: &str) -> String {
 
 /// How a shard that begins as zstd does is compressed.
 fn compression(file: &File, path: &Path, identity: Identity) -> Result<Compression, SourceError> {
-    let failed = |(offset, cause)| SourceError::Shard { path: path.into(), offset: Some(offset), cause };
+    let failed = |(offset, cause): (u64, String)| SourceError::unusable(path, Some(offset), cause);
     let mut head = [0; zst::HEADER_BYTES_MAX];
     let mut read_at = |at: u64, out: &mut [u8]| file.read_exact_at(out, at).map_err(|error| error.to_string());
     let frames = zst::frames(identity.bytes, &mut read_at).map_err(failed)?;
@@ -213,7 +210,7 @@ fn assemble(
     mut notes: Vec<String>,
     shuffle_buffer: ByteCount,
 ) -> Result<TarShards, SourceError> {
-    let refuse = |cause: String| SourceError::Shard { path: PathBuf::from(&title), offset: None, cause };
+    let refuse = |cause: String| SourceError::unusable(Path::new(&title), None, cause);
     let streams = streams(&shards, &indices, shuffle_buffer, &mut notes);
     let classes = Classes::of(&shards, &indices)?;
     let count: usize = indices.iter().map(ShardIndex::len).sum();
@@ -351,13 +348,12 @@ impl Classes {
             if self.numbers { BTreeMap::new() } else { self.names.iter().map(String::as_str).zip(0..).collect() };
         let label = |class: &String| {
             let label = if self.numbers { number(class) } else { places.get(class.as_str()).copied() };
-            label.filter(|&label| (label as usize) < self.names.len()).ok_or_else(|| SourceError::Shard {
-                path: shard.into(),
-                offset: None,
-                cause: format!(
-                    "a sample is of class '{class}', and that is none of the {} that are listed beside the shards",
-                    self.names.len()
-                ),
+            label.filter(|&label| (label as usize) < self.names.len()).ok_or_else(|| {
+                let listed = self.names.len();
+                let cause = format!(
+                    "a sample is of class '{class}', and that is none of the {listed} listed beside the shards"
+                );
+                SourceError::unusable(shard, None, cause)
             })
         };
         classes.iter().map(label).collect()

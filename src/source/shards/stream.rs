@@ -91,10 +91,9 @@ impl Streams {
             let mut live = self.decoder(shard, mapped, place(SampleId(ids.start)).offset)?;
             let mut member = Vec::new();
             for id in ids.map(SampleId) {
-                live.sample(place(id), buffer, &mut member).map_err(|cause| SourceError::Shard {
-                    path: mapped.path().into(),
-                    offset: Some(live.at),
-                    cause: format!("{cause} (offsets are of what it decompresses to)"),
+                live.sample(place(id), buffer, &mut member).map_err(|cause| {
+                    let cause = format!("{cause} (the offset is in what it decompresses to)");
+                    SourceError::unusable(mapped.path(), Some(live.at), cause)
                 })?;
             }
             let mut waiting = lock(&self.decoders);

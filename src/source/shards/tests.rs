@@ -257,7 +257,7 @@ fn names_of_classes_come_from_beside_the_shards() {
     assert_eq!((source.classes(), labels(&source)), (&["cat", "dog", "horse"].map(String::from)[..], vec![1, 0]));
     fs::write(folder.path().join("manifest.json"), r#"{"classes": ["only"]}"#).unwrap();
     let error = TarShards::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("class '1', and that is none of the 1"), "{error}");
+    assert!(error.contains("class '1', and that is none of the 1 listed"), "{error}");
 }
 
 #[test]
