@@ -9,6 +9,12 @@ mod held;
 mod index;
 mod memory;
 mod mmap;
+#[allow(dead_code, reason = "which parts of it are used depends on the sources that are built")]
+mod held;
+mod index;
+mod memory;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod scan;
 mod shards;
 mod subset;
@@ -20,6 +26,8 @@ pub use concat::Concat;
 pub use error::SourceError;
 pub use folder::ImageFolder;
 pub use memory::MemorySource;
+#[cfg(feature = "parquet")]
+pub use parquet::{ParquetOptions, ParquetSource};
 pub use scan::{IMAGE_EXTENSIONS, Unreadable};
 pub use shards::TarShards;
 pub use subset::Subset;

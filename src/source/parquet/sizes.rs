@@ -1,0 +1,165 @@
+//! Owns the sizes of the images of a Parquet file, and the small file that they are kept in from one run to the next.
+//! It must never take sizes for a file's that were found in another, or in the same before it was written anew.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::file::DataFile;
+use super::pages::Pieces;
+use crate::sync::{AtomicU64, Ordering};
+
+/// In place of a size: the row has no image.
+pub(super) const NO_IMAGE: u32 = u32::MAX;
+
+/// In place of a size: the row has the path of an image, but not its bytes.
+pub(super) const ONLY_PATH: u32 = u32::MAX - 1;
+
+/// The first bytes of an index file. The digit is the version of what follows.
+const MAGIC: &[u8; 8] = b"FEEDPQI1";
+
+/// What its name ends with.
+const EXTENSION: &str = ".feedstock-index";
+
+/// Bytes of an index file for a row group, and around all of them.
+const GROUP_BYTES: u64 = 32;
+const FRAME_BYTES: u64 = 8 + 8 + 16 + 8 + 8 + 8;
+
+/// The sizes of all images of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// Bytes for each row of the file.
+    pub(super) rows: Vec<u32>,
+    /// For each row group, its rows and what reading it has taken.
+    pub(super) groups: Vec<(u64, Pieces)>,
+}
+
+/// Bytes of an image of this size.
+pub(super) fn image_bytes(size: u32) -> u64 {
+    if size >= ONLY_PATH { 0 } else { u64::from(size) }
+}
+
+impl Sizes {
+    /// The sizes that were written for this file and this column, if they are there, whole, and still true.
+    pub(super) fn read(file: &DataFile, column: &str, group_rows: &[u64], folder: Option<&Path>) -> Option<Sizes> {
+        let is_same = |sizes: &Sizes| sizes.groups.iter().map(|(rows, _)| *rows).eq(group_rows.iter().copied());
+        let rows = group_rows.iter().try_fold(0u64, |sum, rows| sum.checked_add(*rows))?;
+        let bytes = FRAME_BYTES + column.len() as u64 + GROUP_BYTES * group_rows.len() as u64 + rows.checked_mul(4)?;
+        places(&file.path, folder).iter().find_map(|path| {
+            let index = File::open(path).ok()?;
+            // As long as it has to be, so that whatever else lies there takes no memory.
+            if index.metadata().ok()?.len() != bytes {
+                return None;
+            }
+            let mut text = Vec::new();
+            index.take(bytes).read_to_end(&mut text).ok()?;
+            Sizes::parse(&text, file, column).filter(is_same)
+        })
+    }
+
+    /// Writes them for the next time: beside the file, or else into the cache folder; or into `folder`, if one is given.
+    ///
+    /// # Errors
+    /// What the system said of the first of these places, where none can be written to.
+    pub(super) fn write(
+        &self,
+        file: &DataFile,
+        column: &str,
+        folder: Option<&Path>,
+    ) -> Result<PathBuf, (PathBuf, io::Error)> {
+        let text = self.text(file, column);
+        let mut first = None;
+        for path in places(&file.path, folder) {
+            match replace(&path, &text) {
+                Ok(()) => return Ok(path),
+                Err(error) => first = first.or(Some((path, error))),
+            }
+        }
+        Err(first.unwrap_or_else(|| (file.path.clone(), io::ErrorKind::NotFound.into())))
+    }
+
+    fn text(&self, file: &DataFile, column: &str) -> Vec<u8> {
+        let mut text = MAGIC.to_vec();
+        let mut put = |number: u64| text.extend(number.to_le_bytes());
+        put(file.bytes);
+        put(file.modified.0 as u64);
+        put(file.modified.1 as u64);
+        put(self.groups.len() as u64);
+        put(column.len() as u64);
+        for (rows, pieces) in &self.groups {
+            [*rows, pieces.page_bytes, pieces.dictionary_bytes, pieces.read_bytes].into_iter().for_each(&mut put);
+        }
+        text.extend(column.as_bytes());
+        self.rows.iter().for_each(|size| text.extend(size.to_le_bytes()));
+        let sum = xxh3_64(&text);
+        text.extend(sum.to_le_bytes());
+        text
+    }
+
+    fn parse(text: &[u8], file: &DataFile, column: &str) -> Option<Sizes> {
+        let (text, sum) = text.split_last_chunk()?;
+        if xxh3_64(text) != u64::from_le_bytes(*sum) {
+            return None;
+        }
+        let mut rest = text.strip_prefix(MAGIC)?;
+        let mut number = || {
+            let (number, left) = rest.split_first_chunk()?;
+            rest = left;
+            Some(u64::from_le_bytes(*number))
+        };
+        let found = [number()?, number()?, number()?];
+        if found != [file.bytes, file.modified.0 as u64, file.modified.1 as u64] {
+            return None;
+        }
+        let (group_count, name_bytes) = (number()?, number()?);
+        let mut group = || {
+            let rows = number()?;
+            Some((rows, Pieces { page_bytes: number()?, dictionary_bytes: number()?, read_bytes: number()? }))
+        };
+        let groups = (0..group_count).map(|_| group()).collect::<Option<Vec<_>>>()?;
+        let (name, sizes) = rest.split_at_checked(usize::try_from(name_bytes).ok()?)?;
+        let (sizes, odd) = sizes.as_chunks();
+        let rows: Vec<u32> = sizes.iter().map(|size| u32::from_le_bytes(*size)).collect();
+        let is_whole = odd.is_empty() && groups.iter().map(|(rows, _)| rows).sum::<u64>() == rows.len() as u64;
+        (is_whole && name == column.as_bytes()).then_some(Sizes { rows, groups })
+    }
+}
+
+/// Where the index of a file may lie, the best place first.
+fn places(file: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
+    // In a folder for many files, two of the same name have to differ.
+    let whole = fs::canonicalize(file).unwrap_or_else(|_| file.into());
+    let hashed = format!("{:032x}{EXTENSION}", xxh3_128(whole.as_os_str().as_bytes()));
+    if let Some(folder) = folder {
+        return vec![folder.join(hashed)];
+    }
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(EXTENSION);
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    let cached = cache.map(|cache| cache.join("feedstock/parquet").join(hashed));
+    [Some(beside.into()), cached].into_iter().flatten().collect()
+}
+
+/// Puts a file in its place at once: whoever reads it meanwhile reads the old one or the new one.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    // The ranks of a run may all be at it.
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}-{number}", process::id()));
+    let new = PathBuf::from(name);
+    let written =
+        File::create_new(&new).and_then(|mut file| file.write_all(text)).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
