@@ -1,15 +1,18 @@
-//! What a source of Parquet files says that it holds is the most that it holds, counted by the allocator.
+//! Epochs over Parquet files, and that what their source says it holds is the most that it holds, counted by the allocator.
 #![cfg(feature = "parquet")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::fs::File;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use feedstock::host::{CountingAllocator, heap, reset_heap_peak};
 use feedstock::source::{ParquetOptions, Source};
-use feedstock::{SampleId, mix64};
+use feedstock::transform::RandomResizedCrop;
+use feedstock::{ByteCount, Error, Loader, SampleId, mix64};
+use image::{ExtendedColorType, ImageEncoder};
 use parquet::basic::{Compression, Encoding, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::{WriterProperties, WriterVersion};
@@ -36,7 +39,7 @@ fn image(id: u64) -> Vec<u8> {
     (0..(24 << 10) + seed % (72 << 10)).map(random).collect()
 }
 
-fn write(folder: &Path, properties: WriterProperties) -> PathBuf {
+fn write(folder: &Path, properties: WriterProperties, image: impl Fn(u64) -> Vec<u8>) -> PathBuf {
     let path = folder.join("a.parquet");
     let schema = "message m { optional group image { optional binary bytes; } required int64 label; }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -49,7 +52,8 @@ fn write(folder: &Path, properties: WriterProperties) -> PathBuf {
         column.typed::<ByteArrayType>().write_batch(&images, Some(&[2; GROUP_ROWS]), None).unwrap();
         column.close().unwrap();
         let mut column = group.next_column().unwrap().unwrap();
-        column.typed::<Int64Type>().write_batch(&[1; GROUP_ROWS], None, None).unwrap();
+        let labels: Vec<i64> = (first..first + GROUP_ROWS).map(|row| row as i64).collect();
+        column.typed::<Int64Type>().write_batch(&labels, None, None).unwrap();
         column.close().unwrap();
         group.close().unwrap();
     }
@@ -88,7 +92,7 @@ fn what_is_held_never_passes_what_was_said() {
                 properties = properties.set_encoding(Encoding::DELTA_BYTE_ARRAY);
                 properties = properties.set_column_encoding("label".into(), Encoding::PLAIN);
             }
-            let path = write(folder.path(), properties.build());
+            let path = write(folder.path(), properties.build(), image);
             // Without the index of the source, which is counted by itself.
             let before = heap().unwrap().in_use;
             let source = ParquetOptions::new().mixed(1).open([&path]).unwrap();
@@ -120,5 +124,41 @@ fn what_is_held_never_passes_what_was_said() {
             // And it is no fairy tale: no more than twice what is really taken, but for what codecs in C take.
             assert!(told <= 2 * taken + (2 << 20), "{codec}, {layout}: {taken} bytes are held, {told} were told of");
         }
+    }
+}
+
+/// A JPEG of noise, whose bytes compress no further.
+fn jpeg(id: u64) -> Vec<u8> {
+    let (width, height) = (300 + (id % 7) as u32, 200);
+    let pixels: Vec<u8> = (0..width as u64 * height as u64 * 3).map(|at| mix64(at ^ id << 32) as u8).collect();
+    let mut out = Vec::new();
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(Cursor::new(&mut out), 60);
+    encoder.write_image(&pixels, width, height, ExtendedColorType::Rgb8).unwrap();
+    out
+}
+
+#[test]
+fn an_epoch_brings_each_row_once_and_its_row_groups_are_in_the_budget() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let folder = tempfile::tempdir().unwrap();
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_dictionary_enabled(false);
+    let path = write(folder.path(), properties.build(), jpeg);
+    let source = Arc::new(ParquetOptions::new().open([&path]).unwrap());
+    let told = source.reading().held_bytes;
+    let builder = || {
+        let transform = RandomResizedCrop::new(64).flip(0.5);
+        Loader::builder(Arc::clone(&source)).transform(transform).batch_size(48).workers(1)
+    };
+    let Err(Error::OverBudget { needed, .. }) = builder().ram_budget(ByteCount(told)).build() else {
+        panic!("a budget of {told} bytes holds the row groups and nothing else");
+    };
+    assert!(needed.0 > told);
+    let loader = builder().ram_budget(ByteCount(needed.0)).build().unwrap();
+    for epoch in 0..2 {
+        let mut labels: Vec<u32> = loader.epoch(epoch).flat_map(|batch| batch.unwrap().labels().to_vec()).collect();
+        // Row groups are mixed two by two, and not in the order of the file.
+        assert!(!labels.is_sorted());
+        labels.sort_unstable();
+        assert_eq!(labels, (0..ROWS as u32).collect::<Vec<_>>());
     }
 }

@@ -83,17 +83,22 @@ fn taken(held: &HeldBlocks) -> (u64, usize) {
     )
 }
 
-/// Waits until so many readers use the place that a block is loaded into.
-fn wait_for_users(held: &HeldBlocks, block: u64, users: usize) {
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     for _ in 0..PATIENCE.as_millis() {
-        let table = lock(&held.table);
-        if table.find(block).is_some_and(|at| table.places[at].users == users) {
+        if is_so() {
             return;
         }
-        drop(table);
         thread::sleep(Duration::from_millis(1));
     }
-    panic!("{users} readers have not come to block {block}");
+    panic!("not so, in {PATIENCE:?}: {what}");
+}
+
+/// Waits until so many readers use the place that a block is loaded into.
+fn wait_for_users(held: &HeldBlocks, block: u64, users: usize) {
+    wait_until("readers have come to a block", || {
+        let table = lock(&held.table);
+        table.find(block).is_some_and(|at| table.places[at].users == users)
+    });
 }
 
 #[test]
@@ -205,12 +210,14 @@ fn loads_that_fail_and_panic_harm_nobody_else() {
     assert!(table.places.iter().all(|place| place.users == 0 && place.buffer.is_some()));
 }
 
+type Read = Result<(), SourceError>;
+
 /// Starts a load that waits for a word, then lets others come to the same block, then gives the word: what came of each.
 fn together(
     held: &HeldBlocks,
     blocks: &Blocks,
     end: impl FnOnce() -> Result<(), SourceError> + Send,
-) -> (thread::Result<Result<(), SourceError>>, Vec<Result<(), SourceError>>) {
+) -> (thread::Result<Read>, Vec<Read>) {
     let (go, wait): (Sender<()>, Receiver<()>) = channel();
     thread::scope(|scope| {
         let first = scope.spawn(move || {
@@ -287,9 +294,7 @@ fn different_blocks_load_at_the_same_time_up_to_the_limit() {
             })
             .collect();
         let two = [arrivals.recv_timeout(PATIENCE).unwrap(), arrivals.recv_timeout(PATIENCE).unwrap()];
-        while lock(&held.table).waiting == 0 {
-            thread::yield_now();
-        }
+        wait_until("the third waits for its turn", || lock(&held.table).waiting == 1);
         assert_eq!(lock(&held.table).loads, 2);
         goes[two[0] as usize].send(()).unwrap();
         // The third comes only now; a send to those that have gone says so, and does not matter.

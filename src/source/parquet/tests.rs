@@ -230,7 +230,7 @@ fn what_is_no_parquet_file_is_refused_with_advice() {
     let whole = fs::read(write(folder.path(), "a.parquet", &rows(0, 20), &Shape::default())).unwrap();
     fs::write(at("cut"), &whole[..whole.len() - 100]).unwrap();
     fs::write(at("secret"), [&whole[..whole.len() - 4], b"PARE"].concat()).unwrap();
-    let mut long = whole.clone();
+    let mut long = whole;
     let end = long.len();
     long[end - 8..end - 4].copy_from_slice(&u32::MAX.to_le_bytes());
     fs::write(at("long"), long).unwrap();
