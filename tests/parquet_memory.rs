@@ -35,7 +35,7 @@ const GROUP_ROWS: usize = 40;
 /// An image of up to 96 KiB; some twice, so that a dictionary has a use.
 fn image(id: u64) -> Vec<u8> {
     let seed = mix64(id / 2);
-    let random = |i: u64| if i % 4 == 0 { mix64(seed ^ i << 24) as u8 } else { (i / 97) as u8 };
+    let random = |i: u64| if i.is_multiple_of(4) { mix64(seed ^ i << 24) as u8 } else { (i / 97) as u8 };
     (0..(24 << 10) + seed % (72 << 10)).map(random).collect()
 }
 
@@ -72,6 +72,7 @@ fn what_is_held_never_passes_what_was_said() {
         Compression::LZ4,
         Compression::LZ4_RAW,
     ];
+    let images: Vec<Vec<u8>> = (0..ROWS as u64).map(image).collect();
     for codec in codecs {
         // One page for all of a row group, as other writers have it; many small ones; a dictionary; delta encoding.
         for (layout, page_bytes, dictionary, delta) in [
@@ -92,7 +93,7 @@ fn what_is_held_never_passes_what_was_said() {
                 properties = properties.set_encoding(Encoding::DELTA_BYTE_ARRAY);
                 properties = properties.set_column_encoding("label".into(), Encoding::PLAIN);
             }
-            let path = write(folder.path(), properties.build(), image);
+            let path = write(folder.path(), properties.build(), |id| images[id as usize].clone());
             // Without the index of the source, which is counted by itself.
             let before = heap().unwrap().in_use;
             let source = ParquetOptions::new().mixed(1).open([&path]).unwrap();

@@ -76,6 +76,15 @@ impl Chunk {
         is_inside.then_some(Chunk { start, bytes, has_dictionary, compression })
     }
 
+    /// What the pages are compressed with, where that cannot be undone here.
+    pub(super) fn foreign_codec(&self) -> Option<&'static str> {
+        match self.compression {
+            Compression::BROTLI(_) => Some("Brotli"),
+            Compression::LZO => Some("LZO"),
+            _ => None,
+        }
+    }
+
     fn metadata(&self, column: &ColumnDescPtr) -> Result<ColumnChunkMetaData, ParquetError> {
         // Both fit: the file's size does.
         ColumnChunkMetaData::builder(Arc::clone(column))

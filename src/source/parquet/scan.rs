@@ -151,10 +151,19 @@ impl Scan<'_> {
     }
 
     fn chunk(&self, number: u32, group: &RowGroupMetaData, leaf: &Leaf) -> Result<Chunk, SourceError> {
-        let chunk = group.columns().get(leaf.number).and_then(|column| Chunk::of(column, self.file.bytes));
+        let unusable = |cause| self.file.unusable(&format!("row group {number}"), cause);
         let name = leaf.column.path().string();
-        let cause = || format!("the footer says that the column '{name}' lies outside of the file, which is damaged");
-        chunk.ok_or_else(|| self.file.unusable(&format!("row group {number}"), cause()))
+        let Some(chunk) = group.columns().get(leaf.number).and_then(|column| Chunk::of(column, self.file.bytes)) else {
+            return Err(unusable(format!(
+                "the footer says that the column '{name}' lies outside of the file: it is damaged"
+            )));
+        };
+        match chunk.foreign_codec() {
+            None => Ok(chunk),
+            Some(codec) => Err(unusable(format!(
+                "the column '{name}' is compressed with {codec}, which is not supported: write it with Snappy or Zstandard"
+            ))),
+        }
     }
 
     fn read_labels(

@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use parquet::basic::{Compression, GzipLevel, ZstdLevel};
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::properties::WriterVersion;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use tempfile::TempDir;
@@ -401,6 +402,21 @@ fn files_of_different_data_sets_are_told_apart() {
     assert!(
         refusal([write(folder.path(), "f.parquet", &more, &bare)]).contains("is 'label' the column of the labels?")
     );
+}
+
+#[test]
+fn codecs_that_are_not_supported_are_named() {
+    let schema = Arc::new(parquet::schema::parser::parse_message_type(HUB).unwrap());
+    let column = parquet::schema::types::SchemaDescriptor::new(schema).column(1);
+    let codec = |codec| {
+        let metadata = ColumnChunkMetaData::builder(column.clone()).set_compression(codec).build().unwrap();
+        Chunk::of(&metadata, 100).unwrap().foreign_codec()
+    };
+    assert_eq!(
+        (codec(Compression::BROTLI(BrotliLevel::default())), codec(Compression::LZO)),
+        (Some("Brotli"), Some("LZO"))
+    );
+    assert_eq!((codec(Compression::SNAPPY), codec(Compression::LZ4)), (None, None));
 }
 
 #[test]
