@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::Profile;
-use feedstock::source::SHUFFLE_BUFFER;
+use feedstock::source::{SHARD_EXTENSIONS, SHUFFLE_BUFFER};
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
@@ -26,9 +26,6 @@ use super::table::counted;
 
 /// Folders beside `train` that are validated on.
 const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
-
-/// What shards are called.
-const SHARD_EXTENSIONS: [&str; 4] = [".tar", ".tar.zst", ".tzst", ".parquet"];
 
 /// How pictures are decoded.
 #[derive(Args, Clone)]
@@ -194,7 +191,8 @@ impl LoaderArgs {
 /// What to train and to validate on: folders in `data` that are called so, or shards in it whose names begin so.
 pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
     let entries = |path: &Path| -> Vec<fs::DirEntry> { fs::read_dir(path).into_iter().flatten().flatten().collect() };
-    let is_shard = |name: &str| SHARD_EXTENSIONS.iter().any(|extension| name.ends_with(extension));
+    let extension = |name: &str| SHARD_EXTENSIONS.iter().find(|one| name.ends_with(&format!(".{one}"))).copied();
+    let is_shard = |name: &str| extension(name).is_some();
     let holds_data = |path: &Path| {
         entries(path).iter().any(|entry| entry.path().is_dir() || is_shard(&entry.file_name().to_string_lossy()))
     };
@@ -216,8 +214,7 @@ pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Optio
         .collect();
     let shards = |front: &str| {
         let one = names.iter().find(|name| name.starts_with(front))?;
-        let extension = SHARD_EXTENSIONS.iter().find(|extension| one.ends_with(**extension))?;
-        Some(data.join(format!("{front}*{extension}")))
+        Some(data.join(format!("{front}*.{}", extension(one)?)))
     };
     match (shards("train"), VALIDATION_NAMES.iter().find_map(|name| shards(name))) {
         (Some(train), Some(beside)) => (train, Some(beside)),

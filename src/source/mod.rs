@@ -5,16 +5,15 @@ mod concat;
 pub mod conformance;
 mod error;
 mod folder;
-mod held;
-mod index;
-mod memory;
-mod mmap;
 #[allow(dead_code, reason = "which parts of it are used depends on the sources that are built")]
 mod held;
 mod index;
 mod memory;
+mod mmap;
+mod open;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod pattern;
 mod scan;
 mod shards;
 mod subset;
@@ -26,13 +25,12 @@ pub use concat::Concat;
 pub use error::SourceError;
 pub use folder::ImageFolder;
 pub use memory::MemorySource;
+pub use open::{SHARD_EXTENSIONS, open, open_with};
 #[cfg(feature = "parquet")]
 pub use parquet::{ParquetOptions, ParquetSource};
 pub use scan::{IMAGE_EXTENSIONS, Unreadable};
 pub use shards::TarShards;
 pub use subset::Subset;
-
-use std::path::Path;
 
 use crate::sync::Arc;
 use crate::units::{ByteCount, SampleId};
@@ -147,28 +145,6 @@ impl Default for Reading {
     /// Two at once, and nothing held.
     fn default() -> Self {
         Reading { at_once: 2, held_bytes: 0 }
-    }
-}
-
-/// Opens whatever lies at a path: a folder of class folders, a folder of shards, a shard, or the shards that a pattern
-/// stands for (`train-{0000..0146}.tar`, `train-*.tar`).
-///
-/// # Errors
-/// As [`ImageFolder::open`] and [`TarShards::open`].
-pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
-    open_with(path, SHUFFLE_BUFFER)
-}
-
-/// As [`open`], with another shuffle buffer for what comes in [`Blocks`].
-///
-/// # Errors
-/// As [`open`].
-pub fn open_with(path: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
-    let path = path.as_ref();
-    if shards::is_meant(path)? {
-        Ok(Arc::new(TarShards::open_with(path, shuffle_buffer)?))
-    } else {
-        Ok(Arc::new(ImageFolder::open(path)?))
     }
 }
 

@@ -99,7 +99,7 @@ impl ParquetSource {
         ParquetOptions::new().open(paths)
     }
 
-    fn assemble(scanned: Vec<Scanned>, texts: Texts, mixed: usize) -> Result<Self, SourceError> {
+    fn assemble(scanned: Vec<Scanned>, texts: Texts, mixed: impl Fn(u64) -> usize) -> Result<Self, SourceError> {
         let (classes, places) = classes(&scanned, texts)?;
         let (mut files, mut groups, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         let (mut sizes, mut labels, mut notes) = (Vec::new(), Vec::new(), Vec::new());
@@ -130,7 +130,7 @@ impl ParquetSource {
         let mut said = HashSet::new();
         notes.retain(|note| said.insert(note.clone()));
         notes.extend(about_rows(&files, &sizes, &labels)?);
-        let blocks = Blocks::new(ends, mixed);
+        let blocks = Blocks::new(ends, mixed(block_bytes_max));
         if block_bytes_max > BLOCK_BYTES_NOTED {
             notes.push(format!(
                 "the largest row group has {} of images, and up to {} are held at once: written with smaller row groups \

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::scan::{Texts, scan};
 use super::{ParquetSource, SourceError};
-
-/// Row groups that are shuffled together where nobody asks for a number.
-const MIXED: usize = 2;
+use crate::source::SHUFFLE_BUFFER;
+use crate::units::ByteCount;
 
 /// How Parquet files are read: which columns, and how many row groups are shuffled together.
 ///
@@ -28,7 +27,8 @@ const MIXED: usize = 2;
 pub struct ParquetOptions {
     pub(super) image_column: Option<String>,
     pub(super) label_column: Option<String>,
-    mixed: usize,
+    mixed: Option<usize>,
+    shuffle_buffer: ByteCount,
     pub(super) index_folder: Option<PathBuf>,
 }
 
@@ -39,10 +39,17 @@ impl Default for ParquetOptions {
 }
 
 impl ParquetOptions {
-    /// Columns are found by their names and kinds, two row groups are shuffled together, and indices lie beside the files.
+    /// Columns are found by their names and kinds, row groups of up to 32 MiB are shuffled together, and indices lie beside
+    /// the files.
     #[must_use]
     pub fn new() -> Self {
-        ParquetOptions { image_column: None, label_column: None, mixed: MIXED, index_folder: None }
+        ParquetOptions {
+            image_column: None,
+            label_column: None,
+            mixed: None,
+            shuffle_buffer: SHUFFLE_BUFFER,
+            index_folder: None,
+        }
     }
 
     /// The column of the images: a struct with `bytes`, or a binary column.
@@ -66,7 +73,15 @@ impl ParquetOptions {
     #[must_use]
     pub fn mixed(mut self, blocks: usize) -> Self {
         assert!(blocks > 0, "no row groups are shuffled together");
-        self.mixed = blocks;
+        self.mixed = Some(blocks);
+        self
+    }
+
+    /// How much is shuffled together, where no number of row groups is asked for: as many of the largest as this holds, one
+    /// at least.
+    #[must_use]
+    pub fn shuffle_buffer(mut self, bytes: ByteCount) -> Self {
+        self.shuffle_buffer = bytes;
         self
     }
 
@@ -92,6 +107,10 @@ impl ParquetOptions {
             }
             files.push(scanned);
         }
-        ParquetSource::assemble(files, texts, self.mixed)
+        let mixed = |largest: u64| {
+            self.mixed
+                .unwrap_or_else(|| self.shuffle_buffer.0.checked_div(largest).unwrap_or(1).clamp(1, 1 << 20) as usize)
+        };
+        ParquetSource::assemble(files, texts, mixed)
     }
 }

@@ -427,7 +427,7 @@ fn large_row_groups_are_noted() {
     let mut scanned = scan::scan(&path, &file, &mut texts).unwrap();
     // As if its images were larger: writing so many bytes takes its time.
     scanned.sizes.rows[3] = 300 << 20;
-    let source = ParquetSource::assemble(vec![scanned], texts, 2).unwrap();
+    let source = ParquetSource::assemble(vec![scanned], texts, |_| 2).unwrap();
     assert!(source.notes()[0].starts_with("the largest row group has 300"), "{:?}", source.notes());
     assert!(source.reading().held_bytes > 600 << 20);
     // And as it is not so, it is seen.

@@ -13,11 +13,10 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::super::index::{DirectoryIndex, NAME_BYTES_MAX};
 use super::super::mmap::Identity;
+use super::super::open::INDEX_SUFFIX as SUFFIX;
 use super::zst::Frame;
 
 const MAGIC: [u8; 8] = *b"FEEDIDX\x01";
-/// What a shard's name is followed by in that of its index.
-pub(super) const SUFFIX: &str = "feedstock-index";
 
 /// One sample, as a scan finds it.
 pub(super) struct Entry<'a> {

@@ -5,14 +5,14 @@ mod bench;
 mod index;
 mod label;
 mod open;
-mod pattern;
 mod scan;
 mod stream;
 mod walk;
 mod zst;
 
 use std::mem::{size_of, size_of_val};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use super::index::Index;
 use super::mmap::Mapped;
@@ -22,8 +22,6 @@ use crate::units::{ByteCount, SampleId};
 use bench::Benches;
 use stream::{Place, Streams};
 use zst::Frame;
-
-pub(super) use open::is_meant;
 
 /// Ranges that are closer than this are asked of storage in one go.
 const JOIN_BYTES: u64 = 128 << 10;
@@ -119,7 +117,14 @@ impl TarShards {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(pattern: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Self, SourceError> {
-        open::open(pattern.as_ref(), shuffle_buffer)
+        let path = pattern.as_ref();
+        let files = super::open::files(path)?.unwrap_or_default();
+        Self::of(&super::folder::readable(path.as_os_str().as_bytes()), &files, shuffle_buffer)
+    }
+
+    /// The source of these shards, of which all together are called `title`.
+    pub(super) fn of(title: &str, shards: &[PathBuf], shuffle_buffer: ByteCount) -> Result<Self, SourceError> {
+        open::open(title, shards, shuffle_buffer)
     }
 
     fn shard(&self, id: SampleId) -> u32 {

@@ -22,12 +22,10 @@ use super::index::{Compression, ShardIndex, load, save};
 use super::stream::{self, Streams};
 use super::walk::Stream;
 use super::zst::{self, Frame, WINDOW_BYTES_MAX};
-use super::{Shard, Storage, TarShards, pattern, scan};
+use super::{Shard, Storage, TarShards, scan};
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
 use crate::units::ByteCount;
 
-/// What shards are called.
-const EXTENSIONS: [&str; 3] = [".tar", ".tar.zst", ".tzst"];
 /// The largest frame whose content is held to read a part of it, bytes of content.
 const FRAME_BYTES_MAX: u64 = 16 << 20;
 /// Scanning threads where nobody asks for a number: a scan waits for storage most of the time.
@@ -39,50 +37,17 @@ const LABEL_MAX: u32 = 1 << 20;
 /// The largest list of classes beside shards that is read, bytes.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
-/// Whether a path stands for shards: a pattern, a file, or a folder with shards directly in it.
-pub(in super::super) fn is_meant(path: &Path) -> Result<bool, SourceError> {
-    let is_folder = path.is_dir();
-    let is_pattern = || path.to_str().is_some_and(pattern::is_pattern);
-    Ok(path.is_file() || (!is_folder && is_pattern()) || (is_folder && !listed(path)?.is_empty()))
-}
-
-/// The shards directly in a folder, sorted by name; none where it has none.
-fn listed(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
-    let refuse = |source| io_error("list", folder, source);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(refuse)? {
-        let name = entry.map_err(refuse)?.file_name();
-        if is_shard(name.as_bytes()) && !name.as_bytes().starts_with(b".") {
-            found.push(folder.join(name));
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-/// Whether a file is called as a shard is.
-fn is_shard(name: &[u8]) -> bool {
-    EXTENSIONS.iter().any(|extension| name.to_ascii_lowercase().ends_with(extension.as_bytes()))
-}
-
-pub(super) fn open(path: &Path, shuffle_buffer: ByteCount) -> Result<TarShards, SourceError> {
-    let text = path.to_str().filter(|text| pattern::is_pattern(text) && !path.exists());
-    let paths = match text {
-        Some(text) => pattern::expand(text)?,
-        None if path.is_dir() => listed(path)?,
-        None => vec![path.to_owned()],
-    };
+pub(super) fn open(title: &str, paths: &[PathBuf], shuffle_buffer: ByteCount) -> Result<TarShards, SourceError> {
     if paths.is_empty() {
-        let called = EXTENSIONS.map(|extension| format!("*{extension}")).join(", ");
-        return Err(SourceError::unusable(path, None, format!("there are no shards in it ({called})")));
+        return Err(SourceError::unusable(Path::new(title), None, "there are no shards (*.tar, *.tar.zst) there"));
     }
     let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (shard, index, note) in index_all(&paths)? {
+    for (shard, index, note) in index_all(paths)? {
         shards.push(shard);
         indices.push(index);
         notes.extend(note);
     }
-    assemble(readable(path.as_os_str().as_bytes()), shards, indices, notes.into_iter().collect(), shuffle_buffer)
+    assemble(title.to_owned(), shards, indices, notes.into_iter().collect(), shuffle_buffer)
 }
 
 type Indexed = (Shard, ShardIndex, Option<String>);

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::super::SourceError;
-use super::super::mmap::io_error;
+use super::SourceError;
+use super::mmap::io_error;
 
 /// More shards than this are a typing error.
 pub(super) const SHARDS_MAX: usize = 1 << 20;
@@ -92,7 +92,7 @@ fn stars(pattern: &str) -> Result<Vec<PathBuf>, Result<SourceError, String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(listed).map_err(refuse)? {
         let entry = entry.map_err(refuse)?.file_name();
-        let ours = entry.as_bytes().ends_with(super::index::SUFFIX.as_bytes());
+        let ours = entry.as_bytes().ends_with(super::open::INDEX_SUFFIX.as_bytes());
         if fits(name.as_bytes(), entry.as_bytes()) && !entry.as_bytes().starts_with(b".") && !ours {
             found.push(folder.join(entry));
         }

@@ -1,0 +1,120 @@
+//! Owns what a path stands for: a folder of class folders, shards, Parquet files, or a pattern of these. It must never look
+//! into a file: names tell.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::folder::readable;
+use super::mmap::io_error;
+use super::{ImageFolder, SHUFFLE_BUFFER, Source, SourceError, TarShards, pattern};
+use crate::sync::Arc;
+use crate::units::ByteCount;
+
+/// What files of many samples are called.
+pub const SHARD_EXTENSIONS: [&str; 4] = ["tar", "tar.zst", "tzst", "parquet"];
+
+/// What a shard's name is followed by in that of its index.
+pub(super) const INDEX_SUFFIX: &str = "feedstock-index";
+
+/// Opens whatever lies at a path: a folder of class folders; shards (tars, or Parquet files with the feature `parquet`), as
+/// one file, as a folder of them, or as a pattern (`train-{0000..0146}.tar`, `train-*.parquet`).
+///
+/// # Errors
+/// As [`ImageFolder::open`], [`TarShards::open`] and [`ParquetSource::open`](super::ParquetSource::open).
+pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
+    open_with(path, SHUFFLE_BUFFER)
+}
+
+/// As [`open`], with another shuffle buffer for what comes in [`Blocks`](super::Blocks).
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
+    let path = path.as_ref();
+    let Some(files) = files(path)? else { return Ok(Arc::new(ImageFolder::open(path)?)) };
+    let parquet = files.iter().filter(|file| is_called(file, "parquet")).count();
+    match parquet {
+        0 => Ok(Arc::new(TarShards::of(&readable(path.as_os_str().as_bytes()), &files, shuffle_buffer)?)),
+        some if some == files.len() => parquet_files(path, &files, shuffle_buffer),
+        some => {
+            let cause =
+                format!("{some} of {} files are Parquet, and the others are not: name those of one kind", files.len());
+            Err(SourceError::unusable(path, None, cause))
+        }
+    }
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_files(_: &Path, files: &[PathBuf], buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(Arc::new(super::ParquetOptions::new().shuffle_buffer(buffer).open(files)?))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_files(path: &Path, _: &[PathBuf], _: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
+    let cause = "this program was built without Parquet: build it with the feature `parquet`";
+    Err(SourceError::unusable(path, None, cause))
+}
+
+/// The files of samples that a path stands for; none where it is a folder without any (or nothing at all).
+pub(super) fn files(path: &Path) -> Result<Option<Vec<PathBuf>>, SourceError> {
+    if path.is_dir() {
+        let shards = listed(path)?;
+        return Ok((!shards.is_empty()).then_some(shards));
+    }
+    match path.to_str().filter(|text| pattern::is_pattern(text) && !path.exists()) {
+        Some(text) => pattern::expand(text).map(Some),
+        None => {
+            Ok((path.is_file() || SHARD_EXTENSIONS.iter().any(|one| is_called(path, one))).then(|| vec![path.into()]))
+        }
+    }
+}
+
+/// The shards directly in a folder, sorted by name.
+fn listed(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
+    let refuse = |source| io_error("list", folder, source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(refuse)? {
+        let name = entry.map_err(refuse)?.file_name();
+        let is_shard = SHARD_EXTENSIONS.iter().any(|one| is_called(Path::new(&name), one));
+        if is_shard && !name.as_bytes().starts_with(b".") {
+            found.push(folder.join(name));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Whether a file has this extension, in any case.
+fn is_called(file: &Path, extension: &str) -> bool {
+    let name = file.as_os_str().as_bytes().to_ascii_lowercase();
+    name.strip_suffix(extension.as_bytes()).is_some_and(|front| front.ends_with(b"."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_what_lies_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        assert_eq!(files(folder.path()).unwrap(), None);
+        for name in ["b.TAR", "a.tar.zst", ".c.tar", "tar", "a.tar.zst.feedstock-index", "d.jpg"] {
+            fs::write(at(name), "").unwrap();
+        }
+        assert_eq!(files(folder.path()).unwrap(), Some(vec![at("a.tar.zst"), at("b.TAR")]));
+        assert_eq!(files(&at("[ab]*.{tar,x}")).unwrap_err().to_string().contains("stands for no shards"), true);
+        assert_eq!(files(&at("{a,b}.{tar.zst,TAR}")).unwrap().map(|all| all.len()), Some(4));
+        assert_eq!(files(&at("missing.tar")).unwrap(), Some(vec![at("missing.tar")]));
+        assert_eq!(files(&at("missing")).unwrap(), None);
+        fs::write(at("e.parquet"), "").unwrap();
+        let error = open(folder.path()).err().unwrap().to_string();
+        assert!(error.contains("1 of 3 files are Parquet"), "{error}");
+        #[cfg(not(feature = "parquet"))]
+        {
+            let error = open(at("e.parquet")).err().unwrap().to_string();
+            assert!(error.contains("e.parquet: this program was built without Parquet"), "{error}");
+        }
+    }
+}
