@@ -21,7 +21,7 @@ use common::{
 
 #[test]
 fn every_help_is_short_and_has_an_example() {
-    for verb in ["", "train", "plan", "bench", "prove", "inspect", "doctor"] {
+    for verb in ["", "train", "plan", "bench", "prove", "inspect", "pack", "verify", "doctor"] {
         let args = [verb, "--help"];
         let help = run(args.iter().filter(|word| !word.is_empty())).ok();
         assert!(help.out.contains("Usage: feedstock") && help.out.contains("Example"), "{help:?}");

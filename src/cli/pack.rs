@@ -130,9 +130,12 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
         let (course, json) = (course.clone(), args.json);
         context.stop.last_words(move || drop(print(course.cut_short(json))));
     }
-    let line = Mutex::new(Progress::new(source.len()));
+    let line = Mutex::new(Progress::new(0));
     let told = |done: &Done| {
-        *lock(&course.done) = *done;
+        let before = std::mem::replace(&mut *lock(&course.done), *done);
+        if before.samples != done.samples {
+            lock(&line).expect(done.samples);
+        }
         lock(&line).at(done.samples_done, || course.line());
     };
     let stop = context.stop.clone();

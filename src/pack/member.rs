@@ -36,7 +36,8 @@ impl<'a> Members<'a> {
     pub(super) fn look_at(mut self, archive: &mut tar::Archive<impl Read>, seen: &AtomicU64) -> Option<u64> {
         let cannot = |error: io::Error| (self.damaged)(format!("its members cannot be listed: {error}"));
         let mut samples = 0;
-        for entry in archive.entries().map_err(cannot).ok()? {
+        // As they lie there: packed shards have no long names, and one that came of damage could be of any length.
+        for entry in archive.entries().map_err(cannot).ok()?.raw(true) {
             let listed = entry.and_then(|mut entry| {
                 let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
                 let bytes = entry.size();

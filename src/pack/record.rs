@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -254,8 +255,9 @@ fn put(
     place: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> Result<(), PackError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    // Jobs that share the folder may write the same file at the same time.
-    let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+    // Jobs that share the folder may write the same file at the same time, on machines that number processes alike.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    let partial = path.with_file_name(format!(".{name}.{}-{now}.partial", std::process::id()));
     let written = File::create(&partial).and_then(|file| {
         let mut out = BufWriter::new(file);
         write(&mut out)?;

@@ -267,11 +267,9 @@ mod tests {
     #[test]
     fn a_compressor_takes_no_more_than_is_said() {
         for level in 1..=LEVEL_MAX {
-            // The largest are few, for the time that they take.
-            let sizes: &[usize] =
-                if level % 6 == 1 { &[15, 3 << 10, 150 << 10, 600 << 10, 5 << 20] } else { &[3 << 10, 300 << 10] };
-            for &bytes in sizes {
-                let content = noise(bytes);
+            for bytes in [15, 3 << 10, 150 << 10, 300 << 10, 5 << 20, 20 << 20] {
+                // What it holds does not depend on what the content is, and this is quick.
+                let content = vec![0; bytes];
                 let mut compressor = Compressor::new(level).unwrap();
                 compressor.set_parameter(CParameter::ChecksumFlag(true)).unwrap();
                 compressor.compress(&content).unwrap();

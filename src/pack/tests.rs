@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use image::{DynamicImage, ImageFormat, RgbImage};
 use serde_json::Value;
@@ -37,15 +38,18 @@ fn classes() -> Vec<String> {
 
 /// Pictures of several kinds and sizes, one of them turned.
 fn samples() -> Vec<(Vec<u8>, u32)> {
-    let turned = "tests/fixtures/decode/orientation6.jpg";
-    let turned = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(turned)).unwrap();
-    let one = |seed: u32| match seed % 8 {
-        7 => turned.clone(),
-        3 => encoded(&picture(seed, 50 + seed, 40), ImageFormat::Png),
-        5 => encoded(&picture(seed, 16, 30), ImageFormat::Gif),
-        _ => encoded(&picture(seed, 60 + seed, 90), ImageFormat::Jpeg),
-    };
-    (0..SAMPLES).map(|seed| (one(seed), seed % 3)).collect()
+    static SAMPLES_MADE: LazyLock<Vec<(Vec<u8>, u32)>> = LazyLock::new(|| {
+        let turned = "tests/fixtures/decode/orientation6.jpg";
+        let turned = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(turned)).unwrap();
+        let one = |seed: u32| match seed % 8 {
+            7 => turned.clone(),
+            3 => encoded(&picture(seed, 50 + seed, 40), ImageFormat::Png),
+            5 => encoded(&picture(seed, 16, 30), ImageFormat::Gif),
+            _ => encoded(&picture(seed, 60 + seed, 90), ImageFormat::Jpeg),
+        };
+        (0..SAMPLES).map(|seed| (one(seed), seed % 3)).collect()
+    });
+    SAMPLES_MADE.clone()
 }
 
 pub(super) fn source() -> MemorySource {

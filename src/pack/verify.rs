@@ -29,7 +29,7 @@ const PROBLEMS_MAX: usize = 1000;
 pub struct VerifySettings {
     /// Whether the headers of pictures are read, too.
     pub pictures: bool,
-    /// The most threads that verify, a shard each; none: as many as there are cores. Each takes up to 26 MiB.
+    /// The most threads that verify, a shard each; none: as many as there are cores. Each takes up to 32 MiB.
     pub workers: Option<usize>,
 }
 
