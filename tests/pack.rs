@@ -1,5 +1,5 @@
-//! `feedstock pack` and `feedstock verify` as their users meet them: what is said, exit codes, an early end, a sudden end,
-//! and a set that is the same after all of it.
+//! `feedstock pack` and `feedstock verify` as their users meet them: what is said, exit codes, an early end, a sudden
+//! end, and a set that is the same after all of it.
 #![cfg(feature = "cli")]
 
 mod common;

@@ -1,4 +1,5 @@
-//! Owns `feedstock pack`: the arguments of a packing, its progress and what is said of it. It must never touch a sample.
+//! Owns `feedstock pack`: the arguments of a packing, its progress and what is said of it. It must never touch a
+//! sample.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -20,12 +21,12 @@ use super::{Context, lock};
 
 const MORE: &str = "\
 DST gets shard-00000.tar and so on, and manifest.json. A sample is two members of a shard: KEY.jpg (or .png, ...; with \
---decoded KEY.ppm.zst) and KEY.cls, the number of its class. The bytes are a function of the data, the settings and the seed, \
-whatever the workers and the budget.
+--decoded KEY.ppm.zst) and KEY.cls, the number of its class. The bytes are a function of the data, the settings and \
+the seed, whatever the workers and the budget.
 
-A run that was broken off goes on where it was when it is started again with the same settings. Several jobs can share the \
-work, each with a --shard-of of its own; the last one writes the manifest. Pictures that cannot be used are left out and \
-listed; the exit code is then 4.
+A run that was broken off goes on where it was when it is started again with the same settings. Several jobs can share \
+the work, each with a --shard-of of its own; the last one writes the manifest. Pictures that cannot be used are left \
+out and listed; the exit code is then 4.
 
 Examples:
   feedstock pack photos/train shards/train

@@ -1,5 +1,5 @@
-//! Owns `feedstock verify`: the arguments of a verification, its progress and what is said of it. It must never change a
-//! set.
+//! Owns `feedstock verify`: the arguments of a verification, its progress and what is said of it. It must never change
+//! a set.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -18,9 +18,9 @@ use super::table::counted;
 use super::{Context, lock};
 
 const MORE: &str = "\
-Each shard's size and hash are held against the manifest, its members listed and counted, and those that are compressed \
-decompressed, which checks their checksums. Shards that are missing, additional or damaged are named; the exit code is 4 if \
-anything is wrong.
+Each shard's size and hash are held against the manifest, its members listed and counted, and those that are \
+compressed decompressed, which checks their checksums. Shards that are missing, additional or damaged are named; the \
+exit code is 4 if anything is wrong.
 
 Examples:
   feedstock verify shards/train

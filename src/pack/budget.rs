@@ -1,6 +1,6 @@
-//! Owns how the RAM budget of a packing is shared out: what is fixed, how many workers there are, and what their samples
-//! and pictures may take together. It must never let what a picture may take depend on the number of workers: what is
-//! refused at a budget is refused at that budget every time.
+//! Owns how the RAM budget of a packing is shared out: what is fixed, how many workers there are, and what their
+//! samples and pictures may take together. It must never let what a picture may take depend on the number of workers:
+//! what is refused at a budget is refused at that budget every time.
 
 use super::{PackError, Treatment};
 use crate::ByteCount;
@@ -14,8 +14,8 @@ pub(super) const SKIPPED_BYTES_MAX: usize = 128 << 10;
 /// What a worker takes besides its sample: buffer, list, hash, header.
 const WORKER_BYTES: u64 = BUFFER_BYTES as u64 + SKIPPED_BYTES_MAX as u64 + (16 << 10);
 
-/// Who may hold what. A worker that holds a sample may wait for room for its picture, one that holds a picture waits for
-/// nothing; and since accounts have caps, samples can never take what a picture waits for.
+/// Who may hold what. A worker that holds a sample may wait for room for its picture, one that holds a picture waits
+/// for nothing; and since accounts have caps, samples can never take what a picture waits for.
 pub(super) struct Accounts {
     pub(super) ledger: Ledger,
     /// Samples as they are stored.

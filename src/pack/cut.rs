@@ -1,5 +1,5 @@
-//! Owns which sample goes where: the packed order, where it is cut into shards, and the keys. It must never read a sample:
-//! all of it is known from the index.
+//! Owns which sample goes where: the packed order, where it is cut into shards, and the keys. It must never read a
+//! sample: all of it is known from the index.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! Owns why packing and verifying end early, in words that name the path, the numbers and what to do next. It must never
-//! speak of a single bad sample: such are listed, and the run goes on.
+//! Owns why packing and verifying end early, in words that name the path, the numbers and what to do next. It must
+//! never speak of a single bad sample: such are listed, and the run goes on.
 
 use std::fmt;
 use std::io;
@@ -124,8 +124,8 @@ impl fmt::Display for PackError {
             }
             PackError::OtherSettings { path, setting, recorded, asked } => write!(
                 f,
-                "{} was begun with another {setting}: {recorded} then, {asked} now; use the same again, or pack to another \
-                 folder",
+                "{} was begun with another {setting}: {recorded} then, {asked} now; use the same again, or pack to \
+                 another folder",
                 path.display()
             ),
             PackError::Occupied { path } => write!(
@@ -138,7 +138,8 @@ impl fmt::Display for PackError {
             }
             PackError::NotPacked { path } => write!(
                 f,
-                "there is no {}: the folder is no packed set, or packing has not ended (pack again, it goes on where it was)",
+                "there is no {}: the folder is no packed set, or packing has not ended (pack again, it goes on where it \
+                 was)",
                 path.display()
             ),
             PackError::Unreadable { path, cause } => {
@@ -146,8 +147,8 @@ impl fmt::Display for PackError {
             }
             PackError::NotAsWritten { path } => write!(
                 f,
-                "{} reads back otherwise than it was written: check the disk and the memory, and pack again (it goes on \
-                 where it was)",
+                "{} reads back otherwise than it was written: check the disk and the memory, and pack again (it goes \
+                 on where it was)",
                 path.display()
             ),
             PackError::Io { doing, path, source } => {

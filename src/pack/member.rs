@@ -1,5 +1,5 @@
-//! Owns the look at the members of one shard: pairs of a picture and its class, in their order, each as it should be. It
-//! must never hold more of a member than a header takes.
+//! Owns the look at the members of one shard: pairs of a picture and its class, in their order, each as it should be.
+//! It must never hold more of a member than a header takes.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,8 +31,8 @@ impl<'a> Members<'a> {
         Members { class_count, pictures, damaged, open: None }
     }
 
-    /// Looks at all of them: how many samples there are; none where they cannot all be listed, which has been told then.
-    /// Each sample is added to `seen` besides.
+    /// Looks at all of them: how many samples there are; none where they cannot all be listed, which has been told
+    /// then. Each sample is added to `seen` besides.
     pub(super) fn look_at(mut self, archive: &mut tar::Archive<impl Read>, seen: &AtomicU64) -> Option<u64> {
         let cannot = |error: io::Error| (self.damaged)(format!("its members cannot be listed: {error}"));
         let mut samples = 0;

@@ -1,13 +1,14 @@
-//! Owns packed sets: tar shards in the WebDataset convention made of any [`Source`], and their verification. It must never
-//! hold a sample for which no RAM is reserved, nor leave a shard in place that is not whole.
+//! Owns packed sets: tar shards in the WebDataset convention made of any [`Source`], and their verification. It must
+//! never hold a sample for which no RAM is reserved, nor leave a shard in place that is not whole.
 //!
-//! A set is a folder of `shard-00000.tar`, `shard-00001.tar` and so on, and `manifest.json`. Each sample is two members of
-//! a shard: `KEY.EXT`, the picture, and `KEY.cls`, the place of its class in the manifest's list, as decimal text. A key is
-//! the sample's place in the packed order and what its name says of it. The shards are, to the byte, a function of the
-//! source, the settings and the seed: not of the number of workers, of the budget, nor of how often a run was broken off.
+//! A set is a folder of `shard-00000.tar`, `shard-00001.tar` and so on, and `manifest.json`. Each sample is two members
+//! of a shard: `KEY.EXT`, the picture, and `KEY.cls`, the place of its class in the manifest's list, as decimal text. A
+//! key is the sample's place in the packed order and what its name says of it. The shards are, to the byte, a function
+//! of the source, the settings and the seed: not of the number of workers, of the budget, nor of how often a run was
+//! broken off.
 //!
-//! What goes into which shard is known before the first picture is read. So a run that was broken off goes on where it was,
-//! and several jobs can share the work ([`ShardOf`]).
+//! What goes into which shard is known before the first picture is read. So a run that was broken off goes on where it
+//! was, and several jobs can share the work ([`ShardOf`]).
 //!
 //! ```
 //! use feedstock::pack::{Settings, VerifySettings, pack, verify};
@@ -93,8 +94,8 @@ pub struct ShardOf {
 pub struct Settings {
     /// What is done to a picture. Default: [`Treatment::Stored`].
     pub treatment: Treatment,
-    /// Where a shard ends: before the sample that would make it larger, by the sizes that the index knows (decoded sizes,
-    /// for [`Treatment::Decoded`]). A sample that is larger is alone in its shard. Default: 1 GiB.
+    /// Where a shard ends: before the sample that would make it larger, by the sizes that the index knows (decoded
+    /// sizes, for [`Treatment::Decoded`]). A sample that is larger is alone in its shard. Default: 1 GiB.
     pub shard_size: ByteCount,
     /// Whether samples stay in the order of the source. Default: false, they are shuffled.
     pub in_order: bool,
@@ -161,9 +162,9 @@ impl Settings {
 
 /// Packs a source into tar shards at `dst`, or goes on where an earlier run with the same settings was broken off.
 ///
-/// `progress` is called about twenty times a second on the calling thread, and once at the end. `stop` is asked as often;
-/// once it is true, the run ends soon: what is whole stays, and the report says so. Samples that cannot be read or are no
-/// pictures are left out and listed.
+/// `progress` is called about twenty times a second on the calling thread, and once at the end. `stop` is asked as
+/// often; once it is true, the run ends soon: what is whole stays, and the report says so. Samples that cannot be read
+/// or are no pictures are left out and listed.
 ///
 /// # Errors
 /// [`PackError`], with the path and the numbers. What was packed by then stays, and another run goes on from there.

@@ -1,5 +1,5 @@
-//! Owns what a packing remembers beside its shards: a record for each shard, and the settings; and how a small file is put
-//! in place whole. It must never trust a record whose shard is not there as it says.
+//! Owns what a packing remembers beside its shards: a record for each shard, and the settings; and how a small file is
+//! put in place whole. It must never trust a record whose shard is not there as it says.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};

@@ -1,5 +1,5 @@
-//! Owns a run of packing: its threads, each with a shard at a time, how far they are, and their end. It must never start a
-//! worker that the budget does not hold, and never go on after the first error.
+//! Owns a run of packing: its threads, each with a shard at a time, how far they are, and their end. It must never
+//! start a worker that the budget does not hold, and never go on after the first error.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -193,8 +193,8 @@ fn pixels_bytes((width, height): (u32, u32)) -> u64 {
     u64::from(width) * u64::from(height) * CHANNELS as u64
 }
 
-/// What the compressor takes for itself, at most, bytes. It looks back as far as there is content, but has tables for no
-/// more than its level asks for.
+/// What the compressor takes for itself, at most, bytes. It looks back as far as there is content, but has tables for
+/// no more than its level asks for.
 fn compressor_bytes(content_bytes: u64, level: i32) -> u64 {
     const FIXED: u64 = 3 << 20;
     let of_level = match level {

@@ -1,5 +1,5 @@
-//! Owns the writing of one shard: members with fixed headers, made durable, read back, put in place. It must never leave
-//! anything under a shard's own name that is not whole.
+//! Owns the writing of one shard: members with fixed headers, made durable, read back, put in place. It must never
+//! leave anything under a shard's own name that is not whole.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Seek, Write};

@@ -127,11 +127,12 @@ struct Verifier<'a> {
 /// Checks a packed set against its manifest: size and hash of each shard, its members one by one, their number, the
 /// checksums of those that are compressed; and shards that are missing or too many.
 ///
-/// `progress` is called about twenty times a second on the calling thread, and once at the end; `stop` is asked as often.
+/// `progress` is called about twenty times a second on the calling thread, and once at the end; `stop` is asked as
+/// often.
 ///
 /// # Errors
-/// [`PackError`] where there is no manifest, where it cannot be understood, or the folder not be read. What is wrong with
-/// shards is no error but a [`Problem`].
+/// [`PackError`] where there is no manifest, where it cannot be understood, or the folder not be read. What is wrong
+/// with shards is no error but a [`Problem`].
 pub fn verify(
     dst: &Path,
     settings: &VerifySettings,
