@@ -100,6 +100,7 @@ fn every_way(base: impl Fn() -> LoaderBuilder, check: impl Fn(&str, Loader)) {
 
 /// Every kind of device there is; a GPU is played by the stand-in.
 fn devices() -> Vec<String> {
+    #[cfg_attr(not(feature = "cuda"), allow(unused_mut, reason = "a GPU comes with the feature"))]
     let mut devices = vec!["cpu".to_owned(), "sim:h2d=20GB/s".to_owned()];
     #[cfg(feature = "cuda")]
     {

@@ -33,6 +33,9 @@ Examples:
   feedstock pack photos/train shards/train-256 --short-side 256 --quality 92 --shard-size 256M
   feedstock pack photos/val shards/val --decoded --size 224 --in-order --ram-budget 512M";
 
+/// Pixels hardly get smaller, so what counts is how fast they come back.
+const DECODED_LEVEL: i32 = -5;
+
 /// Pack a data set into tar shards
 #[derive(Args)]
 #[command(after_help = MORE)]
@@ -64,8 +67,8 @@ pub(crate) struct PackArgs {
     /// Scale them to this short side and cut the central square out
     #[arg(long, value_name = "PIXELS", requires = "decoded")]
     size: Option<u32>,
-    /// Level of their compression, 1 to 19
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "decoded")]
+    /// Level of their compression, 1 to 19, or -1 to -50 for what is decompressed faster
+    #[arg(long, value_name = "N", default_value_t = DECODED_LEVEL, requires = "decoded", allow_negative_numbers = true)]
     level: i32,
     /// Pack the part of job I of N: shards I, I+N, I+2N, ...
     #[arg(long, value_name = "I/N", default_value = "0/1")]

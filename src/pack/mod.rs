@@ -75,7 +75,7 @@ pub enum Treatment {
     Decoded {
         /// The short side is scaled to so many pixels and the central square cut out; none: at full size.
         size: Option<u32>,
-        /// Level of the compression, 1..=19.
+        /// Level of the compression, -50..=-1 or 1..=19. Pixels hardly get smaller: negative ones come back fastest.
         level: i32,
     },
 }
@@ -143,8 +143,9 @@ impl Settings {
             }
             Treatment::Decoded { size, level } => {
                 size.map_or(Ok(()), |size| side("the size", size))?;
-                if !(1..=sample::LEVEL_MAX).contains(&level) {
-                    return refuse(format!("the level is {level}: 1 to {} are possible", sample::LEVEL_MAX));
+                let (least, most) = sample::LEVELS;
+                if !(least..=most).contains(&level) || level == 0 {
+                    return refuse(format!("the level is {level}: {least} to -1 and 1 to {most} are possible"));
                 }
             }
         }

@@ -18,8 +18,8 @@ use crate::tensor::{CHANNELS, Orientation, SIDE_MAX};
 use crate::transform::{Resize, ResizeCenterCrop};
 use crate::{ByteCount, SampleId, SampleMaker};
 
-/// Highest level of compression: those above look back further than a reader should have to remember.
-pub(super) const LEVEL_MAX: i32 = 19;
+/// Levels of compression: those above look back further than a reader should have to remember, those below compress nothing.
+pub(super) const LEVELS: (i32, i32) = (-50, 19);
 
 /// A sample as it is packed.
 pub(super) struct Packed {
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_compressor_takes_no_more_than_is_said() {
-        for level in 1..=LEVEL_MAX {
+        for level in [-50, -5, -1].into_iter().chain(1..=LEVELS.1) {
             for bytes in [15, 3 << 10, 150 << 10, 300 << 10, 5 << 20, 20 << 20] {
                 // What it holds does not depend on what the content is, and this is quick.
                 let content = vec![0; bytes];

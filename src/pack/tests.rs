@@ -463,7 +463,7 @@ fn settings_out_of_range_are_refused() {
         (settings(Treatment::ShortSide { pixels: 0, quality: 90 }), "the short side is 0"),
         (settings(Treatment::ShortSide { pixels: 9, quality: 101 }), "the quality is 101"),
         (settings(Treatment::Decoded { size: Some(1 << 20), level: 1 }), "the size is 1048576"),
-        (settings(Treatment::Decoded { size: None, level: 22 }), "the level is 22: 1 to 19"),
+        (settings(Treatment::Decoded { size: None, level: 22 }), "the level is 22: -50 to -1 and 1 to 19"),
         (Settings { workers: Some(0), ..Settings::default() }, "workers is 0"),
         (Settings { shard_size: ByteCount(0), ..Settings::default() }, "the shard size is 0"),
     ] {
