@@ -1,4 +1,4 @@
-//! A data loader that keeps the memory budget it is given: images from folders, decoded and augmented on the CPU, handed
+//! A data loader that keeps the memory budget it is given: images from folders and shards, decoded and augmented on the CPU, handed
 //! over in batches whose memory is used again and again, all within a number of bytes that its user named.
 //!
 //! Start with [`Loader::builder`]. The README shows it in a trainer; `docs/ARCHITECTURE.md` follows a sample through the
@@ -6,7 +6,10 @@
 //!
 //! | To | look at |
 //! |---|---|
+//! | open a folder, tars, Parquet | [`source::open`] |
 //! | read from other storage | [`Source`], and [`source::conformance`] for its tests |
+//! | mix, weigh, balance, divide | [`source::Concat`], [`Sampling`], [`source::Subset`] |
+//! | make shards | [`pack`] |
 //! | join, mix, weigh or divide data | [`source::Concat`], [`source::Subset`], [`Sampling`] |
 //! | cut and augment otherwise | [`transform::Transform`] |
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
@@ -55,7 +58,11 @@ pub use source::{ImageFolder, Source};
 pub use tensor::{DType, Layout};
 pub use units::{ByteCount, KeyedRng, ParseByteCountError, SampleId, Seed, mix64};
 
-/// The README's example is compiled, so that it cannot rot.
+/// The documents' examples are compiled, so that they cannot rot.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 pub struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/DATA.md")]
+pub struct Data;

@@ -15,6 +15,8 @@ use crate::sync::{AtomicBool, Ordering};
 
 /// What a fault maps at a time: the kernel maps the pages around one that is asked for, as far as they are cached.
 const FAULT_BYTES: u64 = 64 << 10;
+/// Copied, and given back, at a time: of a large range no more than this is in the process's memory twice.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// A file in memory. It keeps no descriptor open, so thousands of shards are no burden on the limit of open files.
 #[derive(Debug)]
@@ -82,12 +84,16 @@ impl Mapped {
         let end = offset.checked_add(out.len() as u64);
         assert!(end.is_some_and(|end| end <= self.bytes()), "{offset} + {} of {} bytes", out.len(), self.bytes());
         let Some(map) = self.map.as_ref().filter(|_| !out.is_empty()) else { return Ok(()) };
-        let copied = copy(map, offset as usize, out);
-        self.release(offset, out.len() as u64);
-        match copied {
-            Ok(()) => {}
-            Err(Refused::Gone) => return Err(self.changed()),
-            Err(Refused::Forbidden) => self.read_file_at(offset, out)?,
+        let mut at = offset;
+        for piece in out.chunks_mut(PIECE_BYTES) {
+            let copied = copy(map, at as usize, piece);
+            self.release(at, piece.len() as u64);
+            match copied {
+                Ok(()) => {}
+                Err(Refused::Gone) => return Err(self.changed()),
+                Err(Refused::Forbidden) => self.read_file_at(at, piece)?,
+            }
+            at += piece.len() as u64;
         }
         if self.forget.load(Ordering::Relaxed)
             && let Ok(file) = File::open(&self.path)
@@ -185,13 +191,13 @@ mod tests {
 
     #[test]
     fn any_range_comes_back() {
-        let bytes: Vec<u8> = (0..300_000u32).map(|i| (i * 7 + (i >> 8)) as u8).collect();
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 + (i >> 8)) as u8).collect();
         let file = file(&bytes);
         let mapped = Mapped::open(file.path()).unwrap();
-        assert_eq!(mapped.bytes(), 300_000);
+        assert_eq!(mapped.bytes(), 3_000_000);
         for forget in [false, true] {
             mapped.forget_pages(forget);
-            for (offset, len) in [(0, 300_000), (1, 1), (65_535, 2), (299_999, 1), (300_000, 0), (4096, 131_072)] {
+            for (offset, len) in [(0, 3_000_000), (1, 1), (65_535, 2), (2_999_999, 1), (3_000_000, 0), (7, 1 << 20), (5, (1 << 20) + 1), (4096, 131_072)] {
                 mapped.will_need(offset as u64, len as u64);
                 let mut out = vec![0xEE; len];
                 mapped.read_at(offset as u64, &mut out).unwrap();
