@@ -108,6 +108,9 @@ impl SourceError {
         let place = offset.map_or(String::new(), |offset| format!("at byte {offset}"));
         SourceError::Unusable { path: path.into(), place, cause: cause.into() }
     }
+    /// Something went wrong with an object store.
+    #[cfg(feature = "store")]
+    Store(Box<super::store::StoreError>),
 }
 
 impl fmt::Display for SourceError {
@@ -185,6 +188,8 @@ impl fmt::Display for SourceError {
             Self::Unusable { path, place, cause } if place.is_empty() => write!(f, "{}: {cause}", path.display()),
             Self::Unusable { path, place, cause } => write!(f, "{}, {place}: {cause}", path.display()),
             Self::Choice(what) => f.write_str(what),
+            #[cfg(feature = "store")]
+            Self::Store(error) => error.fmt(f),
         }
     }
 }

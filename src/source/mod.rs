@@ -17,6 +17,8 @@ mod pattern;
 mod scan;
 mod shards;
 mod subset;
+#[cfg(feature = "store")]
+pub mod store;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,127 @@
+//! Owns the file of a block: its bytes, then a tail with a checksum for each page of them and one for itself.
+//! It must never give bytes that were not checked.
+//!
+//! ```text
+//! bytes of the object | xxh3 of each 64 KiB | the key, 16 bytes | xxh3 of the tail so far | "feedblk1"
+//! ```
+//! All numbers are little-endian. How long it must be is known by whoever asks, so that a cut file shows by its size.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+pub(super) const PAGE_BYTES: usize = 64 << 10;
+const MAGIC: &[u8; 8] = b"feedblk1";
+/// A use renews the time of a file that is older.
+const RENEW_AFTER: Duration = Duration::from_secs(60);
+
+/// What there is of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Whole,
+    Nothing,
+    Damaged,
+}
+
+/// The size of a block's file.
+pub(super) fn file_bytes(bytes: u64) -> u64 {
+    bytes + tail_bytes(bytes as usize) as u64
+}
+
+fn tail_bytes(bytes: usize) -> usize {
+    bytes.div_ceil(PAGE_BYTES) * 8 + 16 + 8 + MAGIC.len()
+}
+
+fn tail(key: u128, bytes: &[u8]) -> Vec<u8> {
+    let mut tail = Vec::with_capacity(tail_bytes(bytes.len()));
+    for page in bytes.chunks(PAGE_BYTES) {
+        tail.extend(xxh3_64(page).to_le_bytes());
+    }
+    tail.extend(key.to_le_bytes());
+    tail.extend(xxh3_64(&tail).to_le_bytes());
+    tail.extend(MAGIC);
+    tail
+}
+
+/// The checksums of the pages in a tail, if it is one, and of this block.
+fn checksums(tail: &[u8], key: u128) -> Option<&[u8]> {
+    let rest = tail.strip_suffix(MAGIC)?;
+    let (rest, sum) = rest.split_last_chunk::<8>()?;
+    let (sums, found) = rest.split_last_chunk::<16>()?;
+    (u64::from_le_bytes(*sum) == xxh3_64(rest) && u128::from_le_bytes(*found) == key).then_some(sums)
+}
+
+/// Writes a block to a new file, which stays locked as long as it is held.
+pub(super) fn write(path: &Path, key: u128, bytes: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.lock()?;
+    file.write_all(bytes)?;
+    file.write_all(&tail(key, bytes))?;
+    Ok(file)
+}
+
+/// Fills `out` with what lies `within` bytes into a block of `bytes`.
+pub(super) fn read(path: &Path, key: u128, bytes: u64, within: u64, out: &mut [u8]) -> Found {
+    match try_read(path, key, bytes as usize, within as usize, out) {
+        Ok(true) => Found::Whole,
+        Ok(false) => Found::Damaged,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
+        // No more files can be opened, say: nothing is known about the block.
+        Err(_) => Found::Nothing,
+    }
+}
+
+fn try_read(path: &Path, key: u128, bytes: usize, within: usize, out: &mut [u8]) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    if meta.len() != file_bytes(bytes as u64) {
+        return Ok(false);
+    }
+    let mut tail = vec![0; tail_bytes(bytes)];
+    file.read_exact_at(&mut tail, bytes as u64)?;
+    let Some(sums) = checksums(&tail, key) else { return Ok(false) };
+    let mut scratch = Vec::new();
+    for (page, part) in pages(within, out.len()) {
+        let start = page * PAGE_BYTES;
+        let length = PAGE_BYTES.min(bytes - start);
+        let out = &mut out[part.clone()];
+        // A page that is wanted whole is read where it belongs; of another one, the rest has to be read to be checked.
+        let sum = if out.len() == length {
+            file.read_exact_at(out, start as u64)?;
+            xxh3_64(out)
+        } else {
+            scratch.resize(length, 0);
+            file.read_exact_at(&mut scratch, start as u64)?;
+            let from = within + part.start - start;
+            out.copy_from_slice(&scratch[from..from + out.len()]);
+            xxh3_64(&scratch)
+        };
+        if sums[page * 8..page * 8 + 8] != sum.to_le_bytes() {
+            return Ok(false);
+        }
+    }
+    renew(&file, meta.modified());
+    Ok(true)
+}
+
+/// The pages that a read touches, and which part of its memory each fills.
+fn pages(within: usize, bytes: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let end = within + bytes;
+    (within / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).map(move |page| {
+        let from = (page * PAGE_BYTES).max(within) - within;
+        (page, from..((page + 1) * PAGE_BYTES).min(end) - within)
+    })
+}
+
+/// Marks a block as used. Where that cannot be, it ages as if it were not.
+fn renew(file: &File, modified: io::Result<SystemTime>) {
+    let now = SystemTime::now();
+    if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > RENEW_AFTER)) {
+        let _ = file.set_modified(now);
+    }
+}

@@ -1,0 +1,227 @@
+//! The cache on a disk: what it saves, what processes do to each other's, what a killed one leaves.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use feedstock::source::store::{DiskCache, Object, Store, StoreOptions};
+use feedstock::{ByteCount, KeyedRng, SampleId, Seed};
+
+use super::faulty_proxy::{Fault, FaultyProxy};
+use super::servers::{S3, s3_settings};
+use super::{bucket, child, content, put, quick, read, s3};
+
+const BLOCK: usize = 1 << 20;
+/// A block's file: a block and its checksums.
+const FILE: u64 = BLOCK as u64 + 16 * 8 + 32;
+
+fn cached(folder: &Path, limit: u64) -> StoreOptions {
+    StoreOptions { cache: Some(DiskCache::open(folder, ByteCount(limit)).unwrap()), ..quick() }
+}
+
+fn shard(store: &Store) -> Object {
+    store.object("x").unwrap()
+}
+
+#[test]
+fn what_was_read_once_is_not_fetched_again_by_another_run() {
+    let (root, folder) = (bucket(&[("x", 3 * BLOCK + 5)]), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
+    let whole = content(3 * BLOCK + 5, 0);
+    let run = || {
+        let store = s3(proxy.address(), cached(folder.path(), 100 << 20));
+        let object = shard(&store);
+        assert!(read(&object, 0, whole.len()).unwrap() == whole);
+        assert!(read(&object, BLOCK as u64 - 7, 100).unwrap() == whole[BLOCK - 7..BLOCK + 93]);
+        assert!(read(&object, 3 * BLOCK as u64 + 4, 1).unwrap() == whole[3 * BLOCK + 4..]);
+        store.counts()
+    };
+    let (first, second) = (run(), run());
+    assert_eq!((first.cache_misses, first.cache_hits, first.received_bytes), (4, 3, whole.len() as u64));
+    assert_eq!((second.cache_misses, second.cache_hits, second.received_bytes), (0, 7, 0));
+    // Another version has blocks of its own.
+    thread::sleep(Duration::from_millis(20));
+    put(root.path(), "x", &content(3 * BLOCK + 5, 1));
+    let store = s3(proxy.address(), cached(folder.path(), 100 << 20));
+    assert!(read(&shard(&store), 5, BLOCK).unwrap() == content(3 * BLOCK + 5, 1)[5..BLOCK + 5]);
+    assert_eq!(store.counts().cache_misses, 2);
+}
+
+#[test]
+fn neighbouring_reads_share_a_block() {
+    let (root, folder) = (bucket(&[("x", 3 * BLOCK)]), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let store = s3(server.address, cached(folder.path(), 100 << 20));
+    let (object, whole) = (shard(&store), content(3 * BLOCK, 0));
+    let mut memory: Vec<(u64, Vec<u8>)> = (0..20u64).map(|i| (i * 100_000, vec![0; 100_000])).collect();
+    let mut outs: Vec<(u64, &mut [u8])> = memory.iter_mut().map(|(at, out)| (*at, out.as_mut_slice())).collect();
+    object.read_many(&mut outs).unwrap();
+    for (offset, out) in &memory {
+        assert!(*out == whole[*offset as usize..*offset as usize + out.len()]);
+    }
+    assert_eq!(store.counts().received_bytes, 2 * BLOCK as u64);
+}
+
+#[test]
+fn damaged_blocks_are_fetched_again() {
+    let (root, folder) = (bucket(&[("x", 4 * BLOCK)]), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let store = s3(server.address, cached(folder.path(), 100 << 20));
+    let (object, whole) = (shard(&store), content(4 * BLOCK, 0));
+    read(&object, 0, 4 * BLOCK).unwrap();
+    let blocks = blocks(folder.path());
+    assert_eq!(blocks.len(), 4);
+    fs::write(&blocks[0], b"").unwrap();
+    fs::File::options().write(true).open(&blocks[1]).unwrap().set_len(BLOCK as u64 / 2).unwrap();
+    let mut spoilt = fs::read(&blocks[2]).unwrap();
+    spoilt[BLOCK / 3] ^= 1;
+    fs::write(&blocks[2], spoilt).unwrap();
+    fs::copy(&blocks[3], &blocks[2]).unwrap();
+    for misses in [4 + 3, 4 + 3] {
+        assert!(read(&object, 0, 4 * BLOCK).unwrap() == whole);
+        assert_eq!(store.counts().cache_misses, misses);
+    }
+}
+
+#[test]
+fn a_full_disk_switches_the_cache_off_and_reads_go_on() {
+    let (root, folder) = (bucket(&[("x", 4 * BLOCK)]), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    // A file system of half a block more than one block.
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=2560k", "none"])
+        .arg(folder.path())
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: a small file system cannot be mounted here");
+        return;
+    }
+    let store = s3(server.address, cached(folder.path(), 100 << 20));
+    let (object, whole) = (shard(&store), content(4 * BLOCK, 0));
+    for _ in 0..2 {
+        for block in 0..4 {
+            let at = block * BLOCK + 5;
+            assert!(read(&object, at as u64, 1000).unwrap() == whole[at..at + 1000]);
+        }
+    }
+    let (counts, notes) = (store.counts(), store.notes());
+    drop((object, store));
+    let unmounted = std::process::Command::new("umount").arg(folder.path()).status();
+    assert!(unmounted.unwrap().success());
+    assert!(notes.len() == 1 && notes[0].contains("os error 28"), "{notes:?}");
+    assert!(counts.cache_hits > 0 && counts.cache_misses > 4, "{counts:?}");
+}
+
+/// The files of all blocks.
+fn blocks(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for first in 0..=255u8 {
+        let entries = fs::read_dir(folder.join(format!("{first:02x}"))).into_iter().flatten();
+        found.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    found.sort();
+    found
+}
+
+fn bytes_of_blocks(folder: &Path) -> u64 {
+    blocks(folder).iter().filter_map(|path| fs::metadata(path).ok()).map(|meta| meta.len()).sum()
+}
+
+fn bytes_under_way(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder.join("temporary")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+}
+
+const SHARED_BYTES: usize = 24 * BLOCK;
+const LIMIT: u64 = 10 * FILE;
+const THREADS: u64 = 2;
+
+/// Reads at random until it is told to stop or killed, through a cache that is too small for it all.
+#[test]
+#[ignore = "the child of another test"]
+fn child_that_shares_a_cache() {
+    let variable = |name| std::env::var(name).unwrap();
+    let options = StoreOptions {
+        settings: s3_settings(variable("STORE_ADDRESS").parse().unwrap()),
+        deadline: Duration::from_secs(30),
+        attempt_timeout: Duration::from_secs(20),
+        ..cached(Path::new(&variable("STORE_CACHE")), LIMIT)
+    };
+    let (store, path) = Store::open("s3://bucket/x", options).unwrap();
+    let (object, whole) = (store.object(&path).unwrap(), content(SHARED_BYTES, 0));
+    let seed: u64 = variable("STORE_SEED").parse().unwrap();
+    let until = Instant::now() + Duration::from_millis(variable("STORE_MILLIS").parse().unwrap());
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (object, whole) = (&object, &whole);
+            scope.spawn(move || {
+                let mut rng = KeyedRng::new(Seed(seed), thread, SampleId(0), 0);
+                while Instant::now() < until {
+                    let offset = rng.below((SHARED_BYTES - 200_000) as u64);
+                    let bytes = 1 + rng.below(200_000) as usize;
+                    assert!(
+                        read(object, offset, bytes).unwrap() == whole[offset as usize..offset as usize + bytes],
+                        "{bytes} from {offset}"
+                    );
+                }
+            });
+        }
+    });
+    assert_eq!(store.notes(), [] as [String; 0]);
+    let counts = store.counts();
+    eprintln!("process {seed}: {counts:?}");
+    assert!(counts.cache_hits > 0 && counts.cache_misses > 0);
+}
+
+#[test]
+fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
+    let (root, folder) = (bucket(&[("x", SHARED_BYTES)]), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let start = |seed: u64, millis: u64| {
+        let variables = [
+            ("STORE_ADDRESS", server.address.to_string()),
+            ("STORE_CACHE", folder.path().display().to_string()),
+            ("STORE_SEED", seed.to_string()),
+            ("STORE_MILLIS", millis.to_string()),
+        ];
+        child("cached::child_that_shares_a_cache", &variables).spawn().unwrap()
+    };
+    let (mut one, mut two) = (start(1, 6000), start(2, 6000));
+    // What a process that was killed in the middle of a block has left: the child itself may be killed at any point.
+    fs::create_dir_all(folder.path().join("temporary")).unwrap();
+    fs::write(folder.path().join("temporary/1-1-1"), &content(BLOCK, 0)[..BLOCK / 2]).unwrap();
+    let (most_blocks, most_under_way, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                most_under_way.fetch_max(bytes_under_way(folder.path()), Ordering::Relaxed);
+                most_blocks.fetch_max(bytes_of_blocks(folder.path()), Ordering::Relaxed);
+            }
+        });
+        for seed in 3..8 {
+            let mut killed = start(seed, 60_000);
+            thread::sleep(Duration::from_millis(700));
+            killed.kill().unwrap();
+            killed.wait().unwrap();
+        }
+        let ended = (one.wait().unwrap().success(), two.wait().unwrap().success());
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(ended, (true, true));
+    });
+    let (blocks, under_way) = (most_blocks.load(Ordering::Relaxed), most_under_way.load(Ordering::Relaxed));
+    eprintln!("at most {} in blocks of {}, {} under way", ByteCount(blocks), ByteCount(LIMIT), ByteCount(under_way));
+    // The walk sees a folder while it changes: a block may be deleted behind it and another added before it, one eviction
+    // (a tenth, one block here) and what three processes add meanwhile.
+    assert!(blocks <= LIMIT + 2 * FILE, "{blocks} of {LIMIT}");
+    // Two processes write, and a third, which is killed; what it leaves goes when the next makes room.
+    assert!(under_way <= 4 * THREADS * FILE, "{under_way}");
+    let cache = DiskCache::open(folder.path(), ByteCount(LIMIT)).unwrap();
+    assert!(cache.used_bytes().unwrap().0 <= LIMIT);
+    assert_eq!(bytes_under_way(folder.path()), 0);
+    let store = s3(server.address, cached(folder.path(), LIMIT));
+    assert!(read(&shard(&store), 0, SHARED_BYTES).unwrap() == content(SHARED_BYTES, 0));
+}

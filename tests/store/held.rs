@@ -1,0 +1,54 @@
+//! The memory that a store takes, counted by the allocator of a process that does nothing else.
+
+use std::thread;
+
+use feedstock::host::{heap, reset_heap_peak};
+use feedstock::source::store::{Object, Store, StoreOptions};
+use feedstock::{ByteCount, KeyedRng, SampleId, Seed};
+
+use super::servers::Nginx;
+use super::{bucket, child, content};
+
+const BYTES: usize = 48 << 20;
+const LARGEST: usize = 3 << 20;
+
+#[test]
+#[ignore = "the child of another test"]
+fn child_that_counts_its_memory() {
+    let url = std::env::var("STORE_URL").unwrap();
+    let in_flight = 12;
+    let options = StoreOptions { in_flight, join_gap_bytes: 0, hedge_after: Some(1.0), ..StoreOptions::default() };
+    let (store, path) = Store::open(&url, options).unwrap();
+    let object = store.object(&path).unwrap();
+    let mut outs: Vec<Vec<u8>> = (0..24).map(|_| vec![0; LARGEST]).collect();
+    let whole = content(BYTES, 0);
+    let before = heap().unwrap().in_use;
+    reset_heap_peak();
+    thread::scope(|scope| {
+        for (thread, out) in outs.iter_mut().enumerate() {
+            let (object, whole): (&Object, &[u8]) = (&object, &whole);
+            scope.spawn(move || {
+                let mut rng = KeyedRng::new(Seed(thread as u64), 0, SampleId(0), 0);
+                for _ in 0..12 {
+                    let offset = rng.below((BYTES - LARGEST) as u64) as usize;
+                    object.read_at(offset as u64, out).unwrap();
+                    assert!(out[..] == whole[offset..offset + LARGEST]);
+                }
+            });
+        }
+    });
+    let most = ByteCount(heap().unwrap().peak.0 - before.0);
+    let said = ByteCount(store.held_bytes(LARGEST as u64));
+    eprintln!("{in_flight} requests of {} held {most} at most; {said} were foretold", ByteCount(LARGEST as u64));
+    assert!(most <= said, "{most} were held, and {said} foretold");
+    // Not that anything would do: of 24 reads whole in memory, two thirds would be more.
+    assert!(said.0 < 24 * LARGEST as u64 / 2);
+}
+
+#[test]
+fn no_more_is_held_than_was_foretold() {
+    let (root, scratch) = (bucket(&[("x", BYTES)]), tempfile::tempdir().unwrap());
+    let Some(nginx) = Nginx::start(root.path(), scratch.path()) else { return };
+    let url = format!("http://{}/bucket/x", nginx.address);
+    assert!(child("held::child_that_counts_its_memory", &[("STORE_URL", url)]).status().unwrap().success());
+}
