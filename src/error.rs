@@ -90,6 +90,8 @@ impl Error {
             Error::OverBudget { .. } => ErrorKind::Budget,
             Error::Sample(_) | Error::TooManyBadSamples { .. } => ErrorKind::Data,
             Error::Source(SourceError::Io { .. }) | Error::Thread(_) => ErrorKind::Io,
+            #[cfg(feature = "store")]
+            Error::Source(SourceError::Store(error)) if error.is_io() => ErrorKind::Io,
             Error::Source(_) => ErrorKind::Data,
             Error::Device(_) => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,

@@ -121,6 +121,50 @@ fn nginx_reads_parts_and_the_whole() {
 }
 
 #[test]
+fn gcs_and_azure_read_parts_and_the_whole() {
+    let (root, scratch) = (bucket(&[("train/000.tar", 1_500_000)]), tempfile::tempdir().unwrap());
+    // To read an object needs of these no more than a path, a range and a tag: what any web server has.
+    let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
+    let address = server.address;
+    let setting = |name: &str, value: String| (name.to_owned(), value);
+    let account = format!(
+        r#"{{"gcs_base_url": "http://{address}", "disable_oauth": true, "client_email": "", "private_key": "",
+            "private_key_id": ""}}"#
+    );
+    let gcs = vec![setting("GOOGLE_SERVICE_ACCOUNT_KEY", account), setting("ALLOW_HTTP", "true".into())];
+    let azure = vec![
+        setting("AZURE_STORAGE_ACCOUNT_NAME", "me".into()),
+        setting("AZURE_STORAGE_ENDPOINT", format!("http://{address}")),
+        setting("AZURE_SKIP_SIGNATURE", "true".into()),
+        setting("AZURE_ALLOW_HTTP", "1".into()),
+    ];
+    for (url, settings) in [("gs://bucket/train/000.tar", gcs), ("az://bucket/train/000.tar", azure)] {
+        let (store, path) = Store::open(url, StoreOptions { settings, ..quick() }).unwrap();
+        everything_reads(&store, &path, &content(1_500_000, 0));
+    }
+}
+
+#[test]
+#[ignore = "the child of another test"]
+fn child_that_trusts() {
+    let (store, path) = Store::open(&std::env::var("STORE_URL").unwrap(), quick()).unwrap();
+    everything_reads(&store, &path, &content(1_500_000, 0));
+}
+
+#[test]
+fn https_reads_where_the_certificate_is_trusted() {
+    let (root, scratch) = (bucket(&[("x", 1_500_000)]), tempfile::tempdir().unwrap());
+    let Some(server) = Nginx::start_tls(root.path(), scratch.path()) else { return };
+    let url = format!("https://{}/bucket/x", server.address);
+    let (store, path) = Store::open(&url, StoreOptions { attempts: 2, ..quick() }).unwrap();
+    let error = store.object(&path).unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    let certificate = scratch.path().join("certificate").display().to_string();
+    let trusting = child("child_that_trusts", &[("STORE_URL", url), ("SSL_CERT_FILE", certificate)]).status();
+    assert!(trusting.unwrap().success());
+}
+
+#[test]
 fn a_listing_names_what_begins_with_a_text() {
     let shards = [("train-000.tar", 10), ("train-001.tar", 20), ("train/x", 1), ("val-000.tar", 5), ("trained", 3)];
     let root = bucket(&shards);
@@ -147,6 +191,11 @@ fn what_will_not_pass_fails_at_once_with_advice() {
     let error = store.object(&path).unwrap_err().to_string();
     assert!(error.contains("403") && error.contains("1 attempt") && error.contains("AWS_SECRET_ACCESS_KEY"), "{error}");
     assert!(!error.contains("another secret"), "{error}");
+    // Nobody: the machine is asked whether it has a role, and there is nobody to be asked.
+    let nowhere = vec![("AWS_METADATA_ENDPOINT".to_owned(), "http://127.0.0.1:9".to_owned())];
+    let (store, path) = Store::open("s3://bucket/x", StoreOptions { settings: nowhere, ..quick() }).unwrap();
+    let error = store.object(&path).unwrap_err().to_string();
+    assert!(error.contains("3 attempts") && error.contains("AWS_SKIP_SIGNATURE"), "{error}");
     let unknown = StoreOptions { settings: vec![("AWS_NONSENSE".into(), "1".into())], ..StoreOptions::default() };
     let error = Store::open("s3://bucket/x", unknown).unwrap_err().to_string();
     assert!(error.contains("AWS_NONSENSE is no setting"), "{error}");

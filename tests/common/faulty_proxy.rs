@@ -24,6 +24,10 @@ pub enum Fault {
     Stall(usize),
     /// A shorter range comes than the one that was asked for, and says so.
     ShorterRange,
+    /// The last byte is left out, and the range said to be whole.
+    Trimmed,
+    /// A byte more comes than the range has.
+    Padded,
     /// The bytes are those that were asked for, and said to be others.
     MislabelledRange,
     /// What comes is said to be the whole object, although a part was asked for. It is, unless the request is signed.
@@ -153,12 +157,18 @@ fn answer(
     let (mut head, mut body) = forward(server, &changed(text, fault))?;
     if let Some((from, to)) = request.range {
         let range = |from, to| format!("bytes {from}-{to}/");
+        let length = |bytes: usize| format!("content-length: {bytes}\r\n");
         match fault {
-            Fault::ShorterRange if body.len() > 1 => {
-                let length = |bytes: usize| format!("content-length: {bytes}\r\n");
-                head = head.replace(&range(from, to), &range(from, to - 1));
+            Fault::ShorterRange | Fault::Trimmed if body.len() > 1 => {
+                if *fault == Fault::ShorterRange {
+                    head = head.replace(&range(from, to), &range(from, to - 1));
+                }
                 head = head.replace(&length(body.len()), &length(body.len() - 1));
                 body.pop();
+            }
+            Fault::Padded => {
+                head = head.replace(&length(body.len()), &length(body.len() + 1));
+                body.push(7);
             }
             Fault::MislabelledRange => head = head.replace(&range(from, to), &range(from + 1, to + 1)),
             Fault::WholeInstead => {

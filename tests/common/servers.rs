@@ -67,6 +67,25 @@ pub struct Nginx {
 impl Nginx {
     /// `None`, and a line that says so, where there is no nginx.
     pub fn start(root: &Path, scratch: &Path) -> Option<Self> {
+        Self::start_with(root, scratch, "", "")
+    }
+
+    /// Over TLS, with a certificate that nobody trusts yet: `scratch/certificate`.
+    pub fn start_tls(root: &Path, scratch: &Path) -> Option<Self> {
+        let (certificate, key) = (scratch.join("certificate"), scratch.join("key"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]);
+        openssl.args(["-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"]).arg(&key);
+        openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        if !openssl.arg("-out").arg(&certificate).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            eprintln!("skipped: there is no openssl that makes certificates");
+            return None;
+        }
+        let lines = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
+        Self::start_with(root, scratch, " ssl", &lines)
+    }
+
+    fn start_with(root: &Path, scratch: &Path, protocol: &str, lines: &str) -> Option<Self> {
         if Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
             eprintln!("skipped: there is no nginx (apt-get install nginx-light)");
             return None;
@@ -84,7 +103,7 @@ impl Nginx {
             .concat();
         let config = format!(
             "{user} daemon off; pid {at}/pid; error_log {at}/errors; worker_processes 2; events {{}} \
-             http {{ access_log off; {temporary} server {{ listen {address}; root {root}; }} }}"
+             http {{ access_log off; {temporary} server {{ listen {address}{protocol}; root {root}; {lines} }} }}"
         );
         let file = scratch.join("nginx.conf");
         fs::write(&file, config).unwrap();

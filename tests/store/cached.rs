@@ -66,6 +66,50 @@ fn neighbouring_reads_share_a_block() {
 }
 
 #[test]
+fn readers_of_one_block_wait_for_one_request() {
+    let (root, folder) = (bucket(&[("x", 2 * BLOCK)]), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let proxy = FaultyProxy::start(server.address, |_| Fault::Late(Duration::from_millis(200)));
+    let store = s3(proxy.address(), cached(folder.path(), 100 << 20));
+    let (object, whole) = (shard(&store), content(2 * BLOCK, 0));
+    thread::scope(|scope| {
+        for i in 0..10usize {
+            let (object, whole) = (&object, &whole);
+            scope.spawn(move || {
+                let at = i * 150_000;
+                assert!(read(object, at as u64, 150_000).unwrap() == whole[at..at + 150_000]);
+            });
+        }
+    });
+    assert_eq!(store.counts().received_bytes, 2 * BLOCK as u64);
+    // Where the one fails, another has a try of its own.
+    drop(store);
+    let folder = tempfile::tempdir().unwrap();
+    let store = s3(
+        proxy.address(),
+        StoreOptions { attempts: 1, attempt_timeout: Duration::from_secs(4), ..cached(folder.path(), 100 << 20) },
+    );
+    let object = shard(&store);
+    let failed = AtomicBool::new(false);
+    proxy.plan(move |_| {
+        thread::sleep(Duration::from_millis(200));
+        if failed.swap(true, Ordering::Relaxed) { Fault::Pass } else { Fault::Status(500, "") }
+    });
+    let right = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| {
+                read(&object, 5, 100).map(|bytes| {
+                    assert!(bytes == whole[5..105]);
+                    right.fetch_add(1, Ordering::Relaxed);
+                })
+            });
+        }
+    });
+    assert_eq!(right.load(Ordering::Relaxed), 4);
+}
+
+#[test]
 fn damaged_blocks_are_fetched_again() {
     let (root, folder) = (bucket(&[("x", 4 * BLOCK)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
@@ -136,7 +180,8 @@ fn bytes_under_way(folder: &Path) -> u64 {
     entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
 }
 
-const SHARED_BYTES: usize = 24 * BLOCK;
+const SHARDS: usize = 12;
+const SHARD_BYTES: usize = 2 * BLOCK;
 const LIMIT: u64 = 10 * FILE;
 const THREADS: u64 = 2;
 
@@ -151,17 +196,19 @@ fn child_that_shares_a_cache() {
         attempt_timeout: Duration::from_secs(20),
         ..cached(Path::new(&variable("STORE_CACHE")), LIMIT)
     };
-    let (store, path) = Store::open("s3://bucket/x", options).unwrap();
-    let (object, whole) = (store.object(&path).unwrap(), content(SHARED_BYTES, 0));
+    let (store, _) = Store::open("s3://bucket/", options).unwrap();
+    let shards: Vec<_> = (0..SHARDS).map(|shard| store.object(&shard.to_string()).unwrap()).collect();
+    let whole = content(SHARD_BYTES, 0);
     let seed: u64 = variable("STORE_SEED").parse().unwrap();
     let until = Instant::now() + Duration::from_millis(variable("STORE_MILLIS").parse().unwrap());
     thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (object, whole) = (&object, &whole);
+            let (shards, whole) = (&shards, &whole);
             scope.spawn(move || {
                 let mut rng = KeyedRng::new(Seed(seed), thread, SampleId(0), 0);
                 while Instant::now() < until {
-                    let offset = rng.below((SHARED_BYTES - 200_000) as u64);
+                    let object = &shards[rng.below(SHARDS as u64) as usize];
+                    let offset = rng.below((SHARD_BYTES - 200_000) as u64);
                     let bytes = 1 + rng.below(200_000) as usize;
                     assert!(
                         read(object, offset, bytes).unwrap() == whole[offset as usize..offset as usize + bytes],
@@ -179,7 +226,8 @@ fn child_that_shares_a_cache() {
 
 #[test]
 fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
-    let (root, folder) = (bucket(&[("x", SHARED_BYTES)]), tempfile::tempdir().unwrap());
+    let (root, folder) = (bucket(&[]), tempfile::tempdir().unwrap());
+    (0..SHARDS).for_each(|shard| put(root.path(), &shard.to_string(), &content(SHARD_BYTES, 0)));
     let server = S3::start(root.path());
     let start = |seed: u64, millis: u64| {
         let variables = [
@@ -223,5 +271,8 @@ fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
     assert!(cache.used_bytes().unwrap().0 <= LIMIT);
     assert_eq!(bytes_under_way(folder.path()), 0);
     let store = s3(server.address, cached(folder.path(), LIMIT));
-    assert!(read(&shard(&store), 0, SHARED_BYTES).unwrap() == content(SHARED_BYTES, 0));
+    for shard in 0..SHARDS {
+        let object = store.object(&shard.to_string()).unwrap();
+        assert!(read(&object, 0, SHARD_BYTES).unwrap() == content(SHARD_BYTES, 0));
+    }
 }

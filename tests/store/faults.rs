@@ -55,6 +55,8 @@ fn what_may_pass_is_tried_again_and_counted() {
         Fault::Stall(20_000),
         Fault::Late(Duration::from_millis(700)),
         Fault::ShorterRange,
+        Fault::Trimmed,
+        Fault::Padded,
         Fault::MislabelledRange,
         Fault::WholeInstead,
     ];
@@ -146,7 +148,9 @@ fn weather(seed: u64) -> impl Fn(&Request) -> Fault + Send {
             5 | 6 => Fault::Short(rng.below(40_000) as usize),
             7 => Fault::ShorterRange,
             8 => Fault::MislabelledRange,
-            9 => Fault::Late(Duration::from_millis(rng.below(100))),
+            9 => Fault::Trimmed,
+            10 => Fault::Padded,
+            11 => Fault::Late(Duration::from_millis(rng.below(100))),
             _ => Fault::Pass,
         }
     }

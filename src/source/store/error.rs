@@ -78,6 +78,14 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether storage or the way to it is at fault, and not what was asked for or found there.
+    #[must_use]
+    pub fn is_io(&self) -> bool {
+        matches!(self, StoreError::Setup { .. } | StoreError::Request { .. })
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -113,7 +113,7 @@ impl Core {
         let result = self.timed(self.store.get_opts(path, options)).await?;
         result.map(|found| Identity::of(&found.meta)).map_err(|error| match judge(&error, &seen, self.kind) {
             // Nothing was asked for that a change could have spoilt.
-            Failure::Changed(_) => Failure::passing(error.to_string()),
+            Failure::Changed(_) => Failure::passing("the server refused a condition that was not made"),
             other => other,
         })
     }
@@ -129,8 +129,8 @@ impl Core {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(failure)) => failure,
             };
-            let (cause, after) = match failure {
-                Failure::Passing { cause, after } => (cause, after),
+            let (cause, after, hint) = match failure {
+                Failure::Passing { cause, after, hint } => (cause, after, hint),
                 Failure::Lasting { cause, hint } => return Err(tries.lasting(cause, hint)),
                 Failure::Changed(found) => {
                     let found = match found {
@@ -141,9 +141,11 @@ impl Core {
                     };
                     match found {
                         // A server that refuses what it names itself: a cache in front of it, or a change in between.
-                        Some(found) if object.identity.agrees_with(&found) => {
-                            ("the server said that the object has changed, and then that it has not".to_owned(), None)
-                        }
+                        Some(found) if object.identity.agrees_with(&found) => (
+                            "the server said that the object has changed, and then that it has not".to_owned(),
+                            None,
+                            "",
+                        ),
                         found => {
                             let (url, opened) = (object.url.clone(), object.identity.clone());
                             return Err(StoreError::Changed { url, opened, found });
@@ -151,7 +153,7 @@ impl Core {
                     }
                 }
             };
-            tries.again(cause, after).await?;
+            tries.again(cause, after, hint).await?;
             self.counts.retries.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -190,8 +192,8 @@ impl Core {
             match timeout_at(tries.deadline, attempt()).await {
                 Err(_) => return Err(tries.late()),
                 Ok(Ok(done)) => return Ok(done),
-                Ok(Err(Failure::Passing { cause, after })) => {
-                    tries.again(cause, after).await?;
+                Ok(Err(Failure::Passing { cause, after, hint })) => {
+                    tries.again(cause, after, hint).await?;
                     self.counts.retries.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(Err(Failure::Lasting { cause, hint })) => return Err(tries.lasting(cause, hint)),

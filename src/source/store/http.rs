@@ -25,6 +25,8 @@ pub(super) struct Seen(Arc<Mutex<Answer>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Answer {
+    /// Whether the request was made: credentials are looked for before.
+    pub(super) asked: bool,
     pub(super) status: Option<u16>,
     /// How long the server asks to be left alone.
     pub(super) retry_after: Option<Duration>,
@@ -49,7 +51,8 @@ impl HttpConnector for Connector {
             store: "HTTP client",
             source,
         };
-        let plain = options.get_config_value(&ClientConfigKey::AllowHttp).is_some_and(|value| value == "true");
+        let plain = options.get_config_value(&ClientConfigKey::AllowHttp).unwrap_or_default().to_ascii_lowercase();
+        let plain = ["1", "true", "on", "yes", "y"].contains(&plain.as_str());
         let client = reqwest::Client::builder()
             .user_agent(concat!("feedstock/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls().map_err(|error| refused(Box::new(error)))?)
@@ -95,11 +98,14 @@ impl HttpService for Client {
     {
         Box::pin(async move {
             let seen = request.extensions().get::<Seen>().cloned();
+            if let Some(seen) = &seen {
+                lock(&seen.0).asked = true;
+            }
             let response = self.0.execute(request).await?;
             if let Some(seen) = seen {
                 let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-                *lock(&seen.0) =
-                    Answer { status: Some(response.status().as_u16()), retry_after: after.map(Duration::from_secs) };
+                let (status, retry_after) = (Some(response.status().as_u16()), after.map(Duration::from_secs));
+                *lock(&seen.0) = Answer { asked: true, status, retry_after };
             }
             Ok(response)
         })

@@ -173,6 +173,9 @@ impl Store {
     /// [`StoreError::Url`] where a path is none, [`StoreError::Request`] where the object cannot be had.
     pub fn object(&self, path: &str) -> Result<Object, SourceError> {
         let url = self.core.url(path);
+        if path.is_empty() {
+            return Err(StoreError::Url { url, reason: "it has no path".to_owned() }.into());
+        }
         let parsed = Path::parse(path);
         let path = parsed.map_err(|error| StoreError::Url { url: url.clone(), reason: error.to_string() })?;
         let identity = self.runtime.block_on(self.core.look(&path, &url))?;

@@ -17,14 +17,16 @@ use crate::units::{KeyedRng, SampleId, Seed};
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The longest wait that a server is granted.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+/// Attempts where it is likely that none will do.
+const HINTED_ATTEMPTS: u32 = 3;
 /// A cause is cut after so many characters: some servers answer with a page.
 const CAUSE_CHARS_MAX: usize = 400;
 
 /// What went wrong with one request.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It may pass.
-    Passing { cause: String, after: Option<Duration> },
+    /// It may pass. What is hinted at more likely will not, and is not tried as often.
+    Passing { cause: String, after: Option<Duration>, hint: &'static str },
     /// It will not.
     Lasting { cause: String, hint: &'static str },
     /// The object is another, which one if that was said.
@@ -33,7 +35,7 @@ pub(super) enum Failure {
 
 impl Failure {
     pub(super) fn passing(cause: impl Into<String>) -> Self {
-        Failure::Passing { cause: cause.into(), after: None }
+        Failure::Passing { cause: cause.into(), after: None, hint: "" }
     }
 }
 
@@ -43,14 +45,15 @@ pub(super) fn judge(error: &object_store::Error, seen: &Seen, kind: Kind) -> Fai
     let answer = seen.answer();
     let cause = cause(error);
     let lasting = |hint| Failure::Lasting { cause: cause.clone(), hint };
+    let passing = |hint| Failure::Passing { cause: cause.clone(), after: answer.retry_after, hint };
     match answer.status {
         Some(412 | 416) => return Failure::Changed(None),
         Some(401 | 403) => return lasting(variables(kind)),
         Some(404 | 410) => return lasting("check the path, and whether the object was moved or deleted"),
-        Some(408 | 429) => return Failure::Passing { cause, after: answer.retry_after },
+        Some(408 | 429) => return passing(""),
         Some(300..=399) => return lasting("the place is another: check the region, the endpoint and the URL"),
         Some(400..=499) => return lasting("the server does not take such a request: check the URL and the endpoint"),
-        Some(500..=599) => return Failure::Passing { cause, after: answer.retry_after },
+        Some(500..=599) => return passing(""),
         _ => {}
     }
     match error {
@@ -60,9 +63,11 @@ pub(super) fn judge(error: &object_store::Error, seen: &Seen, kind: Kind) -> Fai
         ),
         E::NotImplemented { .. } | E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => lasting(""),
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => lasting(variables(kind)),
-        // No answer, and nothing of the network: the request was not made. Credentials were looked for and not found.
-        E::Generic { .. } if answer.status.is_none() && !of_the_network(error) => lasting(variables(kind)),
-        _ => Failure::Passing { cause, after: None },
+        // The request was not made: credentials were looked for. Nothing of the network means that there are none; else
+        // their server may come back, or (what is asked last is the machine that this would be) does not exist.
+        E::Generic { .. } if !answer.asked && !of_the_network(error) => lasting(variables(kind)),
+        E::Generic { .. } if !answer.asked => passing(variables(kind)),
+        _ => passing(""),
     }
 }
 
@@ -153,10 +158,16 @@ impl<'a> Tries<'a> {
     ///
     /// # Errors
     /// Where there is none: the error of it all.
-    pub(super) async fn again(&mut self, cause: String, after: Option<Duration>) -> Result<(), StoreError> {
+    pub(super) async fn again(
+        &mut self,
+        cause: String,
+        after: Option<Duration>,
+        hint: &'static str,
+    ) -> Result<(), StoreError> {
         self.last = cause;
-        if self.made >= self.allowed {
-            return Err(self.error(""));
+        let allowed = if hint.is_empty() { self.allowed } else { self.allowed.min(HINTED_ATTEMPTS) };
+        if self.made >= allowed {
+            return Err(self.error(hint));
         }
         let wait = self.wait().max(after.unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX));
         let next = Instant::now() + wait;
