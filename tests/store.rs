@@ -57,7 +57,7 @@ fn s3(address: SocketAddr, options: StoreOptions) -> Store {
 /// Options under which nothing takes long.
 fn quick() -> StoreOptions {
     StoreOptions {
-        attempt_timeout: Duration::from_millis(500),
+        attempt_timeout: Duration::from_secs(1),
         deadline: Duration::from_secs(5),
         backoff: Duration::from_millis(2),
         hedge_after: None,

@@ -107,10 +107,12 @@ impl Nginx {
         );
         let file = scratch.join("nginx.conf");
         fs::write(&file, config).unwrap();
-        let child = Command::new("nginx").arg("-e").arg(scratch.join("errors")).arg("-c").arg(&file).spawn().unwrap();
+        let mut nginx = Command::new("nginx");
+        let nginx = nginx.arg("-e").arg(scratch.join("errors")).arg("-c").arg(&file);
+        let nginx = Nginx { address, child: nginx.spawn().unwrap() };
         for _ in 0..200 {
             if TcpStream::connect(address).is_ok() {
-                return Some(Nginx { address, child });
+                return Some(nginx);
             }
             thread::sleep(Duration::from_millis(25));
         }

@@ -262,8 +262,8 @@ fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
     });
     let (blocks, under_way) = (most_blocks.load(Ordering::Relaxed), most_under_way.load(Ordering::Relaxed));
     eprintln!("at most {} in blocks of {}, {} under way", ByteCount(blocks), ByteCount(LIMIT), ByteCount(under_way));
-    // The walk sees a folder while it changes: a block may be deleted behind it and another added before it, one eviction
-    // (a tenth, one block here) and what three processes add meanwhile.
+    // The walk sees a folder while it changes: a block may be deleted behind it and another added before it, one
+    // eviction (a tenth, one block here) and what three processes add meanwhile.
     assert!(blocks <= LIMIT + 2 * FILE, "{blocks} of {LIMIT}");
     // Two processes write, and a third, which is killed; what it leaves goes when the next makes room.
     assert!(under_way <= 4 * THREADS * FILE, "{under_way}");

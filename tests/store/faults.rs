@@ -53,7 +53,7 @@ fn what_may_pass_is_tried_again_and_counted() {
         Fault::Reset,
         Fault::Stall(0),
         Fault::Stall(20_000),
-        Fault::Late(Duration::from_millis(700)),
+        Fault::Late(Duration::from_millis(1300)),
         Fault::ShorterRange,
         Fault::Trimmed,
         Fault::Padded,

@@ -1,11 +1,13 @@
 //! The memory that a store takes, counted by the allocator of a process that does nothing else.
 
 use std::thread;
+use std::time::Duration;
 
 use feedstock::host::{heap, reset_heap_peak};
-use feedstock::source::store::{Object, Store, StoreOptions};
+use feedstock::source::store::{DiskCache, Object, Store, StoreOptions};
 use feedstock::{ByteCount, KeyedRng, SampleId, Seed};
 
+use super::faulty_proxy::{Fault, FaultyProxy, Request};
 use super::servers::Nginx;
 use super::{bucket, child, content};
 
@@ -17,7 +19,10 @@ const LARGEST: usize = 3 << 20;
 fn child_that_counts_its_memory() {
     let url = std::env::var("STORE_URL").unwrap();
     let in_flight = 12;
-    let options = StoreOptions { in_flight, join_gap_bytes: 0, hedge_after: Some(1.0), ..StoreOptions::default() };
+    let cache = std::env::var("STORE_CACHE").ok().map(|folder| DiskCache::open(folder, ByteCount(20 << 20)).unwrap());
+    let cached = cache.is_some();
+    let hedge_after = std::env::var("STORE_HEDGES").ok().map(|after| after.parse().unwrap());
+    let options = StoreOptions { in_flight, join_gap_bytes: 0, hedge_after, cache, ..StoreOptions::default() };
     let (store, path) = Store::open(&url, options).unwrap();
     let object = store.object(&path).unwrap();
     let mut outs: Vec<Vec<u8>> = (0..24).map(|_| vec![0; LARGEST]).collect();
@@ -39,9 +44,11 @@ fn child_that_counts_its_memory() {
     });
     let most = ByteCount(heap().unwrap().peak.0 - before.0);
     let said = ByteCount(store.held_bytes(LARGEST as u64));
-    eprintln!("{in_flight} requests of {} held {most} at most; {said} were foretold", ByteCount(LARGEST as u64));
+    let counts = store.counts();
+    eprintln!("{in_flight} requests, cached {cached}, held {most} at most; {said} were foretold ({counts:?})");
     assert!(most <= said, "{most} were held, and {said} foretold");
-    // Not that anything would do: of 24 reads whole in memory, two thirds would be more.
+    assert_eq!(counts.hedges > 0, hedge_after.is_some());
+    // Not that anything would do: 24 reads whole in memory would be twice as much.
     assert!(said.0 < 24 * LARGEST as u64 / 2);
 }
 
@@ -49,6 +56,16 @@ fn child_that_counts_its_memory() {
 fn no_more_is_held_than_was_foretold() {
     let (root, scratch) = (bucket(&[("x", BYTES)]), tempfile::tempdir().unwrap());
     let Some(nginx) = Nginx::start(root.path(), scratch.path()) else { return };
-    let url = format!("http://{}/bucket/x", nginx.address);
-    assert!(child("held::child_that_counts_its_memory", &[("STORE_URL", url)]).status().unwrap().success());
+    // Some are late, so that they are sent a second time where that is allowed.
+    let late = Fault::Late(Duration::from_millis(300));
+    let plan = move |request: &Request| if request.number % 20 == 19 { late.clone() } else { Fault::Pass };
+    let proxy = FaultyProxy::start(nginx.address, plan);
+    let url = format!("http://{}/bucket/x", proxy.address());
+    let folder = scratch.path().join("cache").display().to_string();
+    let url = ("STORE_URL", url);
+    let others = [vec![], vec![("STORE_HEDGES", "1".to_owned())], vec![("STORE_CACHE", folder)]];
+    for mut variables in others {
+        variables.push(url.clone());
+        assert!(child("held::child_that_counts_its_memory", &variables).status().unwrap().success());
+    }
 }

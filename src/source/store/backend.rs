@@ -79,7 +79,7 @@ pub(super) fn variables(kind: Kind) -> &'static str {
         Kind::S3 => {
             "credentials and place are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, \
              AWS_REGION, AWS_ENDPOINT_URL (and AWS_ALLOW_HTTP=true for http://); a public bucket wants \
-             AWS_SKIP_SIGNATURE=true"
+             AWS_SKIP_SIGNATURE=true. Who may not list a bucket is refused what is not there as well: check the path"
         }
         Kind::Gcs => {
             "credentials are taken from GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT (paths of files); a \

@@ -1,5 +1,5 @@
-//! Owns the asking: requests within their number, each with its time, tried again where that helps, sent twice where one
-//! lags. It must never take bytes of an object that is not the one that was opened.
+//! Owns the asking: requests within their number, each with its time, tried again where that helps, sent twice where
+//! one lags. It must never take bytes of an object that is not the one that was opened.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -22,7 +22,9 @@ use super::{Identity, Listed, StoreCounts, StoreError, StoreOptions};
 use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// Requests sent a second time that may be under way at once: each has memory of its own.
-pub(super) const HEDGES_MAX: usize = 4;
+const HEDGES_MAX: usize = 4;
+/// Of so many places one is kept for requests that are sent a second time, lest there be none when all readers wait.
+const PLACES_A_HEDGE: usize = 8;
 /// Of so many requests one may be sent a second time.
 const REQUESTS_A_HEDGE: u64 = 20;
 /// A request is not called late sooner: below it, the second one would be on the way while the first arrives.
@@ -36,7 +38,8 @@ pub(super) struct Core {
     pub(super) root: String,
     pub(super) options: StoreOptions,
     places: Semaphore,
-    hedge_places: Semaphore,
+    /// None where there are too few places to keep one: a free one has to do.
+    hedge_places: Option<Semaphore>,
     /// Memory for whole blocks, which go into the cache.
     pub(super) block_places: Semaphore,
     pub(super) flights: Flights,
@@ -78,15 +81,30 @@ pub(super) struct Opened {
     pub(super) identity: Identity,
 }
 
+fn kept_places(options: &StoreOptions) -> usize {
+    options.hedge_after.map_or(0, |_| (options.in_flight / PLACES_A_HEDGE).min(HEDGES_MAX))
+}
+
+/// The most requests that are under way a second time at once.
+pub(super) fn hedges_max(options: &StoreOptions) -> usize {
+    match kept_places(options) {
+        _ if options.hedge_after.is_none() => 0,
+        // A free place for each, and one more for the request that lags.
+        0 => options.in_flight / 2,
+        kept => kept,
+    }
+}
+
 impl Core {
     pub(super) fn new(backend: Backend, kind: Kind, root: String, options: StoreOptions) -> Self {
+        let kept = kept_places(&options);
         Core {
             store: backend.store,
             lists: backend.lists,
             kind,
             root,
-            places: Semaphore::new(options.in_flight),
-            hedge_places: Semaphore::new(HEDGES_MAX),
+            places: Semaphore::new(options.in_flight - kept),
+            hedge_places: (kept > 0).then(|| Semaphore::new(kept)),
             block_places: Semaphore::new(options.in_flight),
             flights: Flights::default(),
             latency: Latency::new(),
@@ -217,8 +235,8 @@ impl Core {
         timeout(limit, work).await.map_err(late)
     }
 
-    /// One attempt: a request, and where it lags a second one. The first writes where it belongs, the second into memory
-    /// of its own; both are polled here, so that nothing writes once one has won.
+    /// One attempt: a request, and where it lags a second one. The first writes where it belongs, the second into
+    /// memory of its own; both are polled here, so that nothing writes once one has won.
     async fn attempt(&self, object: &Opened, range: &Range<u64>, into: &mut dyn Sink) -> Result<(), Failure> {
         let _place = self.place().await;
         let since = Instant::now();
@@ -263,7 +281,8 @@ impl Core {
         }
         drop(first);
         self.counts.hedges_won.fetch_add(1, Ordering::Relaxed);
-        // The time of the whole, the first's: were it the second's alone, stragglers would be thought rarer than they are.
+        // The time of the whole, the first's: were it the second's alone, stragglers would be thought rarer than they
+        // are.
         self.latency.add(bytes, since.elapsed());
         into.put(range.start, &whole.bytes);
         Ok(())
@@ -276,14 +295,14 @@ impl Core {
         Duration::try_from_secs_f64(late).ok().map(|late| late.max(LATE_MIN))
     }
 
-    /// Leave to send a request a second time: one in twenty, few at once, and only where a place is free.
-    fn hedge(&self) -> Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
-        let permits = (self.hedge_places.try_acquire().ok()?, self.places.try_acquire().ok()?);
+    /// Leave to send a request a second time: one in twenty, few at once.
+    fn hedge(&self) -> Option<SemaphorePermit<'_>> {
+        let place = self.hedge_places.as_ref().unwrap_or(&self.places).try_acquire().ok()?;
         let requests = self.counts.requests.load(Ordering::Relaxed);
         let allowed = |sent: u64| ((sent + 1) * REQUESTS_A_HEDGE <= requests).then_some(sent + 1);
         self.counts.hedges.fetch_update(Ordering::Relaxed, Ordering::Relaxed, allowed).ok()?;
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
-        Some(permits)
+        Some(place)
     }
 
     async fn request(&self, object: &Opened, range: &Range<u64>, into: &mut dyn Sink) -> Result<(), Failure> {

@@ -121,7 +121,8 @@ mod tests {
         ) {
             let object: Vec<u8> = (0..1000u32).map(|i| (i * 7 % 251) as u8).collect();
             let mut memory: Vec<(u64, Vec<u8>)> = reads.iter().map(|&(at, n)| (at, vec![0xEE; n])).collect();
-            let mut outs: Vec<(u64, &mut [u8])> = memory.iter_mut().map(|(at, out)| (*at, out.as_mut_slice())).collect();
+            let outs = memory.iter_mut().map(|(at, out)| (*at, out.as_mut_slice()));
+            let mut outs: Vec<(u64, &mut [u8])> = outs.collect();
             for mut scatter in join(cut(&mut outs, max), gap, max) {
                 let range = scatter.range();
                 prop_assert!(range.end - range.start <= max && !range.is_empty());

@@ -26,15 +26,16 @@ pub use reader::Reader;
 use std::fmt;
 
 use object_store::path::Path;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::source::SourceError;
 use crate::sync::{Arc, STACK_BYTES};
-use fetch::{Core, HEDGES_MAX, Opened};
+use fetch::{Core, Opened};
 use target::Target;
 
-/// What a connection holds of an answer while nobody takes it, bytes: hyper reads up to 400 KiB ahead, TLS a record.
-const CONNECTION_BYTES: u64 = 448 << 10;
+/// What a connection holds of an answer, bytes: hyper reads up to 408 KiB ahead, into a new buffer while somebody still
+/// holds a piece of the last; TLS holds some records.
+const CONNECTION_BYTES: u64 = 1 << 20;
 /// Threads that serve the connections: one of them decrypts some 2 GB/s.
 const THREADS: usize = 2;
 /// Threads that look up the names of servers.
@@ -48,7 +49,7 @@ const PAGES_MAX: usize = 100_000;
 ///
 /// | URL | credentials and place, from the environment |
 /// |---|---|
-/// | `s3://bucket/path` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, ... |
+/// | `s3://bucket/path` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, ... |
 /// | `gs://bucket/path` | `GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT`, ... |
 /// | `az://container/path`, `abfs://...` | `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`, ... |
 /// | `https://host/path`, `http://...` | none; a query (a signature) is sent with each request |
@@ -60,13 +61,13 @@ const PAGES_MAX: usize = 100_000;
 ///   memory of whoever asked; [`held_bytes`](Self::held_bytes) says what is held besides.
 /// * What may pass (resets, timeouts, 408, 429, 5xx, short answers) is tried again after a wait; what will not is an
 ///   error at once.
-/// * A request that takes far longer than others of its size is sent a second time, at most one in twenty; whichever ends
-///   first counts, and the other is dropped.
+/// * A request that takes far longer than others of its size is sent a second time, at most one in twenty; whichever
+///   ends first counts, and the other is dropped.
 /// * An answer of another version of the object is an error, whatever its bytes.
 ///
 /// # Panics
-/// Like all that blocks, its methods panic in the asynchronous code of a tokio runtime. On the runtime's blocking threads
-/// they work.
+/// Like all that blocks, its methods panic in the asynchronous code of a tokio runtime. On the runtime's blocking
+/// threads they work.
 ///
 /// # Example
 /// ```no_run
@@ -81,31 +82,19 @@ const PAGES_MAX: usize = 100_000;
 #[derive(Clone)]
 pub struct Store {
     core: Arc<Core>,
-    runtime: Arc<Threads>,
+    threads: Arc<Threads>,
 }
 
 /// The threads that serve the connections. They end by themselves once nobody has the store any more.
-struct Threads(Option<Runtime>);
-
-impl Threads {
-    fn block_on<F: Future>(&self, work: F) -> F::Output {
-        match &self.0 {
-            Some(runtime) => runtime.block_on(work),
-            None => unreachable!("the runtime is taken out by drop alone"),
-        }
-    }
-
-    fn spawn<F: Future<Output: Send> + Send + 'static>(&self, work: F) -> tokio::task::JoinHandle<F::Output> {
-        match &self.0 {
-            Some(runtime) => runtime.spawn(work),
-            None => unreachable!("the runtime is taken out by drop alone"),
-        }
-    }
+struct Threads {
+    handle: Handle,
+    /// Taken out by drop alone.
+    runtime: Option<Runtime>,
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.runtime.take() {
             // Not waited for: a look-up of a name may hang for minutes, and this may be asynchronous code.
             runtime.shutdown_background();
         }
@@ -164,7 +153,10 @@ impl Store {
                 source,
             })?;
         let core = Arc::new(Core::new(backend, target.kind, target.root, options));
-        Ok((Store { core, runtime: Arc::new(Threads(Some(runtime))) }, target.path))
+        Ok((
+            Store { core, threads: Arc::new(Threads { handle: runtime.handle().clone(), runtime: Some(runtime) }) },
+            target.path,
+        ))
     }
 
     /// Looks an object up: whether it is there, its size, its identity.
@@ -178,7 +170,7 @@ impl Store {
         }
         let parsed = Path::parse(path);
         let path = parsed.map_err(|error| StoreError::Url { url: url.clone(), reason: error.to_string() })?;
-        let identity = self.runtime.block_on(self.core.look(&path, &url))?;
+        let identity = self.threads.handle.block_on(self.core.look(&path, &url))?;
         Ok(Object::new(self.clone(), Opened { path, url, identity }))
     }
 
@@ -190,7 +182,7 @@ impl Store {
         let mut listed = Vec::new();
         let mut token: Option<String> = None;
         for _ in 0..PAGES_MAX {
-            let (page, next) = self.runtime.block_on(self.core.list(prefix, token.as_deref()))?;
+            let (page, next) = self.threads.handle.block_on(self.core.list(prefix, token.as_deref()))?;
             listed.extend(page);
             if listed.len() > LISTED_MAX {
                 break;
@@ -206,7 +198,8 @@ impl Store {
 
     /// RAM that requests hold beyond the memory that they fill, at most, bytes, where no read is larger than
     /// `largest_read_bytes`: what connections have read ahead, the memory of requests that were sent a second time, and
-    /// with a cache the blocks on their way into it. A [`Reader`] holds its chunks besides.
+    /// with a cache the blocks on their way into it and out of it, as many as requests. A [`Reader`] holds its chunks
+    /// besides.
     #[must_use]
     pub fn held_bytes(&self, largest_read_bytes: u64) -> u64 {
         let options = &self.core.options;
@@ -215,7 +208,7 @@ impl Store {
         let joined = if options.join_gap_bytes > 0 { options.request_bytes_max } else { largest_read_bytes };
         let cached = options.cache.is_some();
         let request = if cached { cache::BLOCK_BYTES } else { joined.min(options.request_bytes_max) };
-        let hedged = if options.hedge_after.is_some() { HEDGES_MAX as u64 * request } else { 0 };
+        let hedged = fetch::hedges_max(options) as u64 * request;
         let blocks = if cached { in_flight * (cache::BLOCK_BYTES + cache::PAGE_BYTES) } else { 0 };
         in_flight * CONNECTION_BYTES + hedged + blocks
     }

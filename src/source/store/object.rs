@@ -59,15 +59,15 @@ impl Object {
     /// Fills `out` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// [`StoreError::PastEnd`], [`StoreError::Changed`], and [`StoreError::Request`] where they cannot be had. What `out`
-    /// holds afterwards is unspecified.
+    /// [`StoreError::PastEnd`], [`StoreError::Changed`], and [`StoreError::Request`] where they cannot be had. What
+    /// `out` holds afterwards is unspecified.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
         self.read_many(&mut [(offset, out)])
     }
 
     /// Fills each piece of memory with the bytes from its offset on, in any order; neighbours are asked for together
-    /// ([`StoreOptions::join_gap_bytes`](super::StoreOptions::join_gap_bytes)). The deadline is that of each request, of
-    /// which eight are under way at a time.
+    /// ([`StoreOptions::join_gap_bytes`](super::StoreOptions::join_gap_bytes)). The deadline is that of each request,
+    /// of which eight are under way at a time.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at); the first that is met.
@@ -95,7 +95,7 @@ impl Object {
         let core = &self.store.core;
         let pieces = cut(reads, core.options.request_bytes_max);
         let requests = join(pieces, core.options.join_gap_bytes, core.options.request_bytes_max);
-        self.store.runtime.block_on(async {
+        self.store.threads.handle.block_on(async {
             let mut under_way =
                 stream::iter(requests.into_iter().map(|request| self.fill(request))).buffer_unordered(AT_ONCE);
             while let Some(done) = under_way.next().await {
@@ -132,7 +132,7 @@ impl Object {
         let numbers: Vec<u64> = missing.keys().copied().collect();
         // What somebody else has fetched, and is gone again (or never came in) before it was read.
         let mut lost = Vec::new();
-        self.store.runtime.block_on(async {
+        self.store.threads.handle.block_on(async {
             let fetches = numbers.into_iter().map(|block| self.fetch_block(core, cache, block));
             let mut under_way = stream::iter(fetches).buffer_unordered(AT_ONCE);
             while let Some(done) = under_way.next().await {
@@ -202,8 +202,8 @@ impl Object {
     }
 }
 
-/// A block on its way into the cache, with what it holds until it is there: the right to fetch it, and a place among the
-/// blocks in memory.
+/// A block on its way into the cache, with what it holds until it is there: the right to fetch it, and a place among
+/// the blocks in memory.
 struct Fetched<'a> {
     whole: Whole,
     _flight: Option<Flight<'a>>,

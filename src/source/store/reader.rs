@@ -14,8 +14,9 @@ use crate::sync::Arc;
 
 type Chunk = JoinHandle<Result<Vec<u8>, StoreError>>;
 
-/// An object from front to back, as [`Object::reader`] gives it. Errors are [`SourceError`]s in [`io::Error`]s; after one
-/// it gives nothing more. It passes the cache by: what is read once, to be indexed, would push out what is read again.
+/// An object from front to back, as [`Object::reader`] gives it. Errors are [`SourceError`]s in [`io::Error`]s; after
+/// one it gives nothing more. It passes the cache by: what is read once, to be indexed, would push out what is read
+/// again.
 pub struct Reader {
     object: Object,
     chunk_bytes: u64,
@@ -48,7 +49,7 @@ impl Reader {
             let range = self.next..(self.next + self.chunk_bytes).min(self.object.len());
             self.next = range.end;
             let (core, opened) = (Arc::clone(&self.object.store.core), Arc::clone(&self.object.opened));
-            self.coming.push_back(self.object.store.runtime.spawn(async move {
+            self.coming.push_back(self.object.store.threads.handle.spawn(async move {
                 let mut whole = Whole { start: range.start, bytes: vec![0; (range.end - range.start) as usize] };
                 core.read(&opened, range, &mut whole).await?;
                 Ok(whole.bytes)
@@ -61,7 +62,7 @@ impl Reader {
         (self.current, self.taken) = (Vec::new(), 0);
         self.ask(self.ahead + 1);
         let Some(chunk) = self.coming.pop_front() else { return Ok(false) };
-        let chunk = self.object.store.runtime.block_on(chunk);
+        let chunk = self.object.store.threads.handle.block_on(chunk);
         let chunk = chunk.map_err(|error| SourceError::Io {
             doing: "read",
             path: self.object.url().into(),

@@ -241,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_stores_error_is_told_in_words() {
-        let text = "Server returned non-2xx status code: 404 Not Found: <?xml version=\"1.0\"?>\n<Error><Code>NoSuchBucket\
+        let text = "Server returned non-2xx status code: 404 Not Found: <?xml version=\"1.0\"?>\n\
+                    <Error><Code>NoSuchBucket\
                     </Code><Message>The bucket does not exist</Message></Error>";
         assert_eq!(
             spoken(text),

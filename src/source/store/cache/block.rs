@@ -95,11 +95,14 @@ fn try_read(path: &Path, key: u128, bytes: usize, within: usize, out: &mut [u8])
             file.read_exact_at(out, start as u64)?;
             xxh3_64(out)
         } else {
-            scratch.resize(length, 0);
-            file.read_exact_at(&mut scratch, start as u64)?;
+            if scratch.is_empty() {
+                scratch = vec![0; PAGE_BYTES];
+            }
+            let whole = &mut scratch[..length];
+            file.read_exact_at(whole, start as u64)?;
             let from = within + part.start - start;
-            out.copy_from_slice(&scratch[from..from + out.len()]);
-            xxh3_64(&scratch)
+            out.copy_from_slice(&whole[from..from + out.len()]);
+            xxh3_64(whole)
         };
         if sums[page * 8..page * 8 + 8] != sum.to_le_bytes() {
             return Ok(false);

@@ -2,8 +2,8 @@
 //! It must never give damaged bytes, hold a lock while it reads, or make a read fail because a disk does.
 //!
 //! foyer, a cache of memory and disk, keeps its table of contents in the memory of one process, so two of them cannot
-//! share a folder. Here the folder is the table: a block is a file whose name is the hash of what it is, and it is there
-//! whole or not at all.
+//! share a folder. Here the folder is the table: a block is a file whose name is the hash of what it is, and it is
+//! there whole or not at all.
 
 mod block;
 mod room;
@@ -28,15 +28,16 @@ pub(super) const PAGE_BYTES: u64 = block::PAGE_BYTES as u64;
 
 /// Where blocks of objects are kept on a local disk, by any number of processes together. Clones are the same cache.
 ///
-/// A block (1 MiB) is a file of its own, named by the object's URL, its identity and the block's number; a changed object
-/// has other blocks, and those of the old one age. It is written to a temporary name and renamed once it is whole. Each
-/// 64 KiB of it have a checksum, which is tried whenever they are read; a damaged block is dropped and fetched again.
+/// A block (1 MiB) is a file of its own, named by the object's URL, its identity and the block's number; a changed
+/// object has other blocks, and those of the old one age. It is written to a temporary name and renamed once it is
+/// whole. Each 64 KiB of it have a checksum, which is tried whenever they are read; a damaged block is dropped and
+/// fetched again.
 ///
-/// The limit is kept by all processes that give the same one together: the sum of all blocks stands in a file, and whoever
-/// adds a block locks that file, adds it up, and renames the block. When the limit is reached, it deletes the blocks that
-/// were not used for longest (by the time of the file, which use renews at most once a minute), until a tenth is free.
-/// What is on its way in under a temporary name comes on top: one block for each thread that writes one. What a killed
-/// process has left of those is deleted by the next who makes room, or opens the cache.
+/// The limit is kept by all processes that give the same one together: the sum of all blocks stands in a file, and
+/// whoever adds a block locks that file, adds it up, and renames the block. When the limit is reached, it deletes the
+/// blocks that were not used for longest (by the time of the file, which use renews at most once a minute), until a
+/// tenth is free. What is on its way in under a temporary name comes on top: one block for each thread that writes one.
+/// What a killed process has left of those is deleted by the next who makes room, or opens the cache.
 ///
 /// Where the disk is full or cannot be written, nothing more is kept ([`note`](Self::note)), and reads go on.
 ///
@@ -72,8 +73,8 @@ impl DiskCache {
     /// Opens a cache, or makes one: the folder and those above it.
     ///
     /// # Errors
-    /// [`SourceError::Io`] where the folder cannot be made, read or written, or the limit is less than a block (1 MiB) and
-    /// its checksums.
+    /// [`SourceError::Io`] where the folder cannot be made, read or written, or the limit is less than a block (1 MiB)
+    /// and its checksums.
     pub fn open(folder: impl AsRef<Path>, limit: ByteCount) -> Result<Self, SourceError> {
         let folder = folder.as_ref().to_path_buf();
         let failed = |doing, source| SourceError::Io { doing, path: folder.clone(), source };

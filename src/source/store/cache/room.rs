@@ -41,8 +41,8 @@ pub(super) fn path(folder: &Path, key: u128) -> PathBuf {
 }
 
 impl Room {
-    /// Opens the room, makes its folders, and counts what is in it: what a crash of the machine has left of the sum is not
-    /// trusted.
+    /// Opens the room, makes its folders, and counts what is in it: what a crash of the machine has left of the sum is
+    /// not trusted.
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> io::Result<Self> {
         for first in 0..=u8::MAX {
             fs::create_dir_all(folder.join(format!("{first:02x}")))?;

@@ -125,6 +125,32 @@ fn an_opener_with_less_makes_room_and_cleans_up() {
 }
 
 #[test]
+fn writers_that_share_a_folder_add_up_to_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let limit = ByteCount(FILE_BYTES);
+    // Each with a lock file of its own, as processes have.
+    let caches: Vec<DiskCache> = (0..4).map(|_| DiskCache::open(folder.path(), limit).unwrap()).collect();
+    let bytes = vec![7; 60_000];
+    for round in 0..15u128 {
+        std::thread::scope(|scope| {
+            for (writer, cache) in caches.iter().enumerate() {
+                let bytes = &bytes;
+                scope.spawn(move || {
+                    for block in 0..8 {
+                        let key = Key(xxh3_128(format!("{round} {writer} {block}").as_bytes()));
+                        cache.keep(key, bytes);
+                    }
+                });
+            }
+        });
+        let used = caches[0].used_bytes().unwrap();
+        assert!(used <= limit, "{used} of {limit} in round {round}");
+        assert!(used.0 >= limit.0 * 8 / 10, "{used} of {limit} in round {round}");
+    }
+    assert!(caches.iter().all(|cache| cache.note().is_none()));
+}
+
+#[test]
 fn a_disk_that_takes_nothing_switches_it_off_and_what_is_there_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(folder.path(), ByteCount(10 << 20)).unwrap();
