@@ -154,7 +154,8 @@ impl Core {
                     let found = match found {
                         Some(found) => Some(found),
                         None => {
-                            timeout_at(tries.deadline, self.look_once(&object.path)).await.ok().and_then(Result::ok)
+                            let look = self.look(&object.path, &object.url);
+                            timeout_at(tries.deadline, look).await.ok().and_then(Result::ok)
                         }
                     };
                     match found {
