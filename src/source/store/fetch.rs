@@ -9,6 +9,7 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::backend::Backend;
@@ -120,7 +121,13 @@ impl Core {
     /// Looks at an object: what it is now.
     pub(super) async fn look(&self, path: &Path, url: &str) -> Result<Identity, StoreError> {
         let mut tries = Tries::new("look at", url, (0, 0), &self.options);
-        self.trying(&mut tries, async || self.look_once(path).await).await
+        loop {
+            tries.begin();
+            let outcome = timeout_at(tries.deadline, self.look_once(path)).await;
+            if let Some(found) = self.settle(&mut tries, outcome).await? {
+                return Ok(found);
+            }
+        }
     }
 
     async fn look_once(&self, path: &Path) -> Result<Identity, Failure> {
@@ -186,39 +193,50 @@ impl Core {
         let url = self.url(prefix);
         let Some(lists) = &self.lists else { return Err(StoreError::CannotList { url }) };
         let mut tries = Tries::new("list", &url, (0, 0), &self.options);
-        let page = async || {
-            let _place = self.place().await;
-            let seen = Seen::default();
-            let mut options = PaginatedListOptions { page_token: token.map(str::to_owned), ..Default::default() };
-            options.extensions.insert(seen.clone());
-            let prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
-            let result = self.timed(lists.list_paginated(prefix, options)).await?;
-            let page = result.map_err(|error| judge(&error, &seen, self.kind))?;
-            let listed = page.result.objects.into_iter();
-            let listed = listed.map(|meta| Listed { path: meta.location.to_string(), bytes: meta.size }).collect();
-            Ok((listed, page.page_token))
-        };
-        self.trying(&mut tries, page).await
-    }
-
-    async fn trying<T>(
-        &self,
-        tries: &mut Tries<'_>,
-        attempt: impl AsyncFn() -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
         loop {
             tries.begin();
-            match timeout_at(tries.deadline, attempt()).await {
-                Err(_) => return Err(tries.late()),
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(Failure::Passing { cause, after, hint })) => {
-                    tries.again(cause, after, hint).await?;
-                    self.counts.retries.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(Err(Failure::Lasting { cause, hint })) => return Err(tries.lasting(cause, hint)),
-                Ok(Err(Failure::Changed(_))) => {
-                    return Err(tries.lasting("the server refused a condition that was not made".to_owned(), ""));
-                }
+            let outcome = timeout_at(tries.deadline, self.list_once(&**lists, prefix, token)).await;
+            if let Some(page) = self.settle(&mut tries, outcome).await? {
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn list_once(
+        &self,
+        lists: &dyn PaginatedListStore,
+        prefix: &str,
+        token: Option<&str>,
+    ) -> Result<(Vec<Listed>, Option<String>), Failure> {
+        let _place = self.place().await;
+        let seen = Seen::default();
+        let mut options = PaginatedListOptions { page_token: token.map(str::to_owned), ..Default::default() };
+        options.extensions.insert(seen.clone());
+        let prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
+        let result = self.timed(lists.list_paginated(prefix, options)).await?;
+        let page = result.map_err(|error| judge(&error, &seen, self.kind))?;
+        let listed = page.result.objects.into_iter();
+        let listed = listed.map(|meta| Listed { path: meta.location.to_string(), bytes: meta.size }).collect();
+        Ok((listed, page.page_token))
+    }
+
+    /// What follows from an attempt without a condition: its result, or once it is time for another one `None`.
+    async fn settle<T>(
+        &self,
+        tries: &mut Tries<'_>,
+        outcome: Result<Result<T, Failure>, Elapsed>,
+    ) -> Result<Option<T>, StoreError> {
+        match outcome {
+            Err(_) => Err(tries.late()),
+            Ok(Ok(done)) => Ok(Some(done)),
+            Ok(Err(Failure::Passing { cause, after, hint })) => {
+                tries.again(cause, after, hint).await?;
+                self.counts.retries.fetch_add(1, Ordering::Relaxed);
+                Ok(None)
+            }
+            Ok(Err(Failure::Lasting { cause, hint })) => Err(tries.lasting(cause, hint)),
+            Ok(Err(Failure::Changed(_))) => {
+                Err(tries.lasting("the server refused a condition that was not made".to_owned(), ""))
             }
         }
     }
