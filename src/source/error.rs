@@ -100,6 +100,9 @@ pub enum SourceError {
     },
     /// Sources cannot be put together or divided like this: what was asked, and what there is.
     Choice(String),
+    /// Something went wrong with an object store.
+    #[cfg(feature = "store")]
+    Store(Box<super::store::StoreError>),
 }
 
 impl SourceError {
@@ -108,9 +111,6 @@ impl SourceError {
         let place = offset.map_or(String::new(), |offset| format!("at byte {offset}"));
         SourceError::Unusable { path: path.into(), place, cause: cause.into() }
     }
-    /// Something went wrong with an object store.
-    #[cfg(feature = "store")]
-    Store(Box<super::store::StoreError>),
 }
 
 impl fmt::Display for SourceError {

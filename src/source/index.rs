@@ -118,6 +118,11 @@ impl DirectoryIndex {
         }
     }
 
+    /// The largest of its sizes, bytes.
+    pub(super) fn largest_bytes(&self) -> u64 {
+        (0..self.len()).map(|place| self.size_bytes(place)).max().unwrap_or(0)
+    }
+
     pub(super) fn shrink(&mut self) {
         self.names.shrink_to_fit();
         self.blocks.shrink_to_fit();

@@ -3,7 +3,7 @@
 //! kernel copies instead, to which a page that is gone is an error like any other.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,8 @@ use crate::sync::{AtomicBool, Ordering};
 
 /// What a fault maps at a time: the kernel maps the pages around one that is asked for, as far as they are cached.
 const FAULT_BYTES: u64 = 64 << 10;
+/// What is read at a time where a file is looked through: a header, and the front of what follows it.
+const READ_BUFFER_BYTES: usize = 8 << 10;
 /// Copied, and given back, at a time: of a large range no more than this is in the process's memory twice.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -119,6 +121,21 @@ impl Mapped {
         SourceError::Changed { path: self.path.clone(), indexed_bytes: self.bytes(), found_bytes }
     }
 
+    /// The file, to be read from front to back.
+    pub(super) fn reader(&self) -> Result<BufReader<File>, SourceError> {
+        let file = File::open(&self.path).map_err(|source| io_error("open", &self.path, source))?;
+        Ok(BufReader::with_capacity(READ_BUFFER_BYTES, file))
+    }
+
+    /// Whether the file is still the one that was opened.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`] where it is not.
+    pub(super) fn check(&self) -> Result<(), SourceError> {
+        let file = File::open(&self.path).map_err(|source| io_error("open", &self.path, source))?;
+        if Identity::of(&file, &self.path)? == self.identity { Ok(()) } else { Err(self.changed()) }
+    }
+
     /// Asks storage for a range, without waiting for it.
     pub(super) fn will_need(&self, offset: u64, len: u64) {
         if let Some(map) = &self.map {
@@ -197,7 +214,16 @@ mod tests {
         assert_eq!(mapped.bytes(), 3_000_000);
         for forget in [false, true] {
             mapped.forget_pages(forget);
-            for (offset, len) in [(0, 3_000_000), (1, 1), (65_535, 2), (2_999_999, 1), (3_000_000, 0), (7, 1 << 20), (5, (1 << 20) + 1), (4096, 131_072)] {
+            for (offset, len) in [
+                (0, 3_000_000),
+                (1, 1),
+                (65_535, 2),
+                (2_999_999, 1),
+                (3_000_000, 0),
+                (7, 1 << 20),
+                (5, (1 << 20) + 1),
+                (4096, 131_072),
+            ] {
                 mapped.will_need(offset as u64, len as u64);
                 let mut out = vec![0xEE; len];
                 mapped.read_at(offset as u64, &mut out).unwrap();

@@ -8,6 +8,7 @@ mod folder;
 #[allow(dead_code, reason = "which parts of it are used depends on the sources that are built")]
 mod held;
 mod index;
+mod medium;
 mod memory;
 mod mmap;
 mod open;
@@ -16,9 +17,9 @@ mod parquet;
 mod pattern;
 mod scan;
 mod shards;
-mod subset;
 #[cfg(feature = "store")]
 pub mod store;
+mod subset;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::folder::readable;
+use super::medium::{Stores, is_url};
 use super::mmap::io_error;
 use super::{ImageFolder, SHUFFLE_BUFFER, Source, SourceError, TarShards, pattern};
 use crate::sync::Arc;
@@ -32,10 +33,11 @@ pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
 /// As [`open`].
 pub fn open_with(path: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
     let path = path.as_ref();
-    let Some(files) = files(path)? else { return Ok(Arc::new(ImageFolder::open(path)?)) };
+    let stores = Stores::default();
+    let Some(files) = files(path, &stores)? else { return Ok(Arc::new(ImageFolder::open(path)?)) };
     let parquet = files.iter().filter(|file| is_called(file, "parquet")).count();
     match parquet {
-        0 => Ok(Arc::new(TarShards::of(&readable(path.as_os_str().as_bytes()), &files, shuffle_buffer)?)),
+        0 => Ok(Arc::new(TarShards::of(&readable(path.as_os_str().as_bytes()), &files, shuffle_buffer, &stores)?)),
         some if some == files.len() => parquet_files(path, &files, shuffle_buffer),
         some => {
             let cause =
@@ -57,7 +59,10 @@ fn parquet_files(path: &Path, _: &[PathBuf], _: ByteCount) -> Result<Arc<dyn Sou
 }
 
 /// The files of samples that a path stands for; none where it is a folder without any (or nothing at all).
-pub(super) fn files(path: &Path) -> Result<Option<Vec<PathBuf>>, SourceError> {
+pub(super) fn files(path: &Path, stores: &Stores) -> Result<Option<Vec<PathBuf>>, SourceError> {
+    if let Some(url) = path.to_str().filter(|_| is_url(path)) {
+        return objects(url, stores).map(Some);
+    }
     if path.is_dir() {
         let shards = listed(path)?;
         return Ok((!shards.is_empty()).then_some(shards));
@@ -68,6 +73,33 @@ pub(super) fn files(path: &Path) -> Result<Option<Vec<PathBuf>>, SourceError> {
             Ok((path.is_file() || SHARD_EXTENSIONS.iter().any(|one| is_called(path, one))).then(|| vec![path.into()]))
         }
     }
+}
+
+/// The objects that a URL stands for: those of a pattern, or all shards below one that ends with a slash.
+fn objects(url: &str, stores: &Stores) -> Result<Vec<PathBuf>, SourceError> {
+    if url.ends_with('/') {
+        return shards_below(url, stores);
+    }
+    if url.contains('*') {
+        let cause =
+            "a '*' stands for local files only: write a range such as {0000..0146}, or end the URL with a slash";
+        return Err(SourceError::Pattern { pattern: url.to_owned(), cause: cause.to_owned() });
+    }
+    pattern::expand(url)
+}
+
+#[cfg(feature = "store")]
+fn shards_below(url: &str, stores: &Stores) -> Result<Vec<PathBuf>, SourceError> {
+    let (store, path) = stores.store(url)?;
+    let listed = store.list(&path)?;
+    let called = |path: &str| SHARD_EXTENSIONS.iter().any(|one| is_called(Path::new(path), one));
+    Ok(listed.iter().filter(|one| called(&one.path)).map(|one| store.url(&one.path).into()).collect())
+}
+
+#[cfg(not(feature = "store"))]
+fn shards_below(_: &str, _: &Stores) -> Result<Vec<PathBuf>, SourceError> {
+    // Nothing is opened: whoever opens the first says what is missing.
+    Ok(vec![])
 }
 
 /// The shards directly in a folder, sorted by name.
@@ -99,15 +131,18 @@ mod tests {
     fn names_tell_what_lies_there() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        assert_eq!(files(folder.path()).unwrap(), None);
+        assert_eq!(files(folder.path(), &Stores::default()).unwrap(), None);
         for name in ["b.TAR", "a.tar.zst", ".c.tar", "tar", "a.tar.zst.feedstock-index", "d.jpg"] {
             fs::write(at(name), "").unwrap();
         }
-        assert_eq!(files(folder.path()).unwrap(), Some(vec![at("a.tar.zst"), at("b.TAR")]));
-        assert_eq!(files(&at("[ab]*.{tar,x}")).unwrap_err().to_string().contains("stands for no shards"), true);
-        assert_eq!(files(&at("{a,b}.{tar.zst,TAR}")).unwrap().map(|all| all.len()), Some(4));
-        assert_eq!(files(&at("missing.tar")).unwrap(), Some(vec![at("missing.tar")]));
-        assert_eq!(files(&at("missing")).unwrap(), None);
+        assert_eq!(files(folder.path(), &Stores::default()).unwrap(), Some(vec![at("a.tar.zst"), at("b.TAR")]));
+        assert_eq!(
+            files(&at("[ab]*.{tar,x}"), &Stores::default()).unwrap_err().to_string().contains("stands for no shards"),
+            true
+        );
+        assert_eq!(files(&at("{a,b}.{tar.zst,TAR}"), &Stores::default()).unwrap().map(|all| all.len()), Some(4));
+        assert_eq!(files(&at("missing.tar"), &Stores::default()).unwrap(), Some(vec![at("missing.tar")]));
+        assert_eq!(files(&at("missing"), &Stores::default()).unwrap(), None);
         fs::write(at("e.parquet"), "").unwrap();
         let error = open(folder.path()).err().unwrap().to_string();
         assert!(error.contains("1 of 3 files are Parquet"), "{error}");

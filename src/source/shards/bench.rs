@@ -4,7 +4,7 @@
 use std::ops::{Deref, DerefMut};
 
 use super::super::SourceError;
-use super::super::mmap::Mapped;
+use super::super::medium::Medium;
 use super::zst::{CONTEXT_BYTES, Decompressor, Frame};
 use crate::sync::{Condvar, Mutex, PoisonError, lock};
 
@@ -131,7 +131,7 @@ impl Workbench {
     /// Reads a range of what a shard's frames decompress to. `shard` is its number and its frames, which cover the range.
     pub(super) fn read(
         &mut self,
-        mapped: &Mapped,
+        medium: &Medium,
         shard: (u32, &[Frame]),
         offset: u64,
         out: &mut [u8],
@@ -141,7 +141,7 @@ impl Workbench {
         let mut filled = 0;
         while filled < out.len() {
             let frame = frames[at];
-            self.load(mapped, (number, at), frame)?;
+            self.load(medium, (number, at), frame)?;
             let from = (offset + filled as u64 - frame.content_start) as usize;
             let count = (out.len() - filled).min(self.content.len() - from);
             out[filled..filled + count].copy_from_slice(&self.content[from..from + count]);
@@ -150,15 +150,15 @@ impl Workbench {
         Ok(())
     }
 
-    fn load(&mut self, mapped: &Mapped, key: (u32, usize), frame: Frame) -> Result<(), SourceError> {
+    fn load(&mut self, medium: &Medium, key: (u32, usize), frame: Frame) -> Result<(), SourceError> {
         if self.frame == Some(key) {
             return Ok(());
         }
         self.frame = None;
         self.compressed.resize(frame.bytes as usize, 0);
-        mapped.read_at(frame.offset, &mut self.compressed)?;
+        medium.read_at(frame.offset, &mut self.compressed)?;
         self.content.resize(frame.content_bytes as usize, 0);
-        let failed = |cause| SourceError::unusable(mapped.path(), Some(frame.offset), cause);
+        let failed = |cause| SourceError::unusable(medium.path(), Some(frame.offset), cause);
         self.decompressor.frame(&self.compressed, &mut self.content).map_err(failed)?;
         self.frame = Some(key);
         Ok(())

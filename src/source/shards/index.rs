@@ -12,6 +12,7 @@ use std::process;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::super::index::{DirectoryIndex, NAME_BYTES_MAX};
+use super::super::medium::is_url;
 use super::super::mmap::Identity;
 use super::super::open::INDEX_SUFFIX as SUFFIX;
 use super::zst::Frame;
@@ -247,9 +248,8 @@ fn places(shard: &Path) -> impl Iterator<Item = PathBuf> {
     let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     let whole = fs::canonicalize(shard).unwrap_or_else(|_| shard.to_owned());
     let name = format!("{:032x}.{SUFFIX}", xxh3_128(whole.as_os_str().as_bytes()));
-    [Some(PathBuf::from(beside)), cache.map(|cache| cache.join("feedstock").join("index").join(name))]
-        .into_iter()
-        .flatten()
+    let beside = (!is_url(shard)).then(|| PathBuf::from(beside));
+    [beside, cache.map(|cache| cache.join("feedstock").join("index").join(name))].into_iter().flatten()
 }
 
 /// Writes a file whole or not at all: under another name first.

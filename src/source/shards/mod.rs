@@ -15,13 +15,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::index::Index;
-use super::mmap::Mapped;
+use super::medium::{Medium, Stores};
 use super::{Blocks, Reading, Source, SourceError, Unreadable};
 use crate::sync::Arc;
 use crate::units::{ByteCount, SampleId};
 use bench::Benches;
 use stream::{Place, Streams};
+pub(super) use walk::Forward;
+#[cfg(feature = "store")]
+pub(super) use walk::Stream;
 use zst::Frame;
+
+/// Reads under way at once where shards are in a store: each waits for an answer most of the time.
+const STORE_AT_ONCE: usize = 16;
 
 /// Ranges that are closer than this are asked of storage in one go.
 const JOIN_BYTES: u64 = 128 << 10;
@@ -77,6 +83,8 @@ pub struct TarShards {
     benches: Benches,
     /// Where some shard can only be read front to back.
     streams: Option<Streams>,
+    /// What requests to stores hold, where shards are in some.
+    stores_bytes: u64,
     notes: Vec<String>,
     unreadable: Vec<Unreadable>,
     unreadable_count: u64,
@@ -84,7 +92,7 @@ pub struct TarShards {
 
 #[derive(Debug)]
 struct Shard {
-    mapped: Arc<Mapped>,
+    medium: Arc<Medium>,
     storage: Storage,
 }
 
@@ -118,13 +126,19 @@ impl TarShards {
     /// As [`open`](Self::open).
     pub fn open_with(pattern: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Self, SourceError> {
         let path = pattern.as_ref();
-        let files = super::open::files(path)?.unwrap_or_default();
-        Self::of(&super::folder::readable(path.as_os_str().as_bytes()), &files, shuffle_buffer)
+        let stores = Stores::default();
+        let files = super::open::files(path, &stores)?.unwrap_or_default();
+        Self::of(&super::folder::readable(path.as_os_str().as_bytes()), &files, shuffle_buffer, &stores)
     }
 
     /// The source of these shards, of which all together are called `title`.
-    pub(super) fn of(title: &str, shards: &[PathBuf], shuffle_buffer: ByteCount) -> Result<Self, SourceError> {
-        open::open(title, shards, shuffle_buffer)
+    pub(super) fn of(
+        title: &str,
+        shards: &[PathBuf],
+        shuffle_buffer: ByteCount,
+        stores: &Stores,
+    ) -> Result<Self, SourceError> {
+        open::open(title, shards, shuffle_buffer, stores)
     }
 
     fn shard(&self, id: SampleId) -> u32 {
@@ -167,7 +181,7 @@ impl Source for TarShards {
     fn name(&self, id: SampleId) -> String {
         let mut path = Vec::new();
         self.index.push_path(id, &mut path);
-        let shard = self.shards[self.shard(id) as usize].mapped.path().as_os_str().len();
+        let shard = self.shards[self.shard(id) as usize].medium.path().as_os_str().len();
         let (shard, member) = path.split_at(shard.min(path.len()));
         let readable = super::folder::readable;
         let member = readable(member.get(1..).unwrap_or_default());
@@ -180,10 +194,10 @@ impl Source for TarShards {
         assert_eq!(out.len() as u64, expected, "{id} has {expected} bytes");
         let compressed = self.content_bytes(id).is_some();
         match (&shard.storage, compressed) {
-            (Storage::Plain, false) => shard.mapped.read_at(offset, out),
-            (Storage::Frames(frames), false) => self.benches.lend().read(&shard.mapped, (number, frames), offset, out),
+            (Storage::Plain, false) => shard.medium.read_at(offset, out),
+            (Storage::Frames(frames), false) => self.benches.lend().read(&shard.medium, (number, frames), offset, out),
             (Storage::Stream, _) => match &self.streams {
-                Some(streams) => streams.read(id, out, (number, &shard.mapped), |id| self.place_in_stream(id)),
+                Some(streams) => streams.read(id, out, (number, &shard.medium), |id| self.place_in_stream(id)),
                 None => unreachable!("a stream without streams"),
             },
             (storage, true) => {
@@ -191,10 +205,10 @@ impl Source for TarShards {
                 let mut member = std::mem::take(&mut bench.member);
                 member.resize(stored as usize, 0);
                 let read = match storage {
-                    Storage::Frames(frames) => bench.read(&shard.mapped, (number, frames), offset, &mut member),
-                    _ => shard.mapped.read_at(offset, &mut member),
+                    Storage::Frames(frames) => bench.read(&shard.medium, (number, frames), offset, &mut member),
+                    _ => shard.medium.read_at(offset, &mut member),
                 };
-                let failed = |cause| SourceError::unusable(shard.mapped.path(), Some(offset), cause);
+                let failed = |cause| SourceError::unusable(shard.medium.path(), Some(offset), cause);
                 let done = read.and_then(|()| bench.decompressor.frame(&member, out).map_err(failed));
                 bench.member = member;
                 done
@@ -209,7 +223,7 @@ impl Source for TarShards {
         let shards = self
             .shards
             .iter()
-            .map(|shard| size_of::<Shard>() + shard.mapped.path().as_os_str().len() + size_of_val(shard.frames()));
+            .map(|shard| size_of::<Shard>() + shard.medium.path().as_os_str().len() + size_of_val(shard.frames()));
         let rest = size_of::<Self>()
             + self.title.capacity()
             + strings(&self.classes)
@@ -245,9 +259,10 @@ impl Source for TarShards {
     }
 
     fn reading(&self) -> Reading {
-        let at_once = self.benches.count().max(Reading::default().at_once);
+        let near = self.shards.iter().all(|shard| shard.medium.is_near());
+        let at_once = self.benches.count().max(if near { Reading::default().at_once } else { STORE_AT_ONCE });
         let streams = self.streams.as_ref().map_or(0, Streams::held_bytes);
-        Reading { at_once, held_bytes: self.benches.held_bytes() + streams }
+        Reading { at_once, held_bytes: self.benches.held_bytes() + streams + self.stores_bytes }
     }
 
     fn blocks(&self) -> Option<&Blocks> {
@@ -272,7 +287,7 @@ impl Source for TarShards {
     }
 
     fn forget_pages(&self, forget: bool) {
-        self.shards.iter().for_each(|shard| shard.mapped.forget_pages(forget));
+        self.shards.iter().for_each(|shard| shard.medium.forget_pages(forget));
     }
 }
 
@@ -287,7 +302,7 @@ impl Shard {
     /// Asks storage for what a range of the tar takes.
     fn will_need(&self, start: u64, end: u64) {
         let frames = match &self.storage {
-            Storage::Plain => return self.mapped.will_need(start, end - start),
+            Storage::Plain => return self.medium.will_need(start, end - start),
             Storage::Frames(frames) => frames,
             // It is read in large pieces, which the system reads ahead of.
             Storage::Stream => return,
@@ -295,7 +310,7 @@ impl Shard {
         let first = frames.partition_point(|frame| frame.content_start + frame.content_bytes <= start);
         let last = frames.partition_point(|frame| frame.content_start < end);
         if let (Some(first), Some(last)) = (frames.get(first), last.checked_sub(1).and_then(|last| frames.get(last))) {
-            self.mapped.will_need(first.offset, (last.offset + last.bytes).saturating_sub(first.offset));
+            self.medium.will_need(first.offset, (last.offset + last.bytes).saturating_sub(first.offset));
         }
     }
 }

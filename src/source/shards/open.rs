@@ -2,11 +2,8 @@
 //! and the classes of them all. It must never start more threads than there are shards.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::BufReader;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, available_parallelism};
 
@@ -15,7 +12,8 @@ use serde_json::Value;
 use super::super::error::counted;
 use super::super::folder::readable;
 use super::super::index::Index;
-use super::super::mmap::{Identity, Mapped, io_error};
+use super::super::medium::{Medium, Stores};
+use super::super::mmap::io_error;
 use super::super::{SourceError, Unreadable};
 use super::bench::{Benches, Needs};
 use super::index::{Compression, ShardIndex, load, save};
@@ -30,19 +28,23 @@ use crate::units::ByteCount;
 const FRAME_BYTES_MAX: u64 = 16 << 20;
 /// Scanning threads where nobody asks for a number: a scan waits for storage most of the time.
 const SCAN_THREADS_MIN: usize = 4;
-const READ_BUFFER_BYTES: usize = 8 << 10;
 const UNREADABLE_MAX: usize = 1000;
 /// The largest number that is a label.
 const LABEL_MAX: u32 = 1 << 20;
 /// The largest list of classes beside shards that is read, bytes.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
-pub(super) fn open(title: &str, paths: &[PathBuf], shuffle_buffer: ByteCount) -> Result<TarShards, SourceError> {
+pub(super) fn open(
+    title: &str,
+    paths: &[PathBuf],
+    shuffle_buffer: ByteCount,
+    stores: &Stores,
+) -> Result<TarShards, SourceError> {
     if paths.is_empty() {
         return Err(SourceError::unusable(Path::new(title), None, "there are no shards (*.tar, *.tar.zst) there"));
     }
     let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (shard, index, note) in index_all(paths)? {
+    for (shard, index, note) in index_all(paths, stores)? {
         shards.push(shard);
         indices.push(index);
         notes.extend(note);
@@ -53,13 +55,13 @@ pub(super) fn open(title: &str, paths: &[PathBuf], shuffle_buffer: ByteCount) ->
 type Indexed = (Shard, ShardIndex, Option<String>);
 
 /// Maps every shard, and loads or makes its index. The first error, by the order of the shards, wins.
-fn index_all(paths: &[PathBuf]) -> Result<Vec<Indexed>, SourceError> {
+fn index_all(paths: &[PathBuf], stores: &Stores) -> Result<Vec<Indexed>, SourceError> {
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     let work = || {
         while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let indexed = index_one(path);
+            let indexed = index_one(path, stores);
             if indexed.is_err() {
                 // Nobody needs the rest; those before it are under way.
                 next.store(paths.len(), Ordering::Relaxed);
@@ -79,12 +81,12 @@ fn index_all(paths: &[PathBuf]) -> Result<Vec<Indexed>, SourceError> {
     paths.iter().filter_map(|path| done.remove(path)).collect()
 }
 
-fn index_one(path: &Path) -> Result<Indexed, SourceError> {
-    let mapped = Mapped::open(path)?;
-    let identity = mapped.identity();
+fn index_one(path: &Path, stores: &Stores) -> Result<Indexed, SourceError> {
+    let medium = Medium::open(path, stores)?;
+    let identity = medium.identity();
     let (mut index, mut note) = (load(path, identity), None);
     if index.is_none() {
-        let made = scan_one(path, identity)?;
+        let made = scan_one(&medium)?;
         if let Err(error) = save(path, identity, &made) {
             let folder = path.parent().unwrap_or(Path::new(".")).display();
             note = Some(format!(
@@ -100,40 +102,34 @@ fn index_one(path: &Path) -> Result<Indexed, SourceError> {
         Compression::Frames(frames) => Storage::Frames(frames.clone().into()),
         Compression::Stream { .. } => Storage::Stream,
     };
-    Ok((Shard { mapped: Arc::new(mapped), storage }, index, note))
+    Ok((Shard { medium: Arc::new(medium), storage }, index, note))
 }
 
 /// Reads a shard from front to back.
-fn scan_one(path: &Path, identity: Identity) -> Result<ShardIndex, SourceError> {
+fn scan_one(medium: &Medium) -> Result<ShardIndex, SourceError> {
+    let (path, bytes) = (medium.path(), medium.bytes());
     let failed = |offset: Option<u64>| move |cause: String| SourceError::unusable(path, offset, cause);
-    let file = File::open(path).map_err(|source| io_error("open", path, source))?;
     let mut magic = [0; 6];
-    let read = file.read_at(&mut magic, 0).map_err(|source| io_error("read", path, source))?;
+    let read = magic.len().min(bytes as usize);
+    medium.read_at(0, &mut magic[..read])?;
     let compression = match magic[..read] {
-        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => compression(&file, path, identity)?,
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => compression(medium)?,
         [0x1F, 0x8B, ..] => return Err(failed(None)(foreign("gzip"))),
         [b'B', b'Z', b'h', ..] => return Err(failed(None)(foreign("bzip2"))),
         [0xFD, b'7', b'z', b'X', b'Z', 0] => return Err(failed(None)(foreign("xz"))),
         _ => Compression::None,
     };
-    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, file);
+    let reader = medium.reader()?;
     let mut found = if compression == Compression::None {
-        scan::scan(reader, Some(identity.bytes)).map_err(failed(None))?
+        scan::scan(reader, Some(bytes)).map_err(failed(None))?
     } else {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| io_error("read", path, e))?;
+        let mut decoder = zstd::stream::read::Decoder::new(reader).map_err(|e| io_error("read", path, e))?;
         let limit = decoder.window_log_max(WINDOW_BYTES_MAX.ilog2());
         limit.map_err(|source| io_error("read", path, source))?;
         scan::scan(Stream(decoder), None).map_err(failed(None))?
     };
     found.compression = compression;
-    let after = Identity::of(&File::open(path).map_err(|source| io_error("open", path, source))?, path)?;
-    if after != identity {
-        return Err(SourceError::Changed {
-            path: path.into(),
-            indexed_bytes: identity.bytes,
-            found_bytes: after.bytes,
-        });
-    }
+    medium.check()?;
     if found.len() == 0 && found.problem_count > 0 {
         let (offset, _, cause) = &found.problems[0];
         return Err(failed(Some(*offset))(format!("nothing in it can be used: {cause}")));
@@ -149,15 +145,20 @@ fn foreign(format: &str) -> String {
 }
 
 /// How a shard that begins as zstd does is compressed.
-fn compression(file: &File, path: &Path, identity: Identity) -> Result<Compression, SourceError> {
-    let failed = |(offset, cause): (u64, String)| SourceError::unusable(path, Some(offset), cause);
-    let mut head = [0; zst::HEADER_BYTES_MAX];
-    let mut read_at = |at: u64, out: &mut [u8]| file.read_exact_at(out, at).map_err(|error| error.to_string());
-    let frames = zst::frames(identity.bytes, &mut read_at).map_err(failed)?;
+fn compression(medium: &Medium) -> Result<Compression, SourceError> {
+    let bytes = medium.bytes();
+    let failed = |(offset, cause): (u64, String)| SourceError::unusable(medium.path(), Some(offset), cause);
+    let mut read_at = |at: u64, out: &mut [u8]| medium.read_at(at, out).map_err(|error| error.to_string());
+    let frames = match zst::seek_table(bytes, &mut read_at) {
+        // Without a table that fits, the frames tell where they end; where each look is a request, that is too much asked.
+        None if medium.is_near() => zst::frames(bytes, &mut read_at).map_err(failed)?,
+        found => found,
+    };
     if let Some(frames) = frames.filter(|frames| frames.iter().all(|frame| frame.content_bytes <= FRAME_BYTES_MAX)) {
         return Ok(Compression::Frames(frames));
     }
-    let len = head.len().min(identity.bytes as usize);
+    let mut head = [0; zst::HEADER_BYTES_MAX];
+    let len = head.len().min(bytes as usize);
     read_at(0, &mut head[..len]).map_err(|cause| failed((0, cause)))?;
     let window_bytes = zst::FrameHeader::read(&head[..len]).map_err(|cause| failed((0, cause)))?.window_bytes;
     if window_bytes > WINDOW_BYTES_MAX {
@@ -184,7 +185,7 @@ fn assemble(
     let (mut unreadable, mut unreadable_count, mut beside_count) = (Vec::new(), 0, 0);
     let (mut tables, mut needs) = (Vec::with_capacity(shards.len()), Needs::default());
     for (number, (shard, index)) in shards.iter().zip(indices).enumerate() {
-        let path = shard.mapped.path();
+        let path = shard.medium.path();
         let of_shard = classes.labels(&index.classes, path)?;
         // In place, so that a single shard's are not copied.
         let mut index = index;
@@ -226,6 +227,8 @@ fn assemble(
     if beside_count > 0 {
         notes.push(format!("not used: {} with the key of another one before it", counted(beside_count, "picture")));
     }
+    let sample_bytes_max = tables.iter().map(|(_, _, table)| table.largest_bytes()).max().unwrap_or(0);
+    let stores_bytes = stores_bytes(&shards, sample_bytes_max.max(needs.frame));
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
     Ok(TarShards {
         title,
@@ -238,6 +241,7 @@ fn assemble(
         shards,
         benches: Benches::new(cores.clamp(2, 8), needs),
         streams,
+        stores_bytes,
         notes,
         unreadable,
         unreadable_count,
@@ -332,24 +336,35 @@ fn number(class: &str) -> Option<u32> {
 
 /// The names of classes as a file beside the shards lists them.
 fn list_beside(shards: &[Shard]) -> Result<Option<Vec<String>>, SourceError> {
-    let Some(folder) = shards.first().and_then(|shard| shard.mapped.path().parent()) else { return Ok(None) };
-    for name in ["manifest.json", "classes.txt"] {
-        let path = folder.join(name);
-        let Ok(meta) = fs::metadata(&path) else { continue };
-        if meta.len() > LIST_BYTES_MAX {
-            continue;
-        }
-        let text = fs::read_to_string(&path).map_err(|source| io_error("read", &path, source))?;
-        if name == "classes.txt" {
-            return Ok(Some(text.lines().map(str::to_owned).collect()));
-        }
+    let Some(first) = shards.first() else { return Ok(None) };
+    if let Some(list) = first.medium.beside("manifest.json", LIST_BYTES_MAX)? {
         // Other programs have manifests too; only one that lists classes is meant.
-        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        let value: Value = serde_json::from_slice(&list).unwrap_or_default();
         let classes = value.get("classes").and_then(Value::as_array);
         let classes = classes.and_then(|all| all.iter().map(|one| one.as_str().map(str::to_owned)).collect());
         if let Some(classes) = classes {
             return Ok(Some(classes));
         }
     }
-    Ok(None)
+    let list = first.medium.beside("classes.txt", LIST_BYTES_MAX)?;
+    Ok(list.map(|list| String::from_utf8_lossy(&list).lines().map(str::to_owned).collect()))
+}
+
+/// What requests to the stores of these shards hold, at most, where no sample is larger than so many bytes.
+#[cfg(feature = "store")]
+fn stores_bytes(shards: &[Shard], sample_bytes_max: u64) -> u64 {
+    /// Threads that serve connections and look up names, and what a client keeps of its own.
+    const STORE_BYTES: u64 = 4 << 20;
+    let mut seen: Vec<&super::super::store::Store> = Vec::new();
+    for store in shards.iter().filter_map(|shard| shard.medium.store()) {
+        if !seen.iter().any(|one| one.is(store)) {
+            seen.push(store);
+        }
+    }
+    seen.iter().map(|store| store.held_bytes(sample_bytes_max) + STORE_BYTES).sum()
+}
+
+#[cfg(not(feature = "store"))]
+fn stores_bytes(_: &[Shard], _: u64) -> u64 {
+    0
 }

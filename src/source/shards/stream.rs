@@ -7,7 +7,7 @@ use std::io::{self, BufReader, Read};
 use zstd::stream::read::Decoder;
 
 use super::super::held::{BlockBuffer, HeldBlocks};
-use super::super::mmap::Mapped;
+use super::super::medium::Medium;
 use super::super::{Blocks, SourceError};
 use super::zst::{CONTEXT_BYTES, WINDOW_BYTES_MAX};
 use crate::sync::{Arc, Mutex, lock};
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Live {
 
 /// A shard's bytes, from the first on.
 struct Compressed {
-    mapped: Arc<Mapped>,
+    medium: Arc<Medium>,
     at: u64,
 }
 
@@ -78,22 +78,22 @@ impl Streams {
         self.held.held_bytes() + DECODERS as u64 * decoder + self.member_bytes_max
     }
 
-    /// Reads a sample of a stream. `place` tells where a sample lies; all of a block are in `mapped`, which is `shard`.
+    /// Reads a sample of a stream. `place` tells where a sample lies; all of a block are in `medium`, which is `shard`.
     pub(super) fn read(
         &self,
         id: SampleId,
         out: &mut [u8],
-        (shard, mapped): (u32, &Arc<Mapped>),
+        (shard, medium): (u32, &Arc<Medium>),
         place: impl Fn(SampleId) -> Place,
     ) -> Result<(), SourceError> {
         self.held.read(id, out, |block, buffer| {
             let ids = self.blocks.samples(block);
-            let mut live = self.decoder(shard, mapped, place(SampleId(ids.start)).offset)?;
+            let mut live = self.decoder(shard, medium, place(SampleId(ids.start)).offset)?;
             let mut member = Vec::new();
             for id in ids.map(SampleId) {
                 live.sample(place(id), buffer, &mut member).map_err(|cause| {
                     let cause = format!("{cause} (the offset is in what it decompresses to)");
-                    SourceError::unusable(mapped.path(), Some(live.at), cause)
+                    SourceError::unusable(medium.path(), Some(live.at), cause)
                 })?;
             }
             let mut waiting = lock(&self.decoders);
@@ -106,7 +106,7 @@ impl Streams {
     }
 
     /// The decoder that stands nearest in front of a place; a new one where all are behind it.
-    fn decoder(&self, shard: u32, mapped: &Arc<Mapped>, offset: u64) -> Result<Live, SourceError> {
+    fn decoder(&self, shard: u32, medium: &Arc<Medium>, offset: u64) -> Result<Live, SourceError> {
         let mut waiting = lock(&self.decoders);
         let nearest = (0..waiting.len()).filter(|&i| waiting[i].shard == shard && waiting[i].at <= offset);
         if let Some(nearest) = nearest.max_by_key(|&i| waiting[i].at) {
@@ -117,8 +117,8 @@ impl Streams {
             waiting.remove(0);
         }
         drop(waiting);
-        let refuse = |source| super::super::mmap::io_error("decompress", mapped.path(), source);
-        let input = BufReader::with_capacity(INPUT_BYTES, Compressed { mapped: Arc::clone(mapped), at: 0 });
+        let refuse = |source| super::super::mmap::io_error("decompress", medium.path(), source);
+        let input = BufReader::with_capacity(INPUT_BYTES, Compressed { medium: Arc::clone(medium), at: 0 });
         let mut decoder = Decoder::with_buffer(input).map_err(refuse)?;
         // No more than it said when it was indexed.
         let window = self.window_bytes_max.clamp(1 << 10, WINDOW_BYTES_MAX).next_power_of_two();
@@ -156,8 +156,8 @@ impl Live {
 
 impl Read for Compressed {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = (out.len() as u64).min(self.mapped.bytes() - self.at) as usize;
-        self.mapped.read_at(self.at, &mut out[..count]).map_err(|error| io::Error::other(error.to_string()))?;
+        let count = (out.len() as u64).min(self.medium.bytes() - self.at) as usize;
+        self.medium.read_at(self.at, &mut out[..count]).map_err(|error| io::Error::other(error.to_string()))?;
         self.at += count as u64;
         Ok(count)
     }

@@ -15,7 +15,7 @@ const NAME_BYTES_MAX: u64 = 64 << 10;
 const PAX_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes that are read front to back.
-pub(super) trait Forward: Read {
+pub(in super::super) trait Forward: Read {
     /// Passes over bytes. Past the end, the next read says so.
     fn skip(&mut self, bytes: u64) -> io::Result<()>;
 }
@@ -27,8 +27,14 @@ impl Forward for BufReader<File> {
     }
 }
 
+impl<T: Forward + ?Sized> Forward for Box<T> {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        (**self).skip(bytes)
+    }
+}
+
 /// One that cannot seek.
-pub(super) struct Stream<R>(pub(super) R);
+pub(in super::super) struct Stream<R>(pub(in super::super) R);
 
 impl<R: Read> Read for Stream<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {

@@ -93,10 +93,6 @@ pub(super) struct Frame {
 /// # Errors
 /// The offset, and what is wrong there.
 pub(super) fn frames(bytes: u64, read_at: &mut ReadAt<'_>) -> Result<Option<Vec<Frame>>, (u64, String)> {
-    // Without a table that fits, the frames tell where they end.
-    if let Some(frames) = seek_table(bytes, read_at) {
-        return Ok(Some(frames));
-    }
     let mut frames: Vec<Frame> = Vec::new();
     let (mut offset, mut content_start) = (0, 0u64);
     let mut known = true;
@@ -156,7 +152,7 @@ fn frame_end(start: u64, header: FrameHeader, bytes: u64, read_at: &mut ReadAt<'
 }
 
 /// The frames as the table at the file's end lists them, where there is one and it fits the file.
-fn seek_table(bytes: u64, read_at: &mut ReadAt<'_>) -> Option<Vec<Frame>> {
+pub(super) fn seek_table(bytes: u64, read_at: &mut ReadAt<'_>) -> Option<Vec<Frame>> {
     let mut footer = [0; 9];
     read_at(bytes.checked_sub(9)?, &mut footer).ok()?;
     let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -257,11 +253,13 @@ pub(super) mod tests {
     }
 
     fn found(file: &[u8]) -> Result<Option<Vec<Frame>>, (u64, String)> {
-        frames(file.len() as u64, &mut |at, out| {
+        let bytes = file.len() as u64;
+        let mut read_at = |at: u64, out: &mut [u8]| {
             let at = at as usize;
             out.copy_from_slice(file.get(at..at + out.len()).ok_or("past the end")?);
             Ok(())
-        })
+        };
+        seek_table(bytes, &mut read_at).map_or_else(|| frames(bytes, &mut read_at), |frames| Ok(Some(frames)))
     }
 
     fn content() -> Vec<u8> {

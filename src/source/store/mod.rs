@@ -225,6 +225,17 @@ impl Store {
         self.core.options.cache.iter().filter_map(DiskCache::note).collect()
     }
 
+    /// Whether it is the same store, and not one like it.
+    pub(in crate::source) fn is(&self, other: &Store) -> bool {
+        Arc::ptr_eq(&self.core, &other.core)
+    }
+
+    /// The path of a URL that names an object of this store; none where it names another, or carries a query of its own.
+    pub(in crate::source) fn path_of(&self, url: &str) -> Option<String> {
+        let target = Target::parse(url).ok().filter(|target| target.root == self.core.root)?;
+        (!url.contains('?')).then_some(target.path)
+    }
+
     /// What a person calls an object of it.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
