@@ -67,7 +67,7 @@ impl Object {
 
     /// Fills each piece of memory with the bytes from its offset on, in any order; neighbours are asked for together
     /// ([`StoreOptions::join_gap_bytes`](super::StoreOptions::join_gap_bytes)). The deadline is that of each request,
-    /// of which eight are under way at a time.
+    /// of which eight are under way at a time; with a cache, a block that another reader could not get either may take two.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at); the first that is met.
@@ -191,7 +191,7 @@ impl Object {
         };
         let place = timeout_at(deadline, core.block_places.acquire()).await.map_err(late)?;
         let mut whole = Whole { start, bytes: vec![0; bytes as usize] };
-        core.read(&self.opened, start..start + bytes, &mut whole).await?;
+        timeout_at(deadline, core.read(&self.opened, start..start + bytes, &mut whole)).await.map_err(late)??;
         Ok((block, Some(Fetched { whole, _flight: flight, _place: place.ok() })))
     }
 
