@@ -67,7 +67,8 @@ impl Object {
 
     /// Fills each piece of memory with the bytes from its offset on, in any order; neighbours are asked for together
     /// ([`StoreOptions::join_gap_bytes`](super::StoreOptions::join_gap_bytes)). The deadline is that of each request,
-    /// of which eight are under way at a time; with a cache, a block that another reader could not get either may take two.
+    /// of which eight are under way at a time; with a cache, a block that another reader asked for in vain may take
+    /// two.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at); the first that is met.
