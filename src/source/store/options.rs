@@ -28,8 +28,8 @@ pub struct StoreOptions {
     pub attempts: u32,
     /// The wait before the second attempt; it doubles with each, up to 5 s, less up to a half by chance. 100 ms.
     pub backoff: Duration,
-    /// A request that takes this many times as long as 95 of 100 recent ones of its size is sent a second time. One place
-    /// in eight of those that may be under way, four at most, is kept for these. `None`: never. 3.
+    /// A request that takes this many times as long as 95 of 100 recent ones of its size is sent a second time. One
+    /// place in eight of those that may be under way, four at most, is kept for these. `None`: never. 3.
     pub hedge_after: Option<f64>,
     /// Ranges with no more than so many bytes between them are read by one request. 64 KiB.
     pub join_gap_bytes: u64,
