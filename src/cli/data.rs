@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::Profile;
-use feedstock::source::{SHARD_EXTENSIONS, SHUFFLE_BUFFER};
+use feedstock::source::{OpenOptions, SHARD_EXTENSIONS, SHUFFLE_BUFFER};
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
@@ -95,6 +95,52 @@ impl DecodeArgs {
     }
 }
 
+/// How data is opened.
+#[derive(Args, Clone)]
+pub(crate) struct SourceArgs {
+    /// How much to shuffle at a time where data can only be read in blocks
+    #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
+    shuffle_buffer: ByteCount,
+    /// Where to keep what is read from stores
+    #[cfg(feature = "store")]
+    #[arg(long, value_name = "DIR")]
+    store_cache: Option<PathBuf>,
+    /// The most that may be kept there
+    #[cfg(feature = "store")]
+    #[arg(long, value_name = "SIZE", default_value = "64G", requires = "store_cache")]
+    store_cache_size: ByteCount,
+}
+
+impl Default for SourceArgs {
+    fn default() -> Self {
+        SourceArgs {
+            shuffle_buffer: SHUFFLE_BUFFER,
+            #[cfg(feature = "store")]
+            store_cache: None,
+            #[cfg(feature = "store")]
+            store_cache_size: ByteCount(64 << 30),
+        }
+    }
+}
+
+impl SourceArgs {
+    /// Opens data: lists a folder, indexes shards.
+    pub(crate) fn open(&self, path: &Path) -> Result<Arc<dyn Source>, Failure> {
+        let options = OpenOptions {
+            shuffle_buffer: self.shuffle_buffer,
+            #[cfg(feature = "store")]
+            store: source::store::StoreOptions {
+                cache: match &self.store_cache {
+                    Some(folder) => Some(source::store::DiskCache::open(folder, self.store_cache_size)?),
+                    None => None,
+                },
+                ..Default::default()
+            },
+        };
+        Ok(source::open_with(path, &options)?)
+    }
+}
+
 /// What a plan depends on.
 #[derive(Args, Clone)]
 pub(crate) struct LoaderArgs {
@@ -131,9 +177,8 @@ pub(crate) struct LoaderArgs {
     /// Where batches go: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
-    /// How much to shuffle at a time where data can only be read in blocks
-    #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
-    pub(crate) shuffle_buffer: ByteCount,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
     #[command(flatten)]
     pub(crate) decode: DecodeArgs,
 }
@@ -141,7 +186,7 @@ pub(crate) struct LoaderArgs {
 impl LoaderArgs {
     /// Opens the data: lists a folder, indexes shards.
     pub(crate) fn open(&self) -> Result<Arc<dyn Source>, Failure> {
-        Ok(source::open_with(&self.data, self.shuffle_buffer)?)
+        self.source.open(&self.data)
     }
 
     /// The budget and the number of workers of a single loader.

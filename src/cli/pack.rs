@@ -11,9 +11,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use feedstock::pack::{PackError, Progress as Done, Report, Settings, ShardOf, Skipped, Treatment, pack};
-use feedstock::{ByteCount, ErrorKind, RamBudget, Seed, Source, source};
+use feedstock::{ByteCount, ErrorKind, RamBudget, Seed, Source};
 
-use super::data::{BadReport, tell_notes};
+use super::data::{BadReport, SourceArgs, tell_notes};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 use super::table::{counted, facts};
@@ -82,6 +82,8 @@ pub(crate) struct PackArgs {
     /// The most RAM for index, samples and pictures: 2G, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
+    #[command(flatten)]
+    open: SourceArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -127,7 +129,7 @@ struct Course {
 }
 
 pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
-    let source = source::open(&args.source)?;
+    let source = args.open.open(&args.source)?;
     tell_notes(source.notes());
     let course = Arc::new(Course { began: Instant::now(), done: Mutex::default() });
     {

@@ -11,12 +11,11 @@ use clap::Args;
 use serde_json::json;
 
 use feedstock::device::DeviceSpec;
-use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::{ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
 use super::child::Watched;
-use super::data::{self, DecodeArgs, LoaderArgs};
+use super::data::{self, DecodeArgs, LoaderArgs, SourceArgs};
 use super::failure::{Failure, print};
 use super::progress::Progress;
 use super::stop::Stop;
@@ -131,7 +130,7 @@ impl ProveArgs {
             output: self.output,
             layout: self.layout,
             device: DeviceSpec::Cpu,
-            shuffle_buffer: SHUFFLE_BUFFER,
+            source: SourceArgs::default(),
             decode: DecodeArgs::default(),
         }
     }

@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
-use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::train::{Event, ModelKind, Team, TrainConfig, TrainError};
-use feedstock::{ByteCount, CpuBudget, Loader, RamBudget, Seed};
+use feedstock::{CpuBudget, Loader, RamBudget, Seed};
 
 use super::Context;
-use super::data::{DecodeArgs, MovesTold, tell_notes};
+use super::data::{DecodeArgs, MovesTold, SourceArgs, tell_notes};
 use super::failure::{Failure, print};
 use super::model::{Model, ModelArgs, pruning};
 use super::watch::WatchArgs;
@@ -62,9 +61,6 @@ pub(crate) struct TrainArgs {
     /// RAM for the loaders: 24G, 1.5GiB, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
-    /// How much to shuffle at a time where data can only be read in blocks
-    #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
-    shuffle_buffer: ByteCount,
     /// How often each image is seen
     #[arg(long, value_name = "N", default_value_t = TrainConfig::new(ModelKind::Small, 1, 32).epochs, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
@@ -127,6 +123,8 @@ pub(crate) struct TrainArgs {
     /// After how many epochs to prune [default: half of them]
     #[arg(long, value_name = "N", requires = "prune")]
     prune_after: Option<u64>,
+    #[command(flatten)]
+    source: SourceArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

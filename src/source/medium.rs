@@ -3,9 +3,9 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::SourceError;
 use super::mmap::{Identity, Mapped};
 use super::shards::Forward;
+use super::{OpenOptions, SourceError};
 
 /// Whether a path is the URL of an object in a store.
 pub(super) fn is_url(path: &Path) -> bool {
@@ -32,7 +32,7 @@ pub(super) struct Stored {
 }
 
 /// The stores that have been opened: shards of one bucket share one, with its connections and its limits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stores {
     #[cfg(feature = "store")]
     open: crate::sync::Mutex<Vec<super::store::Store>>,
@@ -40,13 +40,19 @@ pub(super) struct Stores {
     options: super::store::StoreOptions,
 }
 
-#[cfg(feature = "store")]
 impl Stores {
-    pub(super) fn new(options: super::store::StoreOptions) -> Self {
-        Stores { open: crate::sync::Mutex::default(), options }
+    #[cfg(feature = "store")]
+    pub(super) fn new(options: &OpenOptions) -> Self {
+        Stores { open: crate::sync::Mutex::default(), options: options.store.clone() }
+    }
+
+    #[cfg(not(feature = "store"))]
+    pub(super) fn new(_: &OpenOptions) -> Self {
+        Stores {}
     }
 
     /// The store that a URL is in, and the path in it.
+    #[cfg(feature = "store")]
     pub(super) fn store(&self, url: &str) -> Result<(super::store::Store, String), SourceError> {
         let mut open = crate::sync::lock(&self.open);
         if let Some((store, path)) = open.iter().find_map(|store| Some((store.clone(), store.path_of(url)?))) {

@@ -28,7 +28,7 @@ pub use concat::Concat;
 pub use error::SourceError;
 pub use folder::ImageFolder;
 pub use memory::MemorySource;
-pub use open::{SHARD_EXTENSIONS, open, open_with};
+pub use open::{OpenOptions, SHARD_EXTENSIONS, open, open_with};
 #[cfg(feature = "parquet")]
 pub use parquet::{ParquetOptions, ParquetSource};
 pub use scan::{IMAGE_EXTENSIONS, Unreadable};

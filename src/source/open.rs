@@ -18,27 +18,57 @@ pub const SHARD_EXTENSIONS: [&str; 4] = ["tar", "tar.zst", "tzst", "parquet"];
 /// What a shard's name is followed by in that of its index.
 pub(super) const INDEX_SUFFIX: &str = "feedstock-index";
 
+/// How data is opened.
+///
+/// ```no_run
+/// use feedstock::ByteCount;
+/// use feedstock::source::{OpenOptions, open_with};
+///
+/// let options = OpenOptions { shuffle_buffer: ByteCount(128 << 20), ..OpenOptions::default() };
+/// let source = open_with("train-{000..099}.tar.zst", &options)?;
+/// # Ok::<(), feedstock::source::SourceError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// How much is shuffled at a time where samples come in [`Blocks`](super::Blocks). [`SHUFFLE_BUFFER`].
+    pub shuffle_buffer: ByteCount,
+    /// How stores are read.
+    #[cfg(feature = "store")]
+    pub store: super::store::StoreOptions,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            shuffle_buffer: SHUFFLE_BUFFER,
+            #[cfg(feature = "store")]
+            store: super::store::StoreOptions::default(),
+        }
+    }
+}
+
 /// Opens whatever lies at a path: a folder of class folders; shards (tars, or Parquet files with the feature `parquet`), as
-/// one file, as a folder of them, or as a pattern (`train-{0000..0146}.tar`, `train-*.parquet`).
+/// one file, as a folder of them, or as a pattern (`train-{0000..0146}.tar`, `train-*.parquet`); with the feature `store` also
+/// by the URL of one, of a pattern with braces, or of all that begin like it (`s3://bucket/train/`).
 ///
 /// # Errors
 /// As [`ImageFolder::open`], [`TarShards::open`] and [`ParquetSource::open`](super::ParquetSource::open).
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
-    open_with(path, SHUFFLE_BUFFER)
+    open_with(path, &OpenOptions::default())
 }
 
-/// As [`open`], with another shuffle buffer for what comes in [`Blocks`](super::Blocks).
+/// As [`open`], in another way than the usual one.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_with(path: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
+pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dyn Source>, SourceError> {
     let path = path.as_ref();
-    let stores = Stores::default();
+    let stores = Stores::new(options);
     let Some(files) = files(path, &stores)? else { return Ok(Arc::new(ImageFolder::open(path)?)) };
     let parquet = files.iter().filter(|file| is_called(file, "parquet")).count();
     match parquet {
-        0 => Ok(Arc::new(TarShards::of(&readable(path.as_os_str().as_bytes()), &files, shuffle_buffer, &stores)?)),
-        some if some == files.len() => parquet_files(path, &files, shuffle_buffer),
+        0 => Ok(Arc::new(TarShards::of(&readable(path.as_os_str().as_bytes()), &files, options, &stores)?)),
+        some if some == files.len() => parquet_files(path, &files, options),
         some => {
             let cause =
                 format!("{some} of {} files are Parquet, and the others are not: name those of one kind", files.len());
@@ -48,12 +78,12 @@ pub fn open_with(path: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Ar
 }
 
 #[cfg(feature = "parquet")]
-fn parquet_files(_: &Path, files: &[PathBuf], buffer: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
-    Ok(Arc::new(super::ParquetOptions::new().shuffle_buffer(buffer).open(files)?))
+fn parquet_files(_: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(Arc::new(super::ParquetOptions::new().shuffle_buffer(options.shuffle_buffer).open(files)?))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn parquet_files(path: &Path, _: &[PathBuf], _: ByteCount) -> Result<Arc<dyn Source>, SourceError> {
+fn parquet_files(path: &Path, _: &[PathBuf], _: &OpenOptions) -> Result<Arc<dyn Source>, SourceError> {
     let cause = "this program was built without Parquet: build it with the feature `parquet`";
     Err(SourceError::unusable(path, None, cause))
 }
@@ -131,18 +161,30 @@ mod tests {
     fn names_tell_what_lies_there() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        assert_eq!(files(folder.path(), &Stores::default()).unwrap(), None);
+        assert_eq!(files(folder.path(), &Stores::new(&OpenOptions::default())).unwrap(), None);
         for name in ["b.TAR", "a.tar.zst", ".c.tar", "tar", "a.tar.zst.feedstock-index", "d.jpg"] {
             fs::write(at(name), "").unwrap();
         }
-        assert_eq!(files(folder.path(), &Stores::default()).unwrap(), Some(vec![at("a.tar.zst"), at("b.TAR")]));
         assert_eq!(
-            files(&at("[ab]*.{tar,x}"), &Stores::default()).unwrap_err().to_string().contains("stands for no shards"),
+            files(folder.path(), &Stores::new(&OpenOptions::default())).unwrap(),
+            Some(vec![at("a.tar.zst"), at("b.TAR")])
+        );
+        assert_eq!(
+            files(&at("[ab]*.{tar,x}"), &Stores::new(&OpenOptions::default()))
+                .unwrap_err()
+                .to_string()
+                .contains("stands for no shards"),
             true
         );
-        assert_eq!(files(&at("{a,b}.{tar.zst,TAR}"), &Stores::default()).unwrap().map(|all| all.len()), Some(4));
-        assert_eq!(files(&at("missing.tar"), &Stores::default()).unwrap(), Some(vec![at("missing.tar")]));
-        assert_eq!(files(&at("missing"), &Stores::default()).unwrap(), None);
+        assert_eq!(
+            files(&at("{a,b}.{tar.zst,TAR}"), &Stores::new(&OpenOptions::default())).unwrap().map(|all| all.len()),
+            Some(4)
+        );
+        assert_eq!(
+            files(&at("missing.tar"), &Stores::new(&OpenOptions::default())).unwrap(),
+            Some(vec![at("missing.tar")])
+        );
+        assert_eq!(files(&at("missing"), &Stores::new(&OpenOptions::default())).unwrap(), None);
         fs::write(at("e.parquet"), "").unwrap();
         let error = open(folder.path()).err().unwrap().to_string();
         assert!(error.contains("1 of 3 files are Parquet"), "{error}");

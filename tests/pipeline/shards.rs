@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use feedstock::source::{MemorySource, TarShards};
+use feedstock::source::{MemorySource, OpenOptions, TarShards};
 use feedstock::{ByteCount, Error, OnBadSample, Source};
 
 use super::{CLASSES, assert_balanced, builder, digest, every_way, ids, sample, source_of};
@@ -43,7 +43,8 @@ fn tar(bad: Option<u64>, compressed: bool) -> Vec<u8> {
 fn open(folder: &Path, name: &str, bytes: &[u8]) -> Arc<dyn Source> {
     let path = folder.join(name);
     fs::write(&path, bytes).unwrap();
-    Arc::new(TarShards::open_with(path, ByteCount(200_000)).unwrap())
+    let options = OpenOptions { shuffle_buffer: ByteCount(200_000), ..OpenOptions::default() };
+    Arc::new(TarShards::open_with(path, &options).unwrap())
 }
 
 /// Every container, and whether it can be read in any order.

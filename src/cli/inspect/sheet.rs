@@ -9,11 +9,10 @@ use std::sync::Arc;
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
-use feedstock::source::SHUFFLE_BUFFER;
 use feedstock::tensor::{CHANNELS, SIDE_MAX};
 use feedstock::{Batch, ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
-use super::super::data::{DecodeArgs, LoaderArgs, refused_beside, split};
+use super::super::data::{DecodeArgs, LoaderArgs, SourceArgs, refused_beside, split};
 use super::super::failure::Failure;
 use super::super::stop::Stop;
 use super::super::table::counted;
@@ -74,7 +73,7 @@ impl SheetArgs {
             output: DType::U8,
             layout: Layout::Nhwc,
             device: DeviceSpec::Cpu,
-            shuffle_buffer: SHUFFLE_BUFFER,
+            source: SourceArgs::default(),
             decode: DecodeArgs::default(),
         };
         let folder = args.open()?;

@@ -9,7 +9,7 @@ use feedstock::decode::{Limits, probe};
 use feedstock::device::DeviceSpec;
 use feedstock::train::{Meter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
-use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here, source};
+use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
 use super::super::data::{refused_beside, split};
 use super::super::failure::{Failure, say};
@@ -62,8 +62,8 @@ impl Setup {
                 (train, Some(test))
             }
         };
-        let folder = source::open_with(train, args.shuffle_buffer)?;
-        let validation_folder = validate.map(|path| source::open_with(path, args.shuffle_buffer)).transpose()?;
+        let folder = args.source.open(&train)?;
+        let validation_folder = validate.map(|path| args.source.open(&path)).transpose()?;
         if let Some(validation) = &validation_folder {
             check_classes(&folder, validation)?;
         }

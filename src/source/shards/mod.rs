@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use super::index::Index;
 use super::medium::{Medium, Stores};
-use super::{Blocks, Reading, Source, SourceError, Unreadable};
+use super::{Blocks, OpenOptions, Reading, Source, SourceError, Unreadable};
 use crate::sync::Arc;
-use crate::units::{ByteCount, SampleId};
+use crate::units::SampleId;
 use bench::Benches;
 use stream::{Place, Streams};
 pub(super) use walk::Forward;
@@ -117,28 +117,29 @@ impl TarShards {
     /// * [`SourceError::Unusable`] for one that is no tar, is compressed in a way that cannot be read here, has no samples, or
     ///   whose labels do not fit those of the others.
     pub fn open(pattern: impl AsRef<Path>) -> Result<Self, SourceError> {
-        Self::open_with(pattern, super::SHUFFLE_BUFFER)
+        Self::open_with(pattern, &OpenOptions::default())
     }
 
-    /// As [`open`](Self::open), with another shuffle buffer than 32 MiB for shards that can only be read front to back.
+    /// As [`open`](Self::open), in another way than the usual one: with another shuffle buffer for shards that can only be read
+    /// front to back.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_with(pattern: impl AsRef<Path>, shuffle_buffer: ByteCount) -> Result<Self, SourceError> {
+    pub fn open_with(pattern: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, SourceError> {
         let path = pattern.as_ref();
-        let stores = Stores::default();
+        let stores = Stores::new(options);
         let files = super::open::files(path, &stores)?.unwrap_or_default();
-        Self::of(&super::folder::readable(path.as_os_str().as_bytes()), &files, shuffle_buffer, &stores)
+        Self::of(&super::folder::readable(path.as_os_str().as_bytes()), &files, options, &stores)
     }
 
     /// The source of these shards, of which all together are called `title`.
     pub(super) fn of(
         title: &str,
         shards: &[PathBuf],
-        shuffle_buffer: ByteCount,
+        options: &OpenOptions,
         stores: &Stores,
     ) -> Result<Self, SourceError> {
-        open::open(title, shards, shuffle_buffer, stores)
+        open::open(title, shards, options.shuffle_buffer, stores)
     }
 
     fn shard(&self, id: SampleId) -> u32 {

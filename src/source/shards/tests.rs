@@ -10,6 +10,10 @@ use super::super::conformance;
 use super::zst::tests::{frame, open_frame, seekable};
 use super::*;
 
+fn buffer(bytes: u64) -> OpenOptions {
+    OpenOptions { shuffle_buffer: crate::units::ByteCount(bytes), ..OpenOptions::default() }
+}
+
 /// A tar of files: name and bytes each.
 fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(vec![]);
@@ -140,7 +144,7 @@ fn every_container_is_a_source() {
         ("g.tar.zst", 40, true),
         ("*.tar*", 1520, true),
     ] {
-        let source = TarShards::open_with(folder.path().join(name), ByteCount(20_000)).unwrap();
+        let source = TarShards::open_with(folder.path().join(name), &buffer(20_000)).unwrap();
         assert_eq!(source.blocks().is_some(), ["f.tar.zst", "g.tar.zst", "*.tar*"].contains(&name), "{name}");
         assert_eq!(source.len(), len, "{name}");
         conformance::check(&source).unwrap_or_else(|breach| panic!("{name}: {breach}"));
@@ -309,7 +313,7 @@ fn a_member_that_states_a_wrong_content_is_refused() {
 fn a_stream_is_decompressed_once_for_an_epoch_and_damage_named() {
     let whole = many(300, 0);
     let folder = folder(&[("x.tar.zst", &open_frame(&whole)), ("y.tar.zst", &open_frame(&many(100, 300)))]);
-    let source = TarShards::open_with(folder.path(), ByteCount(30_000)).unwrap();
+    let source = TarShards::open_with(folder.path(), &buffer(30_000)).unwrap();
     let blocks = source.blocks().unwrap();
     assert!(blocks.count() > 6 && blocks.run_count() == 2, "{}", blocks.count());
     assert!(source.notes()[0].contains("2 shards compressed in one piece"), "{:?}", source.notes());
