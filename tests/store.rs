@@ -12,6 +12,8 @@ mod faulty_proxy;
 mod held;
 #[path = "common/servers.rs"]
 mod servers;
+#[path = "store/shards.rs"]
+mod shards;
 
 use std::fs;
 use std::io::Read;

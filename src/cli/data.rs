@@ -128,6 +128,7 @@ impl SourceArgs {
     pub(crate) fn open(&self, path: &Path) -> Result<Arc<dyn Source>, Failure> {
         let options = OpenOptions {
             shuffle_buffer: self.shuffle_buffer,
+            index_folder: None,
             #[cfg(feature = "store")]
             store: source::store::StoreOptions {
                 cache: match &self.store_cache {

@@ -32,6 +32,8 @@ pub(super) const INDEX_SUFFIX: &str = "feedstock-index";
 pub struct OpenOptions {
     /// How much is shuffled at a time where samples come in [`Blocks`](super::Blocks). [`SHUFFLE_BUFFER`].
     pub shuffle_buffer: ByteCount,
+    /// Where the indices of shards are kept. None: beside the shards, or in the user's cache folder where that cannot be.
+    pub index_folder: Option<PathBuf>,
     /// How stores are read.
     #[cfg(feature = "store")]
     pub store: super::store::StoreOptions,
@@ -41,6 +43,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         OpenOptions {
             shuffle_buffer: SHUFFLE_BUFFER,
+            index_folder: None,
             #[cfg(feature = "store")]
             store: super::store::StoreOptions::default(),
         }
@@ -79,7 +82,11 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dy
 
 #[cfg(feature = "parquet")]
 fn parquet_files(_: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Arc<dyn Source>, SourceError> {
-    Ok(Arc::new(super::ParquetOptions::new().shuffle_buffer(options.shuffle_buffer).open(files)?))
+    let mut parquet = super::ParquetOptions::new().shuffle_buffer(options.shuffle_buffer);
+    if let Some(folder) = &options.index_folder {
+        parquet = parquet.index_folder(folder);
+    }
+    Ok(Arc::new(parquet.open(files)?))
 }
 
 #[cfg(not(feature = "parquet"))]

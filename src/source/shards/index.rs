@@ -216,21 +216,21 @@ fn shown(name: &[u8]) -> std::borrow::Cow<'_, [u8]> {
 }
 
 /// The index of a shard as it was saved, if that is still true.
-pub(super) fn load(shard: &Path, identity: Identity) -> Option<ShardIndex> {
-    places(shard).find_map(|place| {
+pub(super) fn load(shard: &Path, identity: Identity, folder: Option<&Path>) -> Option<ShardIndex> {
+    places(shard, folder).find_map(|place| {
         let file = File::open(place).ok()?;
         let bytes = file.metadata().ok()?.len();
         ShardIndex::decode(BufReader::new(file), bytes, identity)
     })
 }
 
-/// Saves an index beside its shard, or else in the user's cache folder.
+/// Saves an index in `folder`, or else beside its shard, or else in the user's cache folder.
 ///
 /// # Errors
 /// Neither can be written to; what the first said.
-pub(super) fn save(shard: &Path, identity: Identity, index: &ShardIndex) -> io::Result<()> {
+pub(super) fn save(shard: &Path, identity: Identity, index: &ShardIndex, folder: Option<&Path>) -> io::Result<()> {
     let mut first = None;
-    for place in places(shard) {
+    for place in places(shard, folder) {
         match write(&place, |file| index.encode(identity, file)) {
             Ok(()) => return Ok(()),
             Err(error) => first = first.or(Some(error)),
@@ -240,7 +240,7 @@ pub(super) fn save(shard: &Path, identity: Identity, index: &ShardIndex) -> io::
 }
 
 /// Where the index of a shard may be.
-fn places(shard: &Path) -> impl Iterator<Item = PathBuf> {
+fn places(shard: &Path, folder: Option<&Path>) -> impl Iterator<Item = PathBuf> {
     let mut beside = shard.as_os_str().to_owned();
     beside.push(".");
     beside.push(SUFFIX);
@@ -248,8 +248,11 @@ fn places(shard: &Path) -> impl Iterator<Item = PathBuf> {
     let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     let whole = fs::canonicalize(shard).unwrap_or_else(|_| shard.to_owned());
     let name = format!("{:032x}.{SUFFIX}", xxh3_128(whole.as_os_str().as_bytes()));
-    let beside = (!is_url(shard)).then(|| PathBuf::from(beside));
-    [beside, cache.map(|cache| cache.join("feedstock").join("index").join(name))].into_iter().flatten()
+    let named = folder.map(|folder| folder.join(&name));
+    let elsewhere = folder.is_none();
+    let beside = (elsewhere && !is_url(shard)).then(|| PathBuf::from(beside));
+    let cache = cache.filter(|_| elsewhere);
+    [named, beside, cache.map(|cache| cache.join("feedstock").join("index").join(name))].into_iter().flatten()
 }
 
 /// Writes a file whole or not at all: under another name first.

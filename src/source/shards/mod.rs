@@ -139,7 +139,7 @@ impl TarShards {
         options: &OpenOptions,
         stores: &Stores,
     ) -> Result<Self, SourceError> {
-        open::open(title, shards, options.shuffle_buffer, stores)
+        open::open(title, shards, options, stores)
     }
 
     fn shard(&self, id: SampleId) -> u32 {

@@ -14,7 +14,7 @@ use super::super::folder::readable;
 use super::super::index::Index;
 use super::super::medium::{Medium, Stores};
 use super::super::mmap::io_error;
-use super::super::{SourceError, Unreadable};
+use super::super::{OpenOptions, SourceError, Unreadable};
 use super::bench::{Benches, Needs};
 use super::index::{Compression, ShardIndex, load, save};
 use super::stream::{self, Streams};
@@ -37,31 +37,31 @@ const LIST_BYTES_MAX: u64 = 256 << 20;
 pub(super) fn open(
     title: &str,
     paths: &[PathBuf],
-    shuffle_buffer: ByteCount,
+    options: &OpenOptions,
     stores: &Stores,
 ) -> Result<TarShards, SourceError> {
     if paths.is_empty() {
         return Err(SourceError::unusable(Path::new(title), None, "there are no shards (*.tar, *.tar.zst) there"));
     }
     let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (shard, index, note) in index_all(paths, stores)? {
+    for (shard, index, note) in index_all(paths, options.index_folder.as_deref(), stores)? {
         shards.push(shard);
         indices.push(index);
         notes.extend(note);
     }
-    assemble(title.to_owned(), shards, indices, notes.into_iter().collect(), shuffle_buffer)
+    assemble(title.to_owned(), shards, indices, notes.into_iter().collect(), options.shuffle_buffer)
 }
 
 type Indexed = (Shard, ShardIndex, Option<String>);
 
 /// Maps every shard, and loads or makes its index. The first error, by the order of the shards, wins.
-fn index_all(paths: &[PathBuf], stores: &Stores) -> Result<Vec<Indexed>, SourceError> {
+fn index_all(paths: &[PathBuf], folder: Option<&Path>, stores: &Stores) -> Result<Vec<Indexed>, SourceError> {
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     let work = || {
         while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let indexed = index_one(path, stores);
+            let indexed = index_one(path, folder, stores);
             if indexed.is_err() {
                 // Nobody needs the rest; those before it are under way.
                 next.store(paths.len(), Ordering::Relaxed);
@@ -81,13 +81,13 @@ fn index_all(paths: &[PathBuf], stores: &Stores) -> Result<Vec<Indexed>, SourceE
     paths.iter().filter_map(|path| done.remove(path)).collect()
 }
 
-fn index_one(path: &Path, stores: &Stores) -> Result<Indexed, SourceError> {
+fn index_one(path: &Path, folder: Option<&Path>, stores: &Stores) -> Result<Indexed, SourceError> {
     let medium = Medium::open(path, stores)?;
     let identity = medium.identity();
-    let (mut index, mut note) = (load(path, identity), None);
+    let (mut index, mut note) = (load(path, identity, folder), None);
     if index.is_none() {
         let made = scan_one(&medium)?;
-        if let Err(error) = save(path, identity, &made) {
+        if let Err(error) = save(path, identity, &made, folder) {
             let folder = path.parent().unwrap_or(Path::new(".")).display();
             note = Some(format!(
                 "the index of shards in {folder} cannot be kept ({error}), so they are scanned each time: make the folder \

@@ -1,0 +1,151 @@
+//! Shards in stores, read through a loader: the batches that the same shards give from a disk, whatever goes wrong in between.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use feedstock::source::store::{DiskCache, StoreOptions};
+use feedstock::source::{OpenOptions, Source, conformance, open_with};
+use feedstock::transform::RandomResizedCrop;
+use feedstock::{ByteCount, Error, Loader};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::faulty_proxy::{Fault, FaultyProxy};
+use super::quick;
+use super::servers::{Nginx, S3, s3_settings};
+
+/// A tar of small pictures with a number for a class, in WebDataset's way.
+fn tar(first: u32, count: u32) -> Vec<u8> {
+    let mut tar = tar::Builder::new(vec![]);
+    let mut add = |name: String, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, name, bytes).unwrap();
+    };
+    for i in first..first + count {
+        let (width, height) = (20 + i % 90, 30 + i % 50);
+        let mut ppm = format!("P6\n{width} {height}\n255\n").into_bytes();
+        ppm.extend((0..width * height * 3).map(|j| (feedstock::mix64(u64::from(i * 31 + j / 9)) & 0xFF) as u8));
+        add(format!("{i:05}.ppm"), &ppm);
+        add(format!("{i:05}.cls"), (i % 5).to_string().as_bytes());
+    }
+    tar.into_inner().unwrap()
+}
+
+/// A folder with a bucket in it: two shards, one in frames, one in one piece, and the names of the classes.
+fn filled() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let bucket = root.path().join("bucket").join("set");
+    fs::create_dir_all(&bucket).unwrap();
+    fs::write(bucket.join("train-0.tar"), tar(0, 120)).unwrap();
+    fs::write(bucket.join("train-1.tar"), tar(120, 80)).unwrap();
+    fs::write(bucket.join("piece.tar.zst"), zstd::stream::encode_all(&tar(200, 90)[..], 1).unwrap()).unwrap();
+    fs::write(bucket.join("classes.txt"), "ant\nbee\ncat\ndog\neel\n").unwrap();
+    root
+}
+
+fn options(index: &Path, store: StoreOptions) -> OpenOptions {
+    OpenOptions {
+        shuffle_buffer: ByteCount(300_000),
+        index_folder: Some(index.to_owned()),
+        store,
+        ..OpenOptions::default()
+    }
+}
+
+/// Pixels, labels and ids of two epochs; and that the ledger was kept.
+fn digest(source: &Arc<dyn Source>) -> Result<u64, Error> {
+    let loader = Loader::builder(source.clone())
+        .batch_size(16)
+        .workers(2)
+        .ram_budget(ByteCount(256 << 20))
+        .transform(RandomResizedCrop::new(24).flip(0.5))
+        .build()?;
+    let mut digest = Xxh3::new();
+    for epoch in 0..2 {
+        for batch in loader.epoch(epoch) {
+            let batch = batch?;
+            digest.update(batch.bytes().unwrap());
+            batch.labels().iter().for_each(|label| digest.update(&label.to_le_bytes()));
+            batch.ids().iter().for_each(|id| digest.update(&id.0.to_le_bytes()));
+        }
+    }
+    assert_eq!(loader.bad_samples(), []);
+    let memory = loader.stats().memory;
+    assert!(memory.peak <= memory.limit, "{memory:?}");
+    Ok(digest.digest())
+}
+
+#[test]
+fn shards_in_a_bucket_give_the_batches_that_they_give_from_a_disk() {
+    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let cache = tempfile::tempdir().unwrap();
+    for cached in [false, true] {
+        let cache = cached.then(|| DiskCache::open(cache.path(), ByteCount(64 << 20)).unwrap());
+        let store = StoreOptions { settings: s3_settings(server.address), cache, ..quick() };
+        let options = options(index.path(), store);
+        for (names, count) in [("train-{0..1}.tar", 200), ("piece.tar.zst", 90), ("", 290)] {
+            let near = root.path().join("bucket/set").join(names);
+            let near = open_with(near, &options).unwrap();
+            // Again as well, now with an index that has been kept.
+            for _ in 0..2 {
+                let far = open_with(format!("s3://bucket/set/{names}"), &options).unwrap();
+                assert_eq!((far.len(), far.classes()[4].as_str()), (count, "eel"), "{names}");
+                assert!(far.reading().at_once >= 16 && far.reading().held_bytes > 0);
+                assert_eq!(digest(&far).unwrap(), digest(&near).unwrap(), "{names}, cached: {cached}");
+                assert!(far.name(feedstock::SampleId(0)).starts_with("s3://bucket/set/"));
+            }
+            conformance::check(&*near).unwrap();
+        }
+    }
+}
+
+#[test]
+fn shards_on_a_web_server_come_through_resets_and_errors() {
+    let (root, index, scratch) = (filled(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
+    let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
+    let options = options(index.path(), quick());
+    let far = open_with(format!("http://{}/bucket/set/train-{{0..1}}.tar", proxy.address()), &options).unwrap();
+    let near = open_with(root.path().join("bucket/set/train-{0..1}.tar"), &options).unwrap();
+    let before = proxy.count();
+    let weather = |number: u64| match number % 5 {
+        0 => Fault::Reset,
+        1 => Fault::Status(503, ""),
+        2 => Fault::Short(100),
+        _ => Fault::Pass,
+    };
+    proxy.plan(move |request| weather(feedstock::mix64(request.number as u64)));
+    assert_eq!(digest(&far).unwrap(), digest(&near).unwrap());
+    // 400 samples, and those requests that did not come through.
+    assert!(proxy.count() - before > 500, "{}", proxy.count() - before);
+}
+
+#[test]
+fn a_shard_that_is_replaced_during_a_run_is_named() {
+    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let store = StoreOptions { settings: s3_settings(server.address), ..quick() };
+    let far = open_with("s3://bucket/set/train-1.tar", &options(index.path(), store)).unwrap();
+    digest(&far).unwrap();
+    fs::write(root.path().join("bucket/set/train-1.tar"), tar(500, 80)).unwrap();
+    let error = digest(&far).unwrap_err().to_string();
+    assert!(error.contains("s3://bucket/set/train-1.tar"), "{error}");
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let store = StoreOptions { settings: s3_settings(server.address), ..quick() };
+    let options = options(index.path(), store);
+    for (url, said) in [
+        ("s3://bucket/set/missing.tar", "s3://bucket/set/missing.tar"),
+        ("s3://bucket/none/", "there are no shards"),
+        ("s3://bucket/set/*.tar", "a '*' stands for local files only"),
+    ] {
+        let error = open_with(url, &options).err().unwrap().to_string();
+        assert!(error.contains(said), "{url}: {error}");
+    }
+}
