@@ -106,7 +106,6 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/host/allocator.rs", "declares a function of the C library, for the allocator's settings"),
     ("src/host/arena.rs", "declares functions of the C library, for what its allocator says of itself"),
     ("src/host/heap.rs", "a global allocator, which counts and hands on to the system's"),
-    ("src/source/mmap.rs", "files are mapped, and the kernel copies from them"),
     ("src/pool/slot.rs", "several workers write disjoint parts of one slot"),
 ];
 

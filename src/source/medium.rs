@@ -1,9 +1,9 @@
-//! Owns what a shard's bytes come from: a file that is mapped, or an object of a store. It must never know what is in them.
+//! Owns what a shard's bytes come from: a file, or an object of a store. It must never know what is in them.
 
 use std::io::Read;
 use std::path::Path;
 
-use super::mmap::{Identity, Mapped};
+use super::file::{Identity, ShardFile};
 use super::shards::Forward;
 use super::{OpenOptions, SourceError};
 
@@ -17,7 +17,7 @@ pub(super) fn is_url(path: &Path) -> bool {
 /// The bytes of one shard.
 #[derive(Debug)]
 pub(super) enum Medium {
-    Mapped(Mapped),
+    File(ShardFile),
     #[cfg(feature = "store")]
     Stored(Stored),
 }
@@ -69,7 +69,7 @@ impl Medium {
     pub(super) fn open(path: &Path, stores: &Stores) -> Result<Self, SourceError> {
         match path.to_str().filter(|_| is_url(path)) {
             Some(url) => Self::open_url(url, stores),
-            None => Ok(Medium::Mapped(Mapped::open(path)?)),
+            None => Ok(Medium::File(ShardFile::open(path)?)),
         }
     }
 
@@ -90,7 +90,7 @@ impl Medium {
     /// Its path, or its URL.
     pub(super) fn path(&self) -> &Path {
         match self {
-            Medium::Mapped(mapped) => mapped.path(),
+            Medium::File(file) => file.path(),
             #[cfg(feature = "store")]
             Medium::Stored(stored) => &stored.url,
         }
@@ -98,7 +98,7 @@ impl Medium {
 
     pub(super) fn identity(&self) -> Identity {
         match self {
-            Medium::Mapped(mapped) => mapped.identity(),
+            Medium::File(file) => file.identity(),
             #[cfg(feature = "store")]
             Medium::Stored(stored) => {
                 let identity = stored.object.identity();
@@ -119,7 +119,7 @@ impl Medium {
     /// Panics if the range is not in it.
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
         match self {
-            Medium::Mapped(mapped) => mapped.read_at(offset, out),
+            Medium::File(file) => file.read_at(offset, out),
             #[cfg(feature = "store")]
             Medium::Stored(stored) => stored.object.read_at(offset, out),
         }
@@ -128,7 +128,7 @@ impl Medium {
     /// All of it from front to back, for one look at it.
     pub(super) fn reader(&self) -> Result<Box<dyn Forward>, SourceError> {
         match self {
-            Medium::Mapped(mapped) => Ok(Box::new(mapped.reader()?)),
+            Medium::File(file) => Ok(Box::new(file.reader()?)),
             #[cfg(feature = "store")]
             Medium::Stored(stored) => {
                 let reader = stored.object.reader(STORE_CHUNK_BYTES, STORE_CHUNKS_AHEAD);
@@ -143,7 +143,7 @@ impl Medium {
     /// [`SourceError::Changed`] where it is not.
     pub(super) fn check(&self) -> Result<(), SourceError> {
         match self {
-            Medium::Mapped(mapped) => mapped.check(),
+            Medium::File(file) => file.check(),
             #[cfg(feature = "store")]
             Medium::Stored(_) => Ok(()),
         }
@@ -151,20 +151,20 @@ impl Medium {
 
     /// Whether small pieces of it are cheap to read.
     pub(super) fn is_near(&self) -> bool {
-        matches!(self, Medium::Mapped(_))
+        matches!(self, Medium::File(_))
     }
 
     /// The whole content of a small file or object beside it; none where there is none, or it has over `bytes_max` bytes.
     pub(super) fn beside(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SourceError> {
         let path = self.path().parent().unwrap_or(Path::new("")).join(name);
         match self {
-            Medium::Mapped(_) => {
+            Medium::File(_) => {
                 let Some(meta) = std::fs::metadata(&path).ok().filter(|meta| meta.len() <= bytes_max) else {
                     return Ok(None);
                 };
                 let mut bytes = Vec::with_capacity(meta.len() as usize);
                 let read = std::fs::File::open(&path).and_then(|file| file.take(bytes_max).read_to_end(&mut bytes));
-                read.map_err(|source| super::mmap::io_error("read", &path, source))?;
+                read.map_err(|source| super::file::io_error("read", &path, source))?;
                 Ok(Some(bytes))
             }
             #[cfg(feature = "store")]
@@ -186,7 +186,7 @@ impl Medium {
     #[cfg(feature = "store")]
     pub(super) fn store(&self) -> Option<&super::store::Store> {
         match self {
-            Medium::Mapped(_) => None,
+            Medium::File(_) => None,
             Medium::Stored(stored) => Some(&stored.store),
         }
     }
@@ -194,7 +194,7 @@ impl Medium {
     /// Asks a local disk for a range, without waiting for it.
     pub(super) fn will_need(&self, offset: u64, len: u64) {
         match self {
-            Medium::Mapped(mapped) => mapped.will_need(offset, len),
+            Medium::File(file) => file.will_need(offset, len),
             #[cfg(feature = "store")]
             Medium::Stored(_) => {}
         }
@@ -202,7 +202,7 @@ impl Medium {
 
     pub(super) fn forget_pages(&self, forget: bool) {
         match self {
-            Medium::Mapped(mapped) => mapped.forget_pages(forget),
+            Medium::File(file) => file.forget_pages(forget),
             #[cfg(feature = "store")]
             Medium::Stored(_) => {}
         }

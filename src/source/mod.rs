@@ -4,13 +4,13 @@
 mod concat;
 pub mod conformance;
 mod error;
+mod file;
 mod folder;
 #[allow(dead_code, reason = "which parts of it are used depends on the sources that are built")]
 mod held;
 mod index;
 mod medium;
 mod memory;
-mod mmap;
 mod open;
 #[cfg(feature = "parquet")]
 mod parquet;

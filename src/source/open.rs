@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::file::io_error;
 use super::folder::readable;
 use super::medium::{Stores, is_url};
-use super::mmap::io_error;
 use super::{ImageFolder, SHUFFLE_BUFFER, Source, SourceError, TarShards, pattern};
 use crate::sync::Arc;
 use crate::units::ByteCount;

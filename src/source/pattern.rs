@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::SourceError;
-use super::mmap::io_error;
+use super::file::io_error;
 
 /// More shards than this are a typing error.
 pub(super) const SHARDS_MAX: usize = 1 << 20;

@@ -110,7 +110,7 @@ fn shards_on_a_web_server_come_through_resets_and_errors() {
     let far = open_with(format!("http://{}/bucket/set/train-{{0..1}}.tar", proxy.address()), &options).unwrap();
     let near = open_with(root.path().join("bucket/set/train-{0..1}.tar"), &options).unwrap();
     let before = proxy.count();
-    let weather = |number: u64| match number % 5 {
+    let weather = |number: u64| match number % 20 {
         0 => Fault::Reset,
         1 => Fault::Status(503, ""),
         2 => Fault::Short(100),
@@ -118,8 +118,8 @@ fn shards_on_a_web_server_come_through_resets_and_errors() {
     };
     proxy.plan(move |request| weather(feedstock::mix64(request.number as u64)));
     assert_eq!(digest(&far).unwrap(), digest(&near).unwrap());
-    // 400 samples, and those requests that did not come through.
-    assert!(proxy.count() - before > 500, "{}", proxy.count() - before);
+    // 400 samples, and some 15 % of the requests a second time.
+    assert!(proxy.count() - before > 430, "{}", proxy.count() - before);
 }
 
 #[test]

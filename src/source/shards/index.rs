@@ -11,9 +11,9 @@ use std::process;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use super::super::file::Identity;
 use super::super::index::{DirectoryIndex, NAME_BYTES_MAX};
 use super::super::medium::is_url;
-use super::super::mmap::Identity;
 use super::super::open::INDEX_SUFFIX as SUFFIX;
 use super::zst::Frame;
 

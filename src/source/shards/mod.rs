@@ -54,7 +54,7 @@ const JOIN_BYTES: u64 = 128 << 10;
 ///
 /// A shard is scanned once, by several threads where there are several shards. What is found is kept in a file beside it
 /// (`<shard>.feedstock-index`, or in the user's cache folder), which is used as long as the shard's size and time are the
-/// same. Local shards are mapped; a shard that shrinks during a run gives errors.
+/// same. A shard that shrinks during a run gives errors.
 ///
 /// The index takes 16 to 24 bytes a sample and its name, of which neighbours share most: up to 48 in all for names such as
 /// ImageNet's.

@@ -10,10 +10,10 @@ use std::thread::{self, available_parallelism};
 use serde_json::Value;
 
 use super::super::error::counted;
+use super::super::file::io_error;
 use super::super::folder::readable;
 use super::super::index::Index;
 use super::super::medium::{Medium, Stores};
-use super::super::mmap::io_error;
 use super::super::{OpenOptions, SourceError, Unreadable};
 use super::bench::{Benches, Needs};
 use super::index::{Compression, ShardIndex, load, save};

@@ -117,7 +117,7 @@ impl Streams {
             waiting.remove(0);
         }
         drop(waiting);
-        let refuse = |source| super::super::mmap::io_error("decompress", medium.path(), source);
+        let refuse = |source| super::super::file::io_error("decompress", medium.path(), source);
         let input = BufReader::with_capacity(INPUT_BYTES, Compressed { medium: Arc::clone(medium), at: 0 });
         let mut decoder = Decoder::with_buffer(input).map_err(refuse)?;
         // No more than it said when it was indexed.
