@@ -103,7 +103,7 @@ fn containers(photographs: &Path, place: &Path) -> Result<()> {
 }
 
 /// Decoded pixels hardly get smaller: what counts is how fast they come back.
-const DECODED_LEVEL: i32 = -5;
+const DECODED_LEVEL: i32 = -50;
 
 /// The photographs, each several times over.
 fn repeat(from: &Path, to: &Path) -> Result<()> {

@@ -34,7 +34,7 @@ Examples:
   feedstock pack photos/val shards/val --decoded --size 224 --in-order --ram-budget 512M";
 
 /// Pixels hardly get smaller, so what counts is how fast they come back.
-const DECODED_LEVEL: i32 = -5;
+const DECODED_LEVEL: i32 = -50;
 
 /// Pack a data set into tar shards
 #[derive(Args)]

@@ -3,19 +3,24 @@
 
 use std::fs::File;
 use std::io::{self, BufReader};
+use std::mem::size_of_val;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
 
 use super::SourceError;
-use crate::sync::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Files that are kept open, of all sources; others are opened for each read, which takes some 5 us. Common limits of open
 /// files begin at 1024.
 const KEPT_OPEN_MAX: usize = 512;
 static KEPT_OPEN: AtomicUsize = AtomicUsize::new(0);
+/// Where the page cache has room for all of the data, storage is asked for so much around each range, once: what lies beside it
+/// will be needed as well, and a few large requests take less time than many small ones.
+const WINDOW_BYTES: u64 = 1 << 20;
 /// What is read at a time where a file is looked through: a header, and the front of what follows it.
 const READ_BUFFER_BYTES: usize = 8 << 10;
 
@@ -28,6 +33,8 @@ pub(super) struct ShardFile {
     kept: Option<File>,
     /// Whether page cache is given back after each read.
     forget: AtomicBool,
+    /// A bit for each window that storage has been asked for.
+    asked: Box<[AtomicU64]>,
 }
 
 /// What tells a file from what it was before: its size and the time of its last change.
@@ -63,7 +70,9 @@ impl ShardFile {
         let kept = KEPT_OPEN
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| (kept < KEPT_OPEN_MAX).then_some(kept + 1));
         let kept = kept.is_ok().then_some(file);
-        Ok(ShardFile { path: path.into(), identity, kept, forget: AtomicBool::new(false) })
+        let words = identity.bytes.div_ceil(WINDOW_BYTES * 64) as usize;
+        let asked = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Ok(ShardFile { path: path.into(), identity, kept, forget: AtomicBool::new(false), asked })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -124,9 +133,40 @@ impl ShardFile {
 
     /// Asks storage for a range, without waiting for it. Of files that are not kept open, nothing is asked.
     pub(super) fn will_need(&self, offset: u64, len: u64) {
-        if let (Some(file), false) = (&self.kept, self.forget.load(Ordering::Relaxed)) {
-            let _ = fadvise(file, offset, NonZeroU64::new(len), Advice::WillNeed);
+        let Some(file) = &self.kept else { return };
+        let ask = |start: u64, end: u64| {
+            if start < end {
+                let _ = fadvise(file, start, NonZeroU64::new(end - start), Advice::WillNeed);
+            }
+        };
+        if self.forget.load(Ordering::Relaxed) {
+            return ask(offset, offset + len);
         }
+        // Neighbouring windows are asked for in one go.
+        let (mut start, mut end) = (0, 0);
+        for window in self.unasked(offset, len) {
+            if window.start > end {
+                ask(start, end);
+                start = window.start;
+            }
+            end = window.end;
+        }
+        ask(start, end);
+    }
+
+    /// The windows around a range that storage has not been asked for; from now on it has.
+    fn unasked(&self, offset: u64, len: u64) -> impl Iterator<Item = Range<u64>> {
+        let windows = offset / WINDOW_BYTES..(offset + len).min(self.identity.bytes).div_ceil(WINDOW_BYTES);
+        let unasked = windows.filter(|&window| {
+            let (word, bit) = (&self.asked[(window / 64) as usize], 1 << (window % 64));
+            word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        });
+        unasked.map(|window| window * WINDOW_BYTES..(window + 1) * WINDOW_BYTES)
+    }
+
+    /// RAM that it takes beyond itself, bytes.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.path.capacity() + size_of_val(&*self.asked)
     }
 
     pub(super) fn forget_pages(&self, forget: bool) {
@@ -195,6 +235,21 @@ mod tests {
             opened.will_need(100_000, 100_000);
             opened.read_at(0, &mut out[..4096]).unwrap();
         }
+    }
+
+    #[test]
+    fn storage_is_asked_for_each_window_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(100 * WINDOW_BYTES + 5).unwrap();
+        let opened = ShardFile::open(file.path()).unwrap();
+        let asked = |offset, len| opened.unasked(offset, len).map(|w| w.start / WINDOW_BYTES).collect::<Vec<_>>();
+        assert_eq!(asked(WINDOW_BYTES - 1, 2), [0, 1]);
+        assert_eq!(asked(0, 4 * WINDOW_BYTES), [2, 3]);
+        assert_eq!(asked(0, 4 * WINDOW_BYTES), [0; 0]);
+        assert_eq!(asked(63 * WINDOW_BYTES, 3 * WINDOW_BYTES), [63, 64, 65]);
+        assert_eq!(asked(100 * WINDOW_BYTES, 5), [100]);
+        assert_eq!(asked(0, 100 * WINDOW_BYTES + 5).len(), 93);
+        opened.will_need(0, 100 * WINDOW_BYTES);
     }
 
     #[test]

@@ -191,6 +191,15 @@ impl Medium {
         }
     }
 
+    /// RAM that it takes beyond itself, bytes.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self {
+            Medium::File(file) => file.heap_bytes(),
+            #[cfg(feature = "store")]
+            Medium::Stored(stored) => 2 * stored.url.capacity(),
+        }
+    }
+
     /// Asks a local disk for a range, without waiting for it.
     pub(super) fn will_need(&self, offset: u64, len: u64) {
         match self {

@@ -224,7 +224,7 @@ impl Source for TarShards {
         let shards = self
             .shards
             .iter()
-            .map(|shard| size_of::<Shard>() + shard.medium.path().as_os_str().len() + size_of_val(shard.frames()));
+            .map(|shard| size_of::<Shard>() + shard.medium.heap_bytes() + size_of_val(shard.frames()));
         let rest = size_of::<Self>()
             + self.title.capacity()
             + strings(&self.classes)

@@ -213,7 +213,7 @@ fn what_comes_before_damage_is_used_and_the_damage_told() {
         let said: Vec<String> = source.unreadable().iter().map(ToString::to_string).collect();
         assert!(said.iter().any(|one| one.contains(told)) || told.is_empty(), "{cut}: {said:?}");
     }
-    let mut damaged = whole.clone();
+    let mut damaged = whole;
     let at = damaged.windows(10).position(|bytes| bytes == b"000010.ppm").unwrap();
     damaged[at] ^= 1;
     let folder = folder(&[("x.tar", &damaged)]);

@@ -360,7 +360,7 @@ mod tests {
         let tar = built(|builder| (0..3).for_each(|i| file(builder, &format!("{i}.jpg"), &[i; 600])));
         let (members, error) = walk(&tar[..2 * 1536 + 100]);
         assert_eq!((members.len(), error.as_deref()), (2, Some("it ends within a header")));
-        let mut damaged = tar.clone();
+        let mut damaged = tar;
         damaged[2 * 1536 + 3] ^= 1;
         let (members, error) = walk(&damaged);
         assert_eq!((members.len(), error.unwrap().contains("checksum")), (2, true));
