@@ -89,7 +89,7 @@ fn folders_that_hold_no_data_are_refused_with_their_path() {
         ("empty", 4, "no class folders"),
         ("loose", 4, "1 image directly in it but no class folders"),
         ("classes", 4, "no image below"),
-        ("file", 4, "is not a folder"),
+        ("file", 4, "there are no samples in it"),
     ] {
         for verb in ["plan", "bench", "train"] {
             let refused = run([verb.as_ref(), "--data".as_ref(), path(name).as_os_str()]);
@@ -98,6 +98,27 @@ fn folders_that_hold_no_data_are_refused_with_their_path() {
             assert!(refused.out.is_empty(), "{verb} {name}: {refused:?}");
         }
     }
+}
+
+#[test]
+fn shards_stand_where_a_folder_may() {
+    let (set, place) = (small_set(), tempdir().expect("a folder"));
+    for name in ["train-0.tar", "train-1.tar", "val-0.tar"] {
+        let mut tar = tar::Builder::new(fs::File::create(place.path().join(name)).expect("made"));
+        tar.append_dir_all(".", set.path()).expect("written");
+        tar.finish().expect("written");
+    }
+    for (data, samples) in [("train-0.tar", 12), ("train-{0..1}.tar", 24), ("", 36)] {
+        let plan =
+            run(words("plan --data DIR --ram-budget 256M --size 32 --json", &place.path().join(data))).ok().json();
+        assert_eq!(plan["data"]["samples"], samples, "{data}: {plan}");
+        assert_eq!(plan["data"]["classes"], 3, "{data}");
+    }
+    let train = run(words("train --data DIR --epochs 1 --size 32 --ram-budget 256M --json", place.path())).ok();
+    let said = train.out;
+    assert!(said.contains("val") && !said.contains("\"validation\":null"), "{said}");
+    let missing = run(words("plan --data DIR", &place.path().join("train-{0..2}.tar")));
+    assert!(missing.err.contains("train-2.tar") && missing.code == Some(5), "{missing:?}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn refusals_say_what_to_do() {
         ("--size 80", 2, "--decoded"),
         ("--decoded --short-side 80", 2, "cannot be used with"),
         ("--short-side 0", 2, "the short side is 0"),
-        ("--decoded --level 20", 2, "the level is 20: 1 to 19 are possible"),
+        ("--decoded --level 20", 2, "the level is 20: -50 to -1 and 1 to 19 are possible"),
         ("--shard-of 2", 2, "'2' is no job"),
         ("--shard-of 2/2", 2, "job 2 of 2 does not exist"),
         ("--shard-size 0", 2, "the shard size is 0"),

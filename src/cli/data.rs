@@ -98,7 +98,7 @@ impl DecodeArgs {
 /// How data is opened.
 #[derive(Args, Clone)]
 pub(crate) struct SourceArgs {
-    /// How much to shuffle at a time where data can only be read in blocks
+    /// What is shuffled at a time, of data in blocks
     #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
     shuffle_buffer: ByteCount,
     /// Where to keep what is read from stores

@@ -55,7 +55,7 @@ impl Default for OpenOptions {
 /// by the URL of one, of a pattern with braces, or of all that begin like it (`s3://bucket/train/`).
 ///
 /// # Errors
-/// As [`ImageFolder::open`], [`TarShards::open`] and [`ParquetSource::open`](super::ParquetSource::open).
+/// As [`ImageFolder::open`], [`TarShards::open`] and `ParquetSource::open`.
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>, SourceError> {
     open_with(path, &OpenOptions::default())
 }

@@ -45,12 +45,7 @@ fn filled() -> tempfile::TempDir {
 }
 
 fn options(index: &Path, store: StoreOptions) -> OpenOptions {
-    OpenOptions {
-        shuffle_buffer: ByteCount(300_000),
-        index_folder: Some(index.to_owned()),
-        store,
-        ..OpenOptions::default()
-    }
+    OpenOptions { shuffle_buffer: ByteCount(300_000), index_folder: Some(index.to_owned()), store }
 }
 
 /// Pixels, labels and ids of two epochs; and that the ledger was kept.
