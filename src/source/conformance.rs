@@ -23,7 +23,7 @@ const READERS: u64 = 4;
 ///
 /// It looks at up to 1000 samples, spread evenly and with the first and the last among them, and reads each of them
 /// six times: twice alone, then from four threads at once, in different orders. It needs memory for four samples.
-/// Samples that come in [`Blocks`](super::Blocks) are read block by block, from front to back; where they are more than
+/// Samples that come in [`Blocks`] are read block by block, from front to back; where they are more than
 /// 1000, those of the first block of 16 runs at most.
 ///
 /// # Errors
