@@ -107,7 +107,14 @@ impl Record {
             "skipped_count": skipped.count,
             "skipped": skipped.json(),
         });
-        write_whole(&record_path(dst, shard), |out| serde_json::to_writer(out, &record).map_err(io::Error::from))
+        // Only who has packed the shard writes it: what a run that was killed has left of it is written over.
+        let path = record_path(dst, shard);
+        put(
+            &path,
+            &partial_of(&path, ""),
+            |out| serde_json::to_writer(out, &record).map_err(io::Error::from),
+            |partial, path| fs::rename(partial, path),
+        )
     }
 
     /// The record of a shard; none where there is none that can be understood.
@@ -180,7 +187,12 @@ pub(super) fn agree_on_settings(
             return Err(PackError::Occupied { path });
         }
         fs::create_dir_all(&folder).map_err(PackError::io("make the folder", &folder))?;
-        put(&path, |out| serde_json::to_writer(out, &asked).map_err(io::Error::from), place_first)?;
+        put(
+            &path,
+            &shared_partial_of(&path),
+            |out| serde_json::to_writer(out, &asked).map_err(io::Error::from),
+            place_first,
+        )?;
     }
     // Read in any case: another job may have put its own down at the same moment.
     let text = fs::read(&path).map_err(PackError::io("read", &path))?;
@@ -246,28 +258,36 @@ pub(super) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), PackError> {
-    put(path, write, |partial, path| fs::rename(partial, path))
+    put(path, &shared_partial_of(path), write, |partial, path| fs::rename(partial, path))
+}
+
+/// What a file is called while it is written.
+fn partial_of(path: &Path, by: &str) -> PathBuf {
+    path.with_file_name(format!(".{}{by}.partial", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// The same for a file that jobs which share the folder may write at the same time, on machines that number processes alike.
+fn shared_partial_of(path: &Path) -> PathBuf {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    partial_of(path, &format!(".{}-{now}", std::process::id()))
 }
 
 fn put(
     path: &Path,
+    partial: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
     place: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> Result<(), PackError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    // Jobs that share the folder may write the same file at the same time, on machines that number processes alike.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
-    let partial = path.with_file_name(format!(".{name}.{}-{now}.partial", std::process::id()));
-    let written = File::create(&partial).and_then(|file| {
+    let written = File::create(partial).and_then(|file| {
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         out.write_all(b"\n")?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     });
-    let placed = written.and_then(|()| place(&partial, path)).map_err(PackError::io("write", path));
+    let placed = written.and_then(|()| place(partial, path)).map_err(PackError::io("write", path));
     if placed.is_err() {
         // What is in the way of writing it may be in the way of this, too.
-        let _ = fs::remove_file(&partial);
+        let _ = fs::remove_file(partial);
         return placed;
     }
     sync_folder_of(path)

@@ -242,6 +242,7 @@ fn a_run_that_was_stopped_goes_on() {
     // A run that was killed leaves a partial shard, and one that is in place without its record, or is not all there.
     let partial = format!(".shard-{:05}.tar.partial", report.shards_of_set - 1);
     fs::write(folder.path().join(partial), "half").unwrap();
+    fs::write(folder.path().join(".pack/.shard-00000.json.partial"), "{\"ha").unwrap();
     fs::write(folder.path().join("shard-00001.tar"), "cut").unwrap();
     fs::remove_file(folder.path().join(".pack/shard-00000.json")).unwrap();
     let again = packed(&source, &settings, folder.path());

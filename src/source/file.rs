@@ -20,7 +20,7 @@ const KEPT_OPEN_MAX: usize = 512;
 static KEPT_OPEN: AtomicUsize = AtomicUsize::new(0);
 /// Where the page cache has room for all of the data, storage is asked for so much around each range, once: what lies beside it
 /// will be needed as well, and a few large requests take less time than many small ones.
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 2 << 20;
 /// What is read at a time where a file is looked through: a header, and the front of what follows it.
 const READ_BUFFER_BYTES: usize = 8 << 10;
 
