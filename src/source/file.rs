@@ -14,7 +14,7 @@ use rustix::fs::{Advice, fadvise};
 use super::SourceError;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Files that are kept open, of all sources; others are opened for each read, which takes some 5 us. Common limits of open
+/// Files that are kept open, of all sources; others are opened for each read. Common limits of open
 /// files begin at 1024.
 const KEPT_OPEN_MAX: usize = 512;
 static KEPT_OPEN: AtomicUsize = AtomicUsize::new(0);

@@ -1,9 +1,11 @@
 //! Owns what a shard's bytes come from: a file, or an object of a store. It must never know what is in them.
 
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::file::{Identity, ShardFile};
+use super::folder::readable;
 use super::shards::Forward;
 use super::{OpenOptions, SourceError};
 
@@ -12,6 +14,15 @@ pub(super) fn is_url(path: &Path) -> bool {
     path.to_str()
         .and_then(|text| text.split_once("://"))
         .is_some_and(|(scheme, _)| !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+/// What a person calls what a path stands for: of a URL nothing that may be a signature.
+pub(super) fn title(path: &Path) -> String {
+    let text = readable(path.as_os_str().as_bytes());
+    match text.split_once('?') {
+        Some((front, _)) if is_url(path) => front.to_owned(),
+        _ => text,
+    }
 }
 
 /// The bytes of one shard.
@@ -84,7 +95,7 @@ impl Medium {
     #[cfg(not(feature = "store"))]
     fn open_url(url: &str, _: &Stores) -> Result<Self, SourceError> {
         let cause = "this program was built without object stores: build it with the feature `store`";
-        Err(SourceError::unusable(Path::new(url), None, cause))
+        Err(SourceError::unusable(Path::new(&title(Path::new(url))), None, cause))
     }
 
     /// Its path, or its URL.

@@ -6,8 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::file::io_error;
-use super::folder::readable;
-use super::medium::{Stores, is_url};
+use super::medium::{Stores, is_url, title};
 use super::{ImageFolder, SHUFFLE_BUFFER, Source, SourceError, TarShards, pattern};
 use crate::sync::Arc;
 use crate::units::ByteCount;
@@ -70,7 +69,7 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dy
     let Some(files) = files(path, &stores)? else { return Ok(Arc::new(ImageFolder::open(path)?)) };
     let parquet = files.iter().filter(|file| is_called(file, "parquet")).count();
     match parquet {
-        0 => Ok(Arc::new(TarShards::of(&readable(path.as_os_str().as_bytes()), &files, options, &stores)?)),
+        0 => Ok(Arc::new(TarShards::of(&title(path), &files, options, &stores)?)),
         some if some == files.len() => parquet_files(path, &files, options),
         some => {
             let cause =
@@ -120,7 +119,7 @@ fn objects(url: &str, stores: &Stores) -> Result<Vec<PathBuf>, SourceError> {
     if url.contains('*') {
         let cause =
             "a '*' stands for local files only: write a range such as {0000..0146}, or end the URL with a slash";
-        return Err(SourceError::Pattern { pattern: url.to_owned(), cause: cause.to_owned() });
+        return Err(SourceError::Pattern { pattern: title(Path::new(url)), cause: cause.to_owned() });
     }
     pattern::expand(url)
 }
@@ -163,6 +162,14 @@ fn is_called(file: &Path, extension: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signature_is_not_repeated() {
+        assert_eq!(title(Path::new("https://host/a.tar?sig=hunter2")), "https://host/a.tar");
+        assert_eq!(title(Path::new("what?/a.tar")), "what?/a.tar");
+        let error = open("https://host/*.tar?sig=hunter2").err().unwrap().to_string();
+        assert!(error.contains("https://host/*.tar") && !error.contains("hunter2"), "{error}");
+    }
 
     #[test]
     fn names_tell_what_lies_there() {

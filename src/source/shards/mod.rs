@@ -11,7 +11,6 @@ mod walk;
 mod zst;
 
 use std::mem::{size_of, size_of_val};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::index::Index;
@@ -129,7 +128,7 @@ impl TarShards {
         let path = pattern.as_ref();
         let stores = Stores::new(options);
         let files = super::open::files(path, &stores)?.unwrap_or_default();
-        Self::of(&super::folder::readable(path.as_os_str().as_bytes()), &files, options, &stores)
+        Self::of(&super::medium::title(path), &files, options, &stores)
     }
 
     /// The source of these shards, of which all together are called `title`.

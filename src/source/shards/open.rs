@@ -84,19 +84,22 @@ fn index_all(paths: &[PathBuf], folder: Option<&Path>, stores: &Stores) -> Resul
 fn index_one(path: &Path, folder: Option<&Path>, stores: &Stores) -> Result<Indexed, SourceError> {
     let medium = Medium::open(path, stores)?;
     let identity = medium.identity();
-    let (mut index, mut note) = (load(path, identity, folder), None);
-    if index.is_none() {
-        let made = scan_one(&medium)?;
-        if let Err(error) = save(path, identity, &made, folder) {
-            let folder = path.parent().unwrap_or(Path::new(".")).display();
-            note = Some(format!(
-                "the index of shards in {folder} cannot be kept ({error}), so they are scanned each time: make the folder \
-                 writable once, or set XDG_CACHE_HOME"
-            ));
+    // As the medium calls itself: a URL may carry a signature, which is another one each time and nobody's business.
+    let path = medium.path();
+    let (index, note) = match load(path, identity, folder) {
+        Some(index) => (index, None),
+        None => {
+            let made = scan_one(&medium)?;
+            let note = save(path, identity, &made, folder).err().map(|error| {
+                let folder = path.parent().unwrap_or(Path::new(".")).display();
+                format!(
+                    "the index of shards in {folder} cannot be kept ({error}), so they are scanned each time: make the \
+                     folder writable once, or set XDG_CACHE_HOME"
+                )
+            });
+            (made, note)
         }
-        index = Some(made);
-    }
-    let index = index.unwrap_or_default();
+    };
     let storage = match &index.compression {
         Compression::None => Storage::Plain,
         Compression::Frames(frames) => Storage::Frames(frames.clone().into()),

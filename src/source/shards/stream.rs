@@ -9,7 +9,7 @@ use zstd::stream::read::Decoder;
 use super::super::held::{BlockBuffer, HeldBlocks};
 use super::super::medium::Medium;
 use super::super::{Blocks, SourceError};
-use super::zst::{CONTEXT_BYTES, WINDOW_BYTES_MAX};
+use super::zst::{CONTEXT_BYTES, Decompressor, WINDOW_BYTES_MAX};
 use crate::sync::{Arc, Mutex, lock};
 use crate::units::SampleId;
 
@@ -51,6 +51,13 @@ struct Compressed {
     at: u64,
 }
 
+/// What members that are compressed by themselves are decompressed with, while a block is loaded.
+#[derive(Default)]
+struct Member {
+    compressed: Vec<u8>,
+    decompressor: Option<Decompressor>,
+}
+
 /// One sample of a block: where it lies in the shard's content.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
@@ -75,7 +82,7 @@ impl Streams {
     pub(super) fn held_bytes(&self) -> u64 {
         // Beside its window a decoder has a block of output and one of input.
         let decoder = self.window_bytes_max + CONTEXT_BYTES + 3 * INPUT_BYTES as u64;
-        self.held.held_bytes() + DECODERS as u64 * decoder + self.member_bytes_max
+        self.held.held_bytes() + DECODERS as u64 * decoder + self.member_bytes_max + CONTEXT_BYTES
     }
 
     /// Reads a sample of a stream. `place` tells where a sample lies; all of a block are in `medium`, which is `shard`.
@@ -89,7 +96,7 @@ impl Streams {
         self.held.read(id, out, |block, buffer| {
             let ids = self.blocks.samples(block);
             let mut live = self.decoder(shard, medium, place(SampleId(ids.start)).offset)?;
-            let mut member = Vec::new();
+            let mut member = Member::default();
             for id in ids.map(SampleId) {
                 live.sample(place(id), buffer, &mut member).map_err(|cause| {
                     let cause = format!("{cause} (the offset is in what it decompresses to)");
@@ -129,7 +136,7 @@ impl Streams {
 
 impl Live {
     /// Reads one sample into a block.
-    fn sample(&mut self, place: Place, buffer: &mut BlockBuffer, member: &mut Vec<u8>) -> Result<(), String> {
+    fn sample(&mut self, place: Place, buffer: &mut BlockBuffer, member: &mut Member) -> Result<(), String> {
         let gap = place.offset.checked_sub(self.at).ok_or("samples of a block are not in their order")?;
         let skipped = io::copy(&mut self.decoder.by_ref().take(gap), &mut io::sink()).map_err(|e| e.to_string())?;
         self.at += skipped;
@@ -143,9 +150,9 @@ impl Live {
         match place.content_bytes {
             None => self.decoder.read_exact(out).map_err(|error| error.to_string())?,
             Some(_) => {
-                member.resize(place.bytes as usize, 0);
-                self.decoder.read_exact(member).map_err(|error| error.to_string())?;
-                super::zst::Decompressor::new().frame(member, out)?;
+                member.compressed.resize(place.bytes as usize, 0);
+                self.decoder.read_exact(&mut member.compressed).map_err(|error| error.to_string())?;
+                member.decompressor.get_or_insert_with(Decompressor::new).frame(&member.compressed, out)?;
             }
         }
         self.at += place.bytes;
