@@ -164,12 +164,13 @@ mod tests {
         (0..bytes as u64).map(|at| mix64(at ^ seed << 32) as u8).collect()
     }
 
-    /// An even number of weights that sum to `1 << places`.
+    /// An even number of weights that sum to `1 << places`, none above what 16 bits hold.
     fn weights(count: usize, places: u32, seed: u64) -> Vec<i16> {
         let each = (1 << places) / count as i32;
         let mut weights: Vec<i16> = vec![each as i16; count];
-        for pair in weights.as_chunks_mut::<2>().0 {
-            let shift = (mix64(seed ^ pair.as_ptr() as u64) % (each as u64 + 1)) as i16;
+        for (at, pair) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let shift = (mix64(seed ^ (at as u64) << 48) % (each as u64 + 1)) as i16;
+            let shift = shift.min(i16::MAX - pair[1]);
             *pair = [pair[0] - shift, pair[1] + shift];
         }
         weights[0] += ((1 << places) - each * count as i32) as i16;
