@@ -351,6 +351,10 @@ impl Planner<'_> {
         if fits(&roomy) {
             shape = roomy;
         }
+        // As many read buffers as keep a source busy that wants many reads at once, and two for the worker.
+        while shape.chunks < 2 + self.facts.read_threads && fits(&Shape { chunks: shape.chunks + 1, ..shape }) {
+            shape.chunks += 1;
+        }
         for workers in 2..=self.workers_wanted() {
             let larger = self.with_workers(shape, workers);
             if !fits(&larger) {

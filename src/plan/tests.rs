@@ -67,6 +67,21 @@ fn workers_have_a_scratch_for_the_common_picture_and_share_a_lane_for_giants() {
 }
 
 #[test]
+fn a_source_that_wants_many_reads_at_once_has_buffers_for_them() {
+    let one = |budget| Request { workers_max: Some(1), ..request(budget) };
+    for (read_threads, chunks) in [(2, 4), (28, 30)] {
+        let facts = Facts { read_threads, ..FACTS };
+        let ample = Plan::new(&one(64 << 30), facts, &photographs()).unwrap();
+        assert_eq!((ample.workers, ample.chunks), (1, chunks));
+        let least = Plan::new(&one(ample.minimum.0), facts, &photographs()).unwrap();
+        assert_eq!((least.chunks, least.total()), (2, least.minimum));
+        // As many as there is room for: whole buffers of the common file.
+        let some = Plan::new(&one(ample.minimum.0 + (3 << 20)), facts, &photographs()).unwrap();
+        assert!((4..=10).contains(&some.chunks) && some.total() <= ample.minimum + ByteCount(3 << 20), "{some:?}");
+    }
+}
+
+#[test]
 fn small_files_are_kept_as_far_as_the_budget_goes_and_large_ones_are_not() {
     let small = Profile { encoded_total: ByteCount(50_000 * 900), samples: 50_000, ..photographs() };
     let cache =
