@@ -1,6 +1,8 @@
 //! Owns a run of packing: its threads, each with a shard at a time, how far they are, and their end. It must never
 //! start a worker that the budget does not hold, and never go on after the first error.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -11,15 +13,18 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use super::budget::{Accounts, Needs, SKIPPED_BYTES_MAX};
 use super::cut::{Cut, key};
 use super::record::{Record, Skipped, SkippedList, agree_on_settings, shard_name};
-use super::sample::{Treater, Unpacked};
+use super::sample::{Stored, Treater, Unpacked};
 use super::shard::{ShardWriter, hashed};
 use super::{PackError, Settings, ShardOf, manifest};
-use crate::ByteCount;
 use crate::host::HostFacts;
 use crate::source::Source;
+use crate::{ByteCount, SampleId};
 
 /// How often progress is told, and the wish to stop looked for.
 const TICK: Duration = Duration::from_millis(50);
+
+/// Samples that a worker tells the source of before it reads them.
+const AHEAD: usize = 64;
 
 /// How far a run is, of what its job has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -264,12 +269,22 @@ impl Run<'_> {
         let treater = Treater { source, treatment: settings.treatment, accounts, stopped: &stopped };
         let mut writer = ShardWriter::create(self.dst, shard)?;
         let (mut samples, mut skipped, mut bytes) = (0, SkippedList::default(), 0);
-        for position in cut.positions(shard) {
+        let positions = cut.positions(shard);
+        let mut ids = positions.clone().map(|position| cut.sample(position)).peekable();
+        let (mut ahead, mut stored) = (Vec::with_capacity(AHEAD), VecDeque::new());
+        for position in positions.clone() {
             if stopped() {
                 return Ok(None);
             }
-            let id = cut.sample(position);
-            match treater.treat(id) {
+            if (position - positions.start).is_multiple_of(AHEAD as u64) {
+                self.read_ahead(position..positions.end, &mut ahead);
+            }
+            if stored.is_empty() {
+                treater.read(&mut ids, &mut stored);
+            }
+            // There are as many samples as positions.
+            let Some(Stored { id, read }) = stored.pop_front() else { break };
+            match read.and_then(|read| treater.treat(id, read)) {
                 Ok(packed) => {
                     let key = key(position, &source.name(id));
                     writer.add(&key, packed.extension, &packed.bytes, source.label(id))?;
@@ -288,6 +303,14 @@ impl Run<'_> {
         }
         let finished = writer.finish(&stopped)?;
         Ok(finished.map(|(bytes, hash)| Record { samples, bytes, hash, skipped }))
+    }
+
+    /// Tells the source of the next samples, in the order of storage. `ahead` is memory to do it in.
+    fn read_ahead(&self, positions: Range<u64>, ahead: &mut Vec<SampleId>) {
+        ahead.clear();
+        ahead.extend(positions.take(AHEAD).map(|position| self.cut.sample(position)));
+        ahead.sort_unstable();
+        self.source.read_ahead(ahead);
     }
 }
 

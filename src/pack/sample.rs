@@ -1,7 +1,9 @@
 //! Owns what becomes of one sample: read, looked at, and treated as the settings say, each step within RAM that was
 //! reserved before. It must never choose anything by what else is under way: the same sample gives the same bytes.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::iter::Peekable;
 
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
@@ -13,13 +15,22 @@ use super::{PackError, Treatment};
 use crate::budget::{Account, Reservation, WaitError};
 use crate::decode::{Format, Header, Limits, probe};
 use crate::plan::ENCODED_BYTES_MAX;
-use crate::source::Source;
+use crate::source::{SampleRead, Source};
 use crate::tensor::{CHANNELS, Orientation, SIDE_MAX};
 use crate::transform::{Resize, ResizeCenterCrop};
 use crate::{ByteCount, SampleId, SampleMaker};
 
 /// Levels of compression: those above look back further than a reader should have to remember, those below compress nothing.
 pub(super) const LEVELS: (i32, i32) = (-50, 19);
+
+/// Samples that a worker reads together, at most.
+const TOGETHER_MAX: usize = 64;
+
+/// A sample as it is stored, and the RAM that it takes; or why there is none.
+pub(super) struct Stored {
+    pub(super) id: SampleId,
+    pub(super) read: Result<(Vec<u8>, Reservation), Unpacked>,
+}
 
 /// A sample as it is packed.
 pub(super) struct Packed {
@@ -47,8 +58,40 @@ pub(super) struct Treater<'a> {
 }
 
 impl Treater<'_> {
-    pub(super) fn treat(&self, id: SampleId) -> Result<Packed, Unpacked> {
-        let (encoded, held) = self.read(id)?;
+    /// Reads the next sample, and those that follow it with it, where the source is best read like that and there is
+    /// room for them at once.
+    pub(super) fn read(&self, ids: &mut Peekable<impl Iterator<Item = SampleId>>, stored: &mut VecDeque<Stored>) {
+        let Some(id) = ids.next() else { return };
+        let (together_bytes, mut bytes) = (self.source.reading().together_bytes, self.source.encoded_bytes(id));
+        stored.push_back(Stored { id, read: self.room_for(id) });
+        while stored.len() < TOGETHER_MAX
+            && let Some(&id) = ids.peek()
+        {
+            bytes = bytes.saturating_add(self.source.encoded_bytes(id));
+            if bytes > together_bytes.min(ENCODED_BYTES_MAX) {
+                break;
+            }
+            let of_sample = self.source.encoded_bytes(id);
+            // Only the first is waited for.
+            let Ok(held) = self.accounts.samples.reserve(ByteCount(of_sample)) else { break };
+            stored.push_back(Stored { id, read: zeroed(of_sample).map(|memory| (memory, held)) });
+            ids.next();
+        }
+        let mut reads: Vec<SampleRead<'_>> = stored
+            .iter_mut()
+            .filter_map(|Stored { id, read }| Some(SampleRead::new(*id, &mut read.as_mut().ok()?.0)))
+            .collect();
+        self.source.read_many(&mut reads);
+        let done: Vec<_> = reads.into_iter().map(|read| read.done).collect();
+        for (stored, done) in stored.iter_mut().filter(|stored| stored.read.is_ok()).zip(done) {
+            if let Err(error) = done {
+                stored.read = Err(bad("read", &error));
+            }
+        }
+    }
+
+    /// Makes of a sample what the settings say.
+    pub(super) fn treat(&self, id: SampleId, (encoded, held): (Vec<u8>, Reservation)) -> Result<Packed, Unpacked> {
         let header = probe(&encoded, &Limits::default()).map_err(|error| bad("probe", &error))?;
         let as_stored = |encoded| Packed { bytes: encoded, extension: extension(header.format), _held: held };
         match self.treatment {
@@ -74,16 +117,15 @@ impl Treater<'_> {
         }
     }
 
-    fn read(&self, id: SampleId) -> Result<(Vec<u8>, Reservation), Unpacked> {
+    /// Memory for a sample as it is stored.
+    fn room_for(&self, id: SampleId) -> Result<(Vec<u8>, Reservation), Unpacked> {
         let bytes = self.source.encoded_bytes(id);
         if bytes > ENCODED_BYTES_MAX {
             let cause = format!("it has {}; {} is the most", ByteCount(bytes), ByteCount(ENCODED_BYTES_MAX));
             return Err(bad("read", &cause));
         }
         let held = self.reserve(&self.accounts.samples, id, bytes)?;
-        let mut encoded = zeroed(bytes)?;
-        self.source.read_into(id, &mut encoded).map_err(|error| bad("read", &error))?;
-        Ok((encoded, held))
+        Ok((zeroed(bytes)?, held))
     }
 
     fn encode(

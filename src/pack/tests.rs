@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use image::{DynamicImage, ImageFormat, RgbImage};
 use serde_json::Value;
@@ -13,7 +14,7 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::decode::{Limits, Slab, decode_into, probe};
-use crate::source::{Blocks, MemorySource, SourceError};
+use crate::source::{Blocks, MemorySource, Reading, SampleRead, SourceError};
 use crate::transform::ResizeCenterCrop;
 use crate::{ErrorKind, SampleId, SampleMaker};
 
@@ -487,6 +488,25 @@ fn blocks_are_packed_one_after_the_other() {
     assert!(sorted.iter().copied().eq(0..40) && ids != sorted, "{ids:?}");
 }
 
+#[test]
+fn what_is_best_read_together_is_read_together_within_the_budget() {
+    let (one_by_one, bytes) = (tempdir().unwrap(), |id| source().encoded_bytes(SampleId(id)));
+    packed(&source(), &settings(Treatment::Stored), one_by_one.path());
+    let three = 3 * (0..u64::from(SAMPLES)).map(bytes).max().unwrap();
+    let none = Settings { ram_budget: with_budget(0).ram_budget, ..settings(Treatment::Stored) };
+    let PackError::OverBudget { needed, .. } = refused(&source(), &none, Path::new("/nowhere")) else { panic!() };
+    for (together_bytes, room, most) in [(three, 1 << 20, 3..64), (three, 0, 1..64), (0, 1 << 20, 1..2)] {
+        let together = Together(source(), together_bytes, AtomicUsize::new(0));
+        let ram_budget = RamBudget::Bytes(needed + ByteCount(room));
+        let folder = tempdir().unwrap();
+        let report = packed(&together, &Settings { ram_budget, ..settings(Treatment::Stored) }, folder.path());
+        assert!(report.ram_peak <= needed + ByteCount(room));
+        let read = together.2.into_inner();
+        assert!(most.contains(&read), "{read} at once of {together_bytes} bytes with room for {room}");
+        assert!(contents(folder.path()) == contents(one_by_one.path()));
+    }
+}
+
 pub(super) fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 0x10;
@@ -497,6 +517,9 @@ pub(super) fn flip(path: &Path, at: usize) {
 struct Slow(MemorySource);
 
 struct InBlocks(MemorySource, Blocks);
+
+/// Reads best so many bytes together, and notes how many samples that were at most.
+struct Together(MemorySource, u64, AtomicUsize);
 
 macro_rules! as_its_first {
     ($name:ident { $($more:item)* }) => {
@@ -538,5 +561,20 @@ as_its_first!(InBlocks {
 
     fn blocks(&self) -> Option<&Blocks> {
         Some(&self.1)
+    }
+});
+
+as_its_first!(Together {
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        self.0.read_into(id, out)
+    }
+
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        self.2.fetch_max(reads.len(), Ordering::SeqCst);
+        self.0.read_many(reads);
+    }
+
+    fn reading(&self) -> Reading {
+        Reading { together_bytes: self.1, ..self.0.reading() }
     }
 });

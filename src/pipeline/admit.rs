@@ -108,6 +108,19 @@ impl Chunk {
         self.jobs.is_empty() || (fits && self.jobs.len() < CHUNK_SAMPLES_MAX)
     }
 
+    /// The jobs that have to be read, each with its memory.
+    pub(super) fn to_read(&mut self) -> impl Iterator<Item = (&mut Job, &mut [u8])> {
+        let (mut rest, mut start) = (self.buffer.bytes_mut(), 0);
+        self.jobs.iter_mut().filter_map(move |job| {
+            let (None, Encoded::Buffered(range)) = (&job.failed, &job.encoded) else { return None };
+            // Ranges ascend: what lies before this one is of a job that failed.
+            let (_, from) = std::mem::take(&mut rest).split_at_mut(range.start - start);
+            let (out, after) = from.split_at_mut(range.len());
+            (rest, start) = (after, range.end);
+            Some((job, out))
+        })
+    }
+
     fn cached(&self, id: SampleId) -> Option<&[u8]> {
         self.cache.as_deref()?.get(id)
     }

@@ -9,9 +9,10 @@ use crossbeam_channel::{Receiver, Sender};
 use tracing::debug_span;
 
 use super::Epoch;
-use super::admit::{Chunk, Encoded};
+use super::admit::{Chunk, Encoded, Job};
 use crate::pool::Lent;
 use crate::quarantine::Stage;
+use crate::source::SampleRead;
 use crate::sync::Ordering;
 
 /// Starts the reading threads of a run: as many as the plan says, each with a chunk at a time. They end when no more
@@ -26,13 +27,14 @@ pub(super) fn start(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Send
 
 fn read_all(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Sender<Lent<Chunk>>) {
     let counters = &run.engine.counters.read;
+    let together = run.engine.recipe.source.reading().together_bytes > 0;
     loop {
         let since = Instant::now();
         let Ok(mut chunk) = to_read.recv() else { return };
         counters.waited_in(since);
         counters.queue_out();
         if !run.cancel.is_cancelled() {
-            read(run, &mut chunk);
+            read(run, &mut chunk, together);
         }
         let since = Instant::now();
         run.engine.counters.work.queue_in();
@@ -44,37 +46,71 @@ fn read_all(run: &Epoch, to_read: &Receiver<Lent<Chunk>>, to_work: &Sender<Lent<
     }
 }
 
-fn read(run: &Epoch, chunk: &mut Chunk) {
-    let (source, counters) = (&run.engine.recipe.source, &run.engine.counters);
+/// Reads what a chunk wants, by one call for all of it or by one for each sample.
+fn read(run: &Epoch, chunk: &mut Chunk, together: bool) {
+    let counters = &run.engine.counters;
     let _span = debug_span!("read", batch = chunk.batch, samples = chunk.jobs.len()).entered();
     let since = Instant::now();
-    let mut begun = since;
-    let bytes = chunk.buffer.bytes_mut();
-    let (mut samples, mut read_bytes) = (0, 0);
-    for job in &mut chunk.jobs {
-        let (None, Encoded::Buffered(range)) = (&job.failed, &job.encoded) else { continue };
-        let into = &mut bytes[range.clone()];
-        match source.read_into(job.id, into) {
-            Ok(()) => {
-                samples += 1;
-                read_bytes += into.len() as u64;
-            }
-            Err(error) => job.failed = Some((Stage::Read, error.to_string())),
-        }
-        let over = Instant::now();
-        counters.journey.read_queue.add(begun - job.since, 1);
-        job.read = over - begun;
-        counters.journey.read.add(job.read, 1);
-        counters.read_times.add(job.read);
-        (begun, job.since) = (over, over);
-    }
+    let done = if together { read_together(run, chunk, since) } else { read_each(run, chunk, since) };
     if let Some(cache) = &chunk.cache {
         let read = chunk.jobs.iter().filter_map(|job| match (&job.failed, &job.encoded) {
             (None, Encoded::Buffered(range)) => Some((job.id, range.clone())),
             _ => None,
         });
-        cache.keep(bytes, read);
+        cache.keep(chunk.buffer.bytes(), read);
     }
-    counters.encoded_bytes.fetch_add(read_bytes, Ordering::Relaxed);
-    counters.read.worked(samples, since);
+    counters.encoded_bytes.fetch_add(done.bytes, Ordering::Relaxed);
+    counters.read.worked(done.samples, since);
+}
+
+/// What was read.
+#[derive(Default)]
+struct Done {
+    samples: u64,
+    bytes: u64,
+}
+
+impl Done {
+    /// Notes what came of a job.
+    fn add(&mut self, run: &Epoch, job: &mut Job, read: &SampleRead<'_>, (begun, over): (Instant, Instant)) {
+        match &read.done {
+            Ok(()) => {
+                self.samples += 1;
+                self.bytes += read.out.len() as u64;
+            }
+            Err(error) => job.failed = Some((Stage::Read, error.to_string())),
+        }
+        let counters = &run.engine.counters;
+        counters.journey.read_queue.add(begun - job.since, 1);
+        job.read = over - begun;
+        counters.journey.read.add(job.read, 1);
+        counters.read_times.add(job.read);
+        job.since = over;
+    }
+}
+
+fn read_each(run: &Epoch, chunk: &mut Chunk, since: Instant) -> Done {
+    let (mut done, mut begun) = (Done::default(), since);
+    for (job, out) in chunk.to_read() {
+        let mut read = SampleRead::new(job.id, out);
+        read.done = run.engine.recipe.source.read_into(read.id, read.out);
+        let over = Instant::now();
+        done.add(run, job, &read, (begun, over));
+        begun = over;
+    }
+    done
+}
+
+fn read_together(run: &Epoch, chunk: &mut Chunk, since: Instant) -> Done {
+    let wanted = chunk.to_read().map(|(job, out)| {
+        let read = SampleRead::new(job.id, out);
+        (job, read)
+    });
+    let (mut jobs, mut reads): (Vec<_>, Vec<_>) = wanted.unzip();
+    run.engine.recipe.source.read_many(&mut reads);
+    let (mut done, over) = (Done::default(), Instant::now());
+    for (job, read) in jobs.iter_mut().zip(&reads) {
+        done.add(run, job, read, (since, over));
+    }
+    done
 }

@@ -2,7 +2,7 @@
 
 use std::mem::size_of;
 
-use super::{Blocks, Reading, Source, SourceError, Unreadable};
+use super::{Blocks, Reading, SampleRead, Source, SourceError, Unreadable};
 use crate::sync::Arc;
 use crate::units::SampleId;
 
@@ -165,6 +165,18 @@ impl Source for Concat {
         part.source.read_into(id, out)
     }
 
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        // Each source is asked for those of its samples that stand together.
+        for reads in reads.chunk_by_mut(|a, b| self.origin(a.id).0 == self.origin(b.id).0) {
+            let Some(first) = reads.first() else { continue };
+            let (place, _) = self.origin(first.id);
+            let start = self.start(place);
+            reads.iter_mut().for_each(|read| read.id.0 -= start);
+            self.parts[place].source.read_many(reads);
+            reads.iter_mut().for_each(|read| read.id.0 += start);
+        }
+    }
+
     /// A source that is in it twice, or elsewhere as well, counts each time.
     fn index_bytes(&self) -> u64 {
         let strings = |list: &Vec<String>| {
@@ -218,13 +230,18 @@ impl Source for Concat {
     }
 
     /// As many reads as the source that wants the most. All of them may be of one source, so what each holds is counted as
-    /// often as that is more than it asked for.
+    /// often as that is more than it asked for. Together goes what the least of those that want it so can take.
     fn reading(&self) -> Reading {
         let all: Vec<Reading> = self.sources().map(Source::reading).collect();
         let at_once = all.iter().map(|reading| reading.at_once).max().unwrap_or(1);
         let held =
             |reading: &Reading| reading.held_bytes.saturating_mul(at_once.div_ceil(reading.at_once.max(1)) as u64);
-        Reading { at_once, held_bytes: all.iter().map(held).fold(0, u64::saturating_add) }
+        let together = all.iter().map(|reading| reading.together_bytes).filter(|&bytes| bytes > 0);
+        Reading {
+            at_once,
+            held_bytes: all.iter().map(held).fold(0, u64::saturating_add),
+            together_bytes: together.min().unwrap_or(0),
+        }
     }
 
     fn read_ahead(&self, ids: &[SampleId]) {

@@ -151,12 +151,12 @@ fn folders_keep_their_paths() {
 
 #[test]
 fn what_all_of_them_say_comes_together() {
-    let reading = |at_once, held_bytes| Reading { at_once, held_bytes };
-    let first = Storage { reading: reading(2, 100), notes: vec!["dusty".into()], ..storage("a", &["x"], &[0; 3]) };
-    let second = Storage { reading: reading(7, 10), in_memory: false, ..storage("b", &["x"], &[0; 3]) };
+    let reading = |at_once, held_bytes, together_bytes| Reading { at_once, held_bytes, together_bytes };
+    let first = Storage { reading: reading(2, 100, 0), notes: vec!["dusty".into()], ..storage("a", &["x"], &[0; 3]) };
+    let second = Storage { reading: reading(7, 10, 50), in_memory: false, ..storage("b", &["x"], &[0; 3]) };
     let both = concat(vec![first, second]);
     // Seven reads of the first may be under way at once.
-    assert_eq!(both.reading(), reading(7, 4 * 100 + 10));
+    assert_eq!(both.reading(), reading(7, 4 * 100 + 10, 50));
     assert_eq!((both.in_memory(), both.notes()), (false, &["a: dusty".to_owned()][..]));
     assert!(concat(vec![storage("a", &["x"], &[0])]).in_memory());
 }
@@ -170,6 +170,17 @@ fn reading_ahead_is_told_to_each_source_in_its_own_ids() {
     all.read_ahead(&[]);
     let told = parts.map(|part| part.ahead.lock().unwrap().clone());
     assert_eq!(told, [vec![vec![0, 2]], vec![], vec![vec![0, 3]]]);
+}
+
+#[test]
+fn reads_of_several_go_to_each_source_in_its_own_ids() {
+    let all = concat(vec![storage("a", &["x"], &[0; 3]), storage("bb", &["x"], &[0; 2])]);
+    let ids = [3, 4, 0, 3].map(SampleId);
+    let mut outs = [1, 2, 1, 1].map(|bytes| vec![0; bytes]);
+    let mut reads: Vec<SampleRead<'_>> = ids.iter().zip(&mut outs).map(|(&id, out)| SampleRead::new(id, out)).collect();
+    all.read_many(&mut reads);
+    assert!(reads.iter().map(|read| read.id).eq(ids) && reads.iter().all(|read| read.done.is_ok()));
+    assert_eq!(outs, [vec![32], vec![33; 2], vec![16], vec![32]]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Blocks, Reading, Source};
+use super::{Blocks, Reading, SampleRead, Source};
 use crate::units::SampleId;
 
 /// Samples that are looked at, spread evenly over the source.
@@ -16,13 +16,17 @@ const CHECKED_MAX: u64 = 1000;
 /// Runs of blocks that are looked into, where samples come in blocks and are more than that.
 const RUNS_MAX: u64 = 16;
 
+/// Samples that are read by one call.
+const TOGETHER: usize = 4;
+
 /// Threads that read at the same time.
 const READERS: u64 = 4;
 
 /// Checks that a source keeps the rules of the trait, and says which one it broke first.
 ///
 /// It looks at up to 1000 samples, spread evenly and with the first and the last among them, and reads each of them
-/// six times: twice alone, then from four threads at once, in different orders. It needs memory for four samples.
+/// seven times: twice alone, four at a time by one call, then from four threads at once, in different orders. It needs
+/// memory for four samples.
 /// Samples that come in [`Blocks`] are read block by block, from front to back; where they are more than
 /// 1000, those of the first block of 16 runs at most.
 ///
@@ -55,6 +59,9 @@ pub fn check(source: &dyn Source) -> Result<(), String> {
         .iter()
         .map(|ids| ids.iter().map(|&id| check_reads(source, id)).collect())
         .collect::<Result<Vec<Vec<u128>>, String>>()?;
+    for (ids, digests) in groups.iter().zip(&digests) {
+        check_read_many(source, ids, digests)?;
+    }
     check_together(source, &groups, &digests)?;
 
     about.check_again(source)?;
@@ -195,15 +202,45 @@ fn check_reads(source: &dyn Source, id: SampleId) -> Result<u128, String> {
     }
 }
 
+/// Reads a few samples by one call, the last of them first.
+fn check_read_many(source: &dyn Source, ids: &[SampleId], digests: &[u128]) -> Result<(), String> {
+    let mut outs = vec![Vec::new(); TOGETHER];
+    for (ids, digests) in ids.chunks(TOGETHER).zip(digests.chunks(TOGETHER)) {
+        let mut reads = Vec::with_capacity(TOGETHER);
+        for (&id, out) in ids.iter().zip(&mut outs).rev() {
+            make_room(source, id, 0xFF, out)?;
+            reads.push(SampleRead::new(id, out));
+        }
+        source.read_many(&mut reads);
+        for (read, (&id, &digest)) in reads.iter().zip(ids.iter().zip(digests).rev()) {
+            let name = source.name(id);
+            if read.id != id {
+                return Err(format!("{id} ('{name}') was {} after read_many: it must stay as it was", read.id));
+            }
+            read.done.as_ref().map_err(|error| format!("{id} ('{name}') cannot be read by read_many: {error}"))?;
+            if xxh3_128(read.out) != digest {
+                return Err(format!("{id} ('{name}'): read_many gave other bytes than read_into"));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn digest(source: &dyn Source, id: SampleId, background: u8, out: &mut Vec<u8>) -> Result<u128, String> {
+    make_room(source, id, background, out)?;
+    source.read_into(id, out).map_err(|error| format!("{id} ('{}') cannot be read: {error}", source.name(id)))?;
+    Ok(xxh3_128(out))
+}
+
+/// Makes `out` as long as a sample, and each byte of it `background`.
+fn make_room(source: &dyn Source, id: SampleId, background: u8, out: &mut Vec<u8>) -> Result<(), String> {
     let bytes = source.encoded_bytes(id);
     let subject = || format!("{id} ('{}')", source.name(id));
     let len = usize::try_from(bytes).map_err(|_| format!("{}: {bytes} bytes fit into no memory", subject()))?;
     out.clear();
     out.try_reserve_exact(len).map_err(|error| format!("{}: no memory for {bytes} bytes: {error}", subject()))?;
     out.resize(len, background);
-    source.read_into(id, out).map_err(|error| format!("{} cannot be read: {error}", subject()))?;
-    Ok(xxh3_128(out))
+    Ok(())
 }
 
 /// Reads all samples from several threads at once, each in another order, and all of them block by block.

@@ -72,14 +72,23 @@ impl Source for Faulty {
         let filled = if self.fault == "short" { 15 } else { 16 };
         out[..filled].fill(id.0 as u8);
         match self.fault {
-            "threads" if calls >= 18 => out[0] ^= 1,
+            "threads" if calls >= 27 => out[0] ^= 1,
             "read" => {
                 return Err(SourceError::Changed { path: "x".into(), indexed_bytes: 16, found_bytes: 1 });
             }
-            "panic" if calls >= 18 => panic!("a fault that this test asked for"),
+            "panic" if calls >= 27 => panic!("a fault that this test asked for"),
             _ => {}
         }
         Ok(())
+    }
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        for read in reads {
+            match self.fault {
+                "many" => read.out.fill(1),
+                "moved" => read.id.0 += 1,
+                _ => read.done = self.read_into(read.id, read.out),
+            }
+        }
     }
     fn index_bytes(&self) -> u64 {
         0
@@ -111,8 +120,8 @@ impl Source for Faulty {
     }
     fn reading(&self) -> Reading {
         match self.fault {
-            "no reads" => Reading { at_once: 0, held_bytes: 0 },
-            "more held" if self.has_read() => Reading { at_once: 2, held_bytes: 1 },
+            "no reads" => Reading { at_once: 0, ..Reading::default() },
+            "more held" if self.has_read() => Reading { held_bytes: 1, ..Reading::default() },
             _ => Reading::default(),
         }
     }
@@ -133,6 +142,8 @@ fn each_fault_is_found_and_named() {
         ("name", "sample 0 has no name"),
         ("twins", "sample 0 and sample 1 are both called 'twin'"),
         ("short", "two reads gave different bytes"),
+        ("many", "sample 3 ('sample 3'): read_many gave other bytes than read_into"),
+        ("moved", "sample 3 ('sample 3') was sample 4 after read_many"),
         ("threads", "reads from several threads gave different bytes"),
         ("read", "cannot be read: x had 16 bytes"),
         ("panic", "a read panicked"),
@@ -143,7 +154,7 @@ fn each_fault_is_found_and_named() {
         ("blocks", "len() is 9, but there are 8 samples in blocks()"),
         ("other blocks", "blocks() are others than before after reading"),
         ("no reads", "reading() wants 0 reads at once"),
-        ("more held", "held_bytes: 1 } after reading"),
+        ("more held", "held_bytes: 1, together_bytes: 0 } after reading"),
         ("hint", "read_ahead of 0 samples panicked"),
         ("told", "have changed since it was read, from (0, 16"),
         ("labels", "have changed since it was read, from (0, 16"),
@@ -205,7 +216,7 @@ fn what_comes_in_blocks_is_read_block_by_block() {
         // Alone, each block is done before the next is begun.
         let alone = &reads[..looked_at.len() * 14];
         assert_eq!(alone.chunk_by(|a, b| a == b).map(|block| block[0]).collect::<Vec<_>>(), looked_at);
-        assert_eq!(reads.len(), looked_at.len() * 7 * 6);
+        assert_eq!(reads.len(), looked_at.len() * 7 * 7);
     }
 }
 

@@ -136,6 +136,15 @@ impl Medium {
         }
     }
 
+    /// Fills each piece of memory with the bytes from its offset on, and says of each what came of it.
+    pub(super) fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> Vec<Result<(), SourceError>> {
+        match self {
+            Medium::File(file) => reads.iter_mut().map(|(offset, out)| file.read_at(*offset, out)).collect(),
+            #[cfg(feature = "store")]
+            Medium::Stored(stored) => stored.object.read_many(reads),
+        }
+    }
+
     /// All of it from front to back, for one look at it.
     pub(super) fn reader(&self) -> Result<Box<dyn Forward>, SourceError> {
         match self {
@@ -157,6 +166,15 @@ impl Medium {
             Medium::File(file) => file.check(),
             #[cfg(feature = "store")]
             Medium::Stored(_) => Ok(()),
+        }
+    }
+
+    /// How many reads should be under way at once: with a store, each waits for an answer most of the time.
+    pub(super) fn at_once(&self) -> usize {
+        match self {
+            Medium::File(_) => super::Reading::default().at_once,
+            #[cfg(feature = "store")]
+            Medium::Stored(stored) => stored.store.at_once(),
         }
     }
 

@@ -75,6 +75,15 @@ pub trait Source: Send + Sync + 'static {
     /// What `out` holds afterwards is unspecified.
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError>;
 
+    /// Reads several samples, each into memory of its own, and says of each what came of it; in any order. Worth more
+    /// than [`read_into`](Self::read_into) for each where storage can be asked for neighbours in one go: then
+    /// [`Reading::together_bytes`] says up to how much.
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        for read in reads {
+            read.done = self.read_into(read.id, read.out);
+        }
+    }
+
     /// RAM that this source holds for as long as it lives (its index), in bytes.
     fn index_bytes(&self) -> u64;
 
@@ -133,6 +142,24 @@ pub trait Source: Send + Sync + 'static {
 /// How much is shuffled at a time where samples come in [`Blocks`], unless somebody says otherwise.
 pub const SHUFFLE_BUFFER: ByteCount = ByteCount(32 << 20);
 
+/// A sample that is wanted, the memory for it, and what came of it.
+#[derive(Debug)]
+pub struct SampleRead<'a> {
+    /// Which sample.
+    pub id: SampleId,
+    /// Memory of exactly `encoded_bytes(id)` bytes.
+    pub out: &'a mut [u8],
+    /// What came of it: set by [`Source::read_many`].
+    pub done: Result<(), SourceError>,
+}
+
+impl<'a> SampleRead<'a> {
+    /// A read that nothing has come of yet.
+    pub fn new(id: SampleId, out: &'a mut [u8]) -> Self {
+        SampleRead { id, out, done: Ok(()) }
+    }
+}
+
 /// How a source is best read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -142,12 +169,15 @@ pub struct Reading {
     /// RAM that so many reads take beyond the memory that they are given and the index, at most, bytes: what is
     /// decompressed, blocks that are held.
     pub held_bytes: u64,
+    /// Samples that follow one another are best read by one call of [`Source::read_many`], up to so many bytes. 0: each
+    /// by itself is as good.
+    pub together_bytes: u64,
 }
 
 impl Default for Reading {
-    /// Two at once, and nothing held.
+    /// Two at once, nothing held, each by itself.
     fn default() -> Self {
-        Reading { at_once: 2, held_bytes: 0 }
+        Reading { at_once: 2, held_bytes: 0, together_bytes: 0 }
     }
 }
 
@@ -175,6 +205,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         (**self).read_into(id, out)
+    }
+
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        (**self).read_many(reads);
     }
 
     fn index_bytes(&self) -> u64 {

@@ -4,7 +4,7 @@
 use std::mem::size_of;
 use std::ops::Range;
 
-use super::{Blocks, Reading, Source, SourceError, Unreadable};
+use super::{Blocks, Reading, SampleRead, Source, SourceError, Unreadable};
 use crate::sync::Arc;
 use crate::units::{KeyedRng, SampleId, Seed};
 
@@ -275,6 +275,13 @@ impl Source for Subset {
 
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         self.source.read_into(self.origin(id), out)
+    }
+
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        let ids: Vec<SampleId> = reads.iter().map(|read| read.id).collect();
+        reads.iter_mut().for_each(|read| read.id = self.origin(read.id));
+        self.source.read_many(reads);
+        reads.iter_mut().zip(ids).for_each(|(read, id)| read.id = id);
     }
 
     fn index_bytes(&self) -> u64 {

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use feedstock::source::store::{DiskCache, StoreOptions};
-use feedstock::source::{OpenOptions, Source, conformance, open_with};
+use feedstock::source::{OpenOptions, SampleRead, Source, conformance, open_with};
 use feedstock::transform::RandomResizedCrop;
-use feedstock::{ByteCount, Error, Loader};
+use feedstock::{ByteCount, Error, Loader, SampleId, Sampling};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::faulty_proxy::{Fault, FaultyProxy};
@@ -115,6 +115,64 @@ fn shards_on_a_web_server_come_through_resets_and_errors() {
     assert_eq!(digest(&far).unwrap(), digest(&near).unwrap());
     // 400 samples, and some 15 % of the requests a second time.
     assert!(proxy.count() - before > 430, "{}", proxy.count() - before);
+}
+
+#[test]
+fn neighbours_are_read_by_one_request() {
+    let (root, index, scratch) = (filled(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
+    let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
+    let options = options(index.path(), quick());
+    let far = open_with(format!("http://{}/bucket/set/train-{{0..1}}.tar", proxy.address()), &options).unwrap();
+    let run = |loader: &Loader| {
+        let before = proxy.count();
+        let ids: Vec<u64> =
+            loader.epoch(0).flat_map(|batch| batch.unwrap().ids().iter().map(|id| id.0).collect::<Vec<_>>()).collect();
+        (ids, proxy.count() - before, loader.stats().memory)
+    };
+    for budget in [64, 512] {
+        let builder = || {
+            let builder = Loader::builder(far.clone()).batch_size(16).workers(2).ram_budget(ByteCount(budget << 20));
+            builder.transform(RandomResizedCrop::new(24))
+        };
+        let (ids, in_order, memory) = run(&builder().sampling(Sampling::ById).build().unwrap());
+        assert!(ids.into_iter().eq(0..200) && memory.peak <= memory.limit);
+        let (mut ids, shuffled, _) = run(&builder().build().unwrap());
+        ids.sort_unstable();
+        assert!(ids.into_iter().eq(0..200));
+        // Six to eight of the pictures fit into a read buffer; what else is there already comes with them.
+        assert!(in_order <= 200 / 5, "{in_order} requests in order, {shuffled} shuffled");
+        assert!(shuffled > in_order && shuffled <= 200, "{in_order} requests in order, {shuffled} shuffled");
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_said_of_each_sample() {
+    let (root, index, scratch) = (filled(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
+    let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
+    let options = options(index.path(), StoreOptions { attempts: 2, ..quick() });
+    let far = open_with(format!("http://{}/bucket/set/train-0.tar", proxy.address()), &options).unwrap();
+    let ids = [0, 1, 100].map(SampleId);
+    let mut outs = ids.map(|id| vec![0; far.encoded_bytes(id) as usize]);
+    let read = |outs: &mut [Vec<u8>]| {
+        let mut reads: Vec<SampleRead<'_>> = ids.iter().zip(outs).map(|(&id, out)| SampleRead::new(id, out)).collect();
+        far.read_many(&mut reads);
+        reads.into_iter().map(|read| read.done.map_err(|error| error.to_string())).collect::<Vec<_>>()
+    };
+    // The first two lie together; the third is far from them.
+    let seen = proxy.count();
+    assert!(read(&mut outs).iter().all(Result::is_ok));
+    assert_eq!(proxy.count() - seen, 2);
+    proxy.plan(
+        |request| if request.range.is_some_and(|(start, _)| start < 10_000) { Fault::Reset } else { Fault::Pass },
+    );
+    let done = read(&mut outs);
+    for failed in &done[..2] {
+        let said = failed.as_ref().unwrap_err();
+        assert!(said.contains("train-0.tar (bytes ") && said.contains("2 attempts"), "{said}");
+    }
+    assert_eq!(done[2], Ok(()));
 }
 
 #[test]

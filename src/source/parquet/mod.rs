@@ -300,7 +300,7 @@ impl Source for ParquetSource {
 
     fn reading(&self) -> Reading {
         let held_bytes = self.held.held_bytes().saturating_add(LOADS_MAX as u64 * self.load_bytes_max);
-        Reading { at_once: LOADS_MAX, held_bytes }
+        Reading { at_once: LOADS_MAX, held_bytes, together_bytes: 0 }
     }
 
     /// Asks the system to read the row groups that these samples are in, but no more of them than are held.

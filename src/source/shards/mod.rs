@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::index::Index;
 use super::medium::{Medium, Stores};
-use super::{Blocks, OpenOptions, Reading, Source, SourceError, Unreadable};
+use super::{Blocks, OpenOptions, Reading, SampleRead, Source, SourceError, Unreadable};
 use crate::sync::Arc;
 use crate::units::SampleId;
 use bench::Benches;
@@ -25,8 +25,8 @@ pub(super) use walk::Forward;
 pub(super) use walk::Stream;
 use zst::Frame;
 
-/// Reads under way at once where shards are in a store: each waits for an answer most of the time.
-const STORE_AT_ONCE: usize = 16;
+/// What is best asked of a store by one call: more would keep the first of it waiting.
+const STORE_TOGETHER_BYTES: u64 = 1 << 20;
 
 /// Ranges that are closer than this are asked of storage in one go.
 const JOIN_BYTES: u64 = 128 << 10;
@@ -216,6 +216,26 @@ impl Source for TarShards {
         }
     }
 
+    /// Those that lie in a plain tar as they are go to storage together.
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        for reads in reads.chunk_by_mut(|a, b| self.shard(a.id) == self.shard(b.id)) {
+            let Some(shard) = reads.first().map(|read| &self.shards[self.shard(read.id) as usize]) else { continue };
+            if !matches!(shard.storage, Storage::Plain)
+                || reads.iter().any(|read| self.content_bytes(read.id).is_some())
+            {
+                reads.iter_mut().for_each(|read| read.done = self.read_into(read.id, read.out));
+                continue;
+            }
+            let places = reads.iter_mut().map(|read| {
+                let (offset, bytes) = self.place(read.id);
+                assert_eq!(read.out.len() as u64, bytes, "{} has {bytes} bytes", read.id);
+                (offset, &mut *read.out)
+            });
+            let done = shard.medium.read_many(&mut places.collect::<Vec<_>>());
+            reads.iter_mut().zip(done).for_each(|(read, done)| read.done = done);
+        }
+    }
+
     fn index_bytes(&self) -> u64 {
         let strings = |list: &[String]| list.iter().map(|text| size_of::<String>() + text.capacity()).sum::<usize>();
         let unreadable = self.unreadable.iter();
@@ -259,10 +279,18 @@ impl Source for TarShards {
     }
 
     fn reading(&self) -> Reading {
+        let at_once = self.shards.iter().map(|shard| shard.medium.at_once()).max();
+        let at_once = self.benches.count().max(at_once.unwrap_or(1));
         let near = self.shards.iter().all(|shard| shard.medium.is_near());
-        let at_once = self.benches.count().max(if near { Reading::default().at_once } else { STORE_AT_ONCE });
         let streams = self.streams.as_ref().map_or(0, Streams::held_bytes);
-        Reading { at_once, held_bytes: self.benches.held_bytes() + streams + self.stores_bytes }
+        // What is decompressed is read one by one: nothing is won by giving it to one reader.
+        let as_stored =
+            self.contents.is_empty() && self.shards.iter().all(|shard| matches!(shard.storage, Storage::Plain));
+        Reading {
+            at_once,
+            held_bytes: self.benches.held_bytes() + streams + self.stores_bytes,
+            together_bytes: if as_stored && !near { STORE_TOGETHER_BYTES } else { 0 },
+        }
     }
 
     fn blocks(&self) -> Option<&Blocks> {

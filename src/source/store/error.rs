@@ -8,7 +8,7 @@ use super::Identity;
 use crate::source::SourceError;
 
 /// What went wrong with a store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum StoreError {
     /// A text that names no object of a store.

@@ -82,7 +82,8 @@ pub(super) struct Opened {
     pub(super) identity: Identity,
 }
 
-fn kept_places(options: &StoreOptions) -> usize {
+/// Of the places for requests, those that are for none but second ones.
+pub(super) fn kept_places(options: &StoreOptions) -> usize {
     options.hedge_after.map_or(0, |_| (options.in_flight / PLACES_A_HEDGE).min(HEDGES_MAX))
 }
 

@@ -3,22 +3,34 @@
 
 use std::ops::Range;
 
-/// Memory, and the offset in the object of what belongs into it.
-pub(super) type Piece<'a> = (u64, &'a mut [u8]);
+/// Memory for a part of an object, all or some of what a read wants.
+#[derive(Debug)]
+pub(super) struct Piece<'a> {
+    /// The number of the read.
+    pub(super) read: usize,
+    /// Where in the object that which belongs into it begins.
+    pub(super) offset: u64,
+    pub(super) out: &'a mut [u8],
+}
+
+impl Piece<'_> {
+    fn end(&self) -> u64 {
+        self.offset + self.out.len() as u64
+    }
+}
 
 /// The pieces of some reads, none larger than a request, by offset. Empty reads vanish.
-pub(super) fn cut<'a>(reads: &'a mut [(u64, &mut [u8])], bytes_max: u64) -> Vec<Piece<'a>> {
+pub(super) fn cut<'a>(reads: impl Iterator<Item = Piece<'a>>, bytes_max: u64) -> Vec<Piece<'a>> {
     let step = usize::try_from(bytes_max).unwrap_or(usize::MAX).max(1);
-    let mut pieces = Vec::with_capacity(reads.len());
-    for (offset, out) in reads.iter_mut() {
-        let mut at = *offset;
-        for piece in out.chunks_mut(step) {
-            let bytes = piece.len() as u64;
-            pieces.push((at, piece));
-            at += bytes;
+    let mut pieces = Vec::new();
+    for Piece { read, mut offset, out } in reads {
+        for out in out.chunks_mut(step) {
+            let bytes = out.len() as u64;
+            pieces.push(Piece { read, offset, out });
+            offset += bytes;
         }
     }
-    pieces.sort_by_key(|(offset, _)| *offset);
+    pieces.sort_by_key(|piece| piece.offset);
     pieces
 }
 
@@ -27,11 +39,10 @@ pub(super) fn cut<'a>(reads: &'a mut [(u64, &mut [u8])], bytes_max: u64) -> Vec<
 pub(super) fn join<'a>(pieces: Vec<Piece<'a>>, gap_bytes: u64, bytes_max: u64) -> Vec<Scatter<'a>> {
     let mut joined: Vec<Scatter<'a>> = Vec::new();
     for piece in pieces {
-        let end = piece.0 + piece.1.len() as u64;
         match joined.last_mut() {
             Some(last)
-                if piece.0.checked_sub(last.range().end).is_some_and(|gap| gap <= gap_bytes)
-                    && end - last.range().start <= bytes_max =>
+                if piece.offset.checked_sub(last.range().end).is_some_and(|gap| gap <= gap_bytes)
+                    && piece.end() - last.range().start <= bytes_max =>
             {
                 last.pieces.push(piece);
             }
@@ -53,9 +64,14 @@ impl<'a> Scatter<'a> {
     }
 
     pub(super) fn range(&self) -> Range<u64> {
-        let start = self.pieces.first().map_or(0, |piece| piece.0);
-        let end = self.pieces.last().map_or(0, |piece| piece.0 + piece.1.len() as u64);
+        let start = self.pieces.first().map_or(0, |piece| piece.offset);
+        let end = self.pieces.last().map_or(0, Piece::end);
         start..end
+    }
+
+    /// The numbers of the reads that it fills some of.
+    pub(super) fn reads(&self) -> impl Iterator<Item = usize> {
+        self.pieces.iter().map(|piece| piece.read)
     }
 }
 
@@ -67,14 +83,14 @@ pub(super) trait Sink: Send {
 impl Sink for Scatter<'_> {
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         let end = offset + bytes.len() as u64;
-        let first = self.pieces.partition_point(|(at, piece)| at + piece.len() as u64 <= offset);
-        for (at, piece) in &mut self.pieces[first..] {
-            if *at >= end {
+        let first = self.pieces.partition_point(|piece| piece.end() <= offset);
+        for piece in &mut self.pieces[first..] {
+            if piece.offset >= end {
                 return;
             }
-            let (from, to) = (offset.max(*at), end.min(*at + piece.len() as u64));
+            let (from, to) = (offset.max(piece.offset), end.min(piece.end()));
             let source = &bytes[(from - offset) as usize..(to - offset) as usize];
-            piece[(from - *at) as usize..(to - *at) as usize].copy_from_slice(source);
+            piece.out[(from - piece.offset) as usize..(to - piece.offset) as usize].copy_from_slice(source);
         }
     }
 }
@@ -97,10 +113,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn memory(reads: &[(u64, usize)]) -> Vec<(u64, Vec<u8>)> {
+        reads.iter().map(|&(at, bytes)| (at, vec![0xEE; bytes])).collect()
+    }
+
+    fn requests(memory: &mut [(u64, Vec<u8>)], gap: u64, max: u64) -> Vec<Scatter<'_>> {
+        let pieces = memory.iter_mut().enumerate();
+        let pieces = pieces.map(|(read, (offset, out))| Piece { read, offset: *offset, out });
+        join(cut(pieces, max), gap, max)
+    }
+
     fn plan(reads: &[(u64, usize)], gap: u64, max: u64) -> Vec<Range<u64>> {
-        let mut memory: Vec<(u64, Vec<u8>)> = reads.iter().map(|&(at, bytes)| (at, vec![0; bytes])).collect();
-        let mut reads: Vec<(u64, &mut [u8])> = memory.iter_mut().map(|(at, out)| (*at, out.as_mut_slice())).collect();
-        join(cut(&mut reads, max), gap, max).iter().map(Scatter::range).collect()
+        requests(&mut memory(reads), gap, max).iter().map(Scatter::range).collect()
     }
 
     #[test]
@@ -121,11 +145,11 @@ mod tests {
             gap in 0u64..50, max in 1u64..300, step in 1usize..70,
         ) {
             let object: Vec<u8> = (0..1000u32).map(|i| (i * 7 % 251) as u8).collect();
-            let mut memory: Vec<(u64, Vec<u8>)> = reads.iter().map(|&(at, n)| (at, vec![0xEE; n])).collect();
-            let outs = memory.iter_mut().map(|(at, out)| (*at, out.as_mut_slice()));
-            let mut outs: Vec<(u64, &mut [u8])> = outs.collect();
-            for mut scatter in join(cut(&mut outs, max), gap, max) {
+            let mut memory = memory(&reads);
+            let mut of_read = vec![0; reads.len()];
+            for mut scatter in requests(&mut memory, gap, max) {
                 let range = scatter.range();
+                scatter.reads().for_each(|read| of_read[read] += 1);
                 prop_assert!(range.end - range.start <= max && !range.is_empty());
                 let mut at = range.start;
                 for frame in object[range.start as usize..range.end as usize].chunks(step) {
@@ -133,8 +157,9 @@ mod tests {
                     at += frame.len() as u64;
                 }
             }
-            for (at, out) in &memory {
+            for ((at, out), of_read) in memory.iter().zip(of_read) {
                 prop_assert_eq!(out, &object[*at as usize..*at as usize + out.len()]);
+                prop_assert_eq!(of_read, out.len().div_ceil(max as usize));
             }
         }
     }

@@ -196,6 +196,14 @@ impl Store {
         Err(StoreError::TooManyObjects { url: self.core.url(prefix), object_count_max: LISTED_MAX }.into())
     }
 
+    /// Reads that can be under way at once without waiting for each other: all places but those that are kept for what
+    /// is sent a second time.
+    #[must_use]
+    pub fn at_once(&self) -> usize {
+        let options = &self.core.options;
+        options.in_flight - fetch::kept_places(options)
+    }
+
     /// RAM that requests hold beyond the memory that they fill, at most, bytes, where no read is larger than
     /// `largest_read_bytes`: what connections have read ahead, the memory of requests that were sent a second time, and
     /// with a cache the blocks on their way into it and out of it, as many as requests. A [`Reader`] holds its chunks

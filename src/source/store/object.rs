@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::cache::{BLOCK_BYTES, DiskCache};
 use super::fetch::{Core, Opened};
 use super::flight::Flight;
-use super::join::{Scatter, Whole, cut, join};
+use super::join::{Piece, Scatter, Whole, cut, join};
 use super::retry::Tries;
 use super::{Identity, Reader, Store, StoreError};
 use crate::source::SourceError;
@@ -19,6 +19,9 @@ use crate::sync::{Arc, Ordering};
 
 /// Requests of one call that are under way at once.
 const AT_ONCE: usize = 8;
+
+/// What came of a read.
+type Done = Result<(), StoreError>;
 
 /// An object of a [`Store`], as it was when it was opened. Clones are the same object.
 #[derive(Clone, Debug)]
@@ -62,7 +65,7 @@ impl Object {
     /// [`StoreError::PastEnd`], [`StoreError::Changed`], and [`StoreError::Request`] where they cannot be had. What
     /// `out` holds afterwards is unspecified.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
-        self.read_many(&mut [(offset, out)])
+        self.read_many(&mut [(offset, out)]).pop().unwrap_or(Ok(()))
     }
 
     /// Fills each piece of memory with the bytes from its offset on, in any order; neighbours are asked for together
@@ -70,20 +73,25 @@ impl Object {
     /// of which eight are under way at a time; with a cache, a block that another reader asked for in vain may take
     /// two.
     ///
+    /// What came of each read is at its place in the result.
+    ///
     /// # Errors
-    /// As [`read_at`](Self::read_at); the first that is met.
-    pub fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), SourceError> {
-        for (offset, out) in reads.iter() {
-            let (offset, bytes, object_bytes) = (*offset, out.len() as u64, self.len());
-            if offset.checked_add(bytes).is_none_or(|end| end > object_bytes) {
-                return Err(StoreError::PastEnd { url: self.opened.url.clone(), offset, bytes, object_bytes }.into());
-            }
-        }
+    /// As [`read_at`](Self::read_at), each by itself: those that were asked for together fail together.
+    pub fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> Vec<Result<(), SourceError>> {
+        let mut done: Vec<Done> = reads.iter().map(|(offset, out)| self.check(*offset, out.len() as u64)).collect();
         match &self.store.core.options.cache {
-            Some(cache) => self.read_cached(cache, reads)?,
-            None => self.read_joined(reads)?,
+            Some(cache) => self.read_cached(cache, reads, &mut done),
+            None => self.read_joined(reads, &mut done),
         }
-        Ok(())
+        done.into_iter().map(|done| done.map_err(SourceError::from)).collect()
+    }
+
+    fn check(&self, offset: u64, bytes: u64) -> Done {
+        let object_bytes = self.len();
+        match offset.checked_add(bytes).filter(|&end| end <= object_bytes) {
+            Some(_) => Ok(()),
+            None => Err(StoreError::PastEnd { url: self.opened.url.clone(), offset, bytes, object_bytes }),
+        }
     }
 
     /// The whole object in order, in chunks of which the one at hand and `ahead` more are held. 8 MiB and 2 serve well.
@@ -92,29 +100,33 @@ impl Object {
         Reader::new(self.clone(), chunk_bytes, ahead)
     }
 
-    fn read_joined(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), StoreError> {
-        let core = &self.store.core;
-        let pieces = cut(reads, core.options.request_bytes_max);
-        let requests = join(pieces, core.options.join_gap_bytes, core.options.request_bytes_max);
+    fn read_joined(&self, reads: &mut [(u64, &mut [u8])], done: &mut [Done]) {
+        let options = &self.store.core.options;
+        let pieces = reads.iter_mut().enumerate().filter(|(read, _)| done[*read].is_ok());
+        let pieces = pieces.map(|(read, (offset, out))| Piece { read, offset: *offset, out });
+        let pieces = cut(pieces, options.request_bytes_max);
+        let requests = join(pieces, options.join_gap_bytes, options.request_bytes_max);
         self.store.threads.handle.block_on(async {
             let mut under_way =
                 stream::iter(requests.into_iter().map(|request| self.fill(request))).buffer_unordered(AT_ONCE);
-            while let Some(done) = under_way.next().await {
-                done?;
+            while let Some((request, filled)) = under_way.next().await {
+                if filled.is_err() {
+                    request.reads().for_each(|read| done[read] = filled.clone());
+                }
             }
-            Ok(())
-        })
+        });
     }
 
-    async fn fill(&self, mut request: Scatter<'_>) -> Result<(), StoreError> {
-        self.store.core.read(&self.opened, request.range(), &mut request).await
+    async fn fill<'a>(&self, mut request: Scatter<'a>) -> (Scatter<'a>, Done) {
+        let done = self.store.core.read(&self.opened, request.range(), &mut request).await;
+        (request, done)
     }
 
     /// Takes what the cache has, then fetches whole blocks of what it has not, and leaves them there.
-    fn read_cached(&self, cache: &DiskCache, reads: &mut [(u64, &mut [u8])]) -> Result<(), StoreError> {
+    fn read_cached(&self, cache: &DiskCache, reads: &mut [(u64, &mut [u8])], done: &mut [Done]) {
         let core = &self.store.core;
         let mut missing: BTreeMap<u64, Vec<(usize, Range<usize>)>> = BTreeMap::new();
-        for (number, (offset, out)) in reads.iter_mut().enumerate() {
+        for (number, (offset, out)) in reads.iter_mut().enumerate().filter(|(number, _)| done[*number].is_ok()) {
             for (block, part) in blocks_of(*offset, out.len()) {
                 let known = missing.contains_key(&block);
                 let within = *offset + part.start as u64 - block * BLOCK_BYTES;
@@ -128,19 +140,26 @@ impl Object {
         }
         core.counts.cache_misses.fetch_add(missing.len() as u64, Ordering::Relaxed);
         if missing.is_empty() {
-            return Ok(());
+            return;
         }
         let numbers: Vec<u64> = missing.keys().copied().collect();
         // What somebody else has fetched, and is gone again (or never came in) before it was read.
         let mut lost = Vec::new();
         self.store.threads.handle.block_on(async {
-            let fetches = numbers.into_iter().map(|block| self.fetch_block(core, cache, block));
+            let fetches =
+                numbers.into_iter().map(|block| async move { (block, self.fetch_block(core, cache, block).await) });
             let mut under_way = stream::iter(fetches).buffer_unordered(AT_ONCE);
-            while let Some(done) = under_way.next().await {
-                let (block, fetched) = done?;
+            while let Some((block, fetched)) = under_way.next().await {
+                let parts = missing.remove(&block).unwrap_or_default();
+                let fetched = match fetched {
+                    Ok(fetched) => fetched,
+                    Err(error) => {
+                        parts.iter().for_each(|(number, _)| done[*number] = Err(error.clone()));
+                        continue;
+                    }
+                };
                 let key = cache.key(&self.opened.url, &self.opened.identity, block);
                 let start = block * BLOCK_BYTES;
-                let parts = missing.remove(&block).unwrap_or_default();
                 let mut from_cache = fetched.is_none();
                 for (number, part) in &parts {
                     let (offset, out) = &mut reads[*number];
@@ -163,11 +182,13 @@ impl Object {
             drop(under_way);
             for (number, part) in lost {
                 let (offset, out) = &mut reads[number];
-                let start = *offset + part.start as u64;
-                self.fill(Scatter::of((start, &mut out[part]))).await?;
+                let piece = Piece { read: number, offset: *offset + part.start as u64, out: &mut out[part] };
+                let (_, filled) = self.fill(Scatter::of(piece)).await;
+                if filled.is_err() {
+                    done[number] = filled;
+                }
             }
-            Ok(())
-        })
+        });
     }
 
     /// A block in memory, or `None` once another reader has put it into the cache.
@@ -176,7 +197,7 @@ impl Object {
         core: &'a Core,
         cache: &DiskCache,
         block: u64,
-    ) -> Result<(u64, Option<Fetched<'a>>), StoreError> {
+    ) -> Result<Option<Fetched<'a>>, StoreError> {
         let (start, bytes) = self.block(block);
         let deadline = Instant::now() + core.options.deadline;
         let late = |_| Tries::new("read", &self.opened.url, (start, bytes), &core.options).late();
@@ -187,13 +208,13 @@ impl Object {
             Err(mut over) => {
                 // It closes, and has nothing to say but that.
                 let _ = timeout_at(deadline, over.changed()).await.map_err(late)?;
-                return Ok((block, None));
+                return Ok(None);
             }
         };
         let place = timeout_at(deadline, core.block_places.acquire()).await.map_err(late)?;
         let mut whole = Whole { start, bytes: vec![0; bytes as usize] };
         timeout_at(deadline, core.read(&self.opened, start..start + bytes, &mut whole)).await.map_err(late)??;
-        Ok((block, Some(Fetched { whole, _flight: flight, _place: place.ok() })))
+        Ok(Some(Fetched { whole, _flight: flight, _place: place.ok() }))
     }
 
     /// Where a block starts and how long it is.
