@@ -3,6 +3,9 @@
 #![allow(clippy::print_stdout, reason = "a test tells its reader what it measured")]
 
 mod common;
+#[cfg(feature = "store-tests")]
+#[path = "common/servers.rs"]
+mod servers;
 
 use std::fs;
 use std::path::Path;
@@ -95,11 +98,66 @@ fn the_process_stays_within_its_budget_whatever_the_container() {
     for (name, bytes) in [("plain.tar", tar), ("frames.tar.zst", in_frames), ("piece.tar.zst", in_one_piece)] {
         let path = place.path().join(name);
         fs::write(&path, bytes).expect("written");
-        for budget_mib in [64, 256] {
-            let more = "--epochs 4 --workers 2 --shuffle-buffer 4M";
-            let (peak, planned) = measure(&path, budget_mib, more);
-            assert!(peak <= budget_mib * MIB, "{name}: {peak} bytes were resident, the budget was {budget_mib} MiB");
-            assert!(peak <= planned, "{name}: {peak} bytes were resident, the plan expected {planned}");
-        }
+        check_container(&path, &[64, 256], "");
+    }
+}
+
+fn check_container(path: &Path, budgets_mib: &[u64], more: &str) {
+    for &budget_mib in budgets_mib {
+        let (peak, planned) = measure(path, budget_mib, &format!("--epochs 4 --workers 2 --shuffle-buffer 4M {more}"));
+        let name = path.display();
+        assert!(peak <= budget_mib * MIB, "{name}: {peak} bytes were resident, the budget was {budget_mib} MiB");
+        assert!(peak <= planned, "{name}: {peak} bytes were resident, the plan expected {planned}");
+    }
+}
+
+/// Row groups of 50 pictures, each group's in one page, as the hub has them.
+#[test]
+#[cfg(feature = "parquet")]
+fn the_process_stays_within_its_budget_over_parquet() {
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+
+    let place = tempfile::tempdir().expect("a folder");
+    class_folders(place.path(), &["ant"], 200, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
+    let path = place.path().join("train.parquet");
+    let schema = "message m { optional group image { optional binary bytes; } required int64 label; }";
+    let schema = parquet::schema::parser::parse_message_type(schema).expect("a schema");
+    let file = fs::File::create(&path).expect("created");
+    let mut writer =
+        parquet::file::writer::SerializedFileWriter::new(file, schema.into(), Default::default()).expect("begun");
+    for first in (0..200).step_by(50) {
+        let image = |number: i64| fs::read(place.path().join(format!("ant/{number:04}.jpg"))).expect("read");
+        let images: Vec<ByteArray> = (first..first + 50).map(|number| image(number).into()).collect();
+        let labels: Vec<i64> = (first..first + 50).map(|number| number % 3).collect();
+        let mut group = writer.next_row_group().expect("begun");
+        let mut column = group.next_column().expect("there").expect("there");
+        column.typed::<ByteArrayType>().write_batch(&images, Some(&[2; 50]), None).expect("written");
+        column.close().expect("closed");
+        let mut column = group.next_column().expect("there").expect("there");
+        column.typed::<Int64Type>().write_batch(&labels, None, None).expect("written");
+        column.close().expect("closed");
+        group.close().expect("closed");
+    }
+    writer.close().expect("closed");
+    check_container(&path, &[64, 256], "");
+}
+
+/// What requests hold is planned for the worst; a web server on the same machine is quick, and comes close to it.
+#[test]
+#[cfg(feature = "store-tests")]
+fn the_process_stays_within_its_budget_over_a_store() {
+    let (place, scratch) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let folder = place.path().join("files");
+    class_folders(&folder, &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
+    let tar = tar_of(&folder);
+    fs::write(place.path().join("piece.tar.zst"), zstd::stream::encode_all(&tar[..], 1).expect("compressed"))
+        .expect("written");
+    fs::write(place.path().join("plain.tar"), tar).expect("written");
+    let Some(server) = servers::Nginx::start(place.path(), scratch.path()) else { return };
+    for name in ["plain.tar", "piece.tar.zst"] {
+        let url = format!("http://{}/{name}", server.address);
+        check_container(Path::new(&url), &[128, 256], "");
+        let cache = scratch.path().join(format!("cache-{name}"));
+        check_container(Path::new(&url), &[256], &format!("--store-cache {}", cache.display()));
     }
 }

@@ -3,9 +3,9 @@
 
 use std::any::Any;
 use std::fmt;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use memmap2::MmapMut;
 
 use super::{DeviceError, bytes};
 
@@ -40,18 +40,9 @@ impl HostMemory {
         }
         let refused = || DeviceError::OutOfMemory { what: "host memory", asked: bytes(len), free: None, usage: None };
         // The allocator's zeroed memory would be touched on the way: for alignments above 16 it is cleared by hand.
-        #[allow(unsafe_code, reason = "a mapping is made by address")]
-        // SAFETY: an anonymous mapping at an address of the system's choice overlaps nothing.
-        let mapped =
-            unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
-        let ptr = NonNull::new(mapped.map_err(|_| refused())?.cast::<u8>()).ok_or_else(refused)?;
-        let free = |ptr: *mut u8, len: usize| {
-            #[allow(unsafe_code, reason = "a mapping is removed by address")]
-            // SAFETY: exactly the mapping made above, which nobody borrows any more: this runs once, in drop.
-            let unmapped = unsafe { munmap(ptr.cast(), len) };
-            debug_assert_eq!(unmapped, Ok(()), "a mapping of our own cannot fail to go");
-        };
-        Ok(HostMemory { ptr, len, free: Some(Box::new(free)) })
+        let mut map = MmapMut::map_anon(len).map_err(|_| refused())?;
+        let ptr = NonNull::new(map.as_mut_ptr()).ok_or_else(refused)?;
+        Ok(HostMemory { ptr, len, free: Some(Box::new(move |_, _| drop(map))) })
     }
 
     /// Memory that somebody else has made, such as page-locked memory of a driver; `free` is called once with the same
