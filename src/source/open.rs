@@ -116,12 +116,20 @@ fn objects(url: &str, stores: &Stores) -> Result<Vec<PathBuf>, SourceError> {
     if url.ends_with('/') {
         return shards_below(url, stores);
     }
+    // What follows a '?' on the web is a signature as like as not: no pattern, and nothing to repeat.
+    let (url, query) = match url.find('?').filter(|_| url.get(..4).is_some_and(|web| web.eq_ignore_ascii_case("http")))
+    {
+        Some(at) => url.split_at(at),
+        None => (url, ""),
+    };
     if url.contains('*') {
         let cause =
             "a '*' stands for local files only: write a range such as {0000..0146}, or end the URL with a slash";
         return Err(SourceError::Pattern { pattern: title(Path::new(url)), cause: cause.to_owned() });
     }
-    pattern::expand(url)
+    let mut shards = pattern::expand(url)?;
+    shards.iter_mut().for_each(|shard| shard.as_mut_os_string().push(query));
+    Ok(shards)
 }
 
 #[cfg(feature = "store")]
@@ -169,6 +177,11 @@ mod tests {
         assert_eq!(title(Path::new("what?/a.tar")), "what?/a.tar");
         let error = open("https://host/*.tar?sig=hunter2").err().unwrap().to_string();
         assert!(error.contains("https://host/*.tar") && !error.contains("hunter2"), "{error}");
+        let error = open("https://host/{0..x}.tar?sig={hunter2}").err().unwrap().to_string();
+        assert!(error.contains("'https://host/{0..x}.tar'") && !error.contains("hunter2"), "{error}");
+        let stores = Stores::new(&OpenOptions::default());
+        let shards = objects("https://host/{0..1}.tar?sig=*{h}", &stores).unwrap();
+        assert_eq!(shards, ["https://host/0.tar?sig=*{h}", "https://host/1.tar?sig=*{h}"].map(PathBuf::from));
     }
 
     #[test]
