@@ -9,6 +9,7 @@ mod servers;
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -26,8 +27,12 @@ fn peak_rss(pid: u32) -> Option<u64> {
 /// Runs the loader alone, and returns its peak (the highest that was seen from outside, or that it says itself) and what
 /// its plan expected.
 fn measure(folder: &Path, budget_mib: u64, more: &str) -> (u64, u64) {
+    measure_program(feedstock([""; 0]), folder, budget_mib, more)
+}
+
+fn measure_program(mut program: Command, folder: &Path, budget_mib: u64, more: &str) -> (u64, u64) {
     let args = format!("bench --data DIR --ram-budget {budget_mib}M --batch-size 64 --size 224 {more} --json");
-    let child = feedstock(words(&args, folder)).spawn().expect("started");
+    let child = program.args(words(&args, folder)).spawn().expect("started");
     let pid = child.id();
     let watch = thread::spawn(move || {
         let mut peak = 0;
@@ -76,6 +81,19 @@ fn the_process_stays_within_its_budget_on_photographs() {
         Some(folder) => check(&folder, "--epochs 3"),
         None => println!("skipped: there is no sample of ImageNet beside the repository"),
     }
+}
+
+/// The page cache holds a copied program in larger pieces than one that was just linked, and more of it is resident.
+#[test]
+fn a_copy_of_the_program_stays_within_its_budget() {
+    let place = tempfile::tempdir().expect("a folder");
+    class_folders(place.path(), &["ant", "bee"], 80, &[(500, 375), (1000, 750)]);
+    let copy = place.path().join("copy");
+    fs::copy(env!("CARGO_BIN_EXE_feedstock"), &copy).expect("copied");
+    let mut program = Command::new(&copy);
+    program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (peak, planned) = measure_program(program, place.path(), 64, "--epochs 4 --workers 2");
+    assert!(peak <= planned, "{peak} bytes were resident, the plan expected {planned}");
 }
 
 /// A tar of files, as they lie in a folder of class folders.
