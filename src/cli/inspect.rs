@@ -49,9 +49,9 @@ files leak). --quick reads headers only: no damage behind them is found then, an
 EXIF orientation is told and not applied.
 
 Folders are walked, in order, for files with an image extension; symbolic links are followed, names with a dot in front \
-passed over. A file that is named itself is looked at whatever it is called. The means of --files and --json are of the \
-RGB picture and of its top left corner, a quarter of the width by a quarter of the height. The exit code is 4 if any file \
-is bad.
+passed over. A file that is named itself is looked at whatever it is called. Shards are not looked into: `feedstock \
+verify` holds packed ones against their hashes. The means of --files and --json are of the RGB picture and of its top \
+left corner, a quarter of the width by a quarter of the height. The exit code is 4 if any file is bad.
 
 Examples:
   feedstock inspect photos/train --sheet batch.png
@@ -146,9 +146,11 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     }
     match (interrupted, summary.tally.ok, summary.tally.bad()) {
         (true, ..) => Err(Failure::Interrupted),
-        (_, 0, 0) => {
-            Err(Failure::Data("no image files there: they are known by their extensions (.jpg, .png, ...)".into()))
-        }
+        (_, 0, 0) => Err(Failure::Data(
+            "no image files there: they are known by their extensions (.jpg, .png, ...). Shards (.tar, .parquet) are \
+             not looked into: `feedstock verify` checks packed ones, `feedstock plan --data` says what is in any"
+                .into(),
+        )),
         (_, _, 0) => Ok(()),
         (_, _, bad) => Err(Failure::Data(format!("{} cannot be used", counted(bad, "file")))),
     }

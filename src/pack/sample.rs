@@ -62,16 +62,18 @@ impl Treater<'_> {
     /// room for them at once.
     pub(super) fn read(&self, ids: &mut Peekable<impl Iterator<Item = SampleId>>, stored: &mut VecDeque<Stored>) {
         let Some(id) = ids.next() else { return };
-        let (together_bytes, mut bytes) = (self.source.reading().together_bytes, self.source.encoded_bytes(id));
         stored.push_back(Stored { id, read: self.room_for(id) });
-        while stored.len() < TOGETHER_MAX
+        let together_bytes = self.source.reading().together_bytes.min(ENCODED_BYTES_MAX);
+        let mut bytes = self.source.encoded_bytes(id);
+        while stored.iter().all(|stored| stored.read.is_ok())
+            && stored.len() < TOGETHER_MAX
             && let Some(&id) = ids.peek()
         {
-            bytes = bytes.saturating_add(self.source.encoded_bytes(id));
-            if bytes > together_bytes.min(ENCODED_BYTES_MAX) {
+            let of_sample = self.source.encoded_bytes(id);
+            bytes = bytes.saturating_add(of_sample);
+            if bytes > together_bytes {
                 break;
             }
-            let of_sample = self.source.encoded_bytes(id);
             // Only the first is waited for.
             let Ok(held) = self.accounts.samples.reserve(ByteCount(of_sample)) else { break };
             stored.push_back(Stored { id, read: zeroed(of_sample).map(|memory| (memory, held)) });
