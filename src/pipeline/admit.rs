@@ -109,7 +109,7 @@ impl Chunk {
     }
 
     /// The jobs that have to be read, each with its memory.
-    pub(super) fn to_read(&mut self) -> impl Iterator<Item = (&mut Job, &mut [u8])> {
+    pub(super) fn unread(&mut self) -> impl Iterator<Item = (&mut Job, &mut [u8])> {
         let (mut rest, mut start) = (self.buffer.bytes_mut(), 0);
         self.jobs.iter_mut().filter_map(move |job| {
             let (None, Encoded::Buffered(range)) = (&job.failed, &job.encoded) else { return None };

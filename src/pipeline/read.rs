@@ -91,7 +91,7 @@ impl Done {
 
 fn read_each(run: &Epoch, chunk: &mut Chunk, since: Instant) -> Done {
     let (mut done, mut begun) = (Done::default(), since);
-    for (job, out) in chunk.to_read() {
+    for (job, out) in chunk.unread() {
         let mut read = SampleRead::new(job.id, out);
         read.done = run.engine.recipe.source.read_into(read.id, read.out);
         let over = Instant::now();
@@ -102,7 +102,7 @@ fn read_each(run: &Epoch, chunk: &mut Chunk, since: Instant) -> Done {
 }
 
 fn read_together(run: &Epoch, chunk: &mut Chunk, since: Instant) -> Done {
-    let wanted = chunk.to_read().map(|(job, out)| {
+    let wanted = chunk.unread().map(|(job, out)| {
         let read = SampleRead::new(job.id, out);
         (job, read)
     });

@@ -1,5 +1,6 @@
 //! Servers on loopback that objects are read from: S3 as `s3s` speaks it, and nginx.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "it is a part of test programs")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "in a test a panic is the report")]
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
