@@ -1,5 +1,6 @@
 //! A proxy of HTTP that does to answers what networks and servers do: it delays, refuses, cuts, stalls and lies.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "it is a part of test programs")]
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,0 +1,132 @@
+//! A tar on a web server against the same tar on the disk: images a second of the loader, with answers at once and with
+//! answers that come late, as those of a store far away do; and what asking for all of a chunk by one call is worth.
+//!
+//! `cargo bench --features store-tests --bench stores` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class
+//! folders, and nginx installed. It prints the table that `docs/BENCHMARKS.md` shows. Server, and the proxy that holds
+//! answers back, run on the same cores.
+#![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
+
+#[path = "../tests/common/faulty_proxy.rs"]
+mod faulty_proxy;
+#[path = "../tests/common/servers.rs"]
+mod servers;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use faulty_proxy::{Fault, FaultyProxy};
+use feedstock::source::{OpenOptions, Reading, Source, SourceError, open_with};
+use feedstock::transform::RandomResizedCrop;
+use feedstock::{ByteCount, Loader, SampleId, Sampling};
+use servers::Nginx;
+
+const WORKERS: usize = 2;
+const ROUNDS: usize = 3;
+/// Epochs end after so many images: one takes seconds.
+const IMAGES: u64 = 4000;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from);
+    let (Some(photographs), Some(cifar)) = (folder("FEEDSTOCK_IMAGENET"), folder("FEEDSTOCK_CIFAR")) else {
+        println!("skipped: FEEDSTOCK_IMAGENET or FEEDSTOCK_CIFAR is not set");
+        return Ok(());
+    };
+    let (root, scratch) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let Some(server) = Nginx::start(root.path(), scratch.path()) else { return Ok(()) };
+    println!(
+        "| data | order | answers late by | disk, images/s | store, images/s | of the disk's | requests an image | each by itself, \
+         images/s |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for (name, folder, side) in [("photographs", photographs, 224), ("CIFAR-10", cifar.join("train"), 32)] {
+        let tar = root.path().join(format!("{name}.tar"));
+        let mut builder = tar::Builder::new(File::create(&tar)?);
+        builder.append_dir_all(".", &folder)?;
+        builder.into_inner()?;
+        for late in [0, 20] {
+            let fault = if late == 0 { Fault::Pass } else { Fault::Late(Duration::from_millis(late)) };
+            let proxy = FaultyProxy::start(server.address, move |_| fault.clone());
+            let url = format!("http://{}/{name}.tar", proxy.address());
+            let options = OpenOptions { index_folder: Some(scratch.path().to_owned()), ..OpenOptions::default() };
+            let (near, far) = (open_with(&tar, &options)?, open_with(Path::new(&url), &options)?);
+            let alone: Arc<dyn Source> = Arc::new(EachByItself(far.clone()));
+            for (order, sampling) in [("shuffled", Sampling::Shuffled), ("as stored", Sampling::ById)] {
+                let (mut disk, mut store, mut each) = (Vec::new(), Vec::new(), Vec::new());
+                let mut requests = 0.0;
+                for _ in 0..ROUNDS {
+                    let rate = |source: &Arc<dyn Source>| epoch(source, side, sampling.clone());
+                    disk.push(rate(&near)?.0);
+                    let before = proxy.count();
+                    let (images_a_second, images) = rate(&far)?;
+                    store.push(images_a_second);
+                    requests = (proxy.count() - before) as f64 / images as f64;
+                    each.push(rate(&alone)?.0);
+                }
+                let [disk, store, each] = [disk, store, each].map(median);
+                println!(
+                    "| {name} | {order} | {late} ms | {disk:.0} | {store:.0} | {:.2} x | {requests:.2} | {each:.0} |",
+                    store / disk
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Images a second of an epoch's first images, and how many those were.
+fn epoch(source: &Arc<dyn Source>, side: u32, sampling: Sampling) -> Result<(f64, u64)> {
+    let loader = Loader::builder(source.clone())
+        .batch_size(64)
+        .workers(WORKERS)
+        .ram_budget(ByteCount(512 << 20))
+        .transform(RandomResizedCrop::new(side))
+        .sampling(sampling)
+        .build()?;
+    let (since, mut images) = (Instant::now(), 0);
+    for batch in loader.epoch(0) {
+        images += batch?.len() as u64;
+        if images >= IMAGES {
+            break;
+        }
+    }
+    Ok((images as f64 / since.elapsed().as_secs_f64(), images))
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+/// A source whose samples are asked for one by one.
+struct EachByItself(Arc<dyn Source>);
+
+impl Source for EachByItself {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn classes(&self) -> &[String] {
+        self.0.classes()
+    }
+    fn label(&self, id: SampleId) -> u32 {
+        self.0.label(id)
+    }
+    fn encoded_bytes(&self, id: SampleId) -> u64 {
+        self.0.encoded_bytes(id)
+    }
+    fn name(&self, id: SampleId) -> String {
+        self.0.name(id)
+    }
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> std::result::Result<(), SourceError> {
+        self.0.read_into(id, out)
+    }
+    fn index_bytes(&self) -> u64 {
+        self.0.index_bytes()
+    }
+    fn reading(&self) -> Reading {
+        Reading { together_bytes: 0, ..self.0.reading() }
+    }
+}
