@@ -24,7 +24,7 @@ use servers::Nginx;
 
 const WORKERS: usize = 2;
 const ROUNDS: usize = 3;
-/// Epochs end after so many images: one takes seconds.
+/// Images of a measurement, over as many epochs as that takes.
 const IMAGES: u64 = 4000;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -58,13 +58,12 @@ fn main() -> Result<()> {
                 let (mut disk, mut store, mut each) = (Vec::new(), Vec::new(), Vec::new());
                 let mut requests = 0.0;
                 for _ in 0..ROUNDS {
-                    let rate = |source: &Arc<dyn Source>| epoch(source, side, sampling.clone());
-                    disk.push(rate(&near)?.0);
-                    let before = proxy.count();
-                    let (images_a_second, images) = rate(&far)?;
-                    store.push(images_a_second);
-                    requests = (proxy.count() - before) as f64 / images as f64;
-                    each.push(rate(&alone)?.0);
+                    let measured = |source: &Arc<dyn Source>| measure(source, side, sampling.clone(), &proxy);
+                    disk.push(measured(&near)?.images_a_second);
+                    let of_store = measured(&far)?;
+                    store.push(of_store.images_a_second);
+                    requests = of_store.requests_an_image;
+                    each.push(measured(&alone)?.images_a_second);
                 }
                 let [disk, store, each] = [disk, store, each].map(median);
                 println!(
@@ -77,8 +76,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Images a second of an epoch's first images, and how many those were.
-fn epoch(source: &Arc<dyn Source>, side: u32, sampling: Sampling) -> Result<(f64, u64)> {
+struct Measured {
+    images_a_second: f64,
+    requests_an_image: f64,
+}
+
+fn measure(source: &Arc<dyn Source>, side: u32, sampling: Sampling, proxy: &FaultyProxy) -> Result<Measured> {
     let loader = Loader::builder(source.clone())
         .batch_size(64)
         .workers(WORKERS)
@@ -86,14 +89,18 @@ fn epoch(source: &Arc<dyn Source>, side: u32, sampling: Sampling) -> Result<(f64
         .transform(RandomResizedCrop::new(side))
         .sampling(sampling)
         .build()?;
-    let (since, mut images) = (Instant::now(), 0);
-    for batch in loader.epoch(0) {
+    let (since, before, mut images) = (Instant::now(), proxy.count(), 0);
+    for batch in (0..).flat_map(|epoch| loader.epoch(epoch)) {
         images += batch?.len() as u64;
         if images >= IMAGES {
             break;
         }
     }
-    Ok((images as f64 / since.elapsed().as_secs_f64(), images))
+    let images = images as f64;
+    Ok(Measured {
+        images_a_second: images / since.elapsed().as_secs_f64(),
+        requests_an_image: (proxy.count() - before) as f64 / images,
+    })
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::Profile;
+#[cfg(feature = "store")]
+use feedstock::source::store::{IN_FLIGHT, IN_FLIGHT_MAX};
 use feedstock::source::{OpenOptions, SHARD_EXTENSIONS, SHUFFLE_BUFFER};
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
@@ -101,6 +103,10 @@ pub(crate) struct SourceArgs {
     /// What is shuffled at a time, of data in blocks
     #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
     shuffle_buffer: ByteCount,
+    /// Requests to a store that are under way at once: more where it is far away
+    #[cfg(feature = "store")]
+    #[arg(long, value_name = "N", default_value_t = IN_FLIGHT as u32, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
+    store_requests: u32,
     /// Where to keep what is read from stores
     #[cfg(feature = "store")]
     #[arg(long, value_name = "DIR")]
@@ -115,6 +121,8 @@ impl Default for SourceArgs {
     fn default() -> Self {
         SourceArgs {
             shuffle_buffer: SHUFFLE_BUFFER,
+            #[cfg(feature = "store")]
+            store_requests: IN_FLIGHT as u32,
             #[cfg(feature = "store")]
             store_cache: None,
             #[cfg(feature = "store")]
@@ -131,6 +139,7 @@ impl SourceArgs {
             index_folder: None,
             #[cfg(feature = "store")]
             store: source::store::StoreOptions {
+                in_flight: self.store_requests as usize,
                 cache: match &self.store_cache {
                     Some(folder) => Some(source::store::DiskCache::open(folder, self.store_cache_size)?),
                     None => None,

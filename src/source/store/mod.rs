@@ -20,7 +20,7 @@ pub use cache::DiskCache;
 pub use error::StoreError;
 pub use identity::Identity;
 pub use object::Object;
-pub use options::StoreOptions;
+pub use options::{IN_FLIGHT, IN_FLIGHT_MAX, StoreOptions};
 pub use reader::Reader;
 
 use std::fmt;

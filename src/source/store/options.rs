@@ -7,6 +7,11 @@ use std::time::Duration;
 use super::DiskCache;
 use crate::units::Seed;
 
+/// Requests that are under way at once, unless somebody says otherwise.
+pub const IN_FLIGHT: usize = 32;
+/// As many as there can be: a loader has a thread for each that waits.
+pub const IN_FLIGHT_MAX: usize = 1024;
+
 /// How a [`Store`](super::Store) reads.
 ///
 /// ```
@@ -18,7 +23,7 @@ use crate::units::Seed;
 /// ```
 #[derive(Clone)]
 pub struct StoreOptions {
-    /// Requests that may be under way at once, over all objects of the store; at least 1. 32.
+    /// Requests that may be under way at once, over all objects of the store: 1 to [`IN_FLIGHT_MAX`]. 32.
     pub in_flight: usize,
     /// How long one request may take, from asking to its last byte. 20 s.
     pub attempt_timeout: Duration,
@@ -47,7 +52,7 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
-            in_flight: 32,
+            in_flight: IN_FLIGHT,
             attempt_timeout: Duration::from_secs(20),
             deadline: Duration::from_secs(60),
             attempts: 8,
@@ -65,8 +70,7 @@ impl Default for StoreOptions {
 impl StoreOptions {
     /// The same with nothing that cannot be: zeros become ones.
     pub(super) fn sane(mut self) -> Self {
-        // A semaphore of tokio's holds far more; nobody has so many connections.
-        self.in_flight = self.in_flight.clamp(1, 4096);
+        self.in_flight = self.in_flight.clamp(1, IN_FLIGHT_MAX);
         self.attempts = self.attempts.max(1);
         self.request_bytes_max = self.request_bytes_max.max(1);
         self
