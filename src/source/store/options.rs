@@ -38,7 +38,8 @@ pub struct StoreOptions {
     pub hedge_after: Option<f64>,
     /// Ranges with no more than so many bytes between them are read by one request. 64 KiB.
     pub join_gap_bytes: u64,
-    /// What one request asks for at most, bytes; larger reads are cut; at least 1. 8 MiB.
+    /// What one request asks for at most, bytes; larger reads are cut, and their parts asked for at once; at least 1. 2 MiB:
+    /// each request that is sent a second time may take so much memory.
     pub request_bytes_max: u64,
     /// What the waits between attempts are drawn from.
     pub seed: Seed,
@@ -59,7 +60,7 @@ impl Default for StoreOptions {
             backoff: Duration::from_millis(100),
             hedge_after: Some(3.0),
             join_gap_bytes: 64 << 10,
-            request_bytes_max: 8 << 20,
+            request_bytes_max: 2 << 20,
             seed: Seed::default(),
             cache: None,
             settings: Vec::new(),
