@@ -140,9 +140,9 @@ fn neighbours_are_read_by_one_request() {
         let (mut ids, shuffled, _) = run(&builder().build().unwrap());
         ids.sort_unstable();
         assert!(ids.into_iter().eq(0..200));
-        // Six to eight of the pictures fit into a read buffer; what else is there already comes with them.
-        assert!(in_order <= 200 / 5, "{in_order} requests in order, {shuffled} shuffled");
-        assert!(shuffled > in_order && shuffled <= 200, "{in_order} requests in order, {shuffled} shuffled");
+        // Five of the pictures fit into a read buffer, more or less; a slow machine may ask for some twice.
+        assert!(in_order <= 200 / 4, "{in_order} requests in order, {shuffled} shuffled");
+        assert!(shuffled > 2 * in_order && shuffled <= 200, "{in_order} requests in order, {shuffled} shuffled");
     }
 }
 
