@@ -160,7 +160,7 @@ fn the_process_stays_within_its_budget_over_parquet() {
     check_container(&path, &[64, 256], "");
 }
 
-/// What requests hold is planned for the worst; a web server on the same machine is quick, and comes close to it.
+/// What requests hold is planned for the worst, which a web server on the same machine is far from.
 #[test]
 #[cfg(feature = "store-tests")]
 fn the_process_stays_within_its_budget_over_a_store() {

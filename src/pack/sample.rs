@@ -65,7 +65,7 @@ impl Treater<'_> {
         stored.push_back(Stored { id, read: self.room_for(id) });
         let together_bytes = self.source.reading().together_bytes.min(ENCODED_BYTES_MAX);
         let mut bytes = self.source.encoded_bytes(id);
-        while stored.iter().all(|stored| stored.read.is_ok())
+        while stored.back().is_some_and(|last| last.read.is_ok())
             && stored.len() < TOGETHER_MAX
             && let Some(&id) = ids.peek()
         {

@@ -151,7 +151,7 @@ pub enum PlanError {
 
 /// Code, runtime, allocator slack and thread bookkeeping of a process that runs a loader and nothing else, measured
 /// from outside (`docs/BUDGET.md`). Most of it is code, and how much of that is resident is the system's choice: where
-/// the page cache holds the program in large folios, as after a copy, up to 4 MiB more than as it was linked.
+/// the page cache holds the program in large folios, as after a copy, some 2 MiB more than as it was linked.
 pub const HEADROOM_BASE: ByteCount = ByteCount(15 << 20);
 /// What each thread adds to it: the touched part of its stack and its allocator's arena.
 pub const HEADROOM_PER_THREAD: ByteCount = ByteCount(96 << 10);
