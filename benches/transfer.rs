@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
-use feedstock::device::{Device, DeviceSpec, Event, Feed, open};
-use feedstock::tensor::{DType, Finish, Layout, SampleSpec};
+use feedstock::device::{Device, DeviceSpec, Event, Transfer, open};
+use feedstock::tensor::{DType, Layout, OutputFormat, SampleSpec};
 use feedstock::transform::IMAGENET;
 
 const SAMPLES: usize = 64;
@@ -26,7 +26,7 @@ fn feeds(c: &mut Criterion) {
         let device: Arc<dyn Device> = open(&name.parse::<DeviceSpec>().expect("a device")).expect("it opens");
         for (dtype, layout) in finishes {
             let normalize = (dtype != DType::U8).then_some(IMAGENET);
-            let finish = Finish { dtype, layout, normalize };
+            let format = OutputFormat { dtype, layout, normalize };
             let bytes = SAMPLES * SPEC.size_bytes(DType::U8);
             let mut slot = device.host_memory(bytes).expect("memory");
             slot.as_mut_slice().iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8);
@@ -37,8 +37,8 @@ fn feeds(c: &mut Criterion) {
                     || slot.clone(),
                     |from| {
                         let (to, after) = (&mut to, Event::done());
-                        let feed = Feed { from, samples: SAMPLES, spec: SPEC, finish, windows: None, to, after };
-                        device.feed(feed).expect("fed").ready.wait().expect("ready");
+                        let feed = Transfer { from, samples: SAMPLES, spec: SPEC, format, windows: None, to, after };
+                        device.enqueue_batch(feed).expect("fed").ready.wait().expect("ready");
                     },
                     BatchSize::PerIteration,
                 );

@@ -16,17 +16,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use feedstock::device::{
-    CudaDevice, Device, DeviceMemory, Event, Fed, Feed, HostMemory, Place, Windows, finish_into, finish_windows_into,
+    CudaDevice, Device, DeviceMemory, Event, HostMemory, Place, Transfer, TransferEvents, Windows, convert_into,
+    convert_windows_into,
 };
 use feedstock::source::MemorySource;
-use feedstock::tensor::{Finish, Normalize, SampleSpec};
+use feedstock::tensor::{Normalize, OutputFormat, SampleSpec};
 use feedstock::transform::{IMAGENET, RandomCrop};
 use feedstock::{ByteCount, DType, Layout, Loader};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const BYTES: Finish = Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None };
+const BYTES: OutputFormat = OutputFormat { dtype: DType::U8, layout: Layout::Nhwc, normalize: None };
 
 /// A line of the table.
 struct Row {
@@ -150,21 +151,29 @@ impl Check {
                     flip: self.random() & 64 == 0,
                 })
                 .collect();
-            for finish in finishes() {
+            for format in finishes() {
                 for windows in [None, Some(Windows { stored, places: &places })] {
                     let spec = if windows.is_some() { spec } else { stored };
-                    let mut to = self.device.memory(samples * spec.size_bytes(finish.dtype), pixels.len())?;
+                    let mut to = self.device.memory(samples * spec.size_bytes(format.dtype), pixels.len())?;
                     let (from, after) = (slot.clone(), Event::done());
-                    let fed = self.device.feed(Feed { from, samples, spec, finish, windows, to: &mut to, after })?;
+                    let fed = self.device.enqueue_batch(Transfer {
+                        from,
+                        samples,
+                        spec,
+                        format,
+                        windows,
+                        to: &mut to,
+                        after,
+                    })?;
                     let mut seen = vec![0; to.len()];
                     self.device.read_back(&to, &fed.ready, &mut seen)?;
                     let mut right = vec![0; to.len()];
                     match &windows {
-                        None => finish_into(&pixels, spec, &finish, &mut right),
-                        Some(windows) => finish_windows_into(&pixels, windows, spec, &finish, &mut right),
+                        None => convert_into(&pixels, spec, &format, &mut right),
+                        Some(windows) => convert_windows_into(&pixels, windows, spec, &format, &mut right),
                     }
                     if seen != right {
-                        return Err(format!("a batch is wrong: {samples} x {spec} of {stored}, {finish:?}").into());
+                        return Err(format!("a batch is wrong: {samples} x {spec} of {stored}, {format:?}").into());
                     }
                     batches += 1;
                 }
@@ -181,19 +190,33 @@ impl Check {
     }
 
     /// Feeds batches one after another through a small ring, as the loader does; returns their events, in order.
-    fn feed_many(&self, samples: usize, spec: SampleSpec, finish: Finish, count: usize) -> Result<Vec<Fed>> {
+    fn feed_many(
+        &self,
+        samples: usize,
+        spec: SampleSpec,
+        format: OutputFormat,
+        count: usize,
+    ) -> Result<Vec<TransferEvents>> {
         let len = samples * spec.elements();
-        let copied = if finish == BYTES { 0 } else { len };
+        let copied = if format == BYTES { 0 } else { len };
         let slots = [self.slot(&vec![7; len])?, self.slot(&vec![9; len])?];
         let mut ring: Vec<(DeviceMemory, Event)> = Vec::new();
         for _ in 0..3 {
-            ring.push((self.device.memory(samples * spec.size_bytes(finish.dtype), copied)?, Event::done()));
+            ring.push((self.device.memory(samples * spec.size_bytes(format.dtype), copied)?, Event::done()));
         }
-        let mut fed: Vec<Fed> = Vec::new();
+        let mut fed: Vec<TransferEvents> = Vec::new();
         for batch in 0..count {
             let (mut to, after) = ring.remove(0);
             let from = slots[batch % 2].clone();
-            let one = self.device.feed(Feed { from, samples, spec, finish, windows: None, to: &mut to, after })?;
+            let one = self.device.enqueue_batch(Transfer {
+                from,
+                samples,
+                spec,
+                format,
+                windows: None,
+                to: &mut to,
+                after,
+            })?;
             ring.push((to, one.ready.clone()));
             fed.push(one);
         }
@@ -211,8 +234,8 @@ impl Check {
         let rates = self.device.transfer_rates(len)?;
         let best = rates.write_combined.unwrap_or(0.0).max(rates.pinned);
         let mut seen = Vec::new();
-        for finish in [BYTES, Finish { dtype: DType::F32, layout: Layout::Nchw, normalize: Some(IMAGENET) }] {
-            let fed = self.feed_many(samples, spec, finish, count)?;
+        for format in [BYTES, OutputFormat { dtype: DType::F32, layout: Layout::Nchw, normalize: Some(IMAGENET) }] {
+            let fed = self.feed_many(samples, spec, format, count)?;
             let took = self.device.elapsed(&fed[0].slot_free, &fed[count - 1].slot_free)?;
             seen.push(((count - 1) * len) as f64 / took.as_secs_f64().max(1e-9));
         }
@@ -243,28 +266,28 @@ impl Check {
         let spec = SampleSpec { height: 224, width: 224 };
         let (samples, count) = if self.quick { (8, 3) } else { (256, 12) };
         let mut table = Vec::new();
-        for finish in finishes().into_iter().filter(|finish| *finish != BYTES) {
-            let moved = samples * (spec.elements() + spec.size_bytes(finish.dtype));
+        for format in finishes().into_iter().filter(|format| *format != BYTES) {
+            let moved = samples * (spec.elements() + spec.size_bytes(format.dtype));
             let mut best = Duration::MAX;
             for _ in 0..count {
                 // One at a time, so that nothing waits in front of the kernel.
-                let fed = self.feed_many(samples, spec, finish, 1)?;
+                let fed = self.feed_many(samples, spec, format, 1)?;
                 best = best.min(self.device.elapsed(&fed[0].slot_free, &fed[0].ready)?);
             }
             let rate = moved as f64 / best.as_secs_f64().max(1e-9);
             // A copy of half of it reads and writes as much.
             let ceiling = 2.0 * self.device.transfer_rates(moved / 2)?.on_device;
-            table.push((finish, rate, ceiling));
+            table.push((format, rate, ceiling));
         }
         let all: Vec<Value> = table
             .iter()
-            .map(|(finish, rate, ceiling)| json!({ "dtype": finish.dtype.to_string(), "layout": finish.layout.to_string(), "normalised": finish.normalize.is_some(), "bytes_per_s": rate, "ceiling": ceiling }))
+            .map(|(format, rate, ceiling)| json!({ "dtype": format.dtype.to_string(), "layout": format.layout.to_string(), "normalised": format.normalize.is_some(), "bytes_per_s": rate, "ceiling": ceiling }))
             .collect();
-        for (finish, rate, ceiling) in
-            table.iter().filter(|(finish, ..)| finish.normalize == Some(IMAGENET) || finish.dtype == DType::U8)
+        for (format, rate, ceiling) in
+            table.iter().filter(|(format, ..)| format.normalize == Some(IMAGENET) || format.dtype == DType::U8)
         {
             self.row(
-                format!("finishing {samples} x {spec} as {} {}", finish.dtype, finish.layout),
+                format!("finishing {samples} x {spec} as {} {}", format.dtype, format.layout),
                 format!("{} ({:.1} % of a plain copy)", gigabytes(*rate), 100.0 * rate / ceiling),
                 "85 %",
                 "finish",
@@ -277,14 +300,14 @@ impl Check {
     /// A consumer that is slower than the copies: the compute stream never waits, and the host hardly does anything.
     fn overlap(&mut self) -> Result<()> {
         let spec = SampleSpec { height: 224, width: 224 };
-        let finish = Finish { dtype: DType::Bf16, layout: Layout::Nchw, normalize: Some(IMAGENET) };
+        let format = OutputFormat { dtype: DType::Bf16, layout: Layout::Nchw, normalize: Some(IMAGENET) };
         let (samples, count, step) = if self.quick { (8, 5, 2) } else { (64, 200, 5) };
         let step = Duration::from_millis(step);
         let len = samples * spec.elements();
         let slots = [self.slot(&vec![7; len])?, self.slot(&vec![9; len])?];
         let mut ring = Vec::new();
         for _ in 0..3 {
-            ring.push((self.device.memory(samples * spec.size_bytes(finish.dtype), len)?, Event::done()));
+            ring.push((self.device.memory(samples * spec.size_bytes(format.dtype), len)?, Event::done()));
         }
         let (mut on_host, mut events, mut free) = (Vec::new(), Vec::new(), [Event::done(), Event::done()]);
         for batch in 0..count {
@@ -293,7 +316,15 @@ impl Check {
             free[batch % 2].wait()?;
             let began = Instant::now();
             let from = slots[batch % 2].clone();
-            let fed = self.device.feed(Feed { from, samples, spec, finish, windows: None, to: &mut to, after })?;
+            let fed = self.device.enqueue_batch(Transfer {
+                from,
+                samples,
+                spec,
+                format,
+                windows: None,
+                to: &mut to,
+                after,
+            })?;
             let end = self.device.step(&to, &fed.ready, Some(step))?;
             let released = self.device.release(&to)?;
             on_host.push(began.elapsed());
@@ -404,14 +435,14 @@ fn gigabytes(rate: f64) -> String {
 }
 
 /// Every combination of element type, layout and normalisation that there is.
-fn finishes() -> Vec<Finish> {
+fn finishes() -> Vec<OutputFormat> {
     let odd = Normalize { mean: [0.1, 0.5, 0.9], std: [0.3, 0.7, 1.9] };
     let mut all = Vec::new();
     for layout in [Layout::Nhwc, Layout::Nchw] {
-        all.push(Finish { dtype: DType::U8, layout, normalize: None });
+        all.push(OutputFormat { dtype: DType::U8, layout, normalize: None });
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             for normalize in [None, Some(IMAGENET), Some(odd)] {
-                all.push(Finish { dtype, layout, normalize });
+                all.push(OutputFormat { dtype, layout, normalize });
             }
         }
     }

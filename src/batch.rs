@@ -8,7 +8,7 @@ use crate::device::{Device, DeviceError, DeviceMemory, Event};
 use crate::pool::{Filled, Lent, Marks, Output};
 use crate::quarantine::BadSample;
 use crate::sync::{Arc, AtomicUsize, Ordering};
-use crate::tensor::{CHANNELS, DType, Finish, Layout, SampleSpec};
+use crate::tensor::{CHANNELS, DType, Layout, OutputFormat, SampleSpec};
 use crate::units::SampleId;
 
 /// A batch of samples. Its memory goes back to the loader when it is dropped.
@@ -29,7 +29,7 @@ pub(crate) struct Head {
     pub(crate) index: u64,
     pub(crate) samples: usize,
     pub(crate) spec: SampleSpec,
-    pub(crate) finish: Finish,
+    pub(crate) format: OutputFormat,
     pub(crate) marks: Marks,
     /// Since when it has been there for the consumer.
     pub(crate) made: Instant,
@@ -128,7 +128,7 @@ impl Batch {
     pub fn shape(&self) -> [usize; 4] {
         let SampleSpec { height, width } = self.head.spec;
         let (samples, height, width) = (self.head.samples, height as usize, width as usize);
-        match self.head.finish.layout {
+        match self.head.format.layout {
             Layout::Nhwc => [samples, height, width, CHANNELS],
             Layout::Nchw => [samples, CHANNELS, height, width],
         }
@@ -137,13 +137,13 @@ impl Batch {
     /// Type of the elements.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        self.head.finish.dtype
+        self.head.format.dtype
     }
 
     /// Order of the axes.
     #[must_use]
     pub fn layout(&self) -> Layout {
-        self.head.finish.layout
+        self.head.format.layout
     }
 
     /// Bytes of all pixels.

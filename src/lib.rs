@@ -47,7 +47,7 @@ mod units;
 pub use batch::Batch;
 pub use budget::{CpuBudget, ParseCpuBudgetError, ParseRamBudgetError, RamBudget};
 pub use error::{Error, ErrorKind};
-pub use host::World;
+pub use host::DistributedEnv;
 pub use loader::{Epoch, Loader, LoaderBuilder, Moves, Sampling, SlowSample, State, Stats, ram_budget_here};
 pub use maker::{SampleError, SampleMaker};
 pub use metrics::{Growth, Histogram, Journey, PipelineStats, StageStats, TREND_ACCOUNTS_MAX, Trend};

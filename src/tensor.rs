@@ -275,7 +275,7 @@ pub struct Normalize {
 ///
 /// With `dtype` [`DType::U8`] there is nothing to normalise; the builder refuses the combination.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Finish {
+pub struct OutputFormat {
     /// Element type of the batch.
     pub dtype: DType,
     /// Order of the batch's axes.
@@ -284,7 +284,7 @@ pub struct Finish {
     pub normalize: Option<Normalize>,
 }
 
-impl Finish {
+impl OutputFormat {
     /// Whether the finished batch is, byte for byte, what the slot already holds.
     #[must_use]
     pub fn is_identity(&self) -> bool {

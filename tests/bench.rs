@@ -140,7 +140,7 @@ fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
     let events: Vec<Value> = serde_json::from_slice(&fs::read(&path).expect("written")).expect("JSON");
     let named = |phase: &str, name: &str| events.iter().filter(|e| e["ph"] == phase && e["name"] == name).count();
     assert_eq!(named("X", "sample"), 24);
-    for stage in ["admit", "transfer", "next", "copy", "finish"] {
+    for stage in ["admit", "transfer", "next", "copy", "convert"] {
         assert_eq!(named("X", stage), 6, "{stage}");
     }
     // The trainer's call, and what it sets going on the device.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use burn::backend::Flex;
 use burn::tensor::Tensor;
-use feedstock::World;
+use feedstock::DistributedEnv;
 use feedstock::train::Team;
 
 mod common;
@@ -25,7 +25,7 @@ fn a_rank() {
     let words: Vec<_> = task.split_whitespace().collect();
     let number = |at: usize| words[at].parse::<usize>().expect("a number");
     let (threads, length, sums) = (number(0), number(1), number(2));
-    let world = World::here().expect("understood");
+    let world = DistributedEnv::from_env().expect("understood");
     let dies = world.as_ref().is_some_and(|world| words[3].parse() == Ok(world.rank));
     let team = Team::new(world, threads).expect("a team").patience(Duration::from_secs(60));
     thread::scope(|scope| {

@@ -103,7 +103,7 @@ fn every_stage_is_heard_with_its_batch() {
     assert_eq!(
         heard.streams,
         BTreeMap::from(
-            [("compute", 5), ("copy", 15), ("finish", 5), ("step", 5)].map(|(name, count)| (name.to_owned(), count))
+            [("compute", 5), ("copy", 15), ("convert", 5), ("step", 5)].map(|(name, count)| (name.to_owned(), count))
         )
     );
     let stats = loader.stats();

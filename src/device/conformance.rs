@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::finish::{all_finishes, finish_naive};
+use super::output::{all_formats, convert_naive};
 use super::*;
 use crate::sync::Arc;
-use crate::tensor::{DType, Finish, Layout, Normalize, SampleSpec};
+use crate::tensor::{DType, Layout, Normalize, OutputFormat, SampleSpec};
 use crate::units::mix64;
 
 /// Runs a test on every device.
@@ -42,12 +42,19 @@ fn slot(device: &Arc<dyn Device>, pixels: &[u8]) -> Arc<HostMemory> {
 }
 
 const SMALL: SampleSpec = SampleSpec { height: 3, width: 5 };
-const PLAIN: Finish = Finish { dtype: DType::U8, layout: Layout::Nchw, normalize: None };
+const PLAIN: OutputFormat = OutputFormat { dtype: DType::U8, layout: Layout::Nchw, normalize: None };
 
-fn feed(device: &Arc<dyn Device>, from: &Arc<HostMemory>, samples: usize, to: &mut DeviceMemory) -> Fed {
-    let feed =
-        Feed { from: Arc::clone(from), samples, spec: SMALL, finish: PLAIN, windows: None, to, after: Event::done() };
-    device.feed(feed).expect("a batch that fits")
+fn feed(device: &Arc<dyn Device>, from: &Arc<HostMemory>, samples: usize, to: &mut DeviceMemory) -> TransferEvents {
+    let feed = Transfer {
+        from: Arc::clone(from),
+        samples,
+        spec: SMALL,
+        format: PLAIN,
+        windows: None,
+        to,
+        after: Event::done(),
+    };
+    device.enqueue_batch(feed).expect("a batch that fits")
 }
 
 #[test]
@@ -74,14 +81,21 @@ fn every_finish_equals_the_definition() {
             let spec = SampleSpec { height, width };
             let pixels = pixels(capacity * spec.elements(), u64::from(width));
             let from = slot(device, &pixels);
-            for finish in all_finishes() {
-                let mut to = device.memory(capacity * spec.size_bytes(finish.dtype), pixels.len()).expect("memory");
+            for format in all_formats() {
+                let mut to = device.memory(capacity * spec.size_bytes(format.dtype), pixels.len()).expect("memory");
                 let from = Arc::clone(&from);
-                let fed =
-                    device.feed(Feed { from, samples, spec, finish, windows: None, to: &mut to, after: Event::done() });
-                let mut out = vec![0xEE; samples * spec.size_bytes(finish.dtype)];
+                let fed = device.enqueue_batch(Transfer {
+                    from,
+                    samples,
+                    spec,
+                    format,
+                    windows: None,
+                    to: &mut to,
+                    after: Event::done(),
+                });
+                let mut out = vec![0xEE; samples * spec.size_bytes(format.dtype)];
                 device.read_back(&to, &fed.expect("fits").ready, &mut out).expect("read back");
-                assert_eq!(out, finish_naive(&pixels[..samples * spec.elements()], spec, &finish), "{finish:?}");
+                assert_eq!(out, convert_naive(&pixels[..samples * spec.elements()], spec, &format), "{format:?}");
                 if let Some(host) = to.host() {
                     assert_eq!(out, host[..out.len()]);
                 }
@@ -121,13 +135,21 @@ fn every_window_equals_the_definition() {
                 })
                 .collect();
             let windows = Windows { stored, places: &places };
-            for finish in all_finishes() {
-                let mut to = device.memory(samples * spec.size_bytes(finish.dtype), pixels.len()).expect("memory");
+            for format in all_formats() {
+                let mut to = device.memory(samples * spec.size_bytes(format.dtype), pixels.len()).expect("memory");
                 let (from, after) = (Arc::clone(&from), Event::done());
-                let fed = device.feed(Feed { from, samples, spec, finish, windows: Some(windows), to: &mut to, after });
+                let fed = device.enqueue_batch(Transfer {
+                    from,
+                    samples,
+                    spec,
+                    format,
+                    windows: Some(windows),
+                    to: &mut to,
+                    after,
+                });
                 let mut out = vec![0xEE; to.len()];
                 device.read_back(&to, &fed.expect("fits").ready, &mut out).expect("read back");
-                assert_eq!(out, finish_naive(&cut(&pixels, &windows, spec), spec, &finish), "{spec} {finish:?}");
+                assert_eq!(out, convert_naive(&cut(&pixels, &windows, spec), spec, &format), "{spec} {format:?}");
             }
         }
     });
@@ -153,8 +175,8 @@ fn windows_that_leave_their_samples_are_refused_with_the_numbers() {
         ] {
             let windows = Some(Windows { stored: SMALL, places: &places });
             let (from, after) = (Arc::clone(&from), Event::done());
-            let feed = Feed { from, samples: 2, spec, finish: PLAIN, windows, to: &mut to, after };
-            let error = device.feed(feed).expect_err(words).to_string();
+            let feed = Transfer { from, samples: 2, spec, format: PLAIN, windows, to: &mut to, after };
+            let error = device.enqueue_batch(feed).expect_err(words).to_string();
             assert!(error.contains(words), "{error}");
         }
     });
@@ -165,23 +187,23 @@ fn what_cannot_be_done_is_refused_and_does_no_harm() {
     everywhere(|device| {
         let from = slot(device, &pixels(2 * SMALL.elements(), 0));
         let mut to = device.memory(2 * SMALL.elements(), 2 * SMALL.elements()).expect("memory");
-        let attempt = |samples, finish, to: &mut DeviceMemory| {
+        let attempt = |samples, format, to: &mut DeviceMemory| {
             let from = Arc::clone(&from);
             device
-                .feed(Feed { from, samples, spec: SMALL, finish, windows: None, to, after: Event::done() })
+                .enqueue_batch(Transfer { from, samples, spec: SMALL, format, windows: None, to, after: Event::done() })
                 .map(|_| ())
         };
-        let f32 = Finish { dtype: DType::F32, ..PLAIN };
+        let f32 = OutputFormat { dtype: DType::F32, ..PLAIN };
         let by = |std| Some(Normalize { mean: [0.5; 3], std });
-        for (samples, finish, words) in [
+        for (samples, format, words) in [
             (3, PLAIN, "a batch in its slot needs 135 bytes, and there are 90"),
             (usize::MAX, PLAIN, "a batch in its slot needs"),
             (2, f32, "a finished batch in device memory needs 360 bytes, and there are 90"),
-            (1, Finish { normalize: by([1.0; 3]), ..PLAIN }, "bytes cannot be normalised"),
-            (0, Finish { normalize: by([1.0, 0.0, 1.0]), ..f32 }, "no std is zero"),
-            (0, Finish { normalize: by([f32::NAN; 3]), ..f32 }, "no std is zero"),
+            (1, OutputFormat { normalize: by([1.0; 3]), ..PLAIN }, "bytes cannot be normalised"),
+            (0, OutputFormat { normalize: by([1.0, 0.0, 1.0]), ..f32 }, "no std is zero"),
+            (0, OutputFormat { normalize: by([f32::NAN; 3]), ..f32 }, "no std is zero"),
         ] {
-            let error = attempt(samples, finish, &mut to).expect_err(words).to_string();
+            let error = attempt(samples, format, &mut to).expect_err(words).to_string();
             assert!(error.contains(words), "{error}");
         }
         let mut alien = DeviceMemory::from_handle(2 * SMALL.elements(), Box::new(()));
@@ -203,12 +225,12 @@ fn a_ring_carries_many_batches_from_thread_to_thread() {
     const BATCHES: u64 = 150;
     everywhere(|device| {
         let samples = 4;
-        let finish = Finish { dtype: DType::Bf16, ..PLAIN };
-        let expected = |n| finish_naive(&pixels(samples * SMALL.elements(), n), SMALL, &finish);
+        let format = OutputFormat { dtype: DType::Bf16, ..PLAIN };
+        let expected = |n| convert_naive(&pixels(samples * SMALL.elements(), n), SMALL, &format);
         let (give_back, take) = bounded(3);
         for _ in 0..3 {
             let memory =
-                device.memory(samples * SMALL.size_bytes(finish.dtype), samples * SMALL.elements()).expect("ring");
+                device.memory(samples * SMALL.size_bytes(format.dtype), samples * SMALL.elements()).expect("ring");
             give_back.send((memory, Event::done())).expect("open");
         }
         let (hand_over, receive) = bounded(3);
@@ -223,11 +245,11 @@ fn a_ring_carries_many_batches_from_thread_to_thread() {
                     memory.as_mut_slice().copy_from_slice(&pixels(samples * SMALL.elements(), n));
                     let (mut to, after) = take.recv().expect("open");
                     let sent = Arc::clone(&from);
-                    let fed = device.feed(Feed {
+                    let fed = device.enqueue_batch(Transfer {
                         from: sent,
                         samples,
                         spec: SMALL,
-                        finish,
+                        format,
                         windows: None,
                         to: &mut to,
                         after,
@@ -277,7 +299,7 @@ fn a_batch_overwrites_the_one_before() {
             let fed = feed(device, &slot(device, &pixels), 2, &mut to);
             let mut out = vec![0; 2 * SMALL.elements()];
             device.read_back(&to, &fed.ready, &mut out).expect("read back");
-            assert_eq!(out, finish_naive(&pixels, SMALL, &PLAIN));
+            assert_eq!(out, convert_naive(&pixels, SMALL, &PLAIN));
         }
     });
 }
@@ -332,7 +354,7 @@ fn memory_of_a_closed_device_is_foreign_to_the_next() {
     drop(first);
     let from = slot(&second, &pixels(SMALL.elements(), 0));
     let feed =
-        Feed { from, samples: 1, spec: SMALL, finish: PLAIN, windows: None, to: &mut memory, after: Event::done() };
-    let error = second.feed(feed).expect_err("foreign memory");
+        Transfer { from, samples: 1, spec: SMALL, format: PLAIN, windows: None, to: &mut memory, after: Event::done() };
+    let error = second.enqueue_batch(feed).expect_err("foreign memory");
     assert!(matches!(error, DeviceError::Unsupported(_)), "{error}");
 }

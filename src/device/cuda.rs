@@ -5,9 +5,9 @@
 //! - `driver`: the calls into NVIDIA's library, and what its errors mean.
 //! - `memory`: page-locked slots, entries of the device ring, and who holds the device's memory.
 //! - `kernels`: the last steps of a batch on the GPU (`kernels.cu`, which ships as `kernels.ptx`).
-//! - `flight`: what streams still work on, and how busy they were.
-//! - `point`: points on streams as events.
-//! - `handover`: a batch for those who use it by their own means.
+//! - `in_flight`: what streams still work on, and how busy they were.
+//! - `event`: points on streams as events.
+//! - `raw`: a batch for those who use it by their own means.
 //! - `probe`: what there is, and how fast it copies.
 //!
 //! A batch's way, with its events (`-->` is an order between streams; nothing on the host waits):
@@ -22,12 +22,12 @@
 //! when it is copied.
 
 mod driver;
-mod flight;
-mod handover;
+mod event;
+mod in_flight;
 mod kernels;
 mod memory;
-mod point;
 mod probe;
+mod raw;
 #[cfg(test)]
 pub(crate) mod standin;
 #[cfg(test)]
@@ -38,21 +38,22 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use self::driver::{Context, Stream};
-use self::flight::Flight;
-pub use self::handover::RawBatch;
+use self::event::{CudaEvent, RecordedEvent};
+use self::in_flight::InFlight;
 use self::kernels::{Addresses, Kernels};
 use self::memory::{Accounts, CudaMemory, Keep, Places};
-use self::point::{Mark, Point};
 pub use self::probe::{CudaFacts, TransferRates, cuda_devices, nvrtc_is_present};
-use super::finish::element_table;
+pub use self::raw::RawBatch;
+use super::output::element_table;
 use super::{
-    Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Place, Utilization, bytes, check_read_back,
+    Device, DeviceError, DeviceMemory, Event, HostMemory, Place, Transfer, TransferEvents, Utilization, bytes,
+    check_read_back,
 };
 use crate::sync::{Arc, Mutex, lock};
 use crate::units::ByteCount;
 
 /// How long a device that is closed waits for what is under way.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+const SYNCHRONIZE_MAX: Duration = Duration::from_secs(10);
 
 /// An NVIDIA GPU.
 ///
@@ -70,9 +71,9 @@ pub struct CudaDevice {
     context: Arc<Context>,
     kernels: Kernels,
     copy: Stream,
-    finish: Stream,
+    convert: Stream,
     compute: Stream,
-    flight: Arc<Flight>,
+    in_flight: Arc<InFlight>,
     accounts: Accounts,
     write_combined: bool,
     host_overhead: ByteCount,
@@ -119,9 +120,9 @@ impl CudaDevice {
         let mut device = CudaDevice {
             kernels: Kernels::load(&context)?,
             copy: stream()?,
-            finish: stream()?,
+            convert: stream()?,
             compute: stream()?,
-            flight: Arc::default(),
+            in_flight: Arc::default(),
             accounts: Accounts::default(),
             write_combined: false,
             host_overhead: ByteCount::ZERO,
@@ -170,13 +171,13 @@ impl CudaDevice {
         })
     }
 
-    fn event(&self, mark: &Arc<Mark>) -> Event {
-        Point::event(mark, &self.flight)
+    fn event(&self, mark: &Arc<RecordedEvent>) -> Event {
+        CudaEvent::event(mark, &self.in_flight)
     }
 
     /// Whatever is enqueued on `stream` from here on begins after `event`.
     fn order(&self, stream: &Stream, event: &Event) -> Result<(), DeviceError> {
-        match Point::mark_in(event, &self.flight) {
+        match CudaEvent::mark_in(event, &self.in_flight) {
             Some(mark) => stream.wait(mark.recorded()),
             None => {
                 // Somebody else's event may have to ask the driver.
@@ -186,49 +187,55 @@ impl CudaDevice {
         }
     }
 
-    fn mark(&self, stream: &Stream, what: &'static str) -> Result<Arc<Mark>, DeviceError> {
-        Ok(Mark::new(stream.record()?, what))
+    fn mark(&self, stream: &Stream, what: &'static str) -> Result<Arc<RecordedEvent>, DeviceError> {
+        Ok(RecordedEvent::new(stream.record()?, what))
     }
 
     /// Enqueues what a feed asks for. Returns where its copy begins, where it ends, and where the batch is ready.
-    fn enqueue(&self, feed: &Feed<'_>, memory: &CudaMemory) -> Result<[Arc<Mark>; 3], DeviceError> {
-        let (copied_bytes, empty) = (feed.copied_bytes(), feed.finished_bytes() == 0);
+    fn enqueue(&self, transfer: &Transfer<'_>, memory: &CudaMemory) -> Result<[Arc<RecordedEvent>; 3], DeviceError> {
+        let (copied_bytes, empty) = (transfer.copied_bytes(), transfer.finished_bytes() == 0);
         let mut uses = lock(&memory.uses);
         let begun = self.mark(&self.copy, "the begin of a copy")?;
-        let to = if feed.is_identity() { memory.finished() } else { memory.pixels().0 };
+        let to = if transfer.is_identity() { memory.finished() } else { memory.pixels().0 };
         if !empty {
             #[allow(unsafe_code, reason = "the device is given addresses")]
-            // SAFETY: the slot is held until the copy is over (`Flight`), and by the contract of `Feed::from` nobody writes
+            // SAFETY: the slot is held until the copy is over (`InFlight`), and by the contract of `Transfer::from` nobody writes
             // to it until then. `to` has room for as much, and comes after its last use by what `feed` has ordered.
             unsafe {
-                self.copy.copy_in(to, feed.from.as_ptr(), copied_bytes)?;
+                self.copy.copy_in(to, transfer.from.as_ptr(), copied_bytes)?;
             }
         }
         let mut places = 0;
-        if !feed.is_identity() && !empty {
-            if uses.table != Some(feed.finish) {
+        if !transfer.is_identity() && !empty {
+            if uses.table != Some(transfer.format) {
                 uses.table = None;
-                self.small(memory.table(), &element_table(&feed.finish))?;
-                uses.table = Some(feed.finish);
+                self.small(memory.table(), &element_table(&transfer.format))?;
+                uses.table = Some(transfer.format);
             }
-            if let Some(windows) = &feed.windows {
+            if let Some(windows) = &transfer.windows {
                 places = self.places(&mut uses.places, windows.places)?;
             }
         }
         let copied = self.mark(&self.copy, "a copy to the device")?;
-        if feed.is_identity() || empty {
+        if transfer.is_identity() || empty {
             return Ok([begun, Arc::clone(&copied), copied]);
         }
-        self.finish.wait(copied.recorded())?;
+        self.convert.wait(copied.recorded())?;
         let at = Addresses { finished: memory.finished(), pixels: to, table: memory.table(), places };
         #[allow(unsafe_code, reason = "a kernel is given addresses")]
-        // SAFETY: all four are parts of the entry, which is held until the kernel is over (`Flight`) and large enough
+        // SAFETY: all four are parts of the entry, which is held until the kernel is over (`InFlight`) and large enough
         // (`feed`); it comes after the copy, and the next copy into the entry after it.
         unsafe {
-            let shapes = (feed.stored(), feed.spec);
-            self.kernels.finish(&self.finish, at, feed.samples, shapes, (feed.finish.dtype, feed.finish.layout))?;
+            let shapes = (transfer.stored(), transfer.spec);
+            self.kernels.convert(
+                &self.convert,
+                at,
+                transfer.samples,
+                shapes,
+                (transfer.format.dtype, transfer.format.layout),
+            )?;
         }
-        Ok([begun, copied, self.mark(&self.finish, "a batch on the device")?])
+        Ok([begun, copied, self.mark(&self.convert, "a batch on the device")?])
     }
 
     /// Enqueues a copy of a few bytes out of ordinary memory, which the driver reads before it returns.
@@ -307,31 +314,31 @@ impl Device for CudaDevice {
         false
     }
 
-    fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError> {
+    fn enqueue_batch(&self, transfer: Transfer<'_>) -> Result<TransferEvents, DeviceError> {
         self.check()?;
-        feed.check()?;
-        let memory = Arc::clone(self.own(feed.to)?);
-        let (copied, (_, room)) = (feed.copied_bytes(), memory.pixels());
-        if !feed.is_identity() && copied > room {
+        transfer.check()?;
+        let memory = Arc::clone(self.own(transfer.to)?);
+        let (copied, (_, room)) = (transfer.copied_bytes(), memory.pixels());
+        if !transfer.is_identity() && copied > room {
             let what = "pixels of a batch in device memory, to be finished there,";
             return Err(DeviceError::Size { what, needed: bytes(copied), given: bytes(room) });
         }
-        self.flight.settle()?;
-        self.order(&self.copy, &feed.after)?;
+        self.in_flight.reap()?;
+        self.order(&self.copy, &transfer.after)?;
         // A batch that nobody has read may be overwritten, but not while it is being made.
         if let Some(fed) = &lock(&memory.uses).fed {
             self.copy.wait(fed.recorded())?;
         }
-        match self.enqueue(&feed, &memory) {
+        match self.enqueue(&transfer, &memory) {
             Ok([begun, copied, ready]) => {
                 lock(&memory.uses).fed = Some(Arc::clone(&ready));
-                self.flight.fed(feed.from, memory, begun, &copied, &ready);
+                self.in_flight.fed(transfer.from, memory, begun, &copied, &ready);
                 self.accounts.fed(&self.context);
-                Ok(Fed { slot_free: self.event(&copied), ready: self.event(&ready) })
+                Ok(TransferEvents { slot_free: self.event(&copied), ready: self.event(&ready) })
             }
             Err(error) => {
                 // Its copy may have been enqueued, and nothing says when it is over.
-                self.flight.park(feed.from, memory);
+                self.in_flight.leak_unknown(transfer.from, memory);
                 Err(error)
             }
         }
@@ -357,7 +364,7 @@ impl Device for CudaDevice {
         // Taken before the mark, so that no stream is ever busy for longer than there was time.
         let since = Instant::now();
         self.order(&self.compute, ready)?;
-        self.flight.begin(since, self.mark(&self.compute, "the begin of a step")?);
+        self.in_flight.begin(since, self.mark(&self.compute, "the begin of a step")?);
         Ok(())
     }
 
@@ -372,7 +379,7 @@ impl Device for CudaDevice {
             }
         }
         let end = self.mark(&self.compute, "a step")?;
-        self.flight.end(&end);
+        self.in_flight.end(&end);
         lock(&own.uses).released = Some(Arc::clone(&end));
         Ok(self.event(&end))
     }
@@ -381,7 +388,7 @@ impl Device for CudaDevice {
         self.check()?;
         let own = self.own(memory)?;
         let end = self.mark(&self.compute, "the end of a step")?;
-        self.flight.end(&end);
+        self.in_flight.end(&end);
         lock(&own.uses).released = Some(Arc::clone(&end));
         Ok(self.event(&end))
     }
@@ -395,7 +402,7 @@ impl Device for CudaDevice {
     }
 
     fn utilization(&self) -> Option<Utilization> {
-        Some(self.flight.utilization())
+        Some(self.in_flight.utilization())
     }
 
     fn check(&self) -> Result<(), DeviceError> {
@@ -405,8 +412,8 @@ impl Device for CudaDevice {
 
 impl Drop for CudaDevice {
     fn drop(&mut self) {
-        self.flight.drain(DRAIN_MAX);
-        self.flight.leak();
+        self.in_flight.synchronize(SYNCHRONIZE_MAX);
+        self.in_flight.leak();
     }
 }
 

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use super::{
-    Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, check_read_back, finish_into, finish_windows_into,
+    Device, DeviceError, DeviceMemory, Event, HostMemory, Transfer, TransferEvents, check_read_back, convert_into,
+    convert_windows_into,
 };
 
-/// The CPU as a device. [`feed`](Device::feed) does all the work in the calling (transfer) thread; consumers read
+/// The CPU as a device. [`feed`](Device::enqueue_batch) does all the work in the calling (transfer) thread; consumers read
 /// batches in place through [`DeviceMemory::host`].
 #[derive(Clone, Debug, Default)]
 pub struct HostDevice {
@@ -52,18 +53,18 @@ impl Device for HostDevice {
         true
     }
 
-    fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError> {
-        feed.check()?;
-        let (copied, finished) = (feed.copied_bytes(), feed.finished_bytes());
-        let Feed { from, spec, finish, windows, to, after, .. } = feed;
+    fn enqueue_batch(&self, transfer: Transfer<'_>) -> Result<TransferEvents, DeviceError> {
+        transfer.check()?;
+        let (copied, finished) = (transfer.copied_bytes(), transfer.finished_bytes());
+        let Transfer { from, spec, format, windows, to, after, .. } = transfer;
         let to = to.host_mut().ok_or_else(foreign)?;
         after.wait()?;
         let (pixels, to) = (&from.as_slice()[..copied], &mut to[..finished]);
         match windows {
-            None => finish_into(pixels, spec, &finish, to),
-            Some(windows) => finish_windows_into(pixels, &windows, spec, &finish, to),
+            None => convert_into(pixels, spec, &format, to),
+            Some(windows) => convert_windows_into(pixels, &windows, spec, &format, to),
         }
-        Ok(Fed { slot_free: Event::done(), ready: Event::done() })
+        Ok(TransferEvents { slot_free: Event::done(), ready: Event::done() })
     }
 
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {

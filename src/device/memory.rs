@@ -20,7 +20,7 @@ type Free = Box<dyn FnOnce(*mut u8, usize) + Send + Sync>;
 /// # Sharing
 /// Safe code can read it through any `&HostMemory`, so whoever writes through [`as_ptr`](HostMemory::as_ptr) has to keep
 /// all other handles away meanwhile: hold the only `Arc` while workers write, hand clones to
-/// [`Device::feed`](super::Device::feed) after the last write, and take `Arc::get_mut` (or a count of one) together with
+/// [`Device::enqueue_batch`](super::Device::enqueue_batch) after the last write, and take `Arc::get_mut` (or a count of one) together with
 /// the passed event as the sign that the memory may be written again. Devices drop their handle before the event passes.
 pub struct HostMemory {
     ptr: NonNull<u8>,
@@ -133,7 +133,7 @@ impl fmt::Debug for HostMemory {
 
 /// Memory on a device, made once and fed again and again.
 ///
-/// There is one handle to it: [`Device::feed`](super::Device::feed) takes it by `&mut`, consumers read it by `&`, and so
+/// There is one handle to it: [`Device::enqueue_batch`](super::Device::enqueue_batch) takes it by `&mut`, consumers read it by `&`, and so
 /// the compiler keeps a consumer who looks at [`host`](DeviceMemory::host) apart from the next batch. Whatever a stream
 /// still does with it, it does through a handle of its own: it may be dropped, or forgotten, at any time.
 pub struct DeviceMemory {

@@ -2,7 +2,7 @@
 //! memory, asynchronous copies, events, and the last steps (normalise, cast, layout) on the device.
 //! It must never decide when memory may be used again: it hands out events, and the pipeline waits for them.
 //!
-//! A device has two streams, each of which does its work in order: the **copy stream**, on which [`Device::feed`] moves
+//! A device has two streams, each of which does its work in order: the **copy stream**, on which [`Device::enqueue_batch`] moves
 //! a slot into device memory and finishes it there, and the **compute stream**, on which the consumer reads batches. All
 //! ordering between them is by [`Event`], so that no batch costs a wait of the host:
 //!
@@ -17,20 +17,20 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use feedstock::device::{Device, Event, Feed, HostDevice};
-//! use feedstock::tensor::{DType, Finish, Layout, SampleSpec};
+//! use feedstock::device::{Device, Event, Transfer, HostDevice};
+//! use feedstock::tensor::{DType, OutputFormat, Layout, SampleSpec};
 //!
 //! let device = HostDevice::new();
 //! let spec = SampleSpec { height: 1, width: 2 };
-//! let finish = Finish { dtype: DType::U8, layout: Layout::Nchw, normalize: None };
+//! let format = OutputFormat { dtype: DType::U8, layout: Layout::Nchw, normalize: None };
 //! let mut slot = device.host_memory(6)?;
 //! slot.as_mut_slice().copy_from_slice(&[1, 2, 3, 4, 5, 6]);
 //! let mut batch = device.memory(6, 6)?;
 //! let (from, after) = (Arc::new(slot), Event::done());
-//! let feed = Feed { from, samples: 1, spec, finish, windows: None, to: &mut batch, after };
-//! let fed = device.feed(feed)?;
+//! let transfer = Transfer { from, samples: 1, spec, format, windows: None, to: &mut batch, after };
+//! let events = device.enqueue_batch(transfer)?;
 //! let mut bytes = [0; 6];
-//! device.read_back(&batch, &fed.ready, &mut bytes)?;
+//! device.read_back(&batch, &events.ready, &mut bytes)?;
 //! assert_eq!(bytes, [1, 4, 2, 5, 3, 6]);
 //! # Ok::<(), feedstock::device::DeviceError>(())
 //! ```
@@ -41,13 +41,13 @@ mod conformance;
 mod cuda;
 mod error;
 mod event;
-mod feed;
-mod finish;
 mod host;
 mod memory;
+mod output;
 mod sim;
 mod spec;
 mod stream_trace;
+mod transfer;
 
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use cuda::standin;
@@ -55,12 +55,12 @@ pub(crate) use cuda::standin;
 pub use cuda::{CudaDevice, CudaFacts, RawBatch, TransferRates, cuda_devices, nvrtc_is_present};
 pub use error::{DeviceError, MemoryUsage};
 pub use event::{Event, Signal, WAIT_MAX};
-pub use feed::{Fed, Feed, Place, Windows};
-pub use finish::{finish_into, finish_windows_into, normalize_table};
 pub use host::HostDevice;
 pub use memory::{DeviceMemory, HostMemory, PAGE_BYTES};
+pub use output::{convert_into, convert_windows_into, normalize_table};
 pub use sim::{SimDevice, SimSpec};
 pub use spec::{DeviceSpec, open};
+pub use transfer::{Place, Transfer, TransferEvents, Windows};
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -86,7 +86,7 @@ pub trait Device: Any + Debug + Send + Sync {
 
     /// Memory of the device for one finished batch of up to `len` bytes: an entry of the device ring, made once and fed
     /// again and again. `copied` is the most that crosses to the device before it is finished there
-    /// ([`Feed::copied_bytes`]); 0 where batches need no finish. A device that finishes on the way needs no room for it.
+    /// ([`Transfer::copied_bytes`]); 0 where batches need no finish. A device that finishes on the way needs no room for it.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`] names what was asked and what was free.
@@ -96,7 +96,7 @@ pub trait Device: Any + Debug + Send + Sync {
     fn counts_as_ram(&self) -> bool;
 
     /// Whether consumers may as well read slots where they are, so that a batch which needs no finish
-    /// ([`Finish::is_identity`](crate::tensor::Finish::is_identity)) need not be fed at all.
+    /// ([`OutputFormat::is_identity`](crate::tensor::OutputFormat::is_identity)) need not be fed at all.
     fn reads_slots(&self) -> bool {
         false
     }
@@ -106,7 +106,7 @@ pub trait Device: Any + Debug + Send + Sync {
     /// # Errors
     /// [`DeviceError::Size`] and [`DeviceError::Unsupported`] for a batch that does not fit or cannot be finished, and
     /// whatever is wrong with the device. After an error nothing was enqueued.
-    fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError>;
+    fn enqueue_batch(&self, transfer: Transfer<'_>) -> Result<TransferEvents, DeviceError>;
 
     /// Copies the first `out.len()` bytes of a finished batch back to the host, after `ready` has passed. Blocks.
     ///

@@ -5,12 +5,12 @@
 //! - `engine`: what the streams share and what commands do.
 //! - `stream`: a queue with its thread and its events.
 //! - `memory`: device memory and who may touch it when.
-//! - `meter`: how busy the streams were.
+//! - `busy_time`: how busy the streams were.
 //! - `spec`: `sim:h2d=25GB/s,latency=10us,step=20ms,memory=8G`.
 
+mod busy_time;
 mod engine;
 mod memory;
-mod meter;
 mod spec;
 mod stream;
 #[cfg(test)]
@@ -21,8 +21,10 @@ use std::time::Duration;
 use self::engine::{Compute, Copy, Engine};
 use self::memory::{Ordered, SimMemory};
 pub use self::spec::SimSpec;
-use self::stream::{Point, Stream};
-use super::{Device, DeviceError, DeviceMemory, Event, Fed, Feed, HostMemory, Utilization, check_read_back};
+use self::stream::{SimEvent, Stream};
+use super::{
+    Device, DeviceError, DeviceMemory, Event, HostMemory, Transfer, TransferEvents, Utilization, check_read_back,
+};
 use crate::sync::Arc;
 use crate::units::ByteCount;
 
@@ -86,7 +88,7 @@ impl SimDevice {
 
     /// What a command with this event comes after, if it otherwise comes after `seen`.
     fn ordered(&self, event: &Event, seen: u64) -> Result<Ordered, DeviceError> {
-        let own = |progress| Point::number_on(progress, event).is_some();
+        let own = |progress| SimEvent::number_on(progress, event).is_some();
         if own(&self.engine.copy) || own(&self.engine.compute) || event.is_done()? {
             Ok(Ordered::After(seen))
         } else {
@@ -117,19 +119,19 @@ impl Device for SimDevice {
         true
     }
 
-    fn feed(&self, feed: Feed<'_>) -> Result<Fed, DeviceError> {
+    fn enqueue_batch(&self, transfer: Transfer<'_>) -> Result<TransferEvents, DeviceError> {
         self.engine.check()?;
-        feed.check()?;
-        let (copied_bytes, finished_bytes) = (feed.copied_bytes(), feed.finished_bytes());
-        let Feed { from, spec, finish, windows, to, after, .. } = feed;
+        transfer.check()?;
+        let (copied_bytes, finished_bytes) = (transfer.copied_bytes(), transfer.finished_bytes());
+        let Transfer { from, spec, format, windows, to, after, .. } = transfer;
         let windows = windows.map(|windows| (windows.stored, windows.places.to_vec()));
         let to = self.own(to)?;
         let checksum = Copy::source(&from, copied_bytes);
         let ready = self.copy.push(&after, |copy, seen| {
-            to.feed(copy, self.ordered(&after, seen)?)?;
-            Ok(Copy { from, copied_bytes, checksum, spec, finish, windows, to: Arc::clone(to), finished_bytes })
+            to.enqueue_copy(copy, self.ordered(&after, seen)?)?;
+            Ok(Copy { from, copied_bytes, checksum, spec, format, windows, to: Arc::clone(to), finished_bytes })
         })?;
-        Ok(Fed { slot_free: ready.clone(), ready })
+        Ok(TransferEvents { slot_free: ready.clone(), ready })
     }
 
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {

@@ -10,9 +10,9 @@ const TARGET: &str = "feedstock::stream";
 /// What is over.
 #[derive(Clone, Copy)]
 pub(super) struct What {
-    /// "copy", "finish" or "compute".
+    /// "copy", "convert" or "compute".
     pub(super) stream: &'static str,
-    /// "copy", "finish" or "step".
+    /// "copy", "convert" or "step".
     pub(super) what: &'static str,
 }
 

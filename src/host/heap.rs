@@ -32,7 +32,7 @@ pub struct CountingAllocator;
 ///
 /// Not in it: what libraries in C take (libjpeg-turbo, the driver of a GPU), what is mapped or page-locked by hand
 /// (slots and other memory of a loader are, see [`Loader::stats`](crate::Loader::stats)), stacks, and what the
-/// allocator needs or keeps for itself. [`arena`](super::arena()) shows the last and the libraries;
+/// allocator needs or keeps for itself. [`malloc_info`](super::malloc_info()) shows the last and the libraries;
 /// [`process_memory`](super::process_memory) shows all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -2,7 +2,7 @@
 //! hard memory is contended, what this process holds, what its heap is made of, and what its allocator keeps of what it was
 //! given back; and what a launcher says of its place among the ranks of a distributed run.
 //! It must never decide anything (how many workers, how large a budget), never keep state between calls (but for the count of
-//! the heap), and never fail: what cannot be read becomes a note. Only a launcher's word that contradicts itself is an error ([`World::here`]).
+//! the heap), and never fail: what cannot be read becomes a note. Only a launcher's word that contradicts itself is an error ([`DistributedEnv::from_env`]).
 //!
 //! A container or a batch job sees the whole machine in `/proc/meminfo` and `nproc`, yet is killed or throttled at the
 //! limits of its control groups. `sysinfo` reports the machine's own numbers; the groups' files (v1, v2 and hybrids of
@@ -11,9 +11,9 @@
 //! The parsers are functions of a text or of a root directory, so that tests run them on trees of fixture files.
 
 mod allocator;
-mod arena;
 #[cfg(any(target_os = "linux", test))]
 mod cpu;
+mod distributed_env;
 #[cfg(test)]
 mod fixture;
 #[cfg(feature = "cuda")]
@@ -21,6 +21,7 @@ mod gpu;
 #[cfg(any(target_os = "linux", test))]
 mod groups;
 mod heap;
+mod malloc_info;
 #[cfg(any(target_os = "linux", test))]
 mod memory;
 #[cfg(any(target_os = "linux", test))]
@@ -28,16 +29,15 @@ mod pressure;
 mod process;
 mod ranks;
 mod watch;
-mod world;
 
 pub use allocator::return_large_blocks;
-pub use arena::{Arena, arena};
+pub use distributed_env::{Coordinator, DistributedEnv, DistributedEnvError};
 #[cfg(feature = "cuda")]
 pub use gpu::{GpuFacts, GpuWatch};
 pub use heap::{CountingAllocator, Heap, heap, reset_heap_peak};
+pub use malloc_info::{MallocInfo, malloc_info};
 pub use process::{ProcessMemory, process_cpu_time, process_memory, reset_peak_rss};
 pub use watch::MemoryWatch;
-pub use world::{Coordinator, World, WorldError};
 
 use crate::units::ByteCount;
 use std::time::Duration;

@@ -17,7 +17,7 @@ use crate::quarantine::OnBadSample;
 use crate::sampler::Order;
 use crate::source::{Blocks, Source};
 use crate::sync::{Arc, OnceLock};
-use crate::tensor::{DType, Finish, Layout, Normalize, SIDE_MAX, SampleSpec};
+use crate::tensor::{DType, Layout, Normalize, OutputFormat, SIDE_MAX, SampleSpec};
 use crate::transform::Transform;
 use crate::units::{ByteCount, Seed};
 
@@ -31,7 +31,7 @@ pub struct LoaderBuilder {
     budget: RamBudget,
     own_budget: Option<ByteCount>,
     local_ranks: Option<usize>,
-    finish: Finish,
+    format: OutputFormat,
     seed: u64,
     sampling: Sampling,
     drop_last: bool,
@@ -61,7 +61,7 @@ impl LoaderBuilder {
             budget: RamBudget::Auto,
             own_budget: None,
             local_ranks: None,
-            finish: Finish::default(),
+            format: OutputFormat::default(),
             seed: 0,
             sampling: Sampling::default(),
             drop_last: false,
@@ -124,19 +124,19 @@ impl LoaderBuilder {
 
     /// Element type of a batch. Default: [`DType::U8`].
     pub fn output(mut self, dtype: DType) -> Self {
-        self.finish.dtype = dtype;
+        self.format.dtype = dtype;
         self
     }
 
     /// Order of a batch's axes. Default: [`Layout::Nchw`].
     pub fn layout(mut self, layout: Layout) -> Self {
-        self.finish.layout = layout;
+        self.format.layout = layout;
         self
     }
 
     /// How elements are normalised. Default: not at all; floats are between 0 and 1.
     pub fn normalize(mut self, normalize: Normalize) -> Self {
-        self.finish.normalize = Some(normalize);
+        self.format.normalize = Some(normalize);
         self
     }
 
@@ -290,7 +290,7 @@ impl LoaderBuilder {
             source: self.source,
             transform,
             device,
-            finish: self.finish,
+            format: self.format,
             batch_size,
             drop_last: self.drop_last,
             sampling,
@@ -336,7 +336,7 @@ impl LoaderBuilder {
         let request = Request {
             batch_size: self.samples_per_batch(),
             spec,
-            finish: self.finish,
+            format: self.format,
             workers_max: self.workers,
             prefetch_max: self.prefetch,
             batches_held: self.batches_held,
@@ -414,8 +414,8 @@ impl LoaderBuilder {
                 self.batch_size
             ));
         }
-        if let Some(normalize) = self.finish.normalize {
-            if self.finish.dtype == DType::U8 {
+        if let Some(normalize) = self.format.normalize {
+            if self.format.dtype == DType::U8 {
                 return refuse("u8 batches cannot be normalised: ask for f32, bf16 or f16".to_owned());
             }
             let Normalize { mean, std } = normalize;

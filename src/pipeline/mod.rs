@@ -37,7 +37,7 @@ use crate::quarantine::{BadSample, OnBadSample, Quarantine};
 use crate::sampler::{Batches, Order, Scheme};
 use crate::source::Source;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, lock, spawn};
-use crate::tensor::{Finish, SampleSpec};
+use crate::tensor::{OutputFormat, SampleSpec};
 use crate::transform::Transform;
 use crate::units::{ByteCount, Seed};
 
@@ -54,7 +54,7 @@ pub(crate) struct Recipe {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) transform: Arc<dyn Transform>,
     pub(crate) device: Arc<dyn Device>,
-    pub(crate) finish: Finish,
+    pub(crate) format: OutputFormat,
     pub(crate) spec: SampleSpec,
     pub(crate) batch_size: NonZeroUsize,
     pub(crate) drop_last: bool,
@@ -135,7 +135,7 @@ impl Engine {
         if device.counts_as_ram() && plan.outputs > 0 {
             in_ram = fixed("outputs", plan.output_bytes, plan.outputs)?;
         }
-        let copied_bytes = if recipe.finish.is_identity() { 0 } else { plan.slot_bytes as usize };
+        let copied_bytes = if recipe.format.is_identity() { 0 } else { plan.slot_bytes as usize };
         for _ in 0..plan.outputs {
             let output = Output::new(device.clone(), plan.output_bytes as usize, copied_bytes, in_ram.pop());
             outputs.push(output.map_err(BuildError::Device)?);

@@ -11,14 +11,14 @@ use tracing::{debug_span, trace_span};
 use super::admit::Admitted;
 use super::{Epoch, RunError};
 use crate::batch::Batch;
-use crate::device::{Event, Feed};
+use crate::device::{Event, Transfer};
 use crate::metrics::Counters;
 use crate::pool::{Filled, Lent, Output};
 
 /// The run is over, for a reason that the consumer knows already.
 struct Over;
 
-struct Transfer<'a> {
+struct TransferThread<'a> {
     run: &'a Epoch,
     pending: &'a Receiver<Admitted>,
     delivered: &'a Sender<Result<Batch, RunError>>,
@@ -32,12 +32,12 @@ struct Transfer<'a> {
 
 pub(super) fn run(run: &Epoch, pending: &Receiver<Admitted>, delivered: &Sender<Result<Batch, RunError>>) {
     let mut transfer =
-        Transfer { run, pending, delivered, copies: VecDeque::new(), bad_samples: 0, held_back: Duration::ZERO };
+        TransferThread { run, pending, delivered, copies: VecDeque::new(), bad_samples: 0, held_back: Duration::ZERO };
     while transfer.next().is_ok() {}
     while transfer.settle() {}
 }
 
-impl Transfer<'_> {
+impl TransferThread<'_> {
     fn next(&mut self) -> Result<(), Over> {
         let Counters { transfer: counters, journey, consume, .. } = &self.run.engine.counters;
         let since = Instant::now();
@@ -130,7 +130,7 @@ impl Transfer<'_> {
             index: batch,
             samples: filled.samples(),
             spec: recipe.spec,
-            finish: recipe.finish,
+            format: recipe.format,
             marks,
             made: Instant::now(),
         };
@@ -139,16 +139,16 @@ impl Transfer<'_> {
         }
         let Some(mut output) = self.output() else { return Ok(None) };
         let after = std::mem::take(&mut output.released);
-        let feed = Feed {
+        let feed = Transfer {
             from: filled.memory(),
             samples: filled.samples(),
             spec: recipe.spec,
-            finish: recipe.finish,
+            format: recipe.format,
             windows: None,
             to: &mut output.memory,
             after,
         };
-        let fed = recipe.device.feed(feed).map_err(RunError::Device)?;
+        let fed = recipe.device.enqueue_batch(feed).map_err(RunError::Device)?;
         self.copies.push_back((filled, fed.slot_free));
         Ok(Some(Batch::from_output(head, output, fed.ready, recipe.device.clone())))
     }

@@ -16,7 +16,7 @@ mod profile;
 
 pub use profile::{ENCODED_BYTES_MAX, Profile, Survey};
 
-use crate::tensor::{Finish, SampleSpec};
+use crate::tensor::{OutputFormat, SampleSpec};
 use crate::units::ByteCount;
 
 /// What the user asked for.
@@ -27,7 +27,7 @@ pub struct Request {
     /// Shape of a sample.
     pub spec: SampleSpec,
     /// The last steps on the device.
-    pub finish: Finish,
+    pub format: OutputFormat,
     /// The most workers to use; `None`: as many as the machine can keep busy.
     pub workers_max: Option<usize>,
     /// Batches to prepare ahead; `None`: as many as the knee needs.
@@ -310,7 +310,7 @@ impl Planner<'_> {
 
     /// Whether the slot itself is handed over; otherwise the device makes an output from it.
     fn hands_over_slots(&self) -> bool {
-        self.facts.reads_slots && self.request.finish.is_identity()
+        self.facts.reads_slots && self.request.format.is_identity()
     }
 
     fn slot_bytes(&self) -> u64 {
@@ -319,7 +319,7 @@ impl Planner<'_> {
     }
 
     fn output_bytes(&self) -> u64 {
-        let dtype = self.request.finish.dtype;
+        let dtype = self.request.format.dtype;
         ((self.request.batch_size * self.request.spec.size_bytes(dtype)) as u64).next_multiple_of(PAGE_BYTES)
     }
 
@@ -501,7 +501,7 @@ impl Planner<'_> {
             rows.push(Row { account: "sampling", bytes: self.facts.sampling, because });
         }
         if outputs > 0 && self.facts.output_in_ram {
-            let Finish { dtype, layout, .. } = self.request.finish;
+            let OutputFormat { dtype, layout, .. } = self.request.format;
             rows.push(Row {
                 account: "outputs",
                 bytes: one(self.output_bytes()) * outputs as u64,

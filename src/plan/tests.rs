@@ -24,7 +24,7 @@ fn request(budget: u64) -> Request {
     Request {
         batch_size: 64,
         spec: SampleSpec { height: 224, width: 224 },
-        finish: Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None },
+        format: OutputFormat { dtype: DType::U8, layout: Layout::Nhwc, normalize: None },
         workers_max: None,
         prefetch_max: None,
         batches_held: 1,
@@ -110,12 +110,12 @@ fn a_budget_one_byte_short_is_refused_with_the_table() {
 
 #[test]
 fn an_output_of_another_type_is_made_beside_the_slots() {
-    let finish = Finish { dtype: DType::F32, layout: Layout::Nchw, normalize: None };
-    let plan = Plan::new(&Request { finish, ..request(1 << 30) }, FACTS, &photographs()).unwrap();
+    let format = OutputFormat { dtype: DType::F32, layout: Layout::Nchw, normalize: None };
+    let plan = Plan::new(&Request { format, ..request(1 << 30) }, FACTS, &photographs()).unwrap();
     assert_eq!((plan.outputs, plan.output_bytes), (2, 4 * plan.slot_bytes));
     // On a device with memory of its own the outputs are not the ledger's.
     let there = Facts { output_in_ram: false, reads_slots: false, ..FACTS };
-    let plan = Plan::new(&Request { finish, ..request(1 << 30) }, there, &photographs()).unwrap();
+    let plan = Plan::new(&Request { format, ..request(1 << 30) }, there, &photographs()).unwrap();
     assert_eq!(plan.outputs, 2);
     assert!(plan.rows.iter().all(|row| row.account != "outputs"));
 }
@@ -156,9 +156,9 @@ prop_compose! {
         workers_max in prop::option::of(1usize..40), prefetch_max in prop::option::of(1usize..9),
         batches_held in 1usize..4, budget in 0u64..1 << 31,
     ) -> Request {
-        let finish = Finish { dtype, layout, normalize: None };
+        let format = OutputFormat { dtype, layout, normalize: None };
         let spec = SampleSpec { height, width };
-        Request { batch_size, spec, finish, workers_max, prefetch_max, batches_held, budget: ByteCount(budget) }
+        Request { batch_size, spec, format, workers_max, prefetch_max, batches_held, budget: ByteCount(budget) }
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::World;
+use crate::DistributedEnv;
 use processes::Processes;
 use threads::{Board, Room, Threads};
 
@@ -59,7 +59,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Team {
     /// This process among others; none where it is alone.
-    world: Option<World>,
+    world: Option<DistributedEnv>,
     threads: usize,
     patience: Duration,
     room: Arc<Room>,
@@ -67,17 +67,17 @@ pub struct Team {
 
 impl Team {
     /// The ranks of `threads` threads in this process, and as many in every other process of `world` (see
-    /// [`World::here`]). A thread's rank is the process's rank times `threads`, plus the thread's number.
+    /// [`DistributedEnv::from_env`]). A thread's rank is the process's rank times `threads`, plus the thread's number.
     ///
     /// # Errors
     /// [`PeersError::Config`] without threads, with several processes but no address to meet at, and where another team
     /// of several threads is still there: burn's collective keeps one for a process.
-    pub fn new(world: Option<World>, threads: usize) -> Result<Team, PeersError> {
+    pub fn new(world: Option<DistributedEnv>, threads: usize) -> Result<Team, PeersError> {
         if threads == 0 {
             return Err(PeersError::Config("a team of no threads: 1 is a process with one rank".to_owned()));
         }
         let world = world.filter(|world| world.world_size > 1);
-        if let Some(World { world_size, coordinator: None, told_by, .. }) = &world {
+        if let Some(DistributedEnv { world_size, coordinator: None, told_by, .. }) = &world {
             return Err(PeersError::Config(format!(
                 "{told_by} started {world_size} ranks on several machines and does not say where rank 0 is: set \
                  MASTER_ADDR to its machine's name or address, and MASTER_PORT where 29400 is in use there"
@@ -271,7 +271,7 @@ struct Links<B: Backend> {
 
 impl<B: Backend> Links<B> {
     fn join(
-        world: Option<&World>,
+        world: Option<&DistributedEnv>,
         board: Arc<Board>,
         seat: Seat,
         thread: usize,

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use feedstock::budget::{Ledger, Reservation};
 use feedstock::decode::{Limits, WorkingSet, probe, working_set};
-use feedstock::device::{self, Device, Event, Feed, SimDevice, SimSpec};
+use feedstock::device::{self, Device, Event, SimDevice, SimSpec, Transfer};
 use feedstock::host::{HostFacts, process_cpu_time};
 use feedstock::plan::ENCODED_BYTES_MAX;
 use feedstock::sampler::Order;
-use feedstock::tensor::{DType, Finish, SampleSpec};
+use feedstock::tensor::{DType, OutputFormat, SampleSpec};
 use feedstock::{ByteCount, Error, SampleId, SampleMaker, Seed, Source, ram_budget_here};
 
 use super::super::Context;
@@ -215,17 +215,18 @@ fn bytes_per_s(mut once: impl FnMut()) -> f64 {
 fn transfer(args: &BenchArgs, stop: &Stop) -> Result<Option<Part>, Failure> {
     let device = device::open(&args.loader.device)?;
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
-    let finish = Finish { dtype: args.loader.output, layout: args.loader.layout, normalize: args.normalization() };
+    let format =
+        OutputFormat { dtype: args.loader.output, layout: args.loader.layout, normalize: args.normalization() };
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
     let samples = args.loader.batch_size;
-    if device.reads_slots() && finish.is_identity() {
+    if device.reads_slots() && format.is_identity() {
         return Ok(None);
     }
-    let (slot_bytes, bytes) = (samples * spec.size_bytes(DType::U8), samples * spec.size_bytes(finish.dtype));
+    let (slot_bytes, bytes) = (samples * spec.size_bytes(DType::U8), samples * spec.size_bytes(format.dtype));
     let ledger = Ledger::new(budget);
     let in_ram = if device.counts_as_ram() { bytes } else { 0 };
     let _held = hold(&ledger, "batches", ByteCount(2 * (slot_bytes + in_ram) as u64))?;
-    let copied_bytes = if finish.is_identity() { 0 } else { slot_bytes };
+    let copied_bytes = if format.is_identity() { 0 } else { slot_bytes };
     let mut ways = Vec::new();
     for _ in 0..2 {
         let slot = Arc::new(device.host_memory(slot_bytes)?);
@@ -238,7 +239,7 @@ fn transfer(args: &BenchArgs, stop: &Stop) -> Result<Option<Part>, Failure> {
         next = 1 - next;
         let fed = done.wait().and_then(|()| {
             let from = slot.clone();
-            device.feed(Feed { from, samples, spec, finish, windows: None, to, after: Event::done() })
+            device.enqueue_batch(Transfer { from, samples, spec, format, windows: None, to, after: Event::done() })
         });
         match fed {
             Ok(fed) => *done = fed.ready,

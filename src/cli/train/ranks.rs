@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::backend::AutodiffBackend;
 
-use feedstock::World;
+use feedstock::DistributedEnv;
 use feedstock::device::DeviceSpec;
 use feedstock::train::{Checkpointing, Cpu, CpuBalanced, Event, Machine, Team, TrainData, TrainError, train};
 
@@ -16,7 +16,7 @@ use super::setup::Setup;
 
 /// The ranks of this process among all others, and the device of each.
 pub(super) fn of(args: &TrainArgs) -> Result<(Team, Vec<DeviceSpec>), Failure> {
-    let world = World::here().map_err(|error| Failure::Usage(error.to_string()))?;
+    let world = DistributedEnv::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
     let devices = match (&args.devices, &args.device, &world) {
         (Some(list), ..) => list.split(',').map(device).collect::<Result<_, _>>()?,
         // One process a GPU: each takes its own.

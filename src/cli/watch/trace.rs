@@ -38,9 +38,9 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 /// Fields of a span that are kept.
 const FIELDS_MAX: usize = 4;
 /// Streams of the device are drawn as threads with these numbers.
-const STREAMS: [(&str, u32); 3] = [("copy", 9001), ("finish", 9002), ("compute", 9003)];
+const STREAMS: [(&str, u32); 3] = [("copy", 9001), ("convert", 9002), ("compute", 9003)];
 /// What goes on there.
-const STREAM_WORK: [&str; 3] = ["copy", "finish", "step"];
+const STREAM_WORK: [&str; 3] = ["copy", "convert", "step"];
 
 thread_local! {
     /// The place of this thread in the timeline, once it has one.
@@ -414,7 +414,7 @@ mod tests {
                 let _inner = tracing::trace_span!(target: "feedstock::test", "sample", id = u64::MAX).entered();
             }
             let _foreign = tracing::debug_span!(target: "somebody", "else").entered();
-            tracing::debug!(target: "feedstock::stream", stream = "copy", what = "finish", began_ago_ns = 2500u64, ended_ago_ns = 500u64);
+            tracing::debug!(target: "feedstock::stream", stream = "copy", what = "convert", began_ago_ns = 2500u64, ended_ago_ns = 500u64);
         });
         trace.counter("RAM \"by\" account", [("slots", 5), ("scratch", 6)].into_iter());
         assert_eq!(trace.finish().expect("it is written").lost, 0);
@@ -424,7 +424,7 @@ mod tests {
         let events: Vec<Value> = serde_json::from_str(&text).expect("it is JSON");
         let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).collect::<Vec<_>>();
         let names: Vec<_> = of("X").iter().map(|event| event["name"].as_str().unwrap_or("?").to_owned()).collect();
-        assert_eq!(names, ["sample", "admit", "sample", "transfer", "sample", "next", "finish"]);
+        assert_eq!(names, ["sample", "admit", "sample", "transfer", "sample", "next", "convert"]);
         for phase in ["s", "t", "f"] {
             let [arrow] = of(phase)[..] else { panic!("one arrow, three parts: {text}") };
             assert_eq!((&arrow["id"], &arrow["bp"]), (&"3.7".into(), &"e".into()));

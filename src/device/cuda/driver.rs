@@ -13,7 +13,7 @@ mod stream;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
-pub(super) use self::stream::{Argument, Recorded, Stream, record_on};
+pub(super) use self::stream::{Argument, RawEvent, Stream, record_on};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use crate::device::DeviceError;

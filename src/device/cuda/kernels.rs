@@ -25,7 +25,7 @@ const SAMPLES_PER_LAUNCH: usize = 255 * 256;
 #[derive(Debug)]
 pub(super) struct Kernels {
     /// By element size (1, 2, 4 bytes) and layout (NHWC, NCHW).
-    finish: [[Kernel; 2]; 3],
+    convert: [[Kernel; 2]; 3],
     step: Kernel,
     copy: Kernel,
     multiprocessors: u32,
@@ -47,7 +47,7 @@ impl Kernels {
         let module = context.module(PTX)?;
         let of = |name: &CStr| context.kernel(&module, name);
         Ok(Kernels {
-            finish: [
+            convert: [
                 [of(c"feedstock_finish_b8_nhwc")?, of(c"feedstock_finish_b8_nchw")?],
                 [of(c"feedstock_finish_b16_nhwc")?, of(c"feedstock_finish_b16_nchw")?],
                 [of(c"feedstock_finish_b32_nhwc")?, of(c"feedstock_finish_b32_nchw")?],
@@ -65,7 +65,7 @@ impl Kernels {
     /// The addresses hold what [`Addresses`] says, for this many samples, until the stream is past it, and nothing else uses
     /// them in an order that events have not settled.
     #[allow(unsafe_code, reason = "a kernel is given addresses")]
-    pub(super) unsafe fn finish(
+    pub(super) unsafe fn convert(
         &self,
         stream: &Stream,
         at: Addresses,
@@ -78,7 +78,7 @@ impl Kernels {
             DType::Bf16 | DType::F16 => 1,
             DType::F32 => 2,
         };
-        let kernel = self.finish[by_size][usize::from(layout == Layout::Nchw)];
+        let kernel = self.convert[by_size][usize::from(layout == Layout::Nchw)];
         let quads = ((spec.elements() / CHANNELS) as u64).div_ceil(4);
         let block = u64::from(BLOCK);
         // Few samples are spread thinner, so that they fill the device.

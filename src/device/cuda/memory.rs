@@ -15,10 +15,10 @@ use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use super::driver::{Context, Refusal};
-use super::point::Mark;
+use super::event::RecordedEvent;
 use crate::device::{DeviceError, HostMemory, MemoryUsage, bytes};
 use crate::sync::{Arc, Mutex, lock};
-use crate::tensor::{CHANNELS, Finish};
+use crate::tensor::{CHANNELS, OutputFormat};
 use crate::units::ByteCount;
 
 /// What every part of an entry is aligned to; the driver aligns allocations to as much.
@@ -61,11 +61,11 @@ impl std::fmt::Debug for Keep {
 #[derive(Debug, Default)]
 pub(super) struct Uses {
     /// When the last batch fed is ready.
-    pub(super) fed: Option<Arc<Mark>>,
+    pub(super) fed: Option<Arc<RecordedEvent>>,
     /// When the last reader that said so is done.
-    pub(super) released: Option<Arc<Mark>>,
+    pub(super) released: Option<Arc<RecordedEvent>>,
     /// What the table holds.
-    pub(super) table: Option<Finish>,
+    pub(super) table: Option<OutputFormat>,
     /// Room for windows: the last is used, and those before it were too small. Only those who use windows pay for it.
     pub(super) places: Vec<Places>,
 }
@@ -144,7 +144,8 @@ impl Drop for CudaMemory {
     fn drop(&mut self) {
         let uses = std::mem::take(&mut *lock(&self.uses));
         // A device that is lost uses nothing any more.
-        let over = |mark: Option<Arc<Mark>>| mark.is_none_or(|mark| mark.wait_for(LAST_USE_MAX).unwrap_or(true));
+        let over =
+            |mark: Option<Arc<RecordedEvent>>| mark.is_none_or(|mark| mark.wait_for(LAST_USE_MAX).unwrap_or(true));
         if !over(uses.fed) || !over(uses.released) {
             // It hangs, and may yet write there: better lost than used by two.
             if let Owner::Other(keep) = std::mem::replace(&mut self.owner, Owner::Driver { bytes: 0 }) {

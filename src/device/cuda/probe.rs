@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 
 use super::driver::{self, Refusal};
-use super::point::{Mark, Point};
+use super::event::{CudaEvent, RecordedEvent};
 use super::{CudaDevice, memory};
 use crate::device::{DeviceError, Event, HostMemory, WAIT_MAX, bytes};
 use crate::units::ByteCount;
@@ -121,7 +121,7 @@ impl CudaDevice {
     pub fn elapsed(&self, from: &Event, to: &Event) -> Result<Duration, DeviceError> {
         from.wait()?;
         to.wait()?;
-        let mark = |event| Point::mark_in(event, &self.flight);
+        let mark = |event| CudaEvent::mark_in(event, &self.in_flight);
         match (mark(from), mark(to)) {
             (Some(from), Some(to)) => from.recorded().until(to.recorded()),
             _ => Err(DeviceError::Unsupported(format!("only events of '{}' have a time on it", self.context.name()))),
@@ -153,13 +153,13 @@ impl CudaDevice {
                 Ok(begin.elapsed())
             })?),
             on_device: rate(best(|| {
-                let begin = self.mark(&self.finish, "the begin of a copy")?;
+                let begin = self.mark(&self.convert, "the begin of a copy")?;
                 #[allow(unsafe_code, reason = "a kernel is given addresses")]
                 // SAFETY: both places are `len` bytes long, this function's own, and waited for below.
                 unsafe {
-                    self.kernels.copy(&self.finish, other.place, place.place, len)?;
+                    self.kernels.copy(&self.convert, other.place, place.place, len)?;
                 }
-                let end = self.mark(&self.finish, "a copy on the device")?;
+                let end = self.mark(&self.convert, "a copy on the device")?;
                 self.time(&begin, &end)
             })?),
         })
@@ -204,7 +204,7 @@ impl CudaDevice {
     }
 
     /// Time between two marks, once both have passed.
-    fn time(&self, begin: &Mark, end: &Mark) -> Result<Duration, DeviceError> {
+    fn time(&self, begin: &RecordedEvent, end: &RecordedEvent) -> Result<Duration, DeviceError> {
         match end.wait_for(WAIT_MAX)? {
             true => begin.recorded().until(end.recorded()),
             false => Err(DeviceError::Timeout { what: format!("{end:?}"), waited: WAIT_MAX }),

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::standin::Standin;
 use super::*;
-use crate::device::finish::finish_naive;
-use crate::tensor::{DType, Finish, Layout, SampleSpec};
+use crate::device::output::convert_naive;
+use crate::tensor::{DType, Layout, OutputFormat, SampleSpec};
 use crate::units::mix64;
 
 const SPEC: SampleSpec = SampleSpec { height: 6, width: 10 };
-const F32: Finish = Finish { dtype: DType::F32, layout: Layout::Nchw, normalize: None };
+const F32: OutputFormat = OutputFormat { dtype: DType::F32, layout: Layout::Nchw, normalize: None };
 
 fn pixels(len: usize, salt: u64) -> Vec<u8> {
     (0..len as u64).map(|at| mix64(at ^ salt << 32) as u8).collect()
@@ -26,31 +26,32 @@ fn slot(device: &CudaDevice, pixels: &[u8]) -> Arc<HostMemory> {
     Arc::new(memory)
 }
 
-fn memory(device: &CudaDevice, samples: usize, finish: &Finish) -> DeviceMemory {
-    let copied = if finish.is_identity() { 0 } else { samples * SPEC.elements() };
-    device.memory(samples * SPEC.size_bytes(finish.dtype), copied).expect("memory")
+fn memory(device: &CudaDevice, samples: usize, format: &OutputFormat) -> DeviceMemory {
+    let copied = if format.is_identity() { 0 } else { samples * SPEC.elements() };
+    device.memory(samples * SPEC.size_bytes(format.dtype), copied).expect("memory")
 }
 
 fn feed(
     device: &CudaDevice,
     from: &Arc<HostMemory>,
-    finish: Finish,
+    format: OutputFormat,
     to: &mut DeviceMemory,
     after: Event,
-) -> Result<Fed, DeviceError> {
+) -> Result<TransferEvents, DeviceError> {
     let (from, samples) = (Arc::clone(from), from.len() / SPEC.elements());
-    device.feed(Feed { from, samples, spec: SPEC, finish, windows: None, to, after })
+    device.enqueue_batch(Transfer { from, samples, spec: SPEC, format, windows: None, to, after })
 }
 
 #[test]
 fn a_thousand_batches_go_through_one_ring_in_order_and_nothing_is_taken_on_the_way() {
-    for (finish, settings) in
-        [(F32, "seed=3"), (Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None }, "seed=4;lazy_us=20")]
-    {
+    for (format, settings) in [
+        (F32, "seed=3"),
+        (OutputFormat { dtype: DType::U8, layout: Layout::Nhwc, normalize: None }, "seed=4;lazy_us=20"),
+    ] {
         let standin = Standin::new(settings);
         let device = open(&standin);
         let samples = 3;
-        let mut ring: Vec<_> = (0..3).map(|_| (memory(&device, samples, &finish), Event::done())).collect();
+        let mut ring: Vec<_> = (0..3).map(|_| (memory(&device, samples, &format), Event::done())).collect();
         let mut slots: Vec<_> =
             (0..2).map(|_| (slot(&device, &pixels(samples * SPEC.elements(), 0)), Event::done())).collect();
         let before = standin.report();
@@ -60,12 +61,12 @@ fn a_thousand_batches_go_through_one_ring_in_order_and_nothing_is_taken_on_the_w
             let fresh = pixels(samples * SPEC.elements(), batch);
             Arc::get_mut(&mut from).expect("the device has let go").as_mut_slice().copy_from_slice(&fresh);
             let (mut to, after) = ring.remove(0);
-            let fed = feed(&device, &from, finish, &mut to, after).expect("fed");
+            let fed = feed(&device, &from, format, &mut to, after).expect("fed");
             device.step(&to, &fed.ready, None).expect("a step");
             if batch % 50 == 0 {
                 let mut out = vec![0; to.len()];
                 device.read_back(&to, &fed.ready, &mut out).expect("read back");
-                assert_eq!(out, finish_naive(&fresh, SPEC, &finish), "batch {batch}");
+                assert_eq!(out, convert_naive(&fresh, SPEC, &format), "batch {batch}");
             }
             let released = device.release(&to).expect("released");
             ring.push((to, released));
@@ -73,8 +74,8 @@ fn a_thousand_batches_go_through_one_ring_in_order_and_nothing_is_taken_on_the_w
         }
         let after = standin.report();
         let entry = CudaDevice::memory_bytes(
-            samples * SPEC.size_bytes(finish.dtype),
-            if finish.is_identity() { 0 } else { samples * SPEC.elements() },
+            samples * SPEC.size_bytes(format.dtype),
+            if format.is_identity() { 0 } else { samples * SPEC.elements() },
         );
         assert_eq!(after.number("device_bytes"), 3 * entry as u64, "ring depth x entry, exactly");
         assert_eq!(device.held().0, 3 * entry as u64);
@@ -138,7 +139,7 @@ fn memory_that_cannot_be_locked_is_ordinary_memory_and_a_note_says_so() {
     let fed = feed(&device, &from, F32, &mut to, Event::done()).expect("fed");
     let mut out = vec![0; to.len()];
     device.read_back(&to, &fed.ready, &mut out).expect("read back");
-    assert_eq!(out, finish_naive(from.as_slice(), SPEC, &F32));
+    assert_eq!(out, convert_naive(from.as_slice(), SPEC, &F32));
     assert_eq!(standin.report().number("pinned_bytes"), 0);
     drop((to, fed, from, device));
     standin.assert_empty();
@@ -256,7 +257,7 @@ fn memory_of_somebody_elses_is_fed_and_given_back_to_them() {
     let fed = feed(&device, &from, F32, &mut to, Event::done()).expect("fed");
     let mut out = vec![0; to.len()];
     device.read_back(&to, &fed.ready, &mut out).expect("read back");
-    assert_eq!(out, finish_naive(from.as_slice(), SPEC, &F32));
+    assert_eq!(out, convert_naive(from.as_slice(), SPEC, &F32));
     let &(bytes, place) = CudaDevice::keep::<(usize, u64)>(&to).expect("what they keep");
     assert_eq!(device.raw(&to, &fed.ready).expect("raw").pointer, place);
     drop((to, fed, from, device));

@@ -8,15 +8,15 @@ use crossbeam_channel::Receiver;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::SimSpec;
+use super::busy_time::{BusyTime, StreamKind};
 use super::memory::SimMemory;
-use super::meter::{Meter, StreamKind};
 use super::stream::{Command, Progress};
 use crate::device::stream_trace::{self, What};
 use crate::device::{
-    DeviceError, Event, HostMemory, Place, Utilization, WAIT_MAX, Windows, bytes, finish_into, finish_windows_into,
+    DeviceError, Event, HostMemory, Place, Utilization, WAIT_MAX, Windows, bytes, convert_into, convert_windows_into,
 };
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
-use crate::tensor::{Finish, SampleSpec};
+use crate::tensor::{OutputFormat, SampleSpec};
 use crate::units::ByteCount;
 
 /// Violations that are kept in words. The first is the one to look at.
@@ -33,7 +33,7 @@ pub(super) struct Copy {
     /// Of the slot's bytes when the copy was enqueued. They must be the same when it ends.
     pub(super) checksum: u64,
     pub(super) spec: SampleSpec,
-    pub(super) finish: Finish,
+    pub(super) format: OutputFormat,
     pub(super) windows: Option<(SampleSpec, Vec<Place>)>,
     pub(super) to: Arc<SimMemory>,
     pub(super) finished_bytes: usize,
@@ -60,7 +60,7 @@ pub(super) struct Engine {
     pub(super) copy: Arc<Progress>,
     pub(super) compute: Arc<Progress>,
     trouble: Mutex<Trouble>,
-    meter: Mutex<Meter>,
+    busy_time: Mutex<BusyTime>,
     memory: Mutex<Memory>,
     commands: AtomicU64,
 }
@@ -85,7 +85,7 @@ impl Engine {
             copy: Progress::new("copy"),
             compute: Progress::new("step"),
             trouble: Mutex::default(),
-            meter: Mutex::default(),
+            busy_time: Mutex::default(),
             memory: Mutex::default(),
             commands: AtomicU64::new(0),
         })
@@ -124,7 +124,7 @@ impl Engine {
     }
 
     pub(super) fn utilization(&self) -> Utilization {
-        lock(&self.meter).read(Instant::now())
+        lock(&self.busy_time).read(Instant::now())
     }
 
     /// Takes device memory; returns the number of the allocation.
@@ -219,7 +219,7 @@ impl Engine {
             return Err(DeviceError::Failed { what: format!("copy {number}"), cause: "it was to fail".to_owned() });
         }
         let began = *over_at;
-        lock(&self.meter).begin(StreamKind::Copy, began);
+        lock(&self.busy_time).begin(StreamKind::Copy, began);
         // A violation found here has been recorded; the copy goes on.
         let _ = work.to.begin_copy(number, work.finished_bytes);
         let deadline = over_at.checked_add(self.spec.copy_time(work.copied_bytes)).unwrap_or(*over_at);
@@ -233,17 +233,17 @@ impl Engine {
         work.to.end_copy(number, work.finished_bytes, |out| {
             let pixels = &work.from.as_slice()[..work.copied_bytes];
             match &work.windows {
-                None => finish_into(pixels, work.spec, &work.finish, out),
+                None => convert_into(pixels, work.spec, &work.format, out),
                 Some((stored, places)) => {
                     let windows = Windows { stored: *stored, places };
-                    finish_windows_into(pixels, &windows, work.spec, &work.finish, out);
+                    convert_windows_into(pixels, &windows, work.spec, &work.format, out);
                 }
             }
         });
         *over_at = deadline.max(Instant::now());
-        lock(&self.meter).end(StreamKind::Copy, *over_at);
+        lock(&self.busy_time).end(StreamKind::Copy, *over_at);
         stream_trace::over(What { stream: "copy", what: "copy" }, began, deadline);
-        stream_trace::over(What { stream: "copy", what: "finish" }, deadline, *over_at);
+        stream_trace::over(What { stream: "copy", what: "convert" }, deadline, *over_at);
         // Dropped here, before the caller lets the event pass: the slot is its owner's again.
         drop(work);
         Ok(())
@@ -254,10 +254,10 @@ impl Engine {
         // A violation found here has been recorded; the step goes on.
         let _ = memory.begin_step(command.number, copy);
         let began = *over_at;
-        lock(&self.meter).begin(StreamKind::Compute, began);
+        lock(&self.busy_time).begin(StreamKind::Compute, began);
         *over_at = over_at.checked_add(duration).unwrap_or(*over_at);
         self.compute.sleep_until(*over_at)?;
-        lock(&self.meter).end(StreamKind::Compute, *over_at);
+        lock(&self.busy_time).end(StreamKind::Compute, *over_at);
         stream_trace::over(What { stream: "compute", what: "step" }, began, *over_at);
         memory.end_step(command.number);
         Ok(())

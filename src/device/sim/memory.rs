@@ -62,7 +62,7 @@ impl SimMemory {
     }
 
     /// A copy is enqueued: whoever still reads the batch before must come before it.
-    pub(super) fn feed(&self, copy: u64, ordered: Ordered) -> Result<(), DeviceError> {
+    pub(super) fn enqueue_copy(&self, copy: u64, ordered: Ordered) -> Result<(), DeviceError> {
         let mut life = lock(&self.life);
         if let Some(reader) = life.readers.iter().find(|reader| !ordered.covers(reader.step)) {
             return Err(self.fed_too_early(copy, reader.step));
@@ -165,7 +165,7 @@ mod tests {
         let engine = Engine::new(super::super::SimSpec::default());
         let len = 2 * PAGE_BYTES;
         let memory = SimMemory::new(&engine, 1, HostMemory::pageable(len).expect("two pages"));
-        memory.feed(1, Ordered::After(0)).expect("nobody reads it");
+        memory.enqueue_copy(1, Ordered::After(0)).expect("nobody reads it");
         memory.begin_copy(1, len).expect("nobody reads it");
         let at = |at: usize| lock(&memory.bytes).as_slice()[at];
         assert_eq!([at(0), at(63), at(64), at(PAGE_BYTES)], [POISON, POISON, 0, POISON]);

@@ -76,25 +76,25 @@ impl Progress {
 }
 
 /// The end of one command: what is in this device's events.
-pub(super) struct Point {
+pub(super) struct SimEvent {
     progress: Arc<Progress>,
     number: u64,
 }
 
-impl Point {
+impl SimEvent {
     /// The number of the command of this stream that `event` is the end of; `None` if it is anything else.
     pub(super) fn number_on(progress: &Arc<Progress>, event: &Event) -> Option<u64> {
-        event.signal::<Point>().filter(|point| Arc::ptr_eq(&point.progress, progress)).map(|point| point.number)
+        event.signal::<SimEvent>().filter(|point| Arc::ptr_eq(&point.progress, progress)).map(|point| point.number)
     }
 }
 
-impl Signal for Point {
+impl Signal for SimEvent {
     fn wait_for(&self, limit: Duration) -> Result<bool, DeviceError> {
         self.progress.wait_until(self.number, Instant::now().checked_add(limit))
     }
 }
 
-impl fmt::Debug for Point {
+impl fmt::Debug for SimEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.progress.command, self.number)
     }
@@ -160,7 +160,7 @@ impl<W: Send + 'static> Stream<W> {
     ) -> Result<Event, DeviceError> {
         let mut tail = lock(&self.tail);
         let number = tail.number + 1;
-        let seen = Point::number_on(&self.other, after).unwrap_or(0).max(tail.seen);
+        let seen = SimEvent::number_on(&self.other, after).unwrap_or(0).max(tail.seen);
         let work = work(number, seen)?;
         let command = Command { number, after: after.clone(), enqueued_at: Instant::now(), work };
         // The thread reads its queue until the sender is gone, so this fails only if it has panicked.
@@ -178,7 +178,7 @@ impl<W: Send + 'static> Stream<W> {
     }
 
     fn point(&self, number: u64) -> Event {
-        Event::new(Arc::new(Point { progress: Arc::clone(&self.progress), number }))
+        Event::new(Arc::new(SimEvent { progress: Arc::clone(&self.progress), number }))
     }
 }
 

@@ -8,12 +8,12 @@ use std::time::Instant;
 use super::*;
 use crate::device::Signal;
 use crate::sync::{Condvar, Mutex, lock};
-use crate::tensor::{DType, Finish, Layout, SampleSpec};
+use crate::tensor::{DType, Layout, OutputFormat, SampleSpec};
 use crate::units::ByteCount;
 
 const SPEC: SampleSpec = SampleSpec { height: 8, width: 8 };
 const LEN: usize = SPEC.elements();
-const PLAIN: Finish = Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None };
+const PLAIN: OutputFormat = OutputFormat { dtype: DType::U8, layout: Layout::Nhwc, normalize: None };
 
 /// An event that is none of the device's own.
 #[derive(Debug, Default)]
@@ -48,9 +48,14 @@ fn slot(value: u8) -> Arc<HostMemory> {
     Arc::new(memory)
 }
 
-fn feed(device: &SimDevice, from: &Arc<HostMemory>, to: &mut DeviceMemory, after: &Event) -> Result<Fed, DeviceError> {
+fn feed(
+    device: &SimDevice,
+    from: &Arc<HostMemory>,
+    to: &mut DeviceMemory,
+    after: &Event,
+) -> Result<TransferEvents, DeviceError> {
     let (from, after) = (Arc::clone(from), after.clone());
-    device.feed(Feed { from, samples: 1, spec: SPEC, finish: PLAIN, windows: None, to, after })
+    device.enqueue_batch(Transfer { from, samples: 1, spec: SPEC, format: PLAIN, windows: None, to, after })
 }
 
 /// A device, a slot, and memory that holds a batch which has arrived.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::plan::{Facts, Profile, Request};
-use crate::tensor::{DType, Finish, Layout, SampleSpec};
+use crate::tensor::{DType, Layout, OutputFormat, SampleSpec};
 
 const MIB: u64 = 1 << 20;
 
@@ -10,7 +10,7 @@ fn plan() -> Plan {
     let request = Request {
         batch_size: 64,
         spec: SampleSpec { height: 224, width: 224 },
-        finish: Finish { dtype: DType::U8, layout: Layout::Nhwc, normalize: None },
+        format: OutputFormat { dtype: DType::U8, layout: Layout::Nhwc, normalize: None },
         workers_max: Some(8),
         prefetch_max: None,
         batches_held: 1,

@@ -108,7 +108,7 @@ impl Meter for HeapMeter {
     }
 
     fn held(&self) -> Option<Held> {
-        let arena = crate::host::arena()?;
+        let arena = crate::host::malloc_info()?;
         Some(Held { reserved: arena.reserved, in_use: arena.in_use, largest_free: Some(arena.largest_free) })
     }
 }

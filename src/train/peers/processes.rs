@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::wire::{FAREWELL, Hello, pack, unpack};
 use super::{PeersError, Seat};
-use crate::World;
+use crate::DistributedEnv;
 
 type Client = <WebSocket as Protocol>::Client;
 type ClientChannel = <Client as ProtocolClient>::Channel;
@@ -72,7 +72,7 @@ enum Trouble {
 
 impl Processes {
     /// Returns when all processes have joined.
-    pub(super) fn join(world: &World, threads: usize, seat: Seat) -> Result<Processes, PeersError> {
+    pub(super) fn join(world: &DistributedEnv, threads: usize, seat: Seat) -> Result<Processes, PeersError> {
         keep_quiet();
         // The other threads of this process train: two are enough to move bytes.
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("feedstock-peers").enable_all().build();

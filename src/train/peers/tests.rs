@@ -61,7 +61,7 @@ fn process(rank: usize, processes: usize, port: u16, patience: Duration) -> Team
         ("MASTER_PORT", port.to_string()),
     ];
     let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
-    Team::new(World::read(get).expect("understood"), 1).expect("a team").patience(patience)
+    Team::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect("a team").patience(patience)
 }
 
 /// One thread for each of the ranks, and what came of them.
@@ -265,6 +265,7 @@ fn ranks_on_several_machines_need_a_place_to_meet() {
     let variables = ["OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_RANK=0"];
     let all = variables.iter().chain(&["OMPI_COMM_WORLD_LOCAL_SIZE=2"]);
     let get = |name: &str| all.clone().find_map(|word| word.strip_prefix(&format!("{name}=")).map(str::to_owned));
-    let said = Team::new(World::read(get).expect("understood"), 1).expect_err("nobody says where").to_string();
+    let said =
+        Team::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect_err("nobody says where").to_string();
     assert!(said.contains("Open MPI started 4 ranks") && said.contains("MASTER_ADDR"), "{said}");
 }

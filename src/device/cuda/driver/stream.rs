@@ -20,12 +20,12 @@ pub(in crate::device::cuda) enum Argument {
 
 /// A point on a stream. The event behind it is used again when this is dropped.
 #[derive(Debug)]
-pub(in crate::device::cuda) struct Recorded {
+pub(in crate::device::cuda) struct RawEvent {
     raw: Handle<sys::CUevent_st>,
     context: Arc<Context>,
 }
 
-impl Recorded {
+impl RawEvent {
     /// An event, new or used before.
     fn take(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let used = lock(&context.events).pop();
@@ -38,7 +38,7 @@ impl Recorded {
                 Handle(raw)
             }
         };
-        Ok(Recorded { raw, context: Arc::clone(context) })
+        Ok(RawEvent { raw, context: Arc::clone(context) })
     }
 
     /// Whether the stream has got there.
@@ -57,7 +57,7 @@ impl Recorded {
     }
 
     /// Time on the device from this point to a later one. Both have been passed.
-    pub(in crate::device::cuda) fn until(&self, later: &Recorded) -> Result<Duration, DeviceError> {
+    pub(in crate::device::cuda) fn until(&self, later: &RawEvent) -> Result<Duration, DeviceError> {
         let mut ms = 0f32;
         self.context
             // SAFETY: writes one float; both events are alive.
@@ -71,7 +71,7 @@ impl Recorded {
     }
 }
 
-impl Drop for Recorded {
+impl Drop for RawEvent {
     fn drop(&mut self) {
         // It may be recorded anew even if it has not been passed: who waits for it was told so when the wait was enqueued.
         lock(&self.context.events).push(self.raw);
@@ -100,13 +100,13 @@ impl Stream {
     }
 
     /// The present end.
-    pub(in crate::device::cuda) fn record(&self) -> Result<Recorded, DeviceError> {
+    pub(in crate::device::cuda) fn record(&self) -> Result<RawEvent, DeviceError> {
         // SAFETY: our own stream.
         unsafe { record_on(&self.context, self.raw.0) }
     }
 
     /// Whatever is enqueued from here on begins after this point.
-    pub(in crate::device::cuda) fn wait(&self, point: &Recorded) -> Result<(), DeviceError> {
+    pub(in crate::device::cuda) fn wait(&self, point: &RawEvent) -> Result<(), DeviceError> {
         // SAFETY: stream and event are alive; the event may go before the wait is over.
         let wait = || unsafe { sys::cuStreamWaitEvent(self.raw.0, point.raw.0, 0) };
         Ok(self.context.call("cuStreamWaitEvent", wait)?)
@@ -171,8 +171,8 @@ impl Drop for Stream {
 pub(in crate::device::cuda) unsafe fn record_on(
     context: &Arc<Context>,
     stream: sys::CUstream,
-) -> Result<Recorded, DeviceError> {
-    let event = Recorded::take(context)?;
+) -> Result<RawEvent, DeviceError> {
+    let event = RawEvent::take(context)?;
     // SAFETY: as the caller says; the event is in nobody else's hands.
     context.call("cuEventRecord", || unsafe { sys::cuEventRecord(event.raw.0, stream) })?;
     Ok(event)

@@ -11,7 +11,7 @@ use crate::units::ByteCount;
 /// a limit, at the end of its arenas. What grows there while `in_use` does not is fragmentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Arena {
+pub struct MallocInfo {
     /// Taken from the system: all arenas, and the blocks that have a mapping of their own.
     pub reserved: ByteCount,
     /// In use, each block with its header and padding; what threads keep at hand for themselves (tcache, up to some
@@ -30,12 +30,12 @@ pub struct Arena {
 /// has just begun, milliseconds where there are a hundred thousand pieces. For a report, or once in many steps.
 ///
 /// ```
-/// if let Some(arena) = feedstock::host::arena() {
+/// if let Some(arena) = feedstock::host::malloc_info() {
 ///     println!("{} of {} in use, {} free at most in one piece", arena.in_use, arena.reserved, arena.largest_free);
 /// }
 /// ```
 #[must_use]
-pub fn arena() -> Option<Arena> {
+pub fn malloc_info() -> Option<MallocInfo> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         parse(&gnu::written()?)
@@ -81,7 +81,7 @@ mod gnu {
 
 /// Reads the XML: for each arena its free pieces by size, and sums for all of them at the end.
 #[cfg_attr(not(all(target_os = "linux", target_env = "gnu")), allow(dead_code, reason = "its tests run everywhere"))]
-fn parse(text: &str) -> Option<Arena> {
+fn parse(text: &str) -> Option<MallocInfo> {
     if !text.trim_start().starts_with("<malloc version=\"1\">") {
         return None;
     }
@@ -122,7 +122,7 @@ fn parse(text: &str) -> Option<Arena> {
         }
     }
     let (system, free): (u64, u64) = (system?, fast? + rest?);
-    Some(Arena {
+    Some(MallocInfo {
         reserved: ByteCount(system + mapped),
         in_use: ByteCount(system.checked_sub(free)? + mapped),
         largest_free: ByteCount(largest),
@@ -196,24 +196,24 @@ mod tests {
         use super::super::fixture::{alone, run_alone};
         // Tests that run beside this one would take and give back memory of the same process.
         if alone().is_none() {
-            print!("{}", run_alone("host::arena::tests::a_large_block_and_a_hole_show", ""));
+            print!("{}", run_alone("host::malloc_info::tests::a_large_block_and_a_hole_show", ""));
             return;
         }
         const BYTES: u64 = 64 << 20;
-        let before = arena().expect("this is the GNU C Library");
+        let before = malloc_info().expect("this is the GNU C Library");
         assert!(before.in_use <= before.reserved, "{before:?}");
         let block = std::hint::black_box(vec![1u8; BYTES as usize]);
-        let during = arena().expect("this is the GNU C Library");
+        let during = malloc_info().expect("this is the GNU C Library");
         assert!(during.in_use.0 >= before.in_use.0 + BYTES, "{before:?} {during:?}");
         assert!(during.reserved.0 >= before.reserved.0 + BYTES, "{before:?} {during:?}");
         drop(block);
         // Every second of many small blocks is given back: what is free then is much, in pieces that are small.
         const SMALL: usize = 4000;
         let mut blocks: Vec<Option<Vec<u8>>> = (0..2000).map(|_| Some(vec![1u8; SMALL])).collect();
-        let full = arena().expect("this is the GNU C Library");
+        let full = malloc_info().expect("this is the GNU C Library");
         blocks.iter_mut().step_by(2).for_each(|block| drop(block.take()));
-        let holed = arena().expect("this is the GNU C Library");
-        let free = |arena: Arena| arena.reserved.0 - arena.in_use.0;
+        let holed = malloc_info().expect("this is the GNU C Library");
+        let free = |arena: MallocInfo| arena.reserved.0 - arena.in_use.0;
         assert!(free(holed) >= free(full) + 900 * SMALL as u64, "{full:?} {holed:?}");
         assert!(holed.free_pieces >= full.free_pieces + 900, "{full:?} {holed:?}");
         assert!(holed.largest_free.0 < free(holed) / 4, "{holed:?}");

@@ -9,7 +9,7 @@
 use half::{bf16, f16};
 
 use super::Windows;
-use crate::tensor::{CHANNELS, DType, Finish, Layout, Normalize, SampleSpec};
+use crate::tensor::{CHANNELS, DType, Layout, Normalize, OutputFormat, SampleSpec};
 
 /// What each byte of each channel becomes: `(v / 255 - mean) / std` with every operation rounded to f32, in that order
 /// (as `torchvision`'s `ToTensor` and `Normalize` do), or `v / 255` without a normalisation.
@@ -30,20 +30,20 @@ pub fn normalize_table(normalize: Option<&Normalize>) -> [[f32; 256]; CHANNELS] 
 ///
 /// # Panics
 /// Panics if `pixels` is not a whole number of samples, or `out` not exactly as long as they are when finished.
-pub fn finish_into(pixels: &[u8], spec: SampleSpec, finish: &Finish, out: &mut [u8]) {
+pub fn convert_into(pixels: &[u8], spec: SampleSpec, format: &OutputFormat, out: &mut [u8]) {
     assert_eq!(
         out.len(),
-        pixels.len() * finish.dtype.size_bytes(),
+        pixels.len() * format.dtype.size_bytes(),
         "a {} batch of {} pixel bytes",
-        finish.dtype,
+        format.dtype,
         pixels.len()
     );
     if pixels.is_empty() {
         return;
     }
     assert!(pixels.len().is_multiple_of(spec.elements()), "{} bytes are no whole number of {spec}", pixels.len());
-    let table = || normalize_table(finish.normalize.as_ref());
-    match (finish.dtype, finish.layout) {
+    let table = || normalize_table(format.normalize.as_ref());
+    match (format.dtype, format.layout) {
         (DType::U8, Layout::Nhwc) => out.copy_from_slice(pixels),
         (DType::U8, Layout::Nchw) => planes_u8(pixels, spec, out),
         (DType::F32, layout) => {
@@ -61,22 +61,28 @@ pub fn finish_into(pixels: &[u8], spec: SampleSpec, finish: &Finish, out: &mut [
     }
 }
 
-/// Finishes windows of decoded samples: as [`finish_into`], but `pixels` are samples of `windows.stored`, and `spec` is
+/// Finishes windows of decoded samples: as [`convert_into`], but `pixels` are samples of `windows.stored`, and `spec` is
 /// what is cut out of each.
 ///
 /// # Panics
 /// Panics if `pixels` are not the samples that `windows` has places for, if a window leaves its sample, or if `out` is not
 /// exactly as long as the finished samples.
-pub fn finish_windows_into(pixels: &[u8], windows: &Windows<'_>, spec: SampleSpec, finish: &Finish, out: &mut [u8]) {
+pub fn convert_windows_into(
+    pixels: &[u8],
+    windows: &Windows<'_>,
+    spec: SampleSpec,
+    format: &OutputFormat,
+    out: &mut [u8],
+) {
     let Windows { stored, places } = windows;
     assert_eq!(pixels.len(), places.len() * stored.elements(), "{} samples of {stored}", places.len());
-    assert_eq!(out.len(), places.len() * spec.size_bytes(finish.dtype), "{} samples of {spec}", places.len());
-    let table = element_table(finish);
-    let (size, plane) = (finish.dtype.size_bytes(), spec.elements() / CHANNELS);
+    assert_eq!(out.len(), places.len() * spec.size_bytes(format.dtype), "{} samples of {spec}", places.len());
+    let table = element_table(format);
+    let (size, plane) = (format.dtype.size_bytes(), spec.elements() / CHANNELS);
     let row_bytes = stored.width as usize * CHANNELS;
     for (sample, place) in places.iter().enumerate() {
         let pixels = &pixels[sample * stored.elements()..][..stored.elements()];
-        let out = &mut out[sample * spec.size_bytes(finish.dtype)..][..spec.size_bytes(finish.dtype)];
+        let out = &mut out[sample * spec.size_bytes(format.dtype)..][..spec.size_bytes(format.dtype)];
         for y in 0..spec.height as usize {
             let row = &pixels[(usize::from(place.top) + y) * row_bytes..][..row_bytes];
             let row = &row[usize::from(place.left) * CHANNELS..][..spec.width as usize * CHANNELS];
@@ -85,7 +91,7 @@ pub fn finish_windows_into(pixels: &[u8], windows: &Windows<'_>, spec: SampleSpe
                 let pixel = y * spec.width as usize + x;
                 for channel in 0..CHANNELS {
                     let value = usize::from(row[from * CHANNELS + channel]);
-                    let at = match finish.layout {
+                    let at = match format.layout {
                         Layout::Nhwc => pixel * CHANNELS + channel,
                         Layout::Nchw => channel * plane + pixel,
                     };
@@ -97,10 +103,10 @@ pub fn finish_windows_into(pixels: &[u8], windows: &Windows<'_>, spec: SampleSpe
 }
 
 /// What each byte of each channel becomes, as bytes of the batch's elements: 3 x 256 of them, in the byte order of this
-/// machine. It is the same table that [`finish_into`] uses; kernels are given it.
-pub(super) fn element_table(finish: &Finish) -> Vec<u8> {
-    let floats = normalize_table(finish.normalize.as_ref()).into_iter().flatten();
-    match finish.dtype {
+/// machine. It is the same table that [`convert_into`] uses; kernels are given it.
+pub(super) fn element_table(format: &OutputFormat) -> Vec<u8> {
+    let floats = normalize_table(format.normalize.as_ref()).into_iter().flatten();
+    match format.dtype {
         DType::U8 => (0..CHANNELS).flat_map(|_| 0..=255).collect(),
         DType::F32 => floats.flat_map(f32::to_ne_bytes).collect(),
         DType::Bf16 => floats.flat_map(|value| bf16::from_f32(value).to_ne_bytes()).collect(),
@@ -178,21 +184,21 @@ fn each_sample<const B: usize>(
 
 /// The definition, an element at a time: what the suites hold every device to.
 #[cfg(test)]
-pub(super) fn finish_naive(pixels: &[u8], spec: SampleSpec, finish: &Finish) -> Vec<u8> {
+pub(super) fn convert_naive(pixels: &[u8], spec: SampleSpec, format: &OutputFormat) -> Vec<u8> {
     let (plane, elements) = (spec.elements() / CHANNELS, spec.elements());
-    let mut out = vec![0; pixels.len() * finish.dtype.size_bytes()];
+    let mut out = vec![0; pixels.len() * format.dtype.size_bytes()];
     for (at, &value) in pixels.iter().enumerate() {
         let (sample, within) = (at / elements, at % elements);
         let (pixel, channel) = (within / CHANNELS, within % CHANNELS);
-        let to = match finish.layout {
+        let to = match format.layout {
             Layout::Nhwc => at,
             Layout::Nchw => sample * elements + channel * plane + pixel,
         };
         let scaled = f32::from(value) / 255.0;
-        let float = finish.normalize.map_or(scaled, |by| (scaled - by.mean[channel]) / by.std[channel]);
-        let size = finish.dtype.size_bytes();
+        let float = format.normalize.map_or(scaled, |by| (scaled - by.mean[channel]) / by.std[channel]);
+        let size = format.dtype.size_bytes();
         let out = &mut out[to * size..][..size];
-        match finish.dtype {
+        match format.dtype {
             DType::U8 => out[0] = value,
             DType::F32 => out.copy_from_slice(&float.to_ne_bytes()),
             DType::F16 => out.copy_from_slice(&f16::from_f32(float).to_ne_bytes()),
@@ -209,14 +215,14 @@ pub(super) fn finish_naive(pixels: &[u8], spec: SampleSpec, finish: &Finish) -> 
 
 /// Every combination of element type, layout and normalisation that there is.
 #[cfg(test)]
-pub(super) fn all_finishes() -> Vec<Finish> {
+pub(super) fn all_formats() -> Vec<OutputFormat> {
     let imagenet = Normalize { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
     let mut all = Vec::new();
     for layout in [Layout::Nhwc, Layout::Nchw] {
-        all.push(Finish { dtype: DType::U8, layout, normalize: None });
+        all.push(OutputFormat { dtype: DType::U8, layout, normalize: None });
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             for normalize in [None, Some(imagenet)] {
-                all.push(Finish { dtype, layout, normalize });
+                all.push(OutputFormat { dtype, layout, normalize });
             }
         }
     }
@@ -244,7 +250,7 @@ mod tests {
         let spec = SampleSpec { height: 1, width: 2 };
         let pixels = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16];
         let mut out = [0; 12];
-        finish_into(&pixels, spec, &Finish::default(), &mut out);
+        convert_into(&pixels, spec, &OutputFormat::default(), &mut out);
         assert_eq!(out, [1, 4, 2, 5, 3, 6, 11, 14, 12, 15, 13, 16]);
     }
 
@@ -252,10 +258,10 @@ mod tests {
     fn every_value_of_every_channel_equals_the_definition() {
         let spec = SampleSpec { height: 16, width: 16 };
         let pixels: Vec<u8> = (0..=255).flat_map(|value: u8| [value, !value, value.wrapping_add(85)]).collect();
-        for finish in all_finishes() {
-            let mut out = vec![0xEE; pixels.len() * finish.dtype.size_bytes()];
-            finish_into(&pixels, spec, &finish, &mut out);
-            assert_eq!(out, finish_naive(&pixels, spec, &finish), "{finish:?}");
+        for format in all_formats() {
+            let mut out = vec![0xEE; pixels.len() * format.dtype.size_bytes()];
+            convert_into(&pixels, spec, &format, &mut out);
+            assert_eq!(out, convert_naive(&pixels, spec, &format), "{format:?}");
         }
     }
 
@@ -277,11 +283,11 @@ mod tests {
             })
             .take(samples * spec.elements())
             .collect();
-            for mut finish in all_finishes() {
-                finish.normalize = finish.normalize.map(|_| Normalize { mean, std });
-                let mut out = vec![0xEE; pixels.len() * finish.dtype.size_bytes()];
-                finish_into(&pixels, spec, &finish, &mut out);
-                prop_assert_eq!(&out, &finish_naive(&pixels, spec, &finish), "{:?}", finish);
+            for mut format in all_formats() {
+                format.normalize = format.normalize.map(|_| Normalize { mean, std });
+                let mut out = vec![0xEE; pixels.len() * format.dtype.size_bytes()];
+                convert_into(&pixels, spec, &format, &mut out);
+                prop_assert_eq!(&out, &convert_naive(&pixels, spec, &format), "{:?}", format);
             }
         }
     }
@@ -299,13 +305,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "no whole number of 2x2x3")]
     fn half_a_sample_is_refused() {
-        finish_into(&[0; 18], SampleSpec { height: 2, width: 2 }, &Finish::default(), &mut [0; 18]);
+        convert_into(&[0; 18], SampleSpec { height: 2, width: 2 }, &OutputFormat::default(), &mut [0; 18]);
     }
 
     #[test]
     #[should_panic(expected = "a u8 batch of 12 pixel bytes")]
     fn an_output_of_another_size_is_refused() {
-        finish_into(&[0; 12], SampleSpec { height: 2, width: 2 }, &Finish::default(), &mut [0; 11]);
+        convert_into(&[0; 12], SampleSpec { height: 2, width: 2 }, &OutputFormat::default(), &mut [0; 11]);
     }
 
     /// Not a test: prints how fast each finish is. `cargo test --release -- --ignored --nocapture finish_rates`.
@@ -314,19 +320,19 @@ mod tests {
     fn finish_rates() {
         let spec = SampleSpec { height: 224, width: 224 };
         let pixels: Vec<u8> = (0..64 * spec.elements() as u64).map(|at| crate::units::mix64(at) as u8).collect();
-        for finish in all_finishes() {
-            let mut out = vec![0; pixels.len() * finish.dtype.size_bytes()];
+        for format in all_formats() {
+            let mut out = vec![0; pixels.len() * format.dtype.size_bytes()];
             let mut best = f64::MAX;
             for _ in 0..7 {
                 let start = std::time::Instant::now();
-                finish_into(std::hint::black_box(&pixels), spec, &finish, &mut out);
+                convert_into(std::hint::black_box(&pixels), spec, &format, &mut out);
                 best = best.min(start.elapsed().as_secs_f64() / 64.0);
             }
-            let normalized = if finish.normalize.is_some() { "normalised" } else { "" };
+            let normalized = if format.normalize.is_some() { "normalised" } else { "" };
             println!(
                 "{:>4} {} {normalized:10} {:6.1} us, {:6.0} images/s",
-                finish.dtype,
-                finish.layout,
+                format.dtype,
+                format.layout,
                 best * 1e6,
                 1.0 / best
             );

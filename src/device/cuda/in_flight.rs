@@ -6,7 +6,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::point::Mark;
+use super::event::RecordedEvent;
 use crate::device::stream_trace::{self, What};
 use crate::device::{DeviceError, HostMemory, Utilization};
 use crate::sync::{Arc, Mutex, lock};
@@ -17,21 +17,21 @@ const INTERVALS_MAX: usize = 4096;
 
 /// What is under way on the streams of one device.
 #[derive(Debug, Default)]
-pub(super) struct Flight(Mutex<Inner>);
+pub(super) struct InFlight(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     /// Slots that are being copied, in the order of the copy stream.
-    slots: VecDeque<(Arc<Mark>, Arc<HostMemory>)>,
+    slots: VecDeque<(Arc<RecordedEvent>, Arc<HostMemory>)>,
     /// Device memory that is being written, in the order of the stream that writes it last.
-    memory: VecDeque<(Arc<Mark>, Arc<dyn Any + Send + Sync>)>,
+    memory: VecDeque<(Arc<RecordedEvent>, Arc<dyn Any + Send + Sync>)>,
     /// What the device may use, and nobody knows any more until when.
-    parked: Vec<(Arc<HostMemory>, Arc<dyn Any + Send + Sync>)>,
+    unknown: Vec<(Arc<HostMemory>, Arc<dyn Any + Send + Sync>)>,
     started: Option<Instant>,
     copy: Busy,
     compute: Busy,
     /// Of interest to who draws a timeline, and to nobody else.
-    finish: Busy,
+    convert: Busy,
 }
 
 /// How long one stream was busy.
@@ -39,21 +39,21 @@ struct Inner {
 struct Busy {
     total: Duration,
     /// Beginnings whose end has not been enqueued.
-    open: VecDeque<(u64, Arc<Mark>)>,
+    open: VecDeque<(u64, Arc<RecordedEvent>)>,
     /// Begun and ended, in the order of their ends.
     intervals: VecDeque<Interval>,
     /// The last end that was counted.
-    counted: Option<(u64, Arc<Mark>)>,
+    counted: Option<(u64, Arc<RecordedEvent>)>,
     /// How many marks there were.
     marks: u64,
     /// The same moment by the host's clock and on the device: the first beginning, then the last end that was told.
-    moment: Option<(Instant, Arc<Mark>)>,
+    moment: Option<(Instant, Arc<RecordedEvent>)>,
 }
 
 #[derive(Debug)]
 struct Interval {
-    begin: (u64, Arc<Mark>),
-    end: (u64, Arc<Mark>),
+    begin: (u64, Arc<RecordedEvent>),
+    end: (u64, Arc<RecordedEvent>),
 }
 
 impl Busy {
@@ -62,7 +62,7 @@ impl Busy {
         self.marks
     }
 
-    fn begin(&mut self, mark: Arc<Mark>) {
+    fn begin(&mut self, mark: Arc<RecordedEvent>) {
         let number = self.number();
         // An idle stream passes it at once, so that the two clocks agree to within a launch.
         self.moment.get_or_insert_with(|| (Instant::now(), Arc::clone(&mark)));
@@ -72,7 +72,7 @@ impl Busy {
         }
     }
 
-    fn end(&mut self, mark: Arc<Mark>) {
+    fn end(&mut self, mark: Arc<RecordedEvent>) {
         let number = self.number();
         if let Some(begin) = self.open.pop_front() {
             self.intervals.push_back(Interval { begin, end: (number, mark) });
@@ -103,15 +103,15 @@ impl Busy {
     }
 }
 
-impl Flight {
+impl InFlight {
     /// A copy out of `slot`, begun at `begun` and over at `copied`, and the writing of `memory`, over at `ready`.
     pub(super) fn fed(
         &self,
         slot: Arc<HostMemory>,
         memory: Arc<dyn Any + Send + Sync>,
-        begun: Arc<Mark>,
-        copied: &Arc<Mark>,
-        ready: &Arc<Mark>,
+        begun: Arc<RecordedEvent>,
+        copied: &Arc<RecordedEvent>,
+        ready: &Arc<RecordedEvent>,
     ) {
         let mut inner = lock(&self.0);
         inner.slots.push_back((Arc::clone(copied), slot));
@@ -119,18 +119,18 @@ impl Flight {
         inner.copy.begin(begun);
         inner.copy.end(Arc::clone(copied));
         if stream_trace::is_wanted() && !Arc::ptr_eq(copied, ready) {
-            inner.finish.begin(Arc::clone(copied));
-            inner.finish.end(Arc::clone(ready));
+            inner.convert.begin(Arc::clone(copied));
+            inner.convert.end(Arc::clone(ready));
         }
     }
 
     /// Keeps both for good: a copy may have been enqueued, and nothing says when it is over.
-    pub(super) fn park(&self, slot: Arc<HostMemory>, memory: Arc<dyn Any + Send + Sync>) {
-        lock(&self.0).parked.push((slot, memory));
+    pub(super) fn leak_unknown(&self, slot: Arc<HostMemory>, memory: Arc<dyn Any + Send + Sync>) {
+        lock(&self.0).unknown.push((slot, memory));
     }
 
     /// The consumer's work on a batch begins at `mark`, which was recorded after `since`.
-    pub(super) fn begin(&self, since: Instant, mark: Arc<Mark>) {
+    pub(super) fn begin(&self, since: Instant, mark: Arc<RecordedEvent>) {
         let mut inner = lock(&self.0);
         if inner.started.is_none() {
             inner.started = Some(since);
@@ -141,12 +141,12 @@ impl Flight {
     }
 
     /// The consumer's work on the batch that was begun first and is not ended ends here.
-    pub(super) fn end(&self, mark: &Arc<Mark>) {
+    pub(super) fn end(&self, mark: &Arc<RecordedEvent>) {
         lock(&self.0).compute.end(Arc::clone(mark));
     }
 
     /// Lets go of what is over. Never blocks.
-    pub(super) fn settle(&self) -> Result<(), DeviceError> {
+    pub(super) fn reap(&self) -> Result<(), DeviceError> {
         let mut inner = lock(&self.0);
         while let Some((mark, _)) = inner.slots.front()
             && mark.is_passed()?
@@ -159,15 +159,15 @@ impl Flight {
             inner.memory.pop_front();
         }
         inner.copy.count(What { stream: "copy", what: "copy" })?;
-        inner.finish.count(What { stream: "finish", what: "finish" })?;
+        inner.convert.count(What { stream: "convert", what: "convert" })?;
         inner.compute.count(What { stream: "compute", what: "step" })
     }
 
     /// Waits until everything is over, at most this long, and lets go of it.
-    pub(super) fn drain(&self, limit: Duration) {
+    pub(super) fn synchronize(&self, limit: Duration) {
         let start = Instant::now();
         loop {
-            if self.settle().is_err() {
+            if self.reap().is_err() {
                 // Nothing works any more, so nothing is being worked on.
                 drop(std::mem::take(&mut *lock(&self.0)));
                 return;
@@ -181,18 +181,18 @@ impl Flight {
         }
     }
 
-    /// What is left, and what was parked, goes to nobody: the device may use it for as long as the process lives.
+    /// What is left, and what was unknown, goes to nobody: the device may use it for as long as the process lives.
     pub(super) fn leak(&self) {
         let inner = std::mem::take(&mut *lock(&self.0));
         inner.slots.into_iter().for_each(|(_, slot)| std::mem::forget(slot));
-        inner.parked.into_iter().for_each(std::mem::forget);
+        inner.unknown.into_iter().for_each(std::mem::forget);
         inner.memory.into_iter().for_each(|(_, memory)| std::mem::forget(memory));
     }
 
     /// How busy the streams were, as far as what is over tells.
     pub(super) fn utilization(&self) -> Utilization {
         // What went wrong sticks to the device, and is told by the next call.
-        let _ = self.settle();
+        let _ = self.reap();
         let inner = lock(&self.0);
         Utilization {
             elapsed: inner.started.map_or(Duration::ZERO, |started| started.elapsed()),

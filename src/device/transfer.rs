@@ -1,15 +1,15 @@
-//! Owns what a device is asked to do with one batch: [`Feed`], the windows in it, and what comes back.
+//! Owns what a device is asked to do with one batch: [`Transfer`], the windows in it, and what comes back.
 //! It must never do it.
 
 use super::{DeviceError, DeviceMemory, Event, HostMemory, bytes};
 use crate::sync::Arc;
-use crate::tensor::{DType, Finish, SampleSpec};
+use crate::tensor::{DType, OutputFormat, SampleSpec};
 
 /// One batch on its way to the device.
 #[derive(Debug)]
-pub struct Feed<'a> {
+pub struct Transfer<'a> {
     /// The slot: `samples` decoded samples one after another (u8, NHWC) from its first byte on. Until
-    /// [`Fed::slot_free`] has passed nobody may write to the memory; by the time anybody has seen it pass, the device has
+    /// [`TransferEvents::slot_free`] has passed nobody may write to the memory; by the time anybody has seen it pass, the device has
     /// dropped its handle.
     pub from: Arc<HostMemory>,
     /// How many samples there are; zero is a batch like any other.
@@ -17,7 +17,7 @@ pub struct Feed<'a> {
     /// Shape of one finished sample.
     pub spec: SampleSpec,
     /// What is done to the samples on the device.
-    pub finish: Finish,
+    pub format: OutputFormat,
     /// What part of each sample is used; `None`: all of it.
     pub windows: Option<Windows<'a>>,
     /// Where the finished batch goes, from the first byte on. Bytes past its end keep whatever they were.
@@ -26,7 +26,7 @@ pub struct Feed<'a> {
     pub after: Event,
 }
 
-impl Feed<'_> {
+impl Transfer<'_> {
     /// Shape of one sample as it lies in the slot.
     #[must_use]
     pub fn stored(&self) -> SampleSpec {
@@ -42,13 +42,13 @@ impl Feed<'_> {
     /// Whether the finished batch is, byte for byte, what crosses.
     #[must_use]
     pub fn is_identity(&self) -> bool {
-        self.finish.is_identity() && self.windows.is_none()
+        self.format.is_identity() && self.windows.is_none()
     }
 
     /// Bytes of the finished batch.
     #[must_use]
     pub fn finished_bytes(&self) -> usize {
-        self.samples.saturating_mul(self.spec.size_bytes(self.finish.dtype))
+        self.samples.saturating_mul(self.spec.size_bytes(self.format.dtype))
     }
 
     /// Whether this can be done at all. Every device asks this first.
@@ -66,8 +66,8 @@ impl Feed<'_> {
         if let Some(windows) = &self.windows {
             windows.check(self.spec, self.samples)?;
         }
-        let Some(normalize) = self.finish.normalize else { return Ok(()) };
-        if self.finish.dtype == DType::U8 {
+        let Some(normalize) = self.format.normalize else { return Ok(()) };
+        if self.format.dtype == DType::U8 {
             return Err(DeviceError::Unsupported("bytes cannot be normalised: ask for f32, bf16 or f16".to_owned()));
         }
         let usable = |std: &f32| std.is_finite() && *std != 0.0;
@@ -79,10 +79,10 @@ impl Feed<'_> {
     }
 }
 
-/// What [`Device::feed`](super::Device::feed) hands back: two points on the copy stream.
+/// What [`Device::enqueue_batch`](super::Device::enqueue_batch) hands back: two points on the copy stream.
 #[derive(Clone, Debug)]
 #[must_use = "the slot may be written only after `slot_free`, the batch read only after `ready`"]
-pub struct Fed {
+pub struct TransferEvents {
     /// After it the slot may be written again.
     pub slot_free: Event,
     /// After it the batch may be read.

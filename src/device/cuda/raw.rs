@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use super::CudaDevice;
 use super::driver;
+use super::event::{CudaEvent, RecordedEvent};
 use super::memory::CudaMemory;
-use super::point::{Mark, Point};
 use crate::device::{DeviceError, DeviceMemory, Event};
 use crate::sync::Arc;
 
@@ -35,7 +35,7 @@ impl CudaDevice {
     /// [`DeviceError::Unsupported`] for memory of another device.
     pub fn raw(&self, memory: &DeviceMemory, ready: &Event) -> Result<RawBatch, DeviceError> {
         let own = self.own(memory)?;
-        let ready = match Point::mark_in(ready, &self.flight) {
+        let ready = match CudaEvent::mark_in(ready, &self.in_flight) {
             Some(mark) => mark.recorded().raw(),
             None => {
                 ready.wait()?;
@@ -63,6 +63,6 @@ impl CudaDevice {
     pub unsafe fn event_on(&self, stream: *mut c_void) -> Result<Event, DeviceError> {
         // SAFETY: as the caller says.
         let recorded = unsafe { driver::record_on(&self.context, stream.cast()) }?;
-        Ok(self.event(&Mark::new(recorded, "a point on a stream of the consumer's")))
+        Ok(self.event(&RecordedEvent::new(recorded, "a point on a stream of the consumer's")))
     }
 }

@@ -66,15 +66,15 @@ const MPI: [Launcher; 3] = [
 /// Intel MPI, MVAPICH) or `srun`.
 ///
 /// ```
-/// match feedstock::host::World::here()? {
+/// match feedstock::host::DistributedEnv::from_env()? {
 ///     Some(world) => println!("rank {} of {}", world.rank, world.world_size),
 ///     None => println!("a process by itself"),
 /// }
-/// # Ok::<(), feedstock::host::WorldError>(())
+/// # Ok::<(), feedstock::host::DistributedEnvError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct World {
+pub struct DistributedEnv {
     /// Which of the ranks this one is, from 0.
     pub rank: usize,
     /// How many there are on all machines.
@@ -113,33 +113,33 @@ impl fmt::Display for Coordinator {
 
 /// The environment contradicts itself, or says half of what it must. The text names the variables and their values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorldError(String);
+pub struct DistributedEnvError(String);
 
-impl fmt::Display for WorldError {
+impl fmt::Display for DistributedEnvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for WorldError {}
+impl std::error::Error for DistributedEnvError {}
 
-impl World {
+impl DistributedEnv {
     /// What the launcher of this process says; none where there is no launcher.
     ///
     /// The innermost launcher counts: `RANK` and `WORLD_SIZE` before those of `mpirun`, and these before Slurm's. Slurm
     /// counts in tasks that `srun` has started; a batch script by itself is one process.
     ///
     /// # Errors
-    /// [`WorldError`] if variables contradict each other, are no numbers, or some are missing.
-    pub fn here() -> Result<Option<World>, WorldError> {
-        World::read(|name| std::env::var(name).ok())
+    /// [`DistributedEnvError`] if variables contradict each other, are no numbers, or some are missing.
+    pub fn from_env() -> Result<Option<DistributedEnv>, DistributedEnvError> {
+        DistributedEnv::from_vars(|name| std::env::var(name).ok())
     }
 
-    /// As [`here`](Self::here), from an environment that `get` tells.
+    /// As [`from_env`](Self::from_env), from an environment that `get` tells.
     ///
     /// # Errors
-    /// As [`here`](Self::here).
-    pub fn read(get: impl Fn(&str) -> Option<String>) -> Result<Option<World>, WorldError> {
+    /// As [`from_env`](Self::from_env).
+    pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Option<DistributedEnv>, DistributedEnvError> {
         let environment = Environment(&get);
         if environment.has(TORCHRUN.rank) {
             return environment.launched_by(&TORCHRUN).map(Some);
@@ -155,11 +155,11 @@ impl World {
         };
         // A script often exports the size for all its tasks, and leaves the rank to the launcher.
         match (environment.number::<usize>(TORCHRUN.world_size)?, &world) {
-            (Some(size), Some(world)) if size != world.world_size => Err(WorldError(format!(
+            (Some(size), Some(world)) if size != world.world_size => Err(DistributedEnvError(format!(
                 "WORLD_SIZE={size} contradicts {}, which started {} ranks: unset WORLD_SIZE, or start that many",
                 world.told_by, world.world_size
             ))),
-            (Some(size), None) => Err(WorldError(format!(
+            (Some(size), None) => Err(DistributedEnvError(format!(
                 "WORLD_SIZE={size} is set, but no RANK, and no launcher says it: set RANK, or unset WORLD_SIZE"
             ))),
             _ => Ok(world),
@@ -180,16 +180,16 @@ impl Environment<'_> {
         self.get(name).is_some()
     }
 
-    fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, WorldError> {
+    fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, DistributedEnvError> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        let refused = |_| WorldError(format!("{name}={} is no number that can be meant", text.escape_debug()));
+        let refused = |_| DistributedEnvError(format!("{name}={} is no number that can be meant", text.escape_debug()));
         text.parse().map(Some).map_err(refused)
     }
 
     /// A variable that must be there because others are.
-    fn needed(&self, name: &str, launcher: &str, others: &[&str]) -> Result<usize, WorldError> {
+    fn needed(&self, name: &str, launcher: &str, others: &[&str]) -> Result<usize, DistributedEnvError> {
         self.number(name)?.ok_or_else(|| {
-            WorldError(format!(
+            DistributedEnvError(format!(
                 "{launcher}: {} is set, but {name} is not: set both or neither",
                 self.told(others).unwrap_or_else(|| others.join(", "))
             ))
@@ -202,7 +202,7 @@ impl Environment<'_> {
         (!told.is_empty()).then(|| told.join(", "))
     }
 
-    fn launched_by(&self, launcher: &Launcher) -> Result<World, WorldError> {
+    fn launched_by(&self, launcher: &Launcher) -> Result<DistributedEnv, DistributedEnvError> {
         let names = [launcher.rank, launcher.world_size, launcher.local_rank, launcher.local_world_size];
         let needed = |name| self.needed(name, launcher.name, &names);
         let (rank, world_size) = (needed(launcher.rank)?, needed(launcher.world_size)?);
@@ -220,7 +220,7 @@ impl Environment<'_> {
         self.world(place, launcher.name, &names, None, job)
     }
 
-    fn slurm(&self) -> Result<World, WorldError> {
+    fn slurm(&self) -> Result<DistributedEnv, DistributedEnvError> {
         const NAME: &str = "Slurm";
         const SIZES: [&str; 2] = ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"];
         const PER_NODE: &str = "SLURM_NTASKS_PER_NODE";
@@ -234,7 +234,10 @@ impl Environment<'_> {
             Some((name, list)) => {
                 let node = self.number(SLURM_NODE)?.unwrap_or(0);
                 tasks_of_node(&list, node).ok_or_else(|| {
-                    WorldError(format!("{name}={} names no tasks for {SLURM_NODE}={node}", list.escape_debug()))
+                    DistributedEnvError(format!(
+                        "{name}={} names no tasks for {SLURM_NODE}={node}",
+                        list.escape_debug()
+                    ))
                 })?
             }
             None => self.needed(PER_NODE, NAME, &names)?.min(world_size),
@@ -243,7 +246,7 @@ impl Environment<'_> {
             .into_iter()
             .find_map(|name| Some((name, self.get(name)?)))
             .map(|(name, list)| {
-                let refused = || WorldError(format!("{name}={} is no list of hosts", list.escape_debug()));
+                let refused = || DistributedEnvError(format!("{name}={} is no list of hosts", list.escape_debug()));
                 first_host(&list).ok_or_else(refused)
             })
             .transpose()?;
@@ -260,11 +263,11 @@ impl Environment<'_> {
         names: &[&str],
         first_host: Option<String>,
         job: Option<String>,
-    ) -> Result<World, WorldError> {
+    ) -> Result<DistributedEnv, DistributedEnvError> {
         let whole = rank < world_size && local_rank < local_world_size;
         // A rank of this machine cannot be a higher one than it is among all, and nor can their numbers.
         if !whole || local_world_size > world_size || local_rank > rank {
-            return Err(WorldError(format!(
+            return Err(DistributedEnvError(format!(
                 "{told_by}: rank {rank} of {world_size}, here {local_rank} of {local_world_size}, cannot be: {}",
                 self.told(names).unwrap_or_default()
             )));
@@ -280,7 +283,7 @@ impl Environment<'_> {
             None => PORT_BASE + job.map_or(0, |job| (xxh3_64(job.as_bytes()) % PORT_COUNT) as u16),
         };
         let coordinator = host.map(|host| Coordinator { host, port });
-        Ok(World { rank, world_size, local_rank, local_world_size, coordinator, told_by })
+        Ok(DistributedEnv { rank, world_size, local_rank, local_world_size, coordinator, told_by })
     }
 }
 
@@ -311,5 +314,5 @@ fn first_host(list: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "world_tests.rs"]
+#[path = "distributed_env_tests.rs"]
 mod tests;

@@ -13,7 +13,7 @@ pub(super) enum StreamKind {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(super) struct BusyTime {
     started: Option<Instant>,
     copy: Busy,
     compute: Busy,
@@ -25,7 +25,7 @@ struct Busy {
     since: Option<Instant>,
 }
 
-impl Meter {
+impl BusyTime {
     pub(super) fn begin(&mut self, kind: StreamKind, at: Instant) {
         if let StreamKind::Compute = kind {
             self.started.get_or_insert(at);
@@ -77,17 +77,17 @@ mod tests {
         let zero = Instant::now();
         let at = |ms: u64| zero + Duration::from_millis(ms);
         let ms = Duration::from_millis;
-        let mut meter = Meter::default();
-        assert_eq!(meter.read(at(5)), Utilization::default());
-        meter.begin(StreamKind::Copy, at(10));
-        meter.end(StreamKind::Copy, at(20));
-        meter.begin(StreamKind::Copy, at(20));
-        meter.begin(StreamKind::Compute, at(25));
-        meter.end(StreamKind::Copy, at(30));
-        assert_eq!(meter.read(at(35)), Utilization { elapsed: ms(10), compute_busy: ms(10), copy_busy: ms(5) });
-        meter.end(StreamKind::Compute, at(45));
-        let early = meter.read(at(45));
-        let late = meter.read(at(65));
+        let mut busy_time = BusyTime::default();
+        assert_eq!(busy_time.read(at(5)), Utilization::default());
+        busy_time.begin(StreamKind::Copy, at(10));
+        busy_time.end(StreamKind::Copy, at(20));
+        busy_time.begin(StreamKind::Copy, at(20));
+        busy_time.begin(StreamKind::Compute, at(25));
+        busy_time.end(StreamKind::Copy, at(30));
+        assert_eq!(busy_time.read(at(35)), Utilization { elapsed: ms(10), compute_busy: ms(10), copy_busy: ms(5) });
+        busy_time.end(StreamKind::Compute, at(45));
+        let early = busy_time.read(at(45));
+        let late = busy_time.read(at(65));
         assert_eq!(late, Utilization { elapsed: ms(40), compute_busy: ms(20), copy_busy: ms(5) });
         assert_eq!((late.compute_share(), late.copy_share()), (0.5, 0.125));
         assert_eq!(late.since(&early), Utilization { elapsed: ms(20), compute_busy: ms(0), copy_busy: ms(0) });

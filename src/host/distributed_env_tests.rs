@@ -2,17 +2,19 @@
 
 use super::*;
 
-fn read(variables: &[(&str, &str)]) -> Result<Option<World>, WorldError> {
-    World::read(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+fn read(variables: &[(&str, &str)]) -> Result<Option<DistributedEnv>, DistributedEnvError> {
+    DistributedEnv::from_vars(|name| {
+        variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    })
 }
 
 /// Variables in one text, `NAME=value NAME=value`.
-fn told(text: &str) -> Result<Option<World>, WorldError> {
+fn told(text: &str) -> Result<Option<DistributedEnv>, DistributedEnvError> {
     let variables: Vec<_> = text.split_whitespace().filter_map(|word| word.split_once('=')).collect();
     read(&variables)
 }
 
-fn world(text: &str) -> World {
+fn world(text: &str) -> DistributedEnv {
     told(text).expect("understood").expect("a world")
 }
 

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::driver::Recorded;
-use super::flight::Flight;
+use super::driver::RawEvent;
+use super::in_flight::InFlight;
 use crate::device::{DeviceError, Event, Signal};
 use crate::sync::{Arc, AtomicBool, Ordering};
 
@@ -15,18 +15,18 @@ const SPIN: Duration = Duration::from_micros(20);
 const PAUSE_MAX: Duration = Duration::from_micros(200);
 
 /// A point on one of the device's streams.
-pub(super) struct Mark {
-    recorded: Recorded,
+pub(super) struct RecordedEvent {
+    recorded: RawEvent,
     passed: AtomicBool,
     what: &'static str,
 }
 
-impl Mark {
-    pub(super) fn new(recorded: Recorded, what: &'static str) -> Arc<Self> {
-        Arc::new(Mark { recorded, passed: AtomicBool::new(false), what })
+impl RecordedEvent {
+    pub(super) fn new(recorded: RawEvent, what: &'static str) -> Arc<Self> {
+        Arc::new(RecordedEvent { recorded, passed: AtomicBool::new(false), what })
     }
 
-    pub(super) fn recorded(&self) -> &Recorded {
+    pub(super) fn recorded(&self) -> &RawEvent {
         &self.recorded
     }
 
@@ -65,40 +65,40 @@ impl Mark {
     }
 }
 
-impl fmt::Debug for Mark {
+impl fmt::Debug for RecordedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.what)
     }
 }
 
 /// A mark as an event. Whoever sees it pass has first let go of what the work up to it held.
-pub(super) struct Point {
-    mark: Arc<Mark>,
-    flight: Arc<Flight>,
+pub(super) struct CudaEvent {
+    mark: Arc<RecordedEvent>,
+    in_flight: Arc<InFlight>,
 }
 
-impl Point {
-    pub(super) fn event(mark: &Arc<Mark>, flight: &Arc<Flight>) -> Event {
-        Event::new(Arc::new(Point { mark: Arc::clone(mark), flight: Arc::clone(flight) }))
+impl CudaEvent {
+    pub(super) fn event(mark: &Arc<RecordedEvent>, in_flight: &Arc<InFlight>) -> Event {
+        Event::new(Arc::new(CudaEvent { mark: Arc::clone(mark), in_flight: Arc::clone(in_flight) }))
     }
 
     /// The mark in an event of this device's making.
-    pub(super) fn mark_in<'e>(event: &'e Event, flight: &Arc<Flight>) -> Option<&'e Arc<Mark>> {
-        event.signal::<Point>().filter(|point| Arc::ptr_eq(&point.flight, flight)).map(|point| &point.mark)
+    pub(super) fn mark_in<'e>(event: &'e Event, in_flight: &Arc<InFlight>) -> Option<&'e Arc<RecordedEvent>> {
+        event.signal::<CudaEvent>().filter(|point| Arc::ptr_eq(&point.in_flight, in_flight)).map(|point| &point.mark)
     }
 }
 
-impl Signal for Point {
+impl Signal for CudaEvent {
     fn wait_for(&self, limit: Duration) -> Result<bool, DeviceError> {
         let passed = self.mark.wait_for(limit)?;
         if passed {
-            self.flight.settle()?;
+            self.in_flight.reap()?;
         }
         Ok(passed)
     }
 }
 
-impl fmt::Debug for Point {
+impl fmt::Debug for CudaEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.mark.fmt(f)
     }
