@@ -1,91 +1,34 @@
-//! The layering of `docs/ARCHITECTURE.md`, checked against the code: which module may import which, and where `unsafe` may be.
+//! The layering of `docs/ARCHITECTURE.md`, checked against the code file by file: imports run downward, no files import
+//! each other in a circle, and `unsafe` is only where it is listed.
 //!
-//! It reads the sources as text: comments and strings are taken out, then every `crate::name` is an import of that room.
+//! The sources are read as text. Comments, the insides of strings and test modules are removed; every path that is left is
+//! resolved to the file that defines its item, through re-exports. A re-export alone is not an import.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room and the rooms that it may import. What is not listed here is not a room, and fails.
-const ROOMS: &[(&str, &[&str])] = &[
-    // 1: values and primitives
-    ("units", &[]),
-    ("sync", &[]),
-    ("blocks", &["units", "sync"]),
-    // 2: leaves that know nothing of each other
-    ("tensor", &["units"]),
-    ("host", &["units", "sync"]),
-    ("budget", &["units", "sync"]),
-    ("metrics", &["units", "sync"]),
-    ("quarantine", &["units", "sync"]),
-    ("sampler", &["units", "sync", "blocks"]),
-    ("source", &["units", "sync", "blocks"]),
-    // 3: what is done to a sample, and where it goes
-    ("decode", &["units", "sync", "tensor"]),
-    ("transform", &["units", "sync", "tensor"]),
-    ("device", &["units", "sync", "tensor"]),
-    // 4: sizes, and the memory that is used again
-    ("plan", &["units", "tensor", "decode", "source"]),
-    ("pool", &["units", "sync", "tensor", "budget", "quarantine", "decode", "transform", "device"]),
-    // 5: what the consumer holds
-    ("batch", &["units", "sync", "tensor", "quarantine", "device", "pool"]),
-    // 6: the run
-    (
-        "pipeline",
-        &[
-            "units",
-            "sync",
-            "tensor",
-            "host",
-            "budget",
-            "metrics",
-            "quarantine",
-            "sampler",
-            "source",
-            "decode",
-            "transform",
-            "device",
-            "plan",
-            "pool",
-            "batch",
-        ],
-    ),
-    // 7
-    ("error", &["units", "budget", "quarantine", "source", "device", "plan", "pipeline"]),
-    // 8: the face
-    ("maker", &["units", "quarantine", "decode", "transform", "pool"]),
-    (
-        "loader",
-        &[
-            "units",
-            "sync",
-            "tensor",
-            "host",
-            "budget",
-            "metrics",
-            "quarantine",
-            "sampler",
-            "source",
-            "decode",
-            "transform",
-            "device",
-            "plan",
-            "pool",
-            "batch",
-            "pipeline",
-            "error",
-        ],
-    ),
-    // 9: the public face, which is written `crate::Loader`, and public rooms
-    ("adapt", &["FACE", "tensor", "source", "transform", "device"]),
-    ("pack", &["FACE", "budget", "decode", "host", "plan", "sampler", "source", "tensor", "transform"]),
-    ("train", &["FACE", "adapt", "host", "tensor", "source", "transform"]),
-    // 10: `feedstock::...` only; `crate::` is the program's own
-    ("cli", &["cli"]),
+/// The top-level modules of `src/`, layer by layer from the bottom. A file imports from its own module and from lower layers.
+const LAYERS: &[&[&str]] = &[
+    &["units", "sync"],
+    &["tensor", "blocks"],
+    &["host", "budget", "metrics", "quarantine", "sampler", "source"],
+    &["decode", "transform", "device"],
+    &["plan", "pool"],
+    &["batch"],
+    &["pipeline"],
+    &["error"],
+    &["loader", "maker"],
+    &["adapt", "pack"],
+    &["train"],
+    &["cli"],
 ];
 
-/// The only files with `unsafe` in them, and why.
+/// Modules that use the public API alone: what they import from below is public in `lib.rs`.
+const PUBLIC_API_ONLY: &[&str] = &["adapt", "pack", "train"];
+
+/// The only files with `unsafe` in them, and the reason.
 const UNSAFE: &[(&str, &str)] = &[
     ("src/decode/turbo/sample.rs", "the tests' files come from an encoder in C"),
     ("src/decode/turbo/shim.rs", "libjpeg-turbo is in C"),
@@ -133,13 +76,7 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().to_string_lossy().into_owned()
 }
 
-/// The room that a file is in: the first name below `src`.
-fn room(path: &Path) -> String {
-    let below = relative(path).trim_start_matches("src/").trim_end_matches(".rs").to_owned();
-    below.split('/').next().unwrap().to_owned()
-}
-
-/// Code without comments and without the insides of strings.
+/// Returns code without comments and without the insides of strings.
 fn code_of(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;
@@ -167,64 +104,248 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// Every name that follows `crate::`, those in braces included.
-fn imports(code: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let name_of =
-            |text: &str| text.trim().split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned();
-        match rest.strip_prefix('{') {
-            Some(list) => {
-                let mut depth = 0;
-                let list: String = list
-                    .chars()
-                    .take_while(|&c| {
-                        depth += i32::from(c == '{') - i32::from(c == '}');
-                        depth >= 0
-                    })
-                    .collect();
-                names.extend(split_outside_braces(&list).into_iter().map(|item| name_of(&item)));
-            }
-            None => {
-                names.insert(name_of(rest));
-            }
-        }
+/// Returns code without the items that only tests see: what follows `#[cfg(test)]` up to its `;` or closing brace.
+fn without_tests(code: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = code;
+    while let Some(at) = rest.find("#[cfg(test)]") {
+        kept.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let mut depth = 0;
+        let end = rest.find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth == 0 && (c == '}' || c == ';')
+        });
+        rest = &rest[end.map_or(rest.len(), |end| end + 1)..];
     }
-    names.remove("");
-    names
+    kept + rest
 }
 
-fn split_outside_braces(list: &str) -> Vec<String> {
-    let (mut depth, mut items) = (0, vec![String::new()]);
-    for c in list.chars() {
-        depth += i32::from(c == '{') - i32::from(c == '}');
-        if c == ',' && depth == 0 {
-            items.push(String::new());
-        } else if let Some(item) = items.last_mut() {
-            item.push(c);
+/// A path of a `use` declaration: its segments, the name that it binds, and whether it is a re-export.
+struct Use {
+    path: Vec<String>,
+    name: String,
+    reexport: bool,
+}
+
+/// One source file, or the crate's root: the code outside of `use` declarations, and these declarations.
+struct Module {
+    file: String,
+    uses: Vec<Use>,
+    body: String,
+}
+
+/// All modules by path; the root has the empty one.
+struct Modules(BTreeMap<Vec<String>, Module>);
+
+fn segments(path: &str) -> Vec<String> {
+    path.split("::").map(|segment| segment.trim().to_owned()).filter(|segment| !segment.is_empty()).collect()
+}
+
+/// Expands the tree of a `use` declaration into single paths, each with the name that it binds.
+fn expand(prefix: &[String], tree: &str, out: &mut Vec<(Vec<String>, String)>) {
+    let tree = tree.trim();
+    if let Some(brace) = tree.find('{') {
+        let mut inner_prefix = prefix.to_vec();
+        inner_prefix.extend(segments(&tree[..brace]));
+        let inner = tree[brace + 1..].trim_end().trim_end_matches('}');
+        let (mut depth, mut item) = (0, String::new());
+        for c in inner.chars().chain([',']) {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            if c == ',' && depth == 0 {
+                expand(&inner_prefix, &std::mem::take(&mut item), out);
+            } else {
+                item.push(c);
+            }
+        }
+    } else if !tree.is_empty() {
+        let (path, alias) = tree.split_once(" as ").map_or((tree, None), |(path, alias)| (path, Some(alias.trim())));
+        let mut full = prefix.to_vec();
+        full.extend(segments(path));
+        if full.last().is_some_and(|last| last == "self") {
+            full.pop();
+        }
+        let name = alias.map_or_else(|| full.last().cloned().unwrap_or_default(), str::to_owned);
+        out.push((full, name));
+    }
+}
+
+/// Splits code into its `use` declarations and everything else.
+fn uses_of(code: &str) -> (Vec<Use>, String) {
+    let (mut uses, mut body) = (Vec::new(), String::new());
+    let mut rest = code;
+    let mut start_of_item = true;
+    while !rest.is_empty() {
+        let visibility = if rest.starts_with("pub(") {
+            rest.find(')').map_or(0, |end| end + 1)
+        } else if rest.starts_with("pub ") {
+            3
+        } else {
+            0
+        };
+        let after = rest[visibility..].trim_start();
+        if start_of_item && after.starts_with("use ") {
+            let end = after.find(';').unwrap_or(after.len());
+            let mut paths = Vec::new();
+            expand(&[], &after["use ".len()..end], &mut paths);
+            uses.extend(paths.into_iter().map(|(path, name)| Use { path, name, reexport: visibility > 0 }));
+            rest = &after[(end + 1).min(after.len())..];
+            continue;
+        }
+        let c = rest.chars().next().unwrap();
+        start_of_item = !(c.is_alphanumeric() || c == '_');
+        body.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    (uses, body)
+}
+
+/// Returns every `a::b::c` in code outside of `use` declarations.
+fn paths_in(body: &str) -> BTreeSet<Vec<String>> {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut paths = BTreeSet::new();
+    let mut current = String::new();
+    for c in body.chars().chain([' ']) {
+        if word(c) || c == ':' {
+            current.push(c);
+        } else if !current.is_empty() {
+            let text = std::mem::take(&mut current);
+            if text.contains("::") && !text.starts_with(':') {
+                paths.insert(segments(&text));
+            }
         }
     }
-    items
+    paths
+}
+
+impl Modules {
+    fn read() -> Modules {
+        let mut modules = BTreeMap::new();
+        for path in rust_files("src") {
+            let file = relative(&path);
+            if file.ends_with("tests.rs") || file.contains("/tests/") || file == "src/main.rs" {
+                continue;
+            }
+            let below = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
+            let name = if below == "lib" { Vec::new() } else { below.split('/').map(str::to_owned).collect() };
+            let (uses, body) = uses_of(&without_tests(&code_of(&fs::read_to_string(&path).unwrap())));
+            modules.insert(name, Module { file, uses, body });
+        }
+        Modules(modules)
+    }
+
+    /// Returns the file that defines the item at `path` as seen from module `from`, if it is in this crate. A path that
+    /// ends at a module names no item.
+    fn defines(&self, from: &[String], path: &[String], depth: usize) -> Option<&str> {
+        let mut at = from.to_vec();
+        let mut rest = path;
+        match rest.first()?.as_str() {
+            "crate" => (at, rest) = (Vec::new(), &rest[1..]),
+            "self" => rest = &rest[1..],
+            "super" => {
+                while rest.first().is_some_and(|segment| segment == "super") {
+                    at.pop();
+                    rest = &rest[1..];
+                }
+            }
+            first => {
+                let child: Vec<String> = at.iter().cloned().chain([first.to_owned()]).collect();
+                if !self.0.contains_key(&child) {
+                    // A name that was imported stands for what it was imported from.
+                    let used = self.0.get(&at)?.uses.iter().find(|used| used.name == first && used.path[0] != first)?;
+                    if depth == 0 {
+                        return None;
+                    }
+                    let path: Vec<String> = used.path.iter().chain(&rest[1..]).cloned().collect();
+                    return self.defines(&at, &path, depth - 1);
+                }
+            }
+        }
+        for (index, segment) in rest.iter().enumerate() {
+            let child: Vec<String> = at.iter().cloned().chain([segment.clone()]).collect();
+            if self.0.contains_key(&child) {
+                at = child;
+                continue;
+            }
+            let module = self.0.get(&at)?;
+            let reexport = module.uses.iter().find(|used| used.name == *segment && used.reexport);
+            if let (Some(used), true) = (reexport, depth > 0) {
+                let path: Vec<String> = used.path.iter().chain(&rest[index + 1..]).cloned().collect();
+                return self.defines(&at, &path, depth - 1).or(Some(&module.file));
+            }
+            return Some(&module.file);
+        }
+        None
+    }
+
+    /// Returns each file with the files that it imports from. A module is part of its parents, so what it takes from them is
+    /// no import.
+    fn imports(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let mut imports = BTreeMap::new();
+        for (name, module) in &self.0 {
+            let mut files = BTreeSet::new();
+            if !name.is_empty() {
+                let words: BTreeSet<&str> = module.body.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+                let used = module.uses.iter().filter(|used| !used.reexport || words.contains(used.name.as_str()));
+                let mut paths: BTreeSet<Vec<String>> = used.map(|used| used.path.clone()).collect();
+                paths.extend(paths_in(&module.body));
+                files.extend(paths.iter().filter_map(|path| self.defines(name, path, 8)));
+                for parents in 0..=name.len() {
+                    files.remove(self.0.get(&name[..parents]).map_or("", |parent| parent.file.as_str()));
+                }
+            }
+            imports.insert(module.file.as_str(), files);
+        }
+        imports
+    }
+}
+
+/// Returns every group of files that reach each other.
+fn circles<'a>(imports: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<Vec<&'a str>> {
+    let reachable = |from: &'a str| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(file) = open.pop() {
+            for &next in imports.get(file).into_iter().flatten() {
+                if seen.insert(next) {
+                    open.push(next);
+                }
+            }
+        }
+        seen
+    };
+    let reach: BTreeMap<&str, BTreeSet<&str>> = imports.keys().map(|&file| (file, reachable(file))).collect();
+    let mut found: Vec<Vec<&str>> = Vec::new();
+    for (&file, reached) in &reach {
+        let known = found.iter().any(|circle| circle.contains(&file));
+        if !known && reached.contains(file) {
+            found.push(reached.iter().copied().filter(|&other| reach[other].contains(file)).collect());
+        }
+    }
+    found
+}
+
+/// The top-level module that a file belongs to.
+fn top(file: &str) -> &str {
+    file.trim_start_matches("src/").trim_end_matches(".rs").split('/').next().unwrap()
 }
 
 #[test]
-fn no_import_runs_upward() {
-    let rooms: BTreeMap<_, _> = ROOMS.iter().copied().collect();
+fn imports_run_downward() {
+    let layer: BTreeMap<&str, usize> =
+        LAYERS.iter().enumerate().flat_map(|(layer, names)| names.iter().map(move |&name| (name, layer))).collect();
+    let modules = Modules::read();
     let mut breaches = Vec::new();
-    for path in rust_files("src") {
-        let room = room(&path);
-        if matches!(room.as_str(), "lib" | "main") {
+    for (file, imported) in modules.imports() {
+        if file == "src/lib.rs" {
             continue;
         }
-        let Some(allowed) = rooms.get(room.as_str()) else {
-            breaches.push(format!("{}: '{room}' is no room of the table", relative(&path)));
+        let Some(own) = layer.get(top(file)) else {
+            breaches.push(format!("{file}: '{}' is not in the table of layers", top(file)));
             continue;
         };
-        for name in imports(&code_of(&fs::read_to_string(&path).unwrap())) {
-            let from = if name.starts_with(char::is_uppercase) { "FACE" } else { name.as_str() };
-            if from != room && !allowed.contains(&from) {
-                breaches.push(format!("{} imports crate::{name}", relative(&path)));
+        for other in imported.into_iter().filter(|other| top(other) != top(file)) {
+            if layer.get(top(other)).is_none_or(|layer| layer >= own) {
+                breaches.push(format!("{file} imports {other}"));
             }
         }
     }
@@ -232,14 +353,47 @@ fn no_import_runs_upward() {
 }
 
 #[test]
-fn the_table_itself_has_no_circle() {
-    // Each room may import only rooms that stand above it in the table.
-    let mut seen = BTreeSet::from(["FACE", "cli"]);
-    for (room, allowed) in ROOMS {
-        for name in *allowed {
-            assert!(seen.contains(name), "{room} may import {name}, which stands below it");
+fn no_files_import_each_other_in_a_circle() {
+    let modules = Modules::read();
+    let imports = modules.imports();
+    let within = |circle: Vec<&str>| -> Vec<String> {
+        let edges = circle.iter().flat_map(|&from| imports[from].iter().map(move |&to| (from, to)));
+        edges.filter(|(_, to)| circle.contains(to)).map(|(from, to)| format!("{from} -> {to}")).collect()
+    };
+    let circles: Vec<Vec<String>> = circles(&imports).into_iter().map(within).collect();
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn outer_modules_use_the_public_api_alone() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let private: BTreeSet<&str> = lib.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).collect();
+    assert!(private.contains("pipeline"), "lib.rs was not understood: {private:?}");
+    let mut breaches = Vec::new();
+    for (name, module) in Modules::read().0 {
+        if name.first().is_none_or(|top| !PUBLIC_API_ONLY.contains(&top.as_str())) {
+            continue;
         }
-        seen.insert(room);
+        let paths = module.uses.iter().map(|used| used.path.clone()).chain(paths_in(&module.body));
+        for path in paths.filter(|path| path[0] == "crate" && path.len() > 1 && private.contains(path[1].as_str())) {
+            breaches.push(format!("{} imports {}", module.file, path.join("::")));
+        }
+    }
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn the_document_lists_the_layers() {
+    let document = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    for (layer, names) in LAYERS.iter().enumerate() {
+        for name in *names {
+            let row = format!("| {} | ", layer + 1);
+            let listed = document.lines().any(|line| {
+                line.starts_with(&row)
+                    && (line.contains(&format!("`{name}/`")) || line.contains(&format!("`{name}.rs`")))
+            });
+            assert!(listed, "docs/ARCHITECTURE.md does not list `{name}` in layer {}", layer + 1);
+        }
     }
 }
 
@@ -261,9 +415,28 @@ fn unsafe_stays_where_it_is_listed() {
 }
 
 #[test]
-fn the_reader_of_code_is_not_fooled() {
-    let code = code_of(
-        "use crate::a::{b, c}; // crate::comment\nlet s = \"crate::string \\\" crate::still\"; crate::{d::e, f::{g, h}, I};",
-    );
-    assert_eq!(imports(&code).into_iter().collect::<Vec<_>>(), ["I", "a", "d", "f"]);
+fn the_reader_of_code_sees_paths_and_nothing_else() {
+    let code = without_tests(&code_of(
+        "use crate::a::{b, c as d}; // crate::comment\nlet s = \"crate::string \\\" crate::still\"; e::f(g);\n\
+         #[cfg(test)]\nmod tests { use crate::test::Only; }\npub(crate) use self::h::I;",
+    ));
+    let (uses, body) = uses_of(&code);
+    let uses: Vec<_> = uses.iter().map(|u| (u.path.join("::"), u.name.as_str(), u.reexport)).collect();
+    let expected = [("crate::a::b", "b", false), ("crate::a::c", "d", false), ("self::h::I", "I", true)];
+    assert_eq!(uses, expected.map(|(path, name, reexport)| (path.to_owned(), name, reexport)));
+    assert_eq!(paths_in(&body).into_iter().collect::<Vec<_>>(), [["e", "f"]]);
+}
+
+#[test]
+fn circles_are_found_and_chains_are_not() {
+    let graph = |edges: &[(&'static str, &'static str)]| {
+        let mut graph: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for &(from, to) in edges {
+            graph.entry(from).or_default().insert(to);
+            graph.entry(to).or_default();
+        }
+        graph
+    };
+    assert!(circles(&graph(&[("a", "b"), ("b", "c"), ("a", "c")])).is_empty());
+    assert_eq!(circles(&graph(&[("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")])), [["b", "c"]]);
 }
