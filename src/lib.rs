@@ -50,7 +50,7 @@ pub use error::{Error, ErrorKind};
 pub use host::DistributedEnv;
 pub use loader::{Epoch, Loader, LoaderBuilder, Moves, Sampling, SlowSample, State, Stats, ram_budget_here};
 pub use maker::{SampleError, SampleMaker};
-pub use metrics::{Growth, Histogram, Journey, PipelineStats, StageStats, TREND_ACCOUNTS_MAX, Trend};
+pub use metrics::{Histogram, Journey, PipelineStats, StageStats};
 pub use pipeline::Move;
 pub use plan::Plan;
 pub use quarantine::{BadSample, DamagedSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};

@@ -145,9 +145,9 @@ mod tests {
         let mut file = std::io::Cursor::new(Vec::new());
         let grey = image::RgbImage::from_pixel(50, 40, image::Rgb([90; 3]));
         grey.write_to(&mut file, image::ImageFormat::Png).expect("encodes");
-        let foretold = maker.working_set(file.get_ref()).expect("a picture");
+        let predicted = maker.working_set(file.get_ref()).expect("a picture");
         assert_eq!(maker.make(file.get_ref(), &mut out), Ok(()));
-        assert!((1..=foretold.0).contains(&(maker.memory.len() as u64)), "{} of {foretold}", maker.memory.len());
+        assert!((1..=predicted.0).contains(&(maker.memory.len() as u64)), "{} of {predicted}", maker.memory.len());
         assert_eq!(maker.working_set(b"text").expect_err("no picture").stage, Stage::Probe);
         assert_eq!(out, [90; 8 * 8 * 3]);
         let error = maker.make(file.get_ref(), &mut out[1..]).expect_err("short");

@@ -1,5 +1,5 @@
-//! `feedstock train`, and what `feedstock plan` foretells of it, as a user meets them: runs that are killed and gone on
-//! with, several ranks, memory and its levers, the log, and what is refused.
+//! `feedstock train`, and what `feedstock plan` predicts of it, as a user meets them: runs that are killed and gone on
+//! with, several ranks, memory and its savings, the log, and what is refused.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -346,8 +346,8 @@ fn a_rank_that_is_killed_ends_the_other_one_at_once() {
     }
 }
 
-/// What training with these flags is foretold to take, and what a plan says of it.
-fn foretold(data: &Path, flags: &str) -> (Value, Option<i32>) {
+/// What training with these flags is predicted to take, and what a plan says of it.
+fn predicted(data: &Path, flags: &str) -> (Value, Option<i32>) {
     let plan = run(words(&format!("plan --data DIR --ram-budget 256M --size 32 --json {flags}"), data));
     (plan.json()["training"].clone(), plan.code)
 }
@@ -357,7 +357,7 @@ fn bytes(object: &Value, key: &str) -> u64 {
 }
 
 #[test]
-fn a_plan_foretells_the_memory_that_training_takes() {
+fn a_plan_predicts_the_memory_that_training_takes() {
     let set = pictures(4);
     for flags in [
         "--model small --batch-size 6",
@@ -365,15 +365,15 @@ fn a_plan_foretells_the_memory_that_training_takes() {
         "--model resnet18 --batch-size 4 --checkpoint blocks",
         "--model vit-tiny --batch-size 4",
     ] {
-        let (plan, code) = foretold(set.path(), flags);
+        let (plan, code) = predicted(set.path(), flags);
         assert_eq!(code, Some(0), "{plan}");
         let told = trained(set.path(), &format!("{flags} --size 32 --epochs 1 --json")).ok();
         let (end, _) = objects(&told);
-        assert_eq!(end["memory"]["foretold"], plan["foretold"], "{flags}");
+        assert_eq!(end["memory"]["predicted"], plan["predicted"], "{flags}");
         assert_eq!((&end["memory"]["micro_batch"], &end["accumulate"]), (&plan["micro_batch"], &plan["accumulate"]));
         let measured = &end["memory"]["measured"];
         for account in ["peak_bytes", "activations_bytes", "parameters_bytes"] {
-            let (told, took) = (bytes(&plan["foretold"], account), bytes(measured, account));
+            let (told, took) = (bytes(&plan["predicted"], account), bytes(measured, account));
             // Beside small accounts, the buffers that threads keep for their products weigh something.
             let kept = if account == "peak_bytes" { 0 } else { bytes(measured, "peak_bytes") * 2 / 100 };
             let near = told * 15 / 100 + kept;
@@ -387,24 +387,24 @@ fn a_plan_foretells_the_memory_that_training_takes() {
 fn too_small_a_budget_is_refused_with_levers_that_work() {
     let set = pictures(8);
     for flags in ["--model vit-tiny --batch-size 8", "--model resnet18 --batch-size 24"] {
-        let (plan, code) = foretold(set.path(), flags);
+        let (plan, code) = predicted(set.path(), flags);
         assert_eq!(code, Some(0), "{plan}");
-        let peak = bytes(&plan["foretold"], "peak_bytes");
-        let levers = plan["levers"].as_array().expect("a list");
-        assert!(levers.len() >= 4, "{plan}");
-        for lever in levers {
-            let flag = lever["flag"].as_str().expect("a flag");
-            let (with, code) = foretold(set.path(), &format!("{flags} {flag}"));
+        let peak = bytes(&plan["predicted"], "peak_bytes");
+        let savings = plan["savings"].as_array().expect("a list");
+        assert!(savings.len() >= 4, "{plan}");
+        for saving in savings {
+            let flag = saving["flag"].as_str().expect("a flag");
+            let (with, code) = predicted(set.path(), &format!("{flags} {flag}"));
             assert_eq!(code, Some(0), "{flag}");
-            assert_eq!(with["foretold"]["peak_bytes"], lever["peak_bytes"], "{flags} {flag}");
-            assert_eq!(bytes(lever, "gives_back_bytes"), peak - bytes(lever, "peak_bytes"), "{lever}");
+            assert_eq!(with["predicted"]["peak_bytes"], saving["peak_bytes"], "{flags} {flag}");
+            assert_eq!(bytes(saving, "saved_bytes"), peak - bytes(saving, "peak_bytes"), "{saving}");
         }
         let fits = format!("{flags} --vram-budget {peak}");
-        assert_eq!(foretold(set.path(), &fits).1, Some(0));
+        assert_eq!(predicted(set.path(), &fits).1, Some(0));
         // A byte less, and less than the weights alone.
         for budget in [peak - 1, 1 << 20] {
             let short = format!("{flags} --vram-budget {budget}");
-            assert_eq!(foretold(set.path(), &short).1, Some(3));
+            assert_eq!(predicted(set.path(), &short).1, Some(3));
             let refused = trained(set.path(), &format!("{short} --size 32 --json"));
             assert_eq!((refused.code, &*refused.out), (Some(3), ""), "{refused:?}");
             for expected in ["would not fit", "where it goes:", "activations", "gradients", "what would help:"] {
@@ -414,15 +414,15 @@ fn too_small_a_budget_is_refused_with_levers_that_work() {
             let smaller = named.pop_if(|line| line.starts_with("  --micro-batch auto finds the largest batch"));
             assert!(smaller.is_some(), "{refused:?}");
             assert_eq!(named.len(), 3, "{refused:?}");
-            for (line, lever) in named.iter().zip(levers) {
-                let flag = lever["flag"].as_str().expect("a flag");
-                assert!(line.starts_with(&format!("  {flag} gives back ")), "{line} {lever}");
-                assert_eq!(line.ends_with("then it fits"), bytes(lever, "peak_bytes") <= budget, "{line}");
+            for (line, saving) in named.iter().zip(savings) {
+                let flag = saving["flag"].as_str().expect("a flag");
+                assert!(line.starts_with(&format!("  {flag} gives back ")), "{line} {saving}");
+                assert_eq!(line.ends_with("then it fits"), bytes(saving, "peak_bytes") <= budget, "{line}");
             }
         }
-        let (lever, none) = (levers[0]["flag"].as_str().expect("a flag"), "--epochs 1 --size 32 --json");
-        let budget = bytes(&levers[0], "peak_bytes") * 115 / 100;
-        trained(set.path(), &format!("{flags} {lever} --vram-budget {budget} {none}")).ok();
+        let (saving, none) = (savings[0]["flag"].as_str().expect("a flag"), "--epochs 1 --size 32 --json");
+        let budget = bytes(&savings[0], "peak_bytes") * 115 / 100;
+        trained(set.path(), &format!("{flags} {saving} --vram-budget {budget} {none}")).ok();
     }
 }
 
@@ -430,18 +430,18 @@ fn too_small_a_budget_is_refused_with_levers_that_work() {
 fn batches_are_made_as_small_as_a_budget_asks_for() {
     let set = pictures(8);
     let flags = |batch_size: u64, more: &str| format!("--model small --batch-size {batch_size} {more}");
-    let peak = |flags: &str| bytes(&foretold(set.path(), flags).0["foretold"], "peak_bytes");
+    let peak = |flags: &str| bytes(&predicted(set.path(), flags).0["predicted"], "peak_bytes");
     // The sum of a step's gradients is there beside those of a batch: two batches can take more than one that is twice as
     // large.
     let whole = peak(&flags(8, ""));
     assert!(peak(&flags(8, "--micro-batch 4")) > whole);
-    let (plan, _) = foretold(set.path(), &flags(8, &format!("--micro-batch auto --vram-budget {whole}")));
+    let (plan, _) = predicted(set.path(), &flags(8, &format!("--micro-batch auto --vram-budget {whole}")));
     assert_eq!((&plan["micro_batch"], &plan["accumulate"]), (&8.into(), &1.into()), "{plan}");
 
     let budget = peak(&flags(24, "--micro-batch 6")) * 102 / 100;
     assert!(peak(&flags(24, "--micro-batch 8")) > budget && peak(&flags(24, "")) > budget);
     let more = flags(24, &format!("--micro-batch auto --vram-budget {budget}"));
-    let (plan, code) = foretold(set.path(), &more);
+    let (plan, code) = predicted(set.path(), &more);
     assert_eq!((code, &plan["micro_batch"], &plan["accumulate"]), (Some(0), &6.into(), &4.into()), "{plan}");
     let (end, epochs) = objects(&trained(set.path(), &format!("{more} --size 32 --epochs 2 --json")).ok());
     let micro_batch = bytes(&end["memory"], "micro_batch");

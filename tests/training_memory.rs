@@ -1,4 +1,4 @@
-//! The memory of training: what is foretold against what a counting allocator sees, what each lever gives back, and that
+//! The memory of training: what is predicted against what a counting allocator sees, what each saving gives back, and that
 //! nothing grows with the number of steps.
 #![cfg(feature = "train")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use feedstock::host::CountingAllocator;
 use feedstock::source::MemorySource;
 use feedstock::train::{
-    Checkpointing, Cpu, CpuBalanced, Event, Forecast, HeapMeter, Machine, ModelKind, OptimizerKind, Precision,
-    TrainConfig, TrainData, Tried, forecast, probe, train,
+    Checkpointing, Cpu, CpuBalanced, Forecast, HeapMeter, ModelKind, OptimizerKind, Precision, ProbeResult,
+    TrainConfig, TrainContext, TrainData, TrainEvent, forecast, probe, train,
 };
 use feedstock::transform::ResizeCenterCrop;
 use feedstock::{ByteCount, DType, Loader};
@@ -22,7 +22,7 @@ static HEAP: CountingAllocator = CountingAllocator;
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What is less than this is lost among the library's own lists and strings: about 2 KiB for each operation that burn keeps
-/// in mind, which is no tensor and is not foretold.
+/// in mind, which is no tensor and is not predicted.
 const WORTH_A_LOOK: u64 = 768 << 10;
 
 fn config(kind: ModelKind, width: usize, side: u32) -> TrainConfig {
@@ -38,22 +38,22 @@ fn measured(config: &TrainConfig, batch: usize) -> Forecast {
         _ => probe::<Cpu>(config, batch, &device, &HeapMeter),
     };
     match tried.unwrap() {
-        Tried::Fits(took) => took,
-        Tried::Refused(refused) => panic!("the heap refuses nothing: {refused:?}"),
+        ProbeResult::Fits(took) => took,
+        ProbeResult::Refused(refused) => panic!("the heap refuses nothing: {refused:?}"),
     }
 }
 
-/// Whether what was measured is within 15 % of what was foretold.
-fn close(foretold: ByteCount, measured: ByteCount) -> bool {
-    foretold.0.abs_diff(measured.0) <= WORTH_A_LOOK || (0.85..=1.15).contains(&ratio(foretold, measured))
+/// Whether what was measured is within 15 % of what was predicted.
+fn close(predicted: ByteCount, measured: ByteCount) -> bool {
+    predicted.0.abs_diff(measured.0) <= WORTH_A_LOOK || (0.85..=1.15).contains(&ratio(predicted, measured))
 }
 
-fn ratio(foretold: ByteCount, measured: ByteCount) -> f64 {
-    measured.0 as f64 / foretold.0.max(1) as f64
+fn ratio(predicted: ByteCount, measured: ByteCount) -> f64 {
+    measured.0 as f64 / predicted.0.max(1) as f64
 }
 
 #[test]
-fn what_is_foretold_is_what_is_taken() {
+fn what_is_predicted_is_what_is_taken() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut wrong = Vec::new();
     for (kind, width, side, batch) in [
@@ -73,20 +73,23 @@ fn what_is_foretold_is_what_is_taken() {
         ] {
             let config = config(kind, width, side).optimizer(optimizer);
             let config = TrainConfig { precision, checkpointing, accumulate, ..config };
-            let foretold = forecast(&config, batch).unwrap();
+            let predicted = forecast(&config, batch).unwrap();
             let took = measured(&config, batch);
             let name = format!("{kind} {side} {precision} {checkpointing} {optimizer} x{accumulate}");
-            let peak = ratio(foretold.account.peak, took.account.peak);
+            let peak = ratio(predicted.account.peak, took.account.peak);
             print!("{name:<44} peak {:>10} {peak:.2}", took.account.peak.to_string());
-            for ((account, foretold), (_, measured)) in foretold.account.rows().into_iter().zip(took.account.rows()) {
-                print!("  {account} {measured} {:.2}", ratio(foretold, measured));
-                if !close(foretold, measured) {
-                    wrong.push(format!("{name}: {account}, {foretold} foretold, {measured} measured"));
+            for ((account, predicted), (_, measured)) in predicted.account.rows().into_iter().zip(took.account.rows()) {
+                print!("  {account} {measured} {:.2}", ratio(predicted, measured));
+                if !close(predicted, measured) {
+                    wrong.push(format!("{name}: {account}, {predicted} predicted, {measured} measured"));
                 }
             }
             println!();
             if !(0.95..=1.05).contains(&peak) {
-                wrong.push(format!("{name}: peak, {} foretold, {} measured", foretold.account.peak, took.account.peak));
+                wrong.push(format!(
+                    "{name}: peak, {} predicted, {} measured",
+                    predicted.account.peak, took.account.peak
+                ));
             }
         }
     }
@@ -138,13 +141,13 @@ fn memory_does_not_grow_with_the_steps_or_with_what_is_told_of_them() {
     (config.model.width, config.epochs, config.schedule.peak) = (4, 16, 0.02);
     let device = Default::default();
     let data = TrainData::<Cpu>::from_loaders(loader(960, 4), Some(loader(24, 4)), &device);
-    let meter: Option<Arc<dyn feedstock::train::Meter>> = Some(Arc::new(HeapMeter));
-    let machine = Machine { device, meter, peers: None };
+    let meter: Option<Arc<dyn feedstock::train::MemoryMeter>> = Some(Arc::new(HeapMeter));
+    let machine = TrainContext { device, meter, communicator: None };
     let mut epochs = Vec::new();
     let mut logged: Vec<f64> = Vec::with_capacity(1 << 16);
     train(&config, &data, machine, &AtomicBool::new(false), |event| match event {
-        Event::Progress(step) => logged.extend([step.loss, step.accuracy, step.learning_rate]),
-        Event::Epoch(epoch) => {
+        TrainEvent::Progress(step) => logged.extend([step.loss, step.accuracy, step.learning_rate]),
+        TrainEvent::Epoch(epoch) => {
             logged.extend([epoch.training.loss, epoch.training.accuracy]);
             epochs.push(epoch.training.memory.unwrap().in_use.0);
         }
@@ -164,22 +167,22 @@ fn a_run_tells_where_its_memory_went() {
     (config.model.width, config.epochs) = (16, 1);
     let device = Default::default();
     let data = TrainData::<Cpu>::from_loaders(loader(64, 16), None, &device);
-    let meter: Option<Arc<dyn feedstock::train::Meter>> = Some(Arc::new(HeapMeter));
+    let meter: Option<Arc<dyn feedstock::train::MemoryMeter>> = Some(Arc::new(HeapMeter));
     let stop = AtomicBool::new(false);
     let mut told = 0;
-    let outcome = train(&config, &data, Machine { device, meter, peers: None }, &stop, |event| {
-        told += u32::from(matches!(event, Event::Memory(_)));
+    let outcome = train(&config, &data, TrainContext { device, meter, communicator: None }, &stop, |event| {
+        told += u32::from(matches!(event, TrainEvent::Memory(_)));
     })
     .unwrap();
     assert!(!stop.load(Ordering::Relaxed));
     assert_eq!(told, 1);
     let memory = outcome.report.memory.unwrap();
     assert_eq!(memory.forecast.micro_batch, 16);
-    for (name, foretold, measured) in [
+    for (name, predicted, measured) in [
         ("peak", memory.forecast.account.peak, memory.account.peak),
         ("activations", memory.forecast.account.activations, memory.account.activations),
         ("optimizer", memory.forecast.account.optimizer, memory.account.optimizer),
     ] {
-        assert!(close(foretold, measured), "{name}: {foretold} foretold, {measured} measured");
+        assert!(close(predicted, measured), "{name}: {predicted} predicted, {measured} measured");
     }
 }

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use feedstock::ByteCount;
 use feedstock::train::{
-    Checkpointing, Freeze, Lever, MemoryAccount, MemoryReport, ModelKind, NetworkConfig, OptimizerKind, Phase,
+    Checkpointing, Freeze, MemoryAccount, MemoryReport, MemorySaving, ModelKind, NetworkConfig, OptimizerKind, Phase,
     Precision, Prune, TrainConfig,
 };
 
 use super::failure::Failure;
 use super::table::columns;
 
-/// What is trained, and the levers on its memory.
+/// What is trained, and the savings on its memory.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model and memory")]
 pub(crate) struct ModelArgs {
@@ -115,80 +115,80 @@ impl ModelArgs {
     }
 }
 
-/// Where memory goes, foretold and, where there is one, measured.
-pub(crate) fn account_text(foretold: &MemoryAccount, measured: Option<&MemoryAccount>) -> String {
+/// Where memory goes, predicted and, where there is one, measured.
+pub(crate) fn account_text(predicted: &MemoryAccount, measured: Option<&MemoryAccount>) -> String {
     let share = |bytes: ByteCount, of: &MemoryAccount| format!("{:.0} %", percent(bytes, of.peak));
     let line =
-        |name: &str, foretold_bytes: ByteCount, measured_bytes: Option<ByteCount>| match (measured, measured_bytes) {
+        |name: &str, predicted_bytes: ByteCount, measured_bytes: Option<ByteCount>| match (measured, measured_bytes) {
             (Some(of), Some(bytes)) => [
                 name.to_owned(),
-                foretold_bytes.to_string(),
+                predicted_bytes.to_string(),
                 bytes.to_string(),
-                ratio(bytes, foretold_bytes).map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
+                ratio(bytes, predicted_bytes).map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
                 share(bytes, of),
             ],
             _ => {
-                let share = share(foretold_bytes, foretold);
-                [name.to_owned(), foretold_bytes.to_string(), "-".to_owned(), "-".to_owned(), share]
+                let share = share(predicted_bytes, predicted);
+                [name.to_owned(), predicted_bytes.to_string(), "-".to_owned(), "-".to_owned(), share]
             }
         };
     let mut rows: Vec<[String; 5]> = Vec::new();
     let measured_rows = measured.map(MemoryAccount::rows);
-    for (n, (name, bytes)) in foretold.rows().into_iter().enumerate() {
+    for (n, (name, bytes)) in predicted.rows().into_iter().enumerate() {
         rows.push(line(name, bytes, measured_rows.map(|rows| rows[n].1)));
     }
-    rows.push(line("peak", foretold.peak, measured.map(|account| account.peak)));
+    rows.push(line("peak", predicted.peak, measured.map(|account| account.peak)));
     if measured.is_some() {
-        return columns(["account", "foretold", "measured", "ratio", "of peak"], &rows);
+        return columns(["account", "predicted", "measured", "ratio", "of peak"], &rows);
     }
     let rows: Vec<[String; 3]> = rows.into_iter().map(|[name, bytes, _, _, share]| [name, bytes, share]).collect();
-    columns(["account", "foretold", "of peak"], &rows)
+    columns(["account", "predicted", "of peak"], &rows)
 }
 
 fn percent(bytes: ByteCount, of: ByteCount) -> f64 {
     bytes.0 as f64 / of.0.max(1) as f64 * 100.0
 }
 
-fn ratio(measured: ByteCount, foretold: ByteCount) -> Option<f64> {
-    (foretold.0 > 0).then(|| measured.0 as f64 / foretold.0 as f64)
+fn ratio(measured: ByteCount, predicted: ByteCount) -> Option<f64> {
+    (predicted.0 > 0).then(|| measured.0 as f64 / predicted.0 as f64)
 }
 
-/// What each lever gives back, a line each.
-pub(crate) fn levers_text(levers: &[Lever]) -> String {
-    let rows: Vec<[String; 4]> = levers
+/// What each saving gives back, a line each.
+pub(crate) fn savings_text(savings: &[MemorySaving]) -> String {
+    let rows: Vec<[String; 4]> = savings
         .iter()
-        .map(|lever| {
-            let Lever { flag, at_the_price_of, peak, gives_back } = lever;
-            [flag.clone(), gives_back.to_string(), peak.to_string(), (*at_the_price_of).to_owned()]
+        .map(|saving| {
+            let MemorySaving { flag, cost, peak, saved } = saving;
+            [flag.clone(), saved.to_string(), peak.to_string(), (*cost).to_owned()]
         })
         .collect();
-    columns(["lever", "gives back", "leaves", "at the price of"], &rows)
+    columns(["saving", "saves", "peak", "cost"], &rows)
 }
 
 /// What is said where no batch fits.
 pub(crate) fn not_even_one(config: &TrainConfig, batch_size: usize, budget: ByteCount) -> Failure {
     let least = TrainConfig { accumulate: batch_size as u64, ..config.clone() };
-    match feedstock::train::levers(&least, 1, 3) {
-        Ok(levers) => Failure::Budget(format!(
+    match feedstock::train::memory_savings(&least, 1, 3) {
+        Ok(savings) => Failure::Budget(format!(
             "not even a batch of one image fits the budget of {budget} for training; what would help:\n{}",
-            levers_text(&levers)
+            savings_text(&savings)
         )),
         Err(error) => error.into(),
     }
 }
 
-/// Readings at each phase, foretold and measured.
+/// Readings at each phase, predicted and measured.
 pub(crate) fn phases_text(report: &MemoryReport) -> String {
     let rows: Vec<[String; 5]> = Phase::ALL
         .into_iter()
         .zip(report.forecast.at.iter().zip(&report.at))
-        .map(|(phase, (foretold, measured))| {
+        .map(|(phase, (predicted, measured))| {
             let [a, b, c, d] =
-                [foretold.in_use, measured.in_use, foretold.peak, measured.peak].map(|bytes| bytes.to_string());
+                [predicted.in_use, measured.in_use, predicted.peak, measured.peak].map(|bytes| bytes.to_string());
             [phase.to_string(), a, b, c, d]
         })
         .collect();
-    columns(["after", "foretold", "measured", "peak foretold", "peak measured"], &rows)
+    columns(["after", "predicted", "measured", "peak predicted", "peak measured"], &rows)
 }
 
 pub(crate) fn account_json(account: &MemoryAccount) -> Value {
@@ -205,27 +205,27 @@ pub(crate) fn report_json(report: &MemoryReport) -> Value {
     let phases: Vec<Value> = Phase::ALL
         .into_iter()
         .zip(report.forecast.at.iter().zip(&report.at))
-        .map(|(phase, (foretold, measured))| {
+        .map(|(phase, (predicted, measured))| {
             json!({
                 "after": phase.to_string(),
-                "foretold_bytes": foretold.in_use.0,
+                "predicted_bytes": predicted.in_use.0,
                 "measured_bytes": measured.in_use.0,
-                "foretold_peak_bytes": foretold.peak.0,
+                "predicted_peak_bytes": predicted.peak.0,
                 "measured_peak_bytes": measured.peak.0,
             })
         })
         .collect();
     json!({
         "micro_batch": report.forecast.micro_batch,
-        "foretold": account_json(&report.forecast.account),
+        "predicted": account_json(&report.forecast.account),
         "measured": account_json(&report.account),
         "phases": phases,
     })
 }
 
-pub(crate) fn levers_json(levers: &[Lever]) -> Value {
-    let lever = |lever: &Lever| json!({ "flag": lever.flag, "peak_bytes": lever.peak.0, "gives_back_bytes": lever.gives_back.0 });
-    levers.iter().map(lever).collect()
+pub(crate) fn savings_json(savings: &[MemorySaving]) -> Value {
+    let saving = |saving: &MemorySaving| json!({ "flag": saving.flag, "peak_bytes": saving.peak.0, "saved_bytes": saving.saved.0 });
+    savings.iter().map(saving).collect()
 }
 
 /// `--prune 0.3` and when.

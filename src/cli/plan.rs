@@ -6,12 +6,14 @@ use serde_json::{Value, json};
 
 use feedstock::host::HostFacts;
 use feedstock::plan::Profile;
-use feedstock::train::{Forecast, Lever, TrainConfig, levers, micro_batch_within};
+use feedstock::train::{Forecast, MemorySaving, TrainConfig, memory_savings, micro_batch_within};
 use feedstock::{Error, Plan, Source, ram_budget_here};
 
 use super::data::{self, LoaderArgs};
 use super::failure::{Failure, print};
-use super::model::{MicroBatch, Model, ModelArgs, account_json, account_text, levers_json, levers_text, not_even_one};
+use super::model::{
+    MicroBatch, Model, ModelArgs, account_json, account_text, not_even_one, savings_json, savings_text,
+};
 use super::table::facts;
 
 const MORE: &str = "\
@@ -22,8 +24,8 @@ Examples:
   feedstock plan --data photos/train --ram-budget 2G --batch-size 256
   feedstock plan --data photos/train --model resnet18 --batch-size 256 --vram-budget 8G";
 
-/// How many levers are listed.
-const LEVERS_MAX: usize = 6;
+/// How many savings are listed.
+const SAVINGS_MAX: usize = 6;
 
 /// Show what a budget buys: the byte table, the workers, the least budget
 #[derive(Args)]
@@ -31,7 +33,7 @@ const LEVERS_MAX: usize = 6;
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     loader: LoaderArgs,
-    /// Foretell what training takes too: auto, small, large, resnet18 or vit-tiny
+    /// Predict what training takes too: auto, small, large, resnet18 or vit-tiny
     #[arg(long, value_name = "MODEL")]
     model: Option<Model>,
     /// Print one JSON object
@@ -43,7 +45,7 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let folder = args.loader.open()?;
-    let training = args.model.map(|model| Training::foretell(args, model, folder.classes().len())).transpose()?;
+    let training = args.model.map(|model| Training::predict(args, model, folder.classes().len())).transpose()?;
     let mut loader = args.loader.clone();
     if let Some(training) = &training {
         loader.batch_size = training.forecast.micro_batch;
@@ -85,15 +87,15 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     training.within()
 }
 
-/// What training takes, foretold.
+/// What training takes, predicted.
 struct Training {
     config: TrainConfig,
     forecast: Forecast,
-    levers: Vec<Lever>,
+    savings: Vec<MemorySaving>,
 }
 
 impl Training {
-    fn foretell(args: &PlanArgs, model: Model, classes: usize) -> Result<Self, Failure> {
+    fn predict(args: &PlanArgs, model: Model, classes: usize) -> Result<Self, Failure> {
         let LoaderArgs { batch_size, size, .. } = args.loader;
         let mut config = args.model_args.config(model.kind(size), classes, size);
         let (accumulate, micro_batch) = args.model_args.batches(batch_size)?;
@@ -113,12 +115,12 @@ impl Training {
             _ => feedstock::train::forecast(&config, micro_batch)?,
         };
         config.accumulate = (batch_size / forecast.micro_batch) as u64;
-        let levers = levers(&config, forecast.micro_batch, LEVERS_MAX)?;
-        Ok(Training { config, forecast, levers })
+        let savings = memory_savings(&config, forecast.micro_batch, SAVINGS_MAX)?;
+        Ok(Training { config, forecast, savings })
     }
 
     fn text(&self) -> String {
-        let Training { config, forecast, levers } = self;
+        let Training { config, forecast, savings } = self;
         let mut what =
             format!("training {} in {}, batches of {}", config.model.kind, config.precision, forecast.micro_batch);
         if config.accumulate > 1 {
@@ -127,11 +129,11 @@ impl Training {
         if let Some(budget) = config.device_budget {
             what += &format!(", within {budget}");
         }
-        format!("{what}:\n{}\n\n{}", account_text(&forecast.account, None), levers_text(levers))
+        format!("{what}:\n{}\n\n{}", account_text(&forecast.account, None), savings_text(savings))
     }
 
     fn json(&self) -> Value {
-        let Training { config, forecast, levers } = self;
+        let Training { config, forecast, savings } = self;
         json!({
             "model": config.model.kind.to_string(),
             "precision": config.precision.to_string(),
@@ -141,8 +143,8 @@ impl Training {
             "micro_batch": forecast.micro_batch,
             "accumulate": config.accumulate,
             "budget_bytes": config.device_budget.map(|budget| budget.0),
-            "foretold": account_json(&forecast.account),
-            "levers": levers_json(levers),
+            "predicted": account_json(&forecast.account),
+            "savings": savings_json(savings),
         })
     }
 
@@ -151,7 +153,7 @@ impl Training {
         let peak = self.forecast.account.peak;
         match self.config.device_budget {
             Some(budget) if peak > budget => Err(Failure::Budget(format!(
-                "training takes {peak} at most, {} more than its budget of {budget}: see the levers",
+                "training takes {peak} at most, {} more than its budget of {budget}: see the savings above",
                 peak.saturating_sub(budget)
             ))),
             _ => Ok(()),

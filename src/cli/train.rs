@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
-use feedstock::train::{Event, ModelKind, Team, TrainConfig, TrainError};
+use feedstock::train::{ModelKind, ProcessGroup, TrainConfig, TrainError, TrainEvent};
 use feedstock::{CpuBudget, Loader, RamBudget, Seed};
 
 use super::Context;
@@ -32,7 +32,7 @@ mod watchers;
 
 use feed::Feed;
 use report::{Story, epoch_json};
-use setup::{Seat, Setup};
+use setup::{RankInfo, Setup};
 use watchers::{LookArgs, Watchers};
 
 /// The file in the checkpoint folder.
@@ -147,16 +147,16 @@ impl FromStr for TimeLimit {
 
 pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     let checkpoint = args.checkpoint_file()?;
-    let (team, devices) = ranks::of(args)?;
+    let (group, devices) = ranks::of(args)?;
     let mut jobs = Vec::new();
     for (thread, device) in devices.iter().enumerate() {
-        let seat = Seat { rank: team.rank(thread), world_size: team.world_size(), threads: devices.len() };
-        let mut setup = Setup::new(args, device, seat)?;
+        let rank_info = RankInfo { rank: group.rank(thread), world_size: group.world_size(), threads: devices.len() };
+        let mut setup = Setup::new(args, device, rank_info)?;
         setup.config.checkpoint.clone_from(&checkpoint);
         jobs.push(setup);
     }
     let setup = &jobs[0];
-    if !args.json && setup.seat.rank == 0 {
+    if !args.json && setup.rank_info.rank == 0 {
         tell_notes(&setup.notes);
         print(setup.describe())?;
     }
@@ -167,12 +167,12 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let json = args.json;
     // Of several processes the first one speaks for all, and writes.
-    let speaks = setup.seat.rank == 0;
+    let speaks = setup.rank_info.rank == 0;
     let look = if speaks { args.look.clone() } else { LookArgs::default() };
     let watchers = look.begin(json || !speaks, args.resume, setup.batches_in_all())?;
     {
         let loaders: Vec<Loader> = jobs.iter().flat_map(Setup::loaders).collect();
-        let alone = team.world_size() == 1;
+        let alone = group.world_size() == 1;
         let stop = stop.clone();
         context.stop.on_stop(move || {
             // In this order: what a loader says when it is called off is no failure of a run that is to end.
@@ -193,7 +193,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
             drop(print(story.render(json, Some("interrupted"))));
         });
     }
-    let done = learn_together(args, context, &jobs, &team, Audience { story: &story, watchers: &watchers }, &stop);
+    let done = learn_together(args, context, &jobs, &group, Audience { story: &story, watchers: &watchers }, &stop);
     watch.finish();
     done
 }
@@ -212,7 +212,7 @@ fn learn_together(
     args: &TrainArgs,
     context: &Context,
     jobs: &[Setup],
-    team: &Team,
+    group: &ProcessGroup,
     audience: Audience<'_>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
@@ -221,12 +221,12 @@ fn learn_together(
         let others: Vec<_> = others
             .iter()
             .enumerate()
-            .map(|(n, job)| scope.spawn(move || ranks::learn(job, team, n + 1, stop, &mut |_| ())))
+            .map(|(n, job)| scope.spawn(move || ranks::learn(job, group, n + 1, stop, &mut |_| ())))
             .collect();
-        let told = lead(args, context, first, team, audience, stop);
+        let told = lead(args, context, first, group, audience, stop);
         // What ended a rank is a better reason than that it is gone.
         let reasons = others.into_iter().filter_map(|rank| rank.join().ok()?.err());
-        match reasons.into_iter().find(|reason| !matches!(reason, TrainError::Peers(_))) {
+        match reasons.into_iter().find(|reason| !matches!(reason, TrainError::Collective(_))) {
             Some(reason) if !stop.load(Ordering::SeqCst) => Err(reason.into()),
             _ => told,
         }
@@ -238,35 +238,35 @@ fn lead(
     args: &TrainArgs,
     context: &Context,
     setup: &Setup,
-    team: &Team,
+    group: &ProcessGroup,
     audience: Audience<'_>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let json = args.json;
     let Audience { story, watchers } = audience;
-    let speaks = setup.seat.rank == 0;
+    let speaks = setup.rank_info.rank == 0;
     let mut feed = Feed::new(setup.loaders(), setup.budget, setup.config.device_budget);
     let began = Instant::now();
     let mut printed = Ok(());
     let mut out_of_time = false;
     let mut moves = MovesTold::default();
-    let outcome = ranks::learn(setup, team, 0, stop, &mut |event| {
+    let outcome = ranks::learn(setup, group, 0, stop, &mut |event| {
         story.hear(&event);
         match event {
             _ if !speaks => {}
-            Event::Started { epoch, batches, .. } => {
+            TrainEvent::Started { epoch, batches, .. } => {
                 let steps = (epoch * setup.training.batches_per_epoch() + batches) / setup.config.accumulate;
                 watchers.start(steps, &story.start_json());
             }
-            Event::Progress(step) => watchers.step(&feed.point(step)),
-            Event::Epoch(epoch) => {
+            TrainEvent::Progress(step) => watchers.step(&feed.point(step)),
+            TrainEvent::Epoch(epoch) => {
                 watchers.step(&feed.point(&epoch.training));
                 watchers.epoch(&feed.end(epoch), &epoch_json(epoch));
                 let line = story.epoch_line(epoch, json);
                 watchers.aside(|| printed = print(line));
             }
-            Event::Memory(report) if !json => watchers.aside(|| printed = print(story.memory_line(report))),
-            Event::Pruned(report) if !json => watchers.aside(|| printed = print(story.prune_line(report))),
+            TrainEvent::Memory(report) if !json => watchers.aside(|| printed = print(story.memory_line(report))),
+            TrainEvent::Pruned(report) if !json => watchers.aside(|| printed = print(story.prune_line(report))),
             _ => {}
         }
         if !json && speaks {

@@ -1,10 +1,9 @@
 //! Owns the counters of a run: how often, how long, and how long in vain, by stage; a sample's mean way; the slowest
-//! samples; the trend of what is read again and again.
+//! samples.
 //! It must never decide anything, and counting must never block for longer than a list of a few samples takes to change.
 
 mod histogram;
 mod slowest;
-mod trend;
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,6 @@ use crate::sync::{AtomicU64, Ordering};
 pub use histogram::Histogram;
 pub(crate) use histogram::Times;
 pub(crate) use slowest::{Slowest, Taken};
-pub use trend::{Growth, TREND_ACCOUNTS_MAX, Trend};
 
 /// What one stage of the pipeline has done.
 #[derive(Debug, Default)]

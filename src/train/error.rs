@@ -5,8 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::memory::{Lever, MemoryAccount, Phase};
-use super::peers::PeersError;
+use super::collective::CollectiveError;
+use super::memory::{MemoryAccount, MemorySaving, Phase};
 use crate::{ByteCount, Error};
 
 /// Why a run ended before its time, or never began.
@@ -43,7 +43,7 @@ pub enum TrainError {
         learning_rate: f64,
     },
     /// Another rank of a data-parallel run is gone, or never came.
-    Peers(PeersError),
+    Collective(CollectiveError),
     /// There is not enough memory on the device.
     OutOfMemory(Box<OutOfMemory>),
 }
@@ -61,12 +61,12 @@ pub struct OutOfMemory {
     pub asked: ByteCount,
     /// Bytes that there may be in use.
     pub budget: Option<ByteCount>,
-    /// Where the memory goes: as foretold.
+    /// Where the memory goes: as predicted.
     pub account: MemoryAccount,
     /// In use at that moment; zero where nothing was allocated yet.
     pub in_use: ByteCount,
     /// What would help most.
-    pub levers: Vec<Lever>,
+    pub savings: Vec<MemorySaving>,
     /// What the device said, where it was the device that refused.
     pub said: Option<String>,
 }
@@ -81,7 +81,7 @@ impl OutOfMemory {
 
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OutOfMemory { phase, steps, micro_batch, asked, budget, account, in_use, levers, said } = self;
+        let OutOfMemory { phase, steps, micro_batch, asked, budget, account, in_use, savings, said } = self;
         let limit = budget.map_or_else(|| "the device has".to_owned(), |budget| format!("the budget of {budget}"));
         match phase {
             None => write!(f, "training would not fit: a batch of {micro_batch} takes {asked}, more than {limit}")?,
@@ -105,13 +105,13 @@ impl fmt::Display for OutOfMemory {
                 "\nit fitted before, so something grew or somebody else took memory: look at the growth in the report"
             )?;
         }
-        match levers.as_slice() {
+        match savings.as_slice() {
             [] => f.write_str("\nno setting would help: take a smaller model or smaller images"),
-            levers => {
+            savings => {
                 f.write_str("\nwhat would help:")?;
-                levers.iter().try_for_each(|lever| {
-                    let fits = budget.is_some_and(|budget| lever.peak <= budget);
-                    write!(f, "\n  {lever}{}", if fits { "; then it fits" } else { "" })
+                savings.iter().try_for_each(|saving| {
+                    let fits = budget.is_some_and(|budget| saving.peak <= budget);
+                    write!(f, "\n  {saving}{}", if fits { "; then it fits" } else { "" })
                 })?;
                 if *micro_batch > 1 {
                     f.write_str("\n  --micro-batch auto finds the largest batch that fits, if one does")?;
@@ -140,7 +140,7 @@ impl fmt::Display for TrainError {
                 "the loss is no number any more after step {step} of epoch {epoch}, at learning rate {learning_rate:.4}: \
                  lower the learning rate"
             ),
-            TrainError::Peers(error) => error.fmt(f),
+            TrainError::Collective(error) => error.fmt(f),
             TrainError::OutOfMemory(what) => what.fmt(f),
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
-//! use feedstock::train::{Cpu, Event, Machine, ModelKind, TrainConfig, TrainData, train};
+//! use feedstock::train::{Cpu, TrainEvent, TrainContext, ModelKind, TrainConfig, TrainData, train};
 //! use feedstock::{DType, ImageFolder, Loader, RamBudget, transform::{IMAGENET, RandomResizedCrop}};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,10 +19,10 @@
 //!     .build()?;
 //!
 //! let config = TrainConfig::new(ModelKind::Small, loader.classes().len(), 32);
-//! let machine = Machine::<Cpu>::new(Default::default());
+//! let machine = TrainContext::<Cpu>::new(Default::default());
 //! let data = TrainData::from_loaders(loader, None, &machine.device);
 //! let outcome = train(&config, &data, machine, &AtomicBool::new(false), |event| {
-//!     if let Event::Epoch(epoch) = event {
+//!     if let TrainEvent::Epoch(epoch) = event {
 //!         println!("epoch {}: loss {:.3}", epoch.training.epoch, epoch.training.loss);
 //!     }
 //! })?;
@@ -32,42 +32,44 @@
 //! ```
 
 pub mod checkpoint;
+mod collective;
 mod config;
 mod data;
+mod dry_run;
 mod error;
 mod freeze;
-mod gauge;
 mod gradients;
+mod leak_detector;
 mod memory;
+mod memory_monitor;
+mod metrics;
 mod model;
 mod optimizer;
-mod paper;
-mod peers;
 mod precision;
 mod prune;
 mod report;
 mod run;
 mod schedule;
 mod step;
-mod tally;
 
 pub use checkpoint::CheckpointInfo;
+pub use collective::{CollectiveError, Communicator, ProcessGroup};
 pub use config::{Prune, TrainConfig};
 pub use data::{ImageLoader, TrainData};
 pub use error::{OutOfMemory, TrainError};
 pub use freeze::Freeze;
+pub use leak_detector::{LEAK_ACCOUNTS_MAX, LeakDetector, LeakReport};
 #[cfg(feature = "burn-cuda")]
 pub use memory::GpuMeter;
 pub use memory::{
-    Forecast, HeapMeter, Held, Lever, MemoryAccount, Meter, Phase, Reading, Refused, Tried, forecast, levers,
-    micro_batch_within, probe,
+    AllocRefused, AllocatorStats, Forecast, HeapMeter, MemoryAccount, MemoryMeter, MemorySample, MemorySaving, Phase,
+    ProbeResult, forecast, memory_savings, micro_batch_within, probe,
 };
 pub use model::{ModelKind, Network, NetworkConfig, Pass};
 pub use optimizer::OptimizerKind;
-pub use peers::{Peers, PeersError, Team};
 pub use precision::Precision;
-pub use report::{EpochReport, Event, MemoryReport, Progress, PruneReport, Score, TrainReport};
-pub use run::{Machine, Outcome, train};
+pub use report::{EpochReport, MemoryReport, Progress, PruneReport, Score, TrainEvent, TrainReport};
+pub use run::{Outcome, TrainContext, train};
 pub use schedule::Schedule;
 pub use step::Checkpointing;
 

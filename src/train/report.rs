@@ -1,13 +1,13 @@
 //! Owns what a run tells while it runs and when it is over.
 //! It must never print: whoever watches draws.
 
-use super::memory::{Forecast, Held, MemoryAccount, Reading};
+use super::memory::{AllocatorStats, Forecast, MemoryAccount, MemorySample};
 use crate::ByteCount;
 
 /// What a run tells its observer.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Event<'a> {
+pub enum TrainEvent<'a> {
     /// The model is ready.
     Started {
         /// Trainable numbers in it.
@@ -27,14 +27,14 @@ pub enum Event<'a> {
     Pruned(&'a PruneReport),
 }
 
-/// Where the memory of training goes: as measured, and as foretold.
+/// Where the memory of training goes: as measured, and as predicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {
     /// Read at each [`Phase`](crate::train::Phase).
-    pub at: [Reading; 5],
+    pub at: [MemorySample; 5],
     /// Where it goes.
     pub account: MemoryAccount,
-    /// What was foretold before the first step.
+    /// What was predicted before the first step.
     pub forecast: Forecast,
 }
 
@@ -45,9 +45,9 @@ pub struct PruneReport {
     pub after_epochs: u64,
     /// Numbers of the model, before and after.
     pub parameters: [usize; 2],
-    /// What a forward pass keeps for the way back, before and after, as foretold.
+    /// What a forward pass keeps for the way back, before and after, as predicted.
     pub activations: [ByteCount; 2],
-    /// In use at most in a step, before and after, as foretold.
+    /// In use at most in a step, before and after, as predicted.
     pub peak: [ByteCount; 2],
     /// On the validation images, before and right after.
     pub scores: Option<[Score; 2]>,
@@ -64,7 +64,7 @@ pub struct Progress {
     pub step: u64,
     /// Steps of an epoch, as far as can be told.
     pub steps: u64,
-    /// Batches learnt from in this epoch. A step takes one, or several whose gradients it adds up.
+    /// Batches output from in this epoch. A step takes one, or several whose gradients it adds up.
     pub batches: u64,
     /// Images trained on in this epoch.
     pub images: u64,
@@ -81,9 +81,9 @@ pub struct Progress {
     /// Share of the time that went into forward, backward and optimizer.
     pub compute_share: f64,
     /// Memory of training, where it can be read: in use now, and at most since it was last told.
-    pub memory: Option<Reading>,
+    pub memory: Option<MemorySample>,
     /// What the allocator holds from the system, where that can be told; looked at when an epoch is done.
-    pub held: Option<Held>,
+    pub allocator: Option<AllocatorStats>,
 }
 
 impl Progress {

@@ -13,21 +13,21 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{ElementConversion, FloatDType, Tensor};
 
 use super::checkpoint::{self, CheckpointInfo};
+use super::collective::Communicator;
 use super::config::{Prune, TrainConfig};
 use super::data::TrainData;
 use super::error::TrainError;
 use super::freeze::shapes;
-use super::gauge::Gauge;
 use super::gradients;
-use super::memory::{Meter, forecast, warm_up};
+use super::memory::{MemoryMeter, forecast, warm_up};
+use super::memory_monitor::MemoryMonitor;
+use super::metrics::MetricSums;
 use super::model::{Network, NetworkConfig, Pass, cast};
 use super::optimizer::{GradientSum, OptimizerKind, adamw, sgd};
-use super::peers::Peers;
 use super::precision::LossScale;
 use super::prune::prune;
-use super::report::{EpochReport, Event, Progress, PruneReport, Score, TrainReport};
-use super::step::{StepKind, learn};
-use super::tally::Tally;
+use super::report::{EpochReport, Progress, PruneReport, Score, TrainEvent, TrainReport};
+use super::step::{StepKind, forward_backward};
 use crate::State;
 use crate::adapt::burn::ImageBatch;
 
@@ -35,20 +35,20 @@ use crate::adapt::burn::ImageBatch;
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// Where a run computes, how its memory is read, and with whom it learns.
-pub struct Machine<B: AutodiffBackend> {
+pub struct TrainContext<B: AutodiffBackend> {
     /// The device.
     pub device: B::Device,
     /// Reads its memory; `None` where nothing can.
-    pub meter: Option<Arc<dyn Meter>>,
+    pub meter: Option<Arc<dyn MemoryMeter>>,
     /// The other ranks of a data-parallel run; `None`: this is the only one.
-    pub peers: Option<Peers<B::InnerBackend>>,
+    pub communicator: Option<Communicator<B::InnerBackend>>,
 }
 
-impl<B: AutodiffBackend> Machine<B> {
+impl<B: AutodiffBackend> TrainContext<B> {
     /// A device by itself, whose memory nobody reads.
     #[must_use]
     pub fn new(device: B::Device) -> Self {
-        Machine { device, meter: None, peers: None }
+        TrainContext { device, meter: None, communicator: None }
     }
 }
 
@@ -71,29 +71,29 @@ pub struct Outcome<B: AutodiffBackend> {
 /// [`TrainError::Config`] for a setting out of range or data without images, [`TrainError::Data`] if a loader fails,
 /// [`TrainError::Io`] and [`TrainError::Checkpoint`] for a checkpoint that cannot be written, read or used,
 /// [`TrainError::Diverged`] if the loss is no number any more, [`TrainError::OutOfMemory`] if the device's budget is too
-/// small, [`TrainError::Peers`] if another rank is gone.
+/// small, [`TrainError::Collective`] if another rank is gone.
 ///
 /// # Panics
 /// Panics if a label is not below the configured number of classes.
 pub fn train<B: AutodiffBackend>(
     config: &TrainConfig,
     data: &TrainData<B>,
-    machine: Machine<B>,
+    machine: TrainContext<B>,
     stop: &AtomicBool,
-    observer: impl FnMut(Event<'_>),
+    observer: impl FnMut(TrainEvent<'_>),
 ) -> Result<Outcome<B>, TrainError> {
     config.check()?;
     if data.training.num_items() == 0 {
         return Err(TrainError::Config("there are no images to train on".to_owned()));
     }
-    let Machine { device, meter, peers } = machine;
+    let TrainContext { device, meter, communicator } = machine;
     let trainer = Trainer {
         config,
         data,
         loss: CrossEntropyLossConfig::new().with_smoothing(config.smoothing()).init(&device),
-        gauge: Gauge::new(config, meter),
+        monitor: MemoryMonitor::new(config, meter),
         device,
-        peers,
+        communicator,
         stop,
         agreed: false,
         observer,
@@ -108,8 +108,8 @@ struct Trainer<'a, B: AutodiffBackend, F> {
     config: &'a TrainConfig,
     data: &'a TrainData<B>,
     device: B::Device,
-    gauge: Gauge,
-    peers: Option<Peers<B::InnerBackend>>,
+    monitor: MemoryMonitor,
+    communicator: Option<Communicator<B::InnerBackend>>,
     stop: &'a AtomicBool,
     /// All ranks have heard that the run is to end.
     agreed: bool,
@@ -118,28 +118,32 @@ struct Trainer<'a, B: AutodiffBackend, F> {
 }
 
 /// What changes from step to step: with the data, it decides all that follows.
-struct Standing<B: AutodiffBackend, O> {
+struct TrainState<B: AutodiffBackend, O> {
     model: Network<B>,
     shape: NetworkConfig,
     optimizer: O,
     scale: Option<LossScale>,
     /// How far the epoch under way has got.
     progress: Progress,
-    tally: Tally<B::InnerBackend>,
+    sums: MetricSums<B::InnerBackend>,
 }
 
-impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
+impl<B: AutodiffBackend, F: FnMut(TrainEvent<'_>)> Trainer<'_, B, F> {
     fn run<O: Optimizer<Network<B>, B>>(mut self, fresh: impl Fn() -> O) -> Result<Outcome<B>, TrainError> {
         let items = self.items()?;
         let mut at = self.begin(&fresh)?;
         let first = at.progress.epoch;
         let mut report = TrainReport { parameters: at.model.num_params(), ..TrainReport::default() };
         self.data.epochs.set(State { epoch: first, batch: at.progress.batches });
-        (self.observer)(Event::Started { parameters: report.parameters, epoch: first, batches: at.progress.batches });
+        (self.observer)(TrainEvent::Started {
+            parameters: report.parameters,
+            epoch: first,
+            batches: at.progress.batches,
+        });
 
         for epoch in first..self.config.epochs {
             at = self.epoch(at, items)?;
-            report.memory = self.gauge.report();
+            report.memory = self.monitor.report();
             let validation = self.validate(&at.model)?;
             if self.stopped() {
                 report.interrupted = true;
@@ -157,12 +161,12 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 _ => None,
             };
             at.progress = Progress { epoch: epoch + 1, epochs: self.config.epochs, ..Progress::default() };
-            at.tally = Tally::new(&self.device);
+            at.sums = MetricSums::new(&self.device);
             self.save(&at)?;
             report.epochs.push(done);
-            (self.observer)(Event::Epoch(&done));
+            (self.observer)(TrainEvent::Epoch(&done));
             if let Some(pruned) = pruned {
-                (self.observer)(Event::Pruned(&pruned));
+                (self.observer)(TrainEvent::Pruned(&pruned));
                 report.pruned = Some(pruned);
             }
         }
@@ -170,15 +174,15 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
     }
 
     /// The model as this run finds it: new, from other weights, or as a checkpoint left it.
-    fn begin<O: Optimizer<Network<B>, B>>(&mut self, fresh: &impl Fn() -> O) -> Result<Standing<B, O>, TrainError> {
+    fn begin<O: Optimizer<Network<B>, B>>(&mut self, fresh: &impl Fn() -> O) -> Result<TrainState<B, O>, TrainError> {
         let config = self.config;
-        if self.gauge.reads() {
+        if self.monitor.reads() {
             warm_up::<B>(&self.device)?;
         }
-        self.gauge.begin();
+        self.monitor.begin();
         let mut shape = config.model.clone();
         let mut progress = Progress { epochs: config.epochs, ..Progress::default() };
-        let mut tally = Tally::new(&self.device);
+        let mut sums = MetricSums::new(&self.device);
         let mut scale = LossScale::new(config.precision);
         let saved = match (config.resume, &config.checkpoint) {
             (true, Some(path)) => Some((path, checkpoint::inspect(path)?)),
@@ -197,7 +201,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 seconds: info.seconds,
                 ..progress
             };
-            tally.restore(info.loss_sum, info.right, info.images);
+            sums.restore(info.loss_sum, info.right, info.images);
             if let (Some(scale), Some((factor, good_steps))) = (&mut scale, info.loss_scale) {
                 *scale = LossScale::from_parts(factor, good_steps);
             }
@@ -209,44 +213,46 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             };
         }
         let model = config.freeze.apply::<B, _>(model)?;
-        self.gauge.model_is(&shape)?;
+        self.monitor.model_is(&shape)?;
         let mut optimizer = fresh();
         if let Some((path, _)) = saved {
             optimizer = checkpoint::load_state(path, optimizer, &self.device)?;
         }
-        Ok(Standing { model, shape, optimizer, scale, progress, tally })
+        Ok(TrainState { model, shape, optimizer, scale, progress, sums })
     }
 
     /// Images of an epoch, of all ranks together. Some have one more than others; the learning rate has to be the same for
     /// all of them, or their weights would part.
     fn items(&mut self) -> Result<f64, TrainError> {
         let mine = self.data.training.num_items();
-        let Some(peers) = &mut self.peers else { return Ok(mine as f64) };
-        let all = peers.sum(Tensor::from_floats([mine as f32], &self.device)).map_err(TrainError::Peers)?;
+        let Some(communicator) = &mut self.communicator else { return Ok(mine as f64) };
+        let all = communicator
+            .all_reduce_sum(Tensor::from_floats([mine as f32], &self.device))
+            .map_err(TrainError::Collective)?;
         Ok(all.into_scalar().elem())
     }
 
     /// The rest of the epoch under way, of so many images of all ranks.
     fn epoch<O: Optimizer<Network<B>, B>>(
         &mut self,
-        mut at: Standing<B, O>,
+        mut at: TrainState<B, O>,
         items: f64,
-    ) -> Result<Standing<B, O>, TrainError> {
-        let world = self.peers.as_ref().map_or(1, Peers::world_size) as f64;
+    ) -> Result<TrainState<B, O>, TrainError> {
+        let world = self.communicator.as_ref().map_or(1, Communicator::world_size) as f64;
         let seconds_before = at.progress.seconds;
         let (mut waited, mut computed) = (Duration::ZERO, Duration::ZERO);
         let start = Instant::now();
         let mut told = start;
         let mut batches = self.data.training.iter();
         // Alone, a step is a batch and its mean loss; nothing has to be weighed.
-        let alone = self.config.accumulate == 1 && self.peers.is_none();
+        let alone = self.config.accumulate == 1 && self.communicator.is_none();
         let mut seen = at.progress.images as f64 * world;
         loop {
             let mut sum = GradientSum::default();
             let mut learning = Duration::ZERO;
             // Running statistics follow each batch, so the model is other before a step is whole.
-            let before = (self.peers.is_none() && self.config.accumulate > 1)
-                .then(|| (at.model.clone().into_record(), at.tally.clone(), at.progress.batches));
+            let before = (self.communicator.is_none() && self.config.accumulate > 1)
+                .then(|| (at.model.clone().into_record(), at.sums.clone(), at.progress.batches));
             for _ in 0..self.config.accumulate {
                 let before = Instant::now();
                 let batch = batches.next();
@@ -254,7 +260,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 waited += begun - before;
                 let Some(ImageBatch { images, labels }) = batch else { break };
                 let [size, ..] = images.dims();
-                self.gauge.batch(size)?;
+                self.monitor.batch(size)?;
                 let weight = if alone { 1.0 } else { GradientSum::weight(size) };
                 let kind = StepKind {
                     precision: self.config.precision,
@@ -262,20 +268,20 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                     factor: weight * at.scale.map_or(1.0, LossScale::factor),
                 };
                 let mut read = Vec::new();
-                let learnt = self.gauge.guard(|| {
-                    let mut reached = |phase| read.extend(self.gauge.look(phase));
-                    learn(&at.model, images, labels.clone(), &self.loss, kind, &mut reached)
+                let output = self.monitor.guard(|| {
+                    let mut reached = |phase| read.extend(self.monitor.look(phase));
+                    forward_backward(&at.model, images, labels.clone(), &self.loss, kind, &mut reached)
                 })?;
-                read.into_iter().try_for_each(|(phase, reading)| self.gauge.note(phase, reading))?;
-                at.tally.add(&learnt.loss, learnt.scores, labels.inner(), size);
-                sum.add(&at.model, learnt.gradients, size);
+                read.into_iter().try_for_each(|(phase, reading)| self.monitor.note(phase, reading))?;
+                at.sums.add(&output.loss, output.scores, labels.inner(), size);
+                sum.add(&at.model, output.gradients, size);
                 at.progress.batches = self.data.batches_taken(&*batches, at.progress.batches + 1);
                 learning += begun.elapsed();
             }
-            if sum.images == 0 && self.peers.is_none() {
+            if sum.images == 0 && self.communicator.is_none() {
                 break;
             }
-            if let Some((model, tally, batches)) = before
+            if let Some((model, sums, batches)) = before
                 && self.stopped()
                 && at.progress.batches < batches + self.config.accumulate
                 && ((at.progress.images + sum.images) as f64) < items
@@ -285,7 +291,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 // Running statistics hold back what is newest until they are read; what is loaded has to stand.
                 drop(at.model.clone().into_record());
                 at.model = at.model.load_record(model);
-                (at.tally, at.progress.batches) = (tally, batches);
+                (at.sums, at.progress.batches) = (sums, batches);
                 break;
             }
             let begun = Instant::now();
@@ -298,7 +304,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
                 break;
             }
             seen += all as f64;
-            self.gauge.stepped()?;
+            self.monitor.stepped()?;
 
             let progress = &mut at.progress;
             progress.step += 1;
@@ -306,24 +312,24 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             progress.steps = progress.steps.max(progress.step).max((items / all as f64).ceil() as u64);
             let due = told.elapsed() >= REPORT_EVERY;
             if due {
-                at.tally.read();
+                at.sums.read();
             }
             computed += learning + begun.elapsed();
             if due {
                 told = Instant::now();
                 at.tell(seconds_before, start.elapsed(), waited, computed)?;
-                self.gauge.fill(&mut at.progress)?;
-                if let Some(memory) = self.gauge.news() {
-                    (self.observer)(Event::Memory(&memory));
+                self.monitor.fill(&mut at.progress)?;
+                if let Some(memory) = self.monitor.news() {
+                    (self.observer)(TrainEvent::Memory(&memory));
                 }
-                (self.observer)(Event::Progress(&at.progress));
+                (self.observer)(TrainEvent::Progress(&at.progress));
             }
             if self.stopped() {
                 break;
             }
             let every = self.config.checkpoint_every;
             if every > 0 && at.progress.step.is_multiple_of(every) {
-                at.tally.read();
+                at.sums.read();
                 at.tell(seconds_before, start.elapsed(), waited, computed)?;
                 self.save(&at)?;
             }
@@ -331,16 +337,16 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         drop(batches);
         self.whole()?;
         let reading = Instant::now();
-        at.tally.read();
+        at.sums.read();
         computed += reading.elapsed();
         if !self.stopped() {
             at.progress.steps = at.progress.step;
         }
         at.tell(seconds_before, start.elapsed(), waited, computed)?;
-        self.gauge.fill(&mut at.progress)?;
-        at.progress.held = self.gauge.held();
-        if let Some(memory) = self.gauge.news() {
-            (self.observer)(Event::Memory(&memory));
+        self.monitor.fill(&mut at.progress)?;
+        at.progress.allocator = self.monitor.allocator_stats();
+        if let Some(memory) = self.monitor.news() {
+            (self.observer)(TrainEvent::Memory(&memory));
         }
         Ok(at)
     }
@@ -348,15 +354,15 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
     /// Lets the weights follow the gradients of a step. Returns how many images all ranks had for it.
     fn step<O: Optimizer<Network<B>, B>>(
         &mut self,
-        mut at: Standing<B, O>,
+        mut at: TrainState<B, O>,
         mut sum: GradientSum,
         alone: bool,
-    ) -> Result<(Standing<B, O>, u64), TrainError> {
+    ) -> Result<(TrainState<B, O>, u64), TrainError> {
         let mut images = sum.images;
         let mut all = sum.take();
-        if let Some(peers) = &mut self.peers {
+        if let Some(communicator) = &mut self.communicator {
             let stop = self.stop.load(Ordering::Relaxed);
-            let (summed, total, stopped) = exchange(peers, &at.model, &mut all, images, stop)?;
+            let (summed, total, stopped) = exchange(communicator, &at.model, &mut all, images, stop)?;
             self.agreed |= stopped;
             if stopped {
                 self.stop.store(true, Ordering::Relaxed);
@@ -379,9 +385,9 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             return if scale.is_least() { Err(diverged) } else { Ok((at, images)) };
         }
         // Nobody else holds the weights, so that they are written in place.
-        let Standing { model, mut optimizer, progress, .. } = at;
-        let model = self.gauge.guard(|| optimizer.step(progress.learning_rate, model, all))?;
-        Ok((Standing { model, optimizer, progress, shape: at.shape, scale: at.scale, tally: at.tally }, images))
+        let TrainState { model, mut optimizer, progress, .. } = at;
+        let model = self.monitor.guard(|| optimizer.step(progress.learning_rate, model, all))?;
+        Ok((TrainState { model, optimizer, progress, shape: at.shape, scale: at.scale, sums: at.sums }, images))
     }
 
     /// The loss and accuracy on images that the model does not learn from; `None` where there are none, where another rank
@@ -392,38 +398,38 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
         let start = Instant::now();
         let model = model.valid();
         let loss = CrossEntropyLossConfig::new().init(&self.device);
-        let mut tally = Tally::<B::InnerBackend>::new(&self.device);
+        let mut sums = MetricSums::<B::InnerBackend>::new(&self.device);
         for ImageBatch { images, labels } in images.iter() {
             let [size, ..] = images.dims();
             let scores = model.forward(cast(images, self.config.precision.dtype()), Pass::Evaluate);
             let scores = cast(scores, FloatDType::F32);
-            tally.add(&loss.forward(scores.clone(), labels.clone()), scores, labels, size);
+            sums.add(&loss.forward(scores.clone(), labels.clone()), scores, labels, size);
             if self.asked() {
                 break;
             }
         }
         self.whole()?;
-        tally.read();
-        let (loss, accuracy) = tally.means();
-        let score = Score { images: tally.images(), loss, accuracy, seconds: start.elapsed().as_secs_f64() };
+        sums.read();
+        let (loss, accuracy) = sums.means();
+        let score = Score { images: sums.images(), loss, accuracy, seconds: start.elapsed().as_secs_f64() };
         Ok(Some(score).filter(|_| !self.asked()))
     }
 
     /// The smaller network, and what it saves. Its optimizer begins anew: the old state has the old shape.
     fn prune<O: Optimizer<Network<B>, B>>(
         &mut self,
-        at: Standing<B, O>,
+        at: TrainState<B, O>,
         share: f64,
         fresh: &impl Fn() -> O,
-    ) -> Result<(Standing<B, O>, PruneReport), TrainError> {
+    ) -> Result<(TrainState<B, O>, PruneReport), TrainError> {
         let parameters = at.model.num_params();
         let shape_before = at.shape.clone();
         let (model, shape) = prune(at.model, &at.shape, share, &self.device);
-        let foretold = |model: &NetworkConfig| {
-            let micro_batch = self.gauge.micro_batch().max(1);
+        let predicted = |model: &NetworkConfig| {
+            let micro_batch = self.monitor.micro_batch().max(1);
             forecast(&TrainConfig { model: model.clone(), ..self.config.clone() }, micro_batch)
         };
-        let (before, after) = (foretold(&shape_before)?.account, foretold(&shape)?.account);
+        let (before, after) = (predicted(&shape_before)?.account, predicted(&shape)?.account);
         let scores = self.validate(&model)?.map(|after| [Score::default(), after]);
         let report = PruneReport {
             after_epochs: at.progress.epoch + 1,
@@ -432,15 +438,15 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
             peak: [before.peak, after.peak],
             scores,
         };
-        self.gauge.model_is(&shape)?;
-        Ok((Standing { model, shape, optimizer: fresh(), ..at }, report))
+        self.monitor.model_is(&shape)?;
+        Ok((TrainState { model, shape, optimizer: fresh(), ..at }, report))
     }
 
     /// Writes the checkpoint, where one is wanted.
-    fn save<O: Optimizer<Network<B>, B>>(&self, at: &Standing<B, O>) -> Result<(), TrainError> {
+    fn save<O: Optimizer<Network<B>, B>>(&self, at: &TrainState<B, O>) -> Result<(), TrainError> {
         let Some(path) = self.config.checkpoint.as_ref().filter(|_| self.leads()) else { return Ok(()) };
         let Progress { epoch, batches, step, images, seconds, .. } = at.progress;
-        let (loss_sum, right) = at.tally.sums();
+        let (loss_sum, right) = at.sums.sums();
         let info = CheckpointInfo {
             epochs_done: epoch,
             batches_done: batches,
@@ -459,12 +465,12 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
 
     /// Whether this rank validates and writes checkpoints.
     fn leads(&self) -> bool {
-        self.peers.as_ref().is_none_or(|peers| peers.rank() == 0)
+        self.communicator.as_ref().is_none_or(|communicator| communicator.rank() == 0)
     }
 
     /// What decides which images a batch of an epoch has, in one word.
     fn order(&self) -> String {
-        let ranks = self.peers.as_ref().map_or(1, Peers::world_size);
+        let ranks = self.communicator.as_ref().map_or(1, Communicator::world_size);
         format!("batches{}-ranks{ranks}-seed{}", self.data.batch_size, self.config.seed.0)
     }
 
@@ -475,7 +481,7 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
 
     /// Whether it ends after this step: among ranks only when all of them know, or some would wait for one that has left.
     fn stopped(&self) -> bool {
-        if self.peers.is_some() { self.agreed } else { self.asked() }
+        if self.communicator.is_some() { self.agreed } else { self.asked() }
     }
 
     /// Refuses an epoch that a loader ended early, unless it was asked to.
@@ -487,8 +493,8 @@ impl<B: AutodiffBackend, F: FnMut(Event<'_>)> Trainer<'_, B, F> {
     }
 }
 
-impl<B: AutodiffBackend, O> Standing<B, O> {
-    /// Brings the progress up to what the tally has read.
+impl<B: AutodiffBackend, O> TrainState<B, O> {
+    /// Brings the progress up to what the sums has read.
     fn tell(
         &mut self,
         seconds_before: f64,
@@ -497,7 +503,7 @@ impl<B: AutodiffBackend, O> Standing<B, O> {
         computed: Duration,
     ) -> Result<(), TrainError> {
         let progress = &mut self.progress;
-        (progress.loss, progress.accuracy) = self.tally.means();
+        (progress.loss, progress.accuracy) = self.sums.means();
         let now = all.as_secs_f64();
         progress.seconds = seconds_before + now;
         progress.input_wait_share = waited.as_secs_f64() / now.max(1e-9);
@@ -513,7 +519,7 @@ impl<B: AutodiffBackend, O> Standing<B, O> {
 /// The gradients of all ranks together, their images, and whether one of them is to stop. A rank that has no more data brings
 /// nothing, and takes the same step as the others.
 fn exchange<B: AutodiffBackend>(
-    peers: &mut Peers<B::InnerBackend>,
+    communicator: &mut Communicator<B::InnerBackend>,
     model: &Network<B>,
     mine: &mut GradientsParams,
     images: u64,
@@ -524,7 +530,7 @@ fn exchange<B: AutodiffBackend>(
     let numbers: usize = row.iter().map(|part| part.dims()[0]).sum();
     // Both are small whole numbers, which 32-bit floats add up without loss.
     row.push(Tensor::from_floats([images as f32, f32::from(u8::from(stop))], &device));
-    let row = peers.sum(Tensor::cat(row, 0)).map_err(TrainError::Peers)?;
+    let row = communicator.all_reduce_sum(Tensor::cat(row, 0)).map_err(TrainError::Collective)?;
     let told: Vec<f32> = row.clone().narrow(0, numbers, 2).into_data().iter().collect();
     Ok((gradients::unflatten(model, &row), told[0] as u64, told[1] > 0.0))
 }
@@ -540,9 +546,9 @@ fn start_from<B: AutodiffBackend>(
     let info = checkpoint::inspect(path)?;
     info.check_network(path, recipe)?;
     shape.hidden = info.hidden;
-    let learnt = checkpoint::load_weights(path, shape.init_blank::<B>(device), device)?;
+    let output = checkpoint::load_weights(path, shape.init_blank::<B>(device), device)?;
     let wanted = shapes::<B, _>(&shape.init_blank::<B>(device), false);
-    let found = shapes::<B, _>(&learnt, false);
+    let found = shapes::<B, _>(&output, false);
     let differs = |head: bool| {
         wanted.iter().zip(&found).find(|(wanted, found)| wanted.0.starts_with("head.") == head && wanted != found)
     };
@@ -554,7 +560,7 @@ fn start_from<B: AutodiffBackend>(
         return Err(checkpoint::refused(path, why));
     }
     let other_classes = differs(true).is_some();
-    Ok((if other_classes { learnt.with_head_of(model) } else { learnt }, shape))
+    Ok((if other_classes { output.with_head_of(model) } else { output }, shape))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub(super) struct StepKind {
 }
 
 /// What came of a batch. Nothing of it holds the graph.
-pub(super) struct Learnt<B: AutodiffBackend> {
+pub(super) struct StepOutput<B: AutodiffBackend> {
     /// The mean loss, `[1]`.
     pub(super) loss: Tensor<B::InnerBackend, 1>,
     /// `[samples, classes]`, 32-bit numbers.
@@ -74,14 +74,14 @@ pub(super) struct Learnt<B: AutodiffBackend> {
 ///
 /// With [`Checkpointing::Blocks`] the gradients are those of the plain way: what a block is given, computes and gives back
 /// is the same.
-pub(super) fn learn<B: AutodiffBackend>(
+pub(super) fn forward_backward<B: AutodiffBackend>(
     model: &Network<B>,
     images: Tensor<B, 4>,
     labels: Tensor<B, 1, Int>,
     loss: &CrossEntropyLoss<B>,
     kind: StepKind,
     reached: &mut dyn FnMut(Phase),
-) -> Learnt<B> {
+) -> StepOutput<B> {
     let images = cast(images, kind.precision.dtype());
     let judge = |scores: Tensor<B, 2>| {
         let scores = cast(scores, FloatDType::F32);
@@ -95,7 +95,7 @@ pub(super) fn learn<B: AutodiffBackend>(
         reached(Phase::Forward);
         let gradients = GradientsParams::from_grads(scaled.backward(), model);
         reached(Phase::Backward);
-        return Learnt { loss, scores, gradients };
+        return StepOutput { loss, scores, gradients };
     }
 
     // What goes into each part that learns, and at last into the head. Weights that are not tracked leave no graph.
@@ -128,5 +128,5 @@ pub(super) fn learn<B: AutodiffBackend>(
     gradients::add(model, &mut gradients, GradientsParams::from_module(&mut found, model));
     drop((top, found));
     reached(Phase::Backward);
-    Learnt { loss, scores, gradients }
+    StepOutput { loss, scores, gradients }
 }

@@ -10,7 +10,7 @@ use burn::tensor::{Int, TensorData};
 
 use super::*;
 use crate::adapt::burn::{EpochCounter, LoadFailure};
-use crate::train::step::Learnt;
+use crate::train::step::StepOutput;
 use crate::train::{
     Checkpointing, Cpu, CpuBalanced, Freeze, ModelKind, Phase, Precision, TrainConfig, micro_batch_within,
 };
@@ -133,7 +133,7 @@ fn config(epochs: u64) -> TrainConfig {
 }
 
 fn run(config: &TrainConfig) -> Result<Outcome<Cpu>, TrainError> {
-    train(config, &data(&MadeUp::default()), Machine::new(Default::default()), &AtomicBool::new(false), |_| ())
+    train(config, &data(&MadeUp::default()), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ())
 }
 
 /// Every number of a model, to the bit.
@@ -180,12 +180,13 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
         assert_eq!(checkpoint::inspect(&path).expect("a checkpoint").epochs_done, 4);
 
         let stop = AtomicBool::new(false);
-        let stopped = train(&config, &data(&MadeUp::default()), Machine::new(Default::default()), &stop, |event| {
-            if matches!(event, Event::Epoch(done) if done.training.epoch == 1) {
-                stop.store(true, Ordering::Relaxed);
-            }
-        })
-        .expect("stopped");
+        let stopped =
+            train(&config, &data(&MadeUp::default()), TrainContext::new(Default::default()), &stop, |event| {
+                if matches!(event, TrainEvent::Epoch(done) if done.training.epoch == 1) {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            })
+            .expect("stopped");
         assert!(stopped.report.interrupted);
         assert_eq!(stopped.report.epochs.len(), 2);
 
@@ -218,14 +219,15 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_bit() {
         // The loss of the third step of an epoch comes too late to be told: count what the loader gives.
         let made = MadeUp { gives_at_most: 2 * stop_at_step, ..MadeUp::default() };
         let kept = TrainConfig { checkpoint: Some(path.clone()), ..config.clone() };
-        let ended = train(&kept, &data(&made), Machine::new(Default::default()), &stop, |_| ());
+        let ended = train(&kept, &data(&made), TrainContext::new(Default::default()), &stop, |_| ());
         assert!(matches!(ended, Err(TrainError::Data(_))), "{stop_at_step}");
         if !kill {
             // Called off at the same place, it writes where it is.
             let made = MadeUp { gives_at_most: 0, ..MadeUp::default() };
             let resume = path.exists();
             let kept = TrainConfig { resume, ..kept };
-            let outcome = train(&kept, &data(&made), Machine::new(Default::default()), &AtomicBool::new(true), |_| ());
+            let outcome =
+                train(&kept, &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(true), |_| ());
             assert!(outcome.expect("called off").report.interrupted);
         }
         let resume = path.exists();
@@ -257,21 +259,21 @@ fn a_batch_without_a_good_image_is_a_place_too() {
         TrainData::<Cpu>::from_loaders(loader.build().expect("a loader"), None, &Default::default())
     };
     let learn = |config: &TrainConfig, stop| {
-        train(config, &data(), Machine::new(Default::default()), &AtomicBool::new(stop), |_| ()).expect("trained")
+        train(config, &data(), TrainContext::new(Default::default()), &AtomicBool::new(stop), |_| ()).expect("trained")
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = TrainConfig { checkpoint: Some(folder.path().join("run.ckpt")), ..config(2) };
-    let whole = learn(&config, false);
+    let whole = forward_backward(&config, false);
     assert_eq!(whole.report.epochs[0].training.images, 9);
     // Called off from the start, it takes one step.
-    learn(&config, true);
+    forward_backward(&config, true);
     let resume = TrainConfig { resume: true, ..config };
     for steps in 2..6 {
-        learn(&resume, true);
+        forward_backward(&resume, true);
         let info = checkpoint::inspect(&folder.path().join("run.ckpt")).expect("a checkpoint");
         assert_eq!(info.steps, steps);
     }
-    assert_eq!(bits(&whole.model), bits(&learn(&resume, false).model));
+    assert_eq!(bits(&whole.model), bits(&forward_backward(&resume, false).model));
 }
 
 /// Two of each class.
@@ -286,7 +288,7 @@ fn tiny(kind: ModelKind) -> TrainConfig {
     config
 }
 
-fn learnt<B: AutodiffBackend>(config: &TrainConfig, checkpointing: Checkpointing) -> (Network<B>, Learnt<B>)
+fn output<B: AutodiffBackend>(config: &TrainConfig, checkpointing: Checkpointing) -> (Network<B>, StepOutput<B>)
 where
     B::Device: Default,
 {
@@ -295,8 +297,8 @@ where
     let (images, labels) = six::<B>();
     let kind = StepKind { precision: config.precision, checkpointing, factor: 1.0 };
     let loss = CrossEntropyLossConfig::new().init(&device);
-    let learnt = learn(&model, images, labels, &loss, kind, &mut |_| ());
-    (model, learnt)
+    let output = forward_backward(&model, images, labels, &loss, kind, &mut |_| ());
+    (model, output)
 }
 
 /// All gradients in the model's order, and how many parameters have one.
@@ -313,13 +315,13 @@ fn what_is_computed_again_gives_the_same_gradients() {
     for kind in KINDS {
         for freeze in [Freeze::Nothing, "stem,blocks.0".parse().expect("a freeze"), Freeze::Backbone] {
             let config = TrainConfig { freeze, ..tiny(kind) };
-            let (model, mut plain) = learnt::<Cpu>(&config, Checkpointing::None);
+            let (model, mut plain) = output::<Cpu>(&config, Checkpointing::None);
             let expected = row(&model, &mut plain.gradients);
             assert!(expected.0.iter().any(|&number| number != 0.0));
-            let (model, mut again) = learnt::<Cpu>(&config, Checkpointing::Blocks);
+            let (model, mut again) = output::<Cpu>(&config, Checkpointing::Blocks);
             assert_eq!(expected, row(&model, &mut again.gradients), "{kind} {}", config.freeze);
             assert_eq!(plain.loss.into_data(), again.loss.into_data());
-            let (model, mut balanced) = learnt::<CpuBalanced>(&config, Checkpointing::Balanced);
+            let (model, mut balanced) = output::<CpuBalanced>(&config, Checkpointing::Balanced);
             assert_eq!(expected, row(&model, &mut balanced.gradients), "{kind} {}", config.freeze);
         }
     }
@@ -328,8 +330,8 @@ fn what_is_computed_again_gives_the_same_gradients() {
 #[test]
 fn running_statistics_follow_once_however_often_a_block_is_computed() {
     let config = tiny(ModelKind::ResNet18);
-    let (plain, _) = learnt::<Cpu>(&config, Checkpointing::None);
-    let (again, _) = learnt::<Cpu>(&config, Checkpointing::Blocks);
+    let (plain, _) = output::<Cpu>(&config, Checkpointing::None);
+    let (again, _) = output::<Cpu>(&config, Checkpointing::Blocks);
     assert_eq!(bits(&plain), bits(&again));
     let fresh = config.model.init::<Cpu>(Seed(5), &Default::default());
     assert_ne!(bits(&plain), bits(&fresh), "they followed");
@@ -338,10 +340,10 @@ fn running_statistics_follow_once_however_often_a_block_is_computed() {
 #[test]
 fn frozen_parameters_have_no_gradient_and_stay_as_they_are() {
     for kind in KINDS {
-        let (model, learnt) =
-            learnt::<Cpu>(&TrainConfig { freeze: Freeze::Backbone, ..tiny(kind) }, Checkpointing::None);
+        let (model, output) =
+            output::<Cpu>(&TrainConfig { freeze: Freeze::Backbone, ..tiny(kind) }, Checkpointing::None);
         let in_head = if kind == ModelKind::VitTiny { 4 } else { 2 };
-        assert_eq!(learnt.gradients.len(), in_head, "{kind}");
+        assert_eq!(output.gradients.len(), in_head, "{kind}");
         drop(model);
     }
     let frozen = TrainConfig { freeze: "stem,blocks".parse().expect("a freeze"), ..config(2) };
@@ -379,7 +381,8 @@ fn several_batches_make_the_step_of_one() {
     let trained = |accumulate: u64, batch: usize| {
         let made = MadeUp { batch, ..MadeUp::default() };
         let config = config(accumulate);
-        let outcome = train(&config, &data(&made), Machine::new(Default::default()), &AtomicBool::new(false), |_| ());
+        let outcome =
+            train(&config, &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
         let outcome = outcome.expect("trained");
         assert_eq!(outcome.report.epochs[0].training.step, ITEMS.div_ceil(batch * accumulate as usize) as u64);
         let images = six::<<Cpu as AutodiffBackend>::InnerBackend>().0;
@@ -402,7 +405,7 @@ fn half_the_digits_learn_nearly_the_same() {
             config.schedule.peak = if kind == ModelKind::VitTiny { 2e-3 } else { 0.01 };
             // So would statistics of normalisation over a handful of numbers.
             let made = MadeUp { batch: ITEMS, ..MadeUp::default() };
-            let machine = Machine::new(Default::default());
+            let machine = TrainContext::new(Default::default());
             let outcome = train(&config, &data(&made), machine, &AtomicBool::new(false), |_| ()).expect("trained");
             outcome.report.epochs.iter().map(|epoch| epoch.training.loss).collect::<Vec<_>>()
         };
@@ -423,7 +426,7 @@ fn a_gradient_that_overflows_in_f16_costs_a_step_and_no_more() {
     config.schedule.peak = 0.05;
     // Far out of what f16 holds with the factor that the loss begins with.
     let made = MadeUp { loud: 3000.0, ..MadeUp::default() };
-    let outcome = train(&config, &data(&made), Machine::new(Default::default()), &AtomicBool::new(false), |_| ());
+    let outcome = train(&config, &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
     let report = outcome.expect("trained").report;
     assert!(report.epochs.iter().all(|epoch| epoch.training.loss.is_finite()));
 }
@@ -437,7 +440,7 @@ fn pruning_takes_channels_and_training_goes_on() {
     assert!(pruned.parameters[1] < pruned.parameters[0] * 4 / 5, "{pruned:?}");
     assert!(pruned.activations[1] < pruned.activations[0] && pruned.peak[1] < pruned.peak[0], "{pruned:?}");
     assert_eq!(pruned.parameters[1], outcome.model.num_params());
-    let before = forecast(&config(8), BATCH).expect("foretold").account;
+    let before = forecast(&config(8), BATCH).expect("predicted").account;
     assert_eq!((pruned.activations[0], pruned.peak[0]), (before.activations, before.peak), "of batches of this run");
     let [before, after] = pruned.scores.expect("validated");
     assert_eq!((before.images, after.images), (ITEMS as u64, ITEMS as u64));
@@ -466,33 +469,33 @@ fn a_run_starts_from_the_weights_of_another() {
 
 #[test]
 fn a_budget_that_is_too_small_is_refused_with_what_would_help() {
-    let foretold = forecast(&config(1), BATCH).expect("foretold").account;
-    let fits = TrainConfig { device_budget: Some(foretold.peak), ..config(1) };
+    let predicted = forecast(&config(1), BATCH).expect("predicted").account;
+    let fits = TrainConfig { device_budget: Some(predicted.peak), ..config(1) };
     run(&fits).expect("it fits");
-    let tight = TrainConfig { device_budget: Some(ByteCount(foretold.peak.0 * 2 / 3)), ..config(1) };
+    let tight = TrainConfig { device_budget: Some(ByteCount(predicted.peak.0 * 2 / 3)), ..config(1) };
     let Err(TrainError::OutOfMemory(refused)) = run(&tight) else { panic!("it does not fit") };
     assert_eq!((refused.phase, refused.steps, refused.micro_batch), (None, 0, BATCH));
-    assert_eq!((refused.asked, refused.account), (foretold.peak, foretold));
-    assert!(!refused.levers.is_empty() && refused.levers.is_sorted_by(|a, b| a.gives_back >= b.gives_back));
-    for lever in &refused.levers {
-        assert_eq!(lever.peak.0 + lever.gives_back.0, foretold.peak.0, "{lever}");
+    assert_eq!((refused.asked, refused.account), (predicted.peak, predicted));
+    assert!(!refused.savings.is_empty() && refused.savings.is_sorted_by(|a, b| a.saved >= b.saved));
+    for saving in &refused.savings {
+        assert_eq!(saving.peak.0 + saving.saved.0, predicted.peak.0, "{saving}");
     }
     let said = refused.to_string();
-    assert!(said.contains("activations") && said.contains(&refused.levers[0].flag), "{said}");
+    assert!(said.contains("activations") && said.contains(&refused.savings[0].flag), "{said}");
 }
 
 /// Says what it is told to.
 #[derive(Default)]
 struct Scripted(std::sync::Mutex<Vec<u64>>);
 
-impl Meter for Scripted {
-    fn read(&self) -> crate::train::Reading {
+impl MemoryMeter for Scripted {
+    fn read(&self) -> crate::train::MemorySample {
         let mut script = self.0.lock().expect("no panic");
         let bytes = ByteCount(if script.len() > 1 { script.remove(0) } else { script[0] });
-        crate::train::Reading { in_use: bytes, peak: bytes }
+        crate::train::MemorySample { in_use: bytes, peak: bytes }
     }
     fn reset_peak(&self) {}
-    fn held(&self) -> Option<crate::train::Held> {
+    fn allocator_stats(&self) -> Option<crate::train::AllocatorStats> {
         None
     }
 }
@@ -505,8 +508,8 @@ fn growth_beyond_the_budget_in_mid_run_names_the_phase() {
         // One reading before there is a model.
         let mut script = vec![0; good];
         script.push(3 << 30);
-        let meter: Option<Arc<dyn Meter>> = Some(Arc::new(Scripted(script.into())));
-        let machine = Machine { meter, ..Machine::<Cpu>::new(Default::default()) };
+        let meter: Option<Arc<dyn MemoryMeter>> = Some(Arc::new(Scripted(script.into())));
+        let machine = TrainContext { meter, ..TrainContext::<Cpu>::new(Default::default()) };
         let ended = train(&config, &data(&MadeUp::default()), machine, &AtomicBool::new(false), |_| ());
         let Err(TrainError::OutOfMemory(refused)) = ended else { panic!("over the budget") };
         assert_eq!((refused.phase, refused.asked), (Some(phase), ByteCount(3 << 30)));
@@ -517,9 +520,9 @@ fn growth_beyond_the_budget_in_mid_run_names_the_phase() {
 #[test]
 fn the_largest_batch_within_a_budget_is_found() {
     let config = tiny(ModelKind::ResNet18);
-    let least = forecast(&TrainConfig { accumulate: 48, ..config.clone() }, 1).expect("foretold").account.peak;
-    let most = forecast(&config, 48).expect("foretold").account.peak;
-    let within = |budget| micro_batch_within(&config, 48, ByteCount(budget)).expect("foretold");
+    let least = forecast(&TrainConfig { accumulate: 48, ..config.clone() }, 1).expect("predicted").account.peak;
+    let most = forecast(&config, 48).expect("predicted").account.peak;
+    let within = |budget| micro_batch_within(&config, 48, ByteCount(budget)).expect("predicted");
     assert_eq!(within(most.0).map(|found| found.micro_batch), Some(48));
     assert_eq!(within(least.0).map(|found| found.micro_batch), Some(1));
     assert_eq!(within(least.0 - 1), None);
@@ -552,10 +555,11 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
 #[test]
 fn an_epoch_that_ends_early_is_an_error_unless_it_was_called_off() {
     let made = MadeUp { fails_after: 2, ..MadeUp::default() };
-    let error = train(&config(1), &data(&made), Machine::new(Default::default()), &AtomicBool::new(false), |_| ());
+    let error = train(&config(1), &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
     assert!(matches!(error, Err(TrainError::Data(crate::Error::WorkerDied))));
-    let outcome = train(&config(1), &data(&made), Machine::new(Default::default()), &AtomicBool::new(true), |_| ())
-        .expect("stopped");
+    let outcome =
+        train(&config(1), &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(true), |_| ())
+            .expect("stopped");
     assert!(outcome.report.interrupted && outcome.report.epochs.is_empty());
 }
 

@@ -45,15 +45,15 @@ fn child_that_counts_its_memory() {
     let most = ByteCount(heap().unwrap().peak.0 - before.0);
     let said = ByteCount(store.held_bytes(LARGEST as u64));
     let counts = store.counts();
-    eprintln!("{in_flight} requests, cached {cached}, held {most} at most; {said} were foretold ({counts:?})");
-    assert!(most <= said, "{most} were held, and {said} foretold");
+    eprintln!("{in_flight} requests, cached {cached}, held {most} at most; {said} were predicted ({counts:?})");
+    assert!(most <= said, "{most} were held, and {said} predicted");
     assert_eq!(counts.hedges > 0, hedge_after.is_some());
     // Not that anything would do: 24 reads whole in memory would be twice as much.
     assert!(said.0 < 24 * LARGEST as u64 / 2);
 }
 
 #[test]
-fn no_more_is_held_than_was_foretold() {
+fn no_more_is_held_than_was_predicted() {
     let (root, scratch) = (bucket(&[("x", BYTES)]), tempfile::tempdir().unwrap());
     let Some(nginx) = Nginx::start(root.path(), scratch.path()) else { return };
     // Some are late, so that they are sent a second time where that is allowed.

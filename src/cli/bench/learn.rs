@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::AutodiffBackend;
 
-use feedstock::train::{Cpu, Event, Machine, ModelKind, TrainConfig, TrainData, train};
+use feedstock::train::{Cpu, ModelKind, TrainConfig, TrainContext, TrainData, TrainEvent, train};
 use feedstock::{DType, Loader};
 
 use super::super::Context;
@@ -59,16 +59,16 @@ fn on<B: AutodiffBackend>(
     }
     let data = TrainData::<B>::from_loaders(loader.clone(), None, device);
     let mut computed = 0.0;
-    train(&config, &data, Machine::new(device.clone()), &stop, |event| match event {
-        Event::Progress(step) => {
+    train(&config, &data, TrainContext::new(device.clone()), &stop, |event| match event {
+        TrainEvent::Progress(step) => {
             let done = step.epoch * loader.batches_per_epoch() + step.step;
             bench.progress.at(done, || format!("epoch {}, {:.0} images/s", step.epoch + 1, step.images_per_s()));
         }
-        Event::Epoch(epoch) if epoch.training.epoch < warmup_epochs => {
+        TrainEvent::Epoch(epoch) if epoch.training.epoch < warmup_epochs => {
             // The last one counts.
             bench.measuring_begins();
         }
-        Event::Epoch(epoch) => {
+        TrainEvent::Epoch(epoch) => {
             let training = &epoch.training;
             computed += training.compute_share * training.seconds;
             bench.tally(|tally| {

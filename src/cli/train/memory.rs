@@ -6,19 +6,19 @@ use std::sync::Arc;
 use feedstock::ByteCount;
 use feedstock::host::HostFacts;
 use feedstock::train::{
-    Checkpointing, Cpu, CpuBalanced, HeapMeter, Meter, Precision, TrainConfig, TrainError, Tried, micro_batch_within,
-    probe,
+    Checkpointing, Cpu, CpuBalanced, HeapMeter, MemoryMeter, Precision, ProbeResult, TrainConfig, TrainError,
+    micro_batch_within, probe,
 };
 
 use super::super::failure::Failure;
 use super::super::model::{MicroBatch, ModelArgs, not_even_one};
 use super::super::place::Place;
 
-/// How often a smaller batch is tried where a real step took more than was foretold.
+/// How often a smaller batch is tried where a real step took more than was predicted.
 const TRIES_MAX: usize = 8;
 
 /// What reads the memory that training takes there.
-pub(super) fn meter(place: &Place) -> Arc<dyn Meter> {
+pub(super) fn meter(place: &Place) -> Arc<dyn MemoryMeter> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
         return Arc::new(feedstock::train::GpuMeter(number));
@@ -72,7 +72,7 @@ pub(super) fn micro_batch(
     batch_size: usize,
     free: Option<ByteCount>,
     place: &Place,
-    meter: &dyn Meter,
+    meter: &dyn MemoryMeter,
     notes: &mut Vec<String>,
 ) -> Result<usize, Failure> {
     if args.micro_batch != Some(MicroBatch::Auto) {
@@ -85,28 +85,37 @@ pub(super) fn micro_batch(
     })?;
     let mut limit = budget;
     for _ in 0..TRIES_MAX {
-        let Some(foretold) = micro_batch_within(config, batch_size, limit)? else { break };
-        let micro_batch = foretold.micro_batch;
+        let Some(predicted) = micro_batch_within(config, batch_size, limit)? else { break };
+        let micro_batch = predicted.micro_batch;
         config.accumulate = (batch_size / micro_batch) as u64;
         match tried(config, micro_batch, place, meter)? {
-            Tried::Fits(took) if took.account.peak <= budget => {
+            ProbeResult::Fits(took) if took.account.peak <= budget => {
                 notes.push(format!(
-                    "batches of {micro_batch}, {} to a step of {batch_size}: {} of {budget}, {} foretold",
-                    config.accumulate, took.account.peak, foretold.account.peak
+                    "batches of {micro_batch}, {} to a step of {batch_size}: {} of {budget}, {} predicted",
+                    config.accumulate, took.account.peak, predicted.account.peak
                 ));
                 return Ok(micro_batch);
             }
-            Tried::Fits(took) => notes.push(format!("batches of {micro_batch} took {}: too much", took.account.peak)),
-            Tried::Refused(refused) => notes.push(format!("batches of {micro_batch} do not fit: {}", refused.said)),
+            ProbeResult::Fits(took) => {
+                notes.push(format!("batches of {micro_batch} took {}: too much", took.account.peak))
+            }
+            ProbeResult::Refused(refused) => {
+                notes.push(format!("batches of {micro_batch} do not fit: {}", refused.said))
+            }
         }
         // The next smaller one.
-        limit = foretold.account.peak.saturating_sub(ByteCount(1));
+        limit = predicted.account.peak.saturating_sub(ByteCount(1));
     }
     Err(not_even_one(config, batch_size, budget))
 }
 
 /// Two real steps with batches of this size.
-fn tried(config: &TrainConfig, micro_batch: usize, place: &Place, meter: &dyn Meter) -> Result<Tried, TrainError> {
+fn tried(
+    config: &TrainConfig,
+    micro_batch: usize,
+    place: &Place,
+    meter: &dyn MemoryMeter,
+) -> Result<ProbeResult, TrainError> {
     let balanced = config.checkpointing == Checkpointing::Balanced;
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {

@@ -8,14 +8,16 @@ use burn::tensor::backend::AutodiffBackend;
 
 use feedstock::DistributedEnv;
 use feedstock::device::DeviceSpec;
-use feedstock::train::{Checkpointing, Cpu, CpuBalanced, Event, Machine, Team, TrainData, TrainError, train};
+use feedstock::train::{
+    Checkpointing, Cpu, CpuBalanced, ProcessGroup, TrainContext, TrainData, TrainError, TrainEvent, train,
+};
 
 use super::super::failure::Failure;
 use super::TrainArgs;
 use super::setup::Setup;
 
 /// The ranks of this process among all others, and the device of each.
-pub(super) fn of(args: &TrainArgs) -> Result<(Team, Vec<DeviceSpec>), Failure> {
+pub(super) fn of(args: &TrainArgs) -> Result<(ProcessGroup, Vec<DeviceSpec>), Failure> {
     let world = DistributedEnv::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
     let devices = match (&args.devices, &args.device, &world) {
         (Some(list), ..) => list.split(',').map(device).collect::<Result<_, _>>()?,
@@ -25,8 +27,8 @@ pub(super) fn of(args: &TrainArgs) -> Result<(Team, Vec<DeviceSpec>), Failure> {
         }
         (None, device, _) => vec![device.clone()],
     };
-    let team = Team::new(world, devices.len()).map_err(|error| Failure::Usage(error.to_string()))?;
-    Ok((team, devices))
+    let group = ProcessGroup::new(world, devices.len()).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok((group, devices))
 }
 
 fn device(name: &str) -> Result<DeviceSpec, Failure> {
@@ -39,40 +41,40 @@ fn device(name: &str) -> Result<DeviceSpec, Failure> {
 /// Trains as one rank, on the backend that its setup asks for.
 pub(super) fn learn(
     setup: &Setup,
-    team: &Team,
+    group: &ProcessGroup,
     thread: usize,
     stop: &AtomicBool,
-    observe: &mut dyn FnMut(Event<'_>),
+    observe: &mut dyn FnMut(TrainEvent<'_>),
 ) -> Result<(), TrainError> {
     let balanced = setup.config.checkpointing == Checkpointing::Balanced;
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = setup.place.gpu {
         let device = burn::backend::cuda::CudaDevice::new(number as usize);
         return match balanced {
-            true => learn_on::<feedstock::train::GpuBalanced>(setup, team, thread, stop, observe, device),
-            false => learn_on::<feedstock::train::Gpu>(setup, team, thread, stop, observe, device),
+            true => learn_on::<feedstock::train::GpuBalanced>(setup, group, thread, stop, observe, device),
+            false => learn_on::<feedstock::train::Gpu>(setup, group, thread, stop, observe, device),
         };
     }
     match balanced {
-        true => learn_on::<CpuBalanced>(setup, team, thread, stop, observe, Default::default()),
-        false => learn_on::<Cpu>(setup, team, thread, stop, observe, Default::default()),
+        true => learn_on::<CpuBalanced>(setup, group, thread, stop, observe, Default::default()),
+        false => learn_on::<Cpu>(setup, group, thread, stop, observe, Default::default()),
     }
 }
 
 fn learn_on<B: AutodiffBackend>(
     setup: &Setup,
-    team: &Team,
+    group: &ProcessGroup,
     thread: usize,
     stop: &AtomicBool,
-    observe: &mut dyn FnMut(Event<'_>),
+    observe: &mut dyn FnMut(TrainEvent<'_>),
     device: B::Device,
 ) -> Result<(), TrainError> {
-    let peers = match team.world_size() {
+    let communicator = match group.world_size() {
         1 => None,
-        _ => Some(team.join::<B::InnerBackend>(thread, &device).map_err(TrainError::Peers)?),
+        _ => Some(group.join::<B::InnerBackend>(thread, &device).map_err(TrainError::Collective)?),
     };
     let data = TrainData::<B>::from_loaders(setup.training.clone(), setup.validation.clone(), &device);
     // The heap is one for all threads of a process: what each of them takes cannot be told apart.
-    let meter = (setup.seat.threads == 1).then(|| Arc::clone(&setup.meter));
-    train(&setup.config, &data, Machine { device, meter, peers }, stop, observe).map(drop)
+    let meter = (setup.rank_info.threads == 1).then(|| Arc::clone(&setup.meter));
+    train(&setup.config, &data, TrainContext { device, meter, communicator }, stop, observe).map(drop)
 }

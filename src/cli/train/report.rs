@@ -7,8 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use feedstock::host::{process_cpu_time, process_memory};
-use feedstock::train::{EpochReport, Event, Held, MemoryReport, Progress, PruneReport, TrainConfig};
-use feedstock::{ByteCount, DamagedSample, Growth, Loader, PipelineStats, Source, Trend};
+use feedstock::train::{
+    AllocatorStats, EpochReport, LeakDetector, LeakReport, MemoryReport, Progress, PruneReport, TrainConfig, TrainEvent,
+};
+use feedstock::{ByteCount, DamagedSample, Loader, PipelineStats, Source};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
 use super::super::gpu::Gpu;
@@ -43,10 +45,10 @@ struct Told {
     pruned: Option<PruneReport>,
     /// Steps of this run, and what memory did meanwhile.
     steps: u64,
-    trend: Option<Trend>,
+    trend: Option<LeakDetector>,
     /// Training's memory at most, and what the allocator held at the end of an epoch.
     peak: ByteCount,
-    held: Option<Held>,
+    held: Option<AllocatorStats>,
     epochs: Vec<EpochReport>,
     /// The epoch under way.
     under_way: Option<Progress>,
@@ -74,21 +76,23 @@ impl Story {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn hear(&self, event: &Event<'_>) {
+    pub(super) fn hear(&self, event: &TrainEvent<'_>) {
         let mut told = self.told();
         match event {
-            Event::Started { parameters, epoch, .. } => (told.parameters, told.first_epoch) = (*parameters, *epoch),
-            Event::Memory(report) => told.memory = Some(**report),
-            Event::Progress(step) => {
+            TrainEvent::Started { parameters, epoch, .. } => {
+                (told.parameters, told.first_epoch) = (*parameters, *epoch)
+            }
+            TrainEvent::Memory(report) => told.memory = Some(**report),
+            TrainEvent::Progress(step) => {
                 told.under_way = Some(**step);
                 told.weigh(step, self.held().0);
             }
-            Event::Epoch(epoch) => {
+            TrainEvent::Epoch(epoch) => {
                 told.epochs.push(**epoch);
                 told.under_way = None;
                 told.weigh(&epoch.training, self.held().0);
             }
-            Event::Pruned(report) => {
+            TrainEvent::Pruned(report) => {
                 told.pruned = Some((*report).clone());
                 // What it takes is another now.
                 told.trend = None;
@@ -136,7 +140,7 @@ impl Story {
             several => format!("{several} batches of {} a step", forecast.micro_batch),
         };
         format!(
-            "memory: training takes {} at most in {}, {batches} ({} foretold): {} of activations, {} of parameters, {} of \
+            "memory: training takes {} at most in {}, {batches} ({} predicted): {} of activations, {} of parameters, {} of \
              optimizer state",
             account.peak,
             self.config.precision,
@@ -283,7 +287,7 @@ impl Story {
             });
             lines.push(("training", format!("took {peak} at most{budget}")));
         }
-        if let Some(Held { reserved, in_use, largest_free }) = told.held {
+        if let Some(AllocatorStats { reserved, in_use, largest_free }) = told.held {
             let crumbs = largest_free.map_or(String::new(), |largest| format!(", {largest} of the rest in one piece"));
             lines.push(("allocator", format!("holds {reserved}, {in_use} in use{crumbs}")));
         }
@@ -350,9 +354,9 @@ impl Told {
         }
         // What loaders have reserved is touched by and by: only what goes beyond it is growth.
         readings.push(("process", process_memory().rss.max(accounted)));
-        self.held = step.held.or(self.held);
+        self.held = step.allocator.or(self.held);
         // Caches fill and pools take their sizes first.
-        let trend = self.trend.get_or_insert_with(|| Trend::new(self.steps + step.steps.min(WARM_UP_STEPS_MAX)));
+        let trend = self.trend.get_or_insert_with(|| LeakDetector::new(self.steps + step.steps.min(WARM_UP_STEPS_MAX)));
         trend.add(self.steps, &readings);
     }
 
@@ -363,8 +367,8 @@ impl Told {
     }
 
     /// The accounts that grow.
-    fn growing(&self) -> Vec<Growth> {
-        let mut growing = self.trend.as_ref().map(Trend::all_growing).unwrap_or_default();
+    fn growing(&self) -> Vec<LeakReport> {
+        let mut growing = self.trend.as_ref().map(LeakDetector::all_growing).unwrap_or_default();
         growing.retain(|growth| growth.to.saturating_sub(growth.from) >= GROWTH_MIN);
         growing
     }
@@ -383,8 +387,8 @@ impl Told {
 }
 
 /// Which account grows, and where that leads.
-fn growth_text(growth: &Growth, config: &TrainConfig) -> String {
-    let Growth { account, bytes_per_step, from, to, .. } = growth;
+fn growth_text(growth: &LeakReport, config: &TrainConfig) -> String {
+    let LeakReport { account, bytes_per_step, from, to, .. } = growth;
     let limit = config.device_budget.filter(|_| account == "training").and_then(|budget| growth.reaches(budget));
     format!(
         "'{account}' grows by {} a step, from {from} to {to}{}",
@@ -393,7 +397,7 @@ fn growth_text(growth: &Growth, config: &TrainConfig) -> String {
     )
 }
 
-fn growth_json(growth: &Growth) -> Value {
+fn growth_json(growth: &LeakReport) -> Value {
     json!({
         "account": growth.account,
         "bytes_per_step": growth.bytes_per_step,

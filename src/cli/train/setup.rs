@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use feedstock::decode::{Limits, probe};
 use feedstock::device::DeviceSpec;
-use feedstock::train::{Meter, TrainConfig};
+use feedstock::train::{MemoryMeter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
 use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
@@ -28,7 +28,7 @@ const PROBED: u64 = 16;
 
 /// Which rank this is.
 #[derive(Clone, Copy)]
-pub(super) struct Seat {
+pub(super) struct RankInfo {
     pub(super) rank: usize,
     pub(super) world_size: usize,
     /// Ranks in this process: they share its budgets.
@@ -37,11 +37,11 @@ pub(super) struct Seat {
 
 /// What a rank reads and trains.
 pub(super) struct Setup {
-    pub(super) seat: Seat,
+    pub(super) rank_info: RankInfo,
     pub(super) config: TrainConfig,
     /// Whether somebody has set the budget for training; else it is what was free.
     pub(super) budget_is_set: bool,
-    pub(super) meter: Arc<dyn Meter>,
+    pub(super) meter: Arc<dyn MemoryMeter>,
     pub(super) folder: Arc<dyn Source>,
     pub(super) validation_folder: Option<Arc<dyn Source>>,
     pub(super) training: Loader,
@@ -52,7 +52,7 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    pub(super) fn new(args: &TrainArgs, device: &DeviceSpec, seat: Seat) -> Result<Setup, Failure> {
+    pub(super) fn new(args: &TrainArgs, device: &DeviceSpec, rank_info: RankInfo) -> Result<Setup, Failure> {
         let place = Place::choose(device)?;
         let mut notes: Vec<String> = place.note.clone().into_iter().collect();
         let (train, validate) = match &args.data {
@@ -70,20 +70,20 @@ impl Setup {
         let sides = sides(&folder);
         let size = args.size.unwrap_or(if largest(&sides) <= SMALL_SIDE_MAX { SMALL_SIZE } else { LARGE_SIZE });
         let (budget, told) = ram_budget_here(args.ram_budget);
-        let budget = ByteCount(budget.0 / seat.threads as u64);
+        let budget = ByteCount(budget.0 / rank_info.threads as u64);
         let watched = args.watch.bytes();
         let loaders_budget = budget.saturating_sub(watched);
         notes.extend(told);
         let meter = memory::meter(&place);
-        let free = memory::free(&place, budget, seat.threads);
+        let free = memory::free(&place, budget, rank_info.threads);
         notes.extend(memory::precision_note(args.model_args.precision, &place)?);
-        let mut config = args.config(folder.classes().len(), size, seat.world_size);
+        let mut config = args.config(folder.classes().len(), size, rank_info.world_size);
         let batch_size =
             memory::micro_batch(&args.model_args, &mut config, args.batch_size, free, &place, &*meter, &mut notes)?;
 
         let mut validating = None;
         let mut share = ByteCount::ZERO;
-        if let (Some(folder), 0) = (&validation_folder, seat.rank) {
+        if let (Some(folder), 0) = (&validation_folder, rank_info.rank) {
             let builder = common(args, folder, &place, batch_size)
                 .transform(center(&sides, size))
                 .shuffle(false)
@@ -97,7 +97,7 @@ impl Setup {
         let training = common(args, &folder, &place, batch_size)
             .seed(args.seed)
             .own_ram_budget(loaders_budget.saturating_sub(share));
-        let training = training.rank(seat.rank as u64, seat.world_size as u64);
+        let training = training.rank(rank_info.rank as u64, rank_info.world_size as u64);
         let beside = [("validation", share, "the other loader"), ("watch", watched, WatchArgs::BECAUSE)];
         let training = match sides.iter().all(|&side| side == (size, size)) {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
@@ -113,7 +113,7 @@ impl Setup {
         let budget_is_set = config.device_budget.is_some();
         config.device_budget = config.device_budget.or(free);
         Ok(Setup {
-            seat,
+            rank_info,
             config,
             budget_is_set,
             meter,

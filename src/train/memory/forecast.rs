@@ -1,5 +1,5 @@
 //! Owns what a step will take, before it runs: the very code of a step, on a backend that keeps count and computes nothing.
-//! It must never take memory of the size that it foretells.
+//! It must never take memory of the size that it predicts.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::probe::two_steps;
-use super::{MemoryAccount, Reading};
+use super::{MemoryAccount, MemorySample};
 use crate::ByteCount;
 use crate::train::config::TrainConfig;
+use crate::train::dry_run::{DryRun, MetaBackend};
 use crate::train::error::TrainError;
 use crate::train::freeze::Freeze;
 use crate::train::optimizer::OptimizerKind;
-use crate::train::paper::{Paper, Rehearsal};
 use crate::train::precision::Precision;
 use crate::train::step::Checkpointing;
 
@@ -24,12 +24,12 @@ pub struct Forecast {
     /// Images in a batch.
     pub micro_batch: usize,
     /// What will be in use at each [`Phase`](crate::train::Phase).
-    pub at: [Reading; 5],
+    pub at: [MemorySample; 5],
     /// Where it will go.
     pub account: MemoryAccount,
 }
 
-/// Foretells what training takes with batches of this size, by running two steps with shapes alone. That takes
+/// Predicts what training takes with batches of this size, by running two steps with shapes alone. That takes
 /// milliseconds, and no memory to speak of.
 ///
 /// ```
@@ -50,8 +50,8 @@ pub fn forecast(config: &TrainConfig, micro_batch: usize) -> Result<Forecast, Tr
         return Err(TrainError::Config("a batch of 0 images: it has 1 at least".to_owned()));
     }
     let at = match config.checkpointing {
-        Checkpointing::Balanced => rehearse::<Autodiff<Paper, BalancedCheckpointing>>(config, micro_batch),
-        _ => rehearse::<Autodiff<Paper>>(config, micro_batch),
+        Checkpointing::Balanced => dry_run::<Autodiff<MetaBackend, BalancedCheckpointing>>(config, micro_batch),
+        _ => dry_run::<Autodiff<MetaBackend>>(config, micro_batch),
     }?;
     let account = MemoryAccount::new(&at, batch_bytes(config, micro_batch));
     Ok(Forecast { micro_batch, at, account })
@@ -63,44 +63,44 @@ pub(in crate::train) fn batch_bytes(config: &TrainConfig, images: usize) -> Byte
     ByteCount(images as u64 * (3 * side * side * size_of::<f32>() as u64 + size_of::<i64>() as u64))
 }
 
-fn rehearse<B: AutodiffBackend>(config: &TrainConfig, micro_batch: usize) -> Result<[Reading; 5], TrainError>
+fn dry_run<B: AutodiffBackend>(config: &TrainConfig, micro_batch: usize) -> Result<[MemorySample; 5], TrainError>
 where
     B::Device: Default,
 {
-    let rehearsal = Rehearsal::begin();
-    let mut at = [Reading::default(); 5];
+    let dry_run = DryRun::begin();
+    let mut at = [MemorySample::default(); 5];
     two_steps::<B>(config, micro_batch, &B::Device::default(), &mut |phase| {
-        at[phase.place()] = rehearsal.reading();
-        rehearsal.reset_peak();
+        at[phase.place()] = dry_run.reading();
+        dry_run.reset_peak();
     })?;
     Ok(at)
 }
 
 /// A change of the settings that gives memory back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lever {
+pub struct MemorySaving {
     /// The flag, as it is written.
     pub flag: String,
     /// What it costs, or what it asks for, in a few words.
-    pub at_the_price_of: &'static str,
+    pub cost: &'static str,
     /// Bytes in use at most with it.
     pub peak: ByteCount,
     /// Bytes that it gives back.
-    pub gives_back: ByteCount,
+    pub saved: ByteCount,
 }
 
-impl fmt::Display for Lever {
+impl fmt::Display for MemorySaving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} gives back {} (leaves {}); {}", self.flag, self.gives_back, self.peak, self.at_the_price_of)
+        write!(f, "{} gives back {} (leaves {}); {}", self.flag, self.saved, self.peak, self.cost)
     }
 }
 
-/// What would help most against running out of memory: each change is foretold by itself, and the `most` that give back
+/// What would help most against running out of memory: each change is predicted by itself, and the `most` that give back
 /// most are listed, the best first.
 ///
 /// # Errors
 /// As [`forecast`].
-pub fn levers(config: &TrainConfig, micro_batch: usize, most: usize) -> Result<Vec<Lever>, TrainError> {
+pub fn memory_savings(config: &TrainConfig, micro_batch: usize, most: usize) -> Result<Vec<MemorySaving>, TrainError> {
     let now = forecast(config, micro_batch)?.account.peak;
     let mut changes: Vec<(String, &'static str, TrainConfig, usize)> = Vec::new();
     let mut add = |flag: String, price, change: TrainConfig, batch| changes.push((flag, price, change, batch));
@@ -137,15 +137,15 @@ pub fn levers(config: &TrainConfig, micro_batch: usize, most: usize) -> Result<V
             micro_batch,
         );
     }
-    let mut levers = Vec::new();
-    for (flag, at_the_price_of, change, batch) in changes {
+    let mut savings = Vec::new();
+    for (flag, cost, change, batch) in changes {
         let peak = forecast(&change, batch)?.account.peak;
-        levers.push(Lever { flag, at_the_price_of, peak, gives_back: now.saturating_sub(peak) });
+        savings.push(MemorySaving { flag, cost, peak, saved: now.saturating_sub(peak) });
     }
-    levers.retain(|lever| lever.gives_back > ByteCount::ZERO);
-    levers.sort_by_key(|lever| std::cmp::Reverse(lever.gives_back));
-    levers.truncate(most);
-    Ok(levers)
+    savings.retain(|saving| saving.saved > ByteCount::ZERO);
+    savings.sort_by_key(|saving| std::cmp::Reverse(saving.saved));
+    savings.truncate(most);
+    Ok(savings)
 }
 
 /// The largest batch that divides `batch` and trains within a budget, and what it takes. `None` where one image is too
@@ -171,9 +171,9 @@ pub fn micro_batch_within(
         let middle = low.midpoint(high);
         let micro_batch = divisors[middle];
         let change = TrainConfig { accumulate: (batch / micro_batch) as u64, ..config.clone() };
-        let foretold = forecast(&change, micro_batch)?;
-        if foretold.account.peak <= budget {
-            within = Some(foretold);
+        let predicted = forecast(&change, micro_batch)?;
+        if predicted.account.peak <= budget {
+            within = Some(predicted);
             low = middle + 1;
         } else {
             high = middle;

@@ -1,4 +1,4 @@
-//! Owns what memory training takes: when it is read, what it is made of, how it is foretold, and what becomes of a refusal.
+//! Owns what memory training takes: when it is read, what it is made of, how it is predicted, and what becomes of a refusal.
 //! It must never free anything, nor hold a batch.
 
 use std::fmt;
@@ -9,9 +9,9 @@ mod forecast;
 mod probe;
 
 pub(super) use forecast::batch_bytes;
-pub use forecast::{Forecast, Lever, forecast, levers, micro_batch_within};
+pub use forecast::{Forecast, MemorySaving, forecast, memory_savings, micro_batch_within};
 pub(super) use probe::warm_up;
-pub use probe::{Tried, probe};
+pub use probe::{ProbeResult, probe};
 
 /// A moment of training at which memory is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ impl fmt::Display for Phase {
 
 /// What was in use at a moment, and at most since the moment before. Both without what was there before the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct MemorySample {
     /// Bytes in use.
     pub in_use: ByteCount,
     /// Bytes in use at most.
@@ -59,16 +59,16 @@ pub struct Reading {
 }
 
 /// Reads how much memory a device has given to this process.
-pub trait Meter: Send + Sync {
+pub trait MemoryMeter: Send + Sync {
     /// Bytes in use now, and at most since the peak was last reset. Waits for work under way where that is needed to know.
-    fn read(&self) -> Reading;
+    fn read(&self) -> MemorySample;
     /// Lets the peak begin anew.
     fn reset_peak(&self);
     /// What is held from the system, in use or not; `None` where that cannot be told. It may take milliseconds.
-    fn held(&self) -> Option<Held>;
+    fn allocator_stats(&self) -> Option<AllocatorStats>;
     /// Runs a part of a step. Where the device refuses memory meanwhile, that becomes a value and not a panic, as far as
     /// the device lets it; whatever the part made is worth nothing then.
-    fn guard(&self, part: &mut dyn FnMut()) -> Result<(), Refused> {
+    fn guard(&self, part: &mut dyn FnMut()) -> Result<(), AllocRefused> {
         part();
         Ok(())
     }
@@ -76,7 +76,7 @@ pub trait Meter: Send + Sync {
 
 /// What an allocator holds from the system. What lies between `reserved` and `in_use` is free, and may be in crumbs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct AllocatorStats {
     /// Bytes taken from the system.
     pub reserved: ByteCount,
     /// Bytes of them that are in use.
@@ -87,7 +87,7 @@ pub struct Held {
 
 /// The device has refused memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct AllocRefused {
     /// Bytes that were asked for, where that is known.
     pub asked: Option<ByteCount>,
     /// What the device said.
@@ -98,18 +98,19 @@ pub struct Refused {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeapMeter;
 
-impl Meter for HeapMeter {
-    fn read(&self) -> Reading {
-        crate::host::heap().map_or_else(Reading::default, |heap| Reading { in_use: heap.in_use, peak: heap.peak })
+impl MemoryMeter for HeapMeter {
+    fn read(&self) -> MemorySample {
+        crate::host::heap()
+            .map_or_else(MemorySample::default, |heap| MemorySample { in_use: heap.in_use, peak: heap.peak })
     }
 
     fn reset_peak(&self) {
         crate::host::reset_heap_peak();
     }
 
-    fn held(&self) -> Option<Held> {
+    fn allocator_stats(&self) -> Option<AllocatorStats> {
         let arena = crate::host::malloc_info()?;
-        Some(Held { reserved: arena.reserved, in_use: arena.in_use, largest_free: Some(arena.largest_free) })
+        Some(AllocatorStats { reserved: arena.reserved, in_use: arena.in_use, largest_free: Some(arena.largest_free) })
     }
 }
 
@@ -124,25 +125,27 @@ pub struct GpuMeter(
 );
 
 #[cfg(feature = "burn-cuda")]
-impl Meter for GpuMeter {
-    fn read(&self) -> Reading {
-        crate::adapt::burn::gpu_memory(self.0)
-            .map_or_else(|_| Reading::default(), |memory| Reading { in_use: memory.in_use, peak: memory.reserved })
+impl MemoryMeter for GpuMeter {
+    fn read(&self) -> MemorySample {
+        crate::adapt::burn::gpu_memory(self.0).map_or_else(
+            |_| MemorySample::default(),
+            |memory| MemorySample { in_use: memory.in_use, peak: memory.reserved },
+        )
     }
 
     fn reset_peak(&self) {}
 
-    fn held(&self) -> Option<Held> {
+    fn allocator_stats(&self) -> Option<AllocatorStats> {
         let memory = crate::adapt::burn::gpu_memory(self.0).ok()?;
-        Some(Held { reserved: memory.reserved, in_use: memory.in_use, largest_free: None })
+        Some(AllocatorStats { reserved: memory.reserved, in_use: memory.in_use, largest_free: None })
     }
 
-    fn guard(&self, part: &mut dyn FnMut()) -> Result<(), Refused> {
+    fn guard(&self, part: &mut dyn FnMut()) -> Result<(), AllocRefused> {
         // What a failed part has left in burn's graph goes with the next way back, which is this parameter's.
         let device = burn::backend::cuda::CudaDevice::new(self.0 as usize);
         let any = burn::module::Param::from_tensor(burn::tensor::Tensor::<super::Gpu, 1>::zeros([1], &device));
         crate::adapt::burn::survive(self.0, &any, part)
-            .map_err(|error| Refused { asked: error.asked, said: error.to_string() })
+            .map_err(|error| AllocRefused { asked: error.asked, said: error.to_string() })
     }
 }
 
@@ -167,7 +170,7 @@ pub struct MemoryAccount {
 
 impl MemoryAccount {
     /// From readings at each [`Phase`], and the size of a batch.
-    pub(super) fn new(at: &[Reading; 5], batch: ByteCount) -> Self {
+    pub(super) fn new(at: &[MemorySample; 5], batch: ByteCount) -> Self {
         let [model, forward, backward, step, steady] = *at;
         let parameters = model.in_use;
         let optimizer = step.in_use.saturating_sub(parameters);

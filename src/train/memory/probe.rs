@@ -1,4 +1,4 @@
-//! Owns two steps of training on images of zeros: on paper they foretell, on a device they try out.
+//! Owns two steps of training on images of zeros: on paper they predict, on a device they try out.
 //! It must never differ from what the training loop does to memory.
 
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -6,22 +6,22 @@ use burn::optim::Optimizer;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor};
 
-use super::{Forecast, MemoryAccount, Meter, Phase, Reading, Refused, batch_bytes};
+use super::{AllocRefused, Forecast, MemoryAccount, MemoryMeter, MemorySample, Phase, batch_bytes};
 use crate::train::config::TrainConfig;
 use crate::train::error::TrainError;
 use crate::train::gradients;
 use crate::train::model::{ModelKind, Network};
 use crate::train::optimizer::{GradientSum, OptimizerKind, adamw, sgd};
 use crate::train::precision::Precision;
-use crate::train::step::{StepKind, learn};
+use crate::train::step::{StepKind, forward_backward};
 
 /// What became of a try.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tried {
+pub enum ProbeResult {
     /// It went well, and took this.
     Fits(Forecast),
     /// The device refused memory for it.
-    Refused(Refused),
+    Refused(AllocRefused),
 }
 
 /// Takes two real steps with batches of this size, and measures. Everything is given back afterwards.
@@ -32,27 +32,27 @@ pub fn probe<B: AutodiffBackend>(
     config: &TrainConfig,
     micro_batch: usize,
     device: &B::Device,
-    meter: &dyn Meter,
-) -> Result<Tried, TrainError> {
+    meter: &dyn MemoryMeter,
+) -> Result<ProbeResult, TrainError> {
     config.check()?;
     warm_up::<B>(device)?;
     meter.reset_peak();
     let base = meter.read().in_use;
-    let mut at = [Reading::default(); 5];
+    let mut at = [MemorySample::default(); 5];
     let mut tried = Ok(());
     let guarded = meter.guard(&mut || {
         tried = two_steps::<B>(config, micro_batch, device, &mut |phase| {
-            let Reading { in_use, peak } = meter.read();
-            at[phase.place()] = Reading { in_use: in_use.saturating_sub(base), peak: peak.saturating_sub(base) };
+            let MemorySample { in_use, peak } = meter.read();
+            at[phase.place()] = MemorySample { in_use: in_use.saturating_sub(base), peak: peak.saturating_sub(base) };
             meter.reset_peak();
         });
     });
     if let Err(refused) = guarded {
-        return Ok(Tried::Refused(refused));
+        return Ok(ProbeResult::Refused(refused));
     }
     tried?;
     let account = MemoryAccount::new(&at, batch_bytes(config, micro_batch));
-    Ok(Tried::Fits(Forecast { micro_batch, at, account }))
+    Ok(ProbeResult::Fits(Forecast { micro_batch, at, account }))
 }
 
 /// Lets the libraries that compute take what they take once for a thread, in two steps of a small network: it is not the
@@ -102,8 +102,8 @@ fn two_steps_of<B: AutodiffBackend, O: Optimizer<Network<B>, B>>(
                     reached(phase);
                 }
             };
-            let learnt = learn(&model, images, labels, &loss, kind, &mut tell);
-            sum.add(&model, learnt.gradients, micro_batch);
+            let output = forward_backward(&model, images, labels, &loss, kind, &mut tell);
+            sum.add(&model, output.gradients, micro_batch);
         }
         let mut all = sum.take();
         if config.precision == Precision::F16 || batches > 1 {

@@ -8,9 +8,9 @@ use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
 
+use super::init::WeightInit;
 use super::layers::{Pass, as_input, keep};
 use super::norm::ChannelNorm;
-use super::start::Start;
 
 /// Convolution and normalisation.
 #[derive(Module, Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Unit<B: Backend> {
 }
 
 impl<B: Backend> Unit<B> {
-    fn init(channels: [usize; 2], kernel: usize, stride: usize, start: &mut Start, device: &B::Device) -> Self {
+    fn init(channels: [usize; 2], kernel: usize, stride: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let [from, to] = channels;
         // He and others, "Delving deep into rectifiers", 2015: variance 2 / inputs keeps a relu network's signal level.
         let deviation = (2.0 / (from * kernel * kernel) as f64).sqrt();
@@ -68,7 +68,7 @@ impl<B: Backend> Stem<B> {
         kernel: usize,
         stride: usize,
         pool: bool,
-        start: &mut Start,
+        start: &mut WeightInit,
         device: &B::Device,
     ) -> Self {
         Stem { unit: Unit::init([3, channels], kernel, stride, start, device), pool }
@@ -91,7 +91,7 @@ pub(super) struct Stage<B: Backend> {
 
 impl<B: Backend> Stage<B> {
     /// Widths: what comes in, what is inside, what comes out.
-    pub(super) fn init(widths: [usize; 3], stride: usize, start: &mut Start, device: &B::Device) -> Self {
+    pub(super) fn init(widths: [usize; 3], stride: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let [from, hidden, out] = widths;
         Stage {
             down: Unit::init([from, out], 3, stride, start, device),
@@ -126,7 +126,7 @@ pub(super) struct Basic<B: Backend> {
 
 impl<B: Backend> Basic<B> {
     /// Widths: what comes in, what is inside, what comes out.
-    pub(super) fn init(widths: [usize; 3], stride: usize, start: &mut Start, device: &B::Device) -> Self {
+    pub(super) fn init(widths: [usize; 3], stride: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let [from, hidden, out] = widths;
         Basic {
             inner: Unit::init([from, hidden], 3, stride, start, device),

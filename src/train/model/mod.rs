@@ -13,17 +13,17 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 mod convolution;
+mod init;
 mod layers;
 mod norm;
-mod start;
 mod transformer;
 
 pub use layers::Pass;
 pub(super) use layers::cast;
 
 use convolution::{Basic, Stage, Stem};
+use init::WeightInit;
 use layers::affine;
-use start::Start;
 use transformer::{Encoder, Norm, Patches};
 
 /// Which network.
@@ -171,15 +171,15 @@ impl NetworkConfig {
     /// A network with weights that this seed decides.
     #[must_use]
     pub fn init<B: Backend>(&self, seed: crate::Seed, device: &B::Device) -> Network<B> {
-        self.build(Start::new(seed), device)
+        self.build(WeightInit::new(seed), device)
     }
 
     /// A network of this shape whose weights nobody will look at.
     pub(super) fn init_blank<B: Backend>(&self, device: &B::Device) -> Network<B> {
-        self.build(Start::blank(), device)
+        self.build(WeightInit::blank(), device)
     }
 
-    fn build<B: Backend>(&self, mut start: Start, device: &B::Device) -> Network<B> {
+    fn build<B: Backend>(&self, mut start: WeightInit, device: &B::Device) -> Network<B> {
         let (stages, hidden) = (self.stages(), self.hidden());
         let mut channels = self.width;
         let stem = match (self.kind, self.is_small()) {

@@ -9,8 +9,8 @@ use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
+use super::init::WeightInit;
 use super::layers::{affine, as_input, cast, keep};
-use super::start::Start;
 
 /// Blocks of ViT-Tiny.
 pub(super) const DEPTH: usize = 12;
@@ -37,7 +37,7 @@ pub(super) struct Patches<B: Backend> {
 }
 
 impl<B: Backend> Patches<B> {
-    pub(super) fn init(width: usize, side: usize, patch: usize, start: &mut Start, device: &B::Device) -> Self {
+    pub(super) fn init(width: usize, side: usize, patch: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let deviation = (1.0 / (3 * patch * patch) as f64).sqrt();
         let rows = side / patch;
         let places = TensorData::new(waves(rows, width), [1, rows * rows, width]);
@@ -103,7 +103,7 @@ pub(super) struct Encoder<B: Backend> {
 }
 
 impl<B: Backend> Encoder<B> {
-    pub(super) fn init(width: usize, hidden: usize, start: &mut Start, device: &B::Device) -> Self {
+    pub(super) fn init(width: usize, hidden: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let mut linear = |from: usize, to: usize| {
             let mut layer = LinearConfig::new(from, to).init(device);
             layer.weight = start.normal([from, to], DEVIATION, device);

@@ -11,7 +11,7 @@ use burn::tensor::ops::conv::calculate_conv_output_size;
 use burn::tensor::{DType, Shape};
 use burn_flex::Layout;
 
-use super::sheet::{Kernel, Sheet};
+use super::meta_tensor::{Kernel, MetaTensor};
 
 /// How a convolution's kernel moves.
 #[derive(Clone, Copy)]
@@ -33,7 +33,7 @@ static THREADS: LazyLock<usize> = LazyLock::new(|| {
 
 /// `ops::matmul::matmul`. Strided inputs are read where they are, but for kinds that the gemm library has no kernel
 /// for.
-pub(super) fn matmul(lhs: Sheet, rhs: Sheet, shape: Shape) -> Sheet {
+pub(super) fn matmul(lhs: MetaTensor, rhs: MetaTensor, shape: Shape) -> MetaTensor {
     match lhs.dtype() {
         DType::BF16 => {
             let (lhs, rhs) = (lhs.to_contiguous(), rhs.to_contiguous());
@@ -70,14 +70,14 @@ fn packed(m: usize, n: usize, k: usize) -> usize {
 }
 
 /// `conv_common::convert_bf16_to_f32`.
-fn widened(half: &Sheet) -> Sheet {
+fn widened(half: &MetaTensor) -> MetaTensor {
     let flat = half.to_contiguous();
     flat.fresh(half.shape(), DType::F32)
 }
 
 /// `ops::conv`: the fast paths need nothing but their output. The general one turns its whole input to channels-last,
 /// its weights likewise, and holds on each thread a tile of im2col columns and of the product.
-pub(super) fn conv(x: Sheet, weight: Sheet, bias: Option<Sheet>, window: Window<'_>) -> Sheet {
+pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, window: Window<'_>) -> MetaTensor {
     if x.dtype() == DType::BF16 {
         let out = conv(widened(&x), widened(&weight), bias.as_ref().map(widened), window);
         return out.fresh(out.shape(), DType::BF16);
@@ -116,7 +116,7 @@ pub(super) fn conv(x: Sheet, weight: Sheet, bias: Option<Sheet>, window: Window<
 }
 
 /// `is_1x1_conv`, `should_use_depthwise_conv`, `should_use_small_channel_conv`, `should_use_direct_conv`.
-fn is_fast(x: &Sheet, weight: &Sheet, window: Window<'_>, out: &[usize]) -> bool {
+fn is_fast(x: &MetaTensor, weight: &MetaTensor, window: Window<'_>, out: &[usize]) -> bool {
     let (channels, outputs, channels_each) = (x.shape()[1], weight.shape()[0], weight.shape()[1]);
     let kernel = &weight.shape()[2..];
     let Window { stride, padding, dilation, groups } = window;
@@ -137,7 +137,13 @@ fn is_fast(x: &Sheet, weight: &Sheet, window: Window<'_>, out: &[usize]) -> bool
 }
 
 /// `ops::conv_transpose`: columns of one sample at a time.
-pub(super) fn conv_transpose(x: Sheet, weight: Sheet, bias: Option<Sheet>, groups: usize, shape: Shape) -> Sheet {
+pub(super) fn conv_transpose(
+    x: MetaTensor,
+    weight: MetaTensor,
+    bias: Option<MetaTensor>,
+    groups: usize,
+    shape: Shape,
+) -> MetaTensor {
     if x.dtype() == DType::BF16 {
         let out = conv_transpose(widened(&x), widened(&weight), bias.as_ref().map(widened), groups, shape.clone());
         return out.fresh(shape, DType::BF16);
@@ -153,12 +159,17 @@ pub(super) fn conv_transpose(x: Sheet, weight: Sheet, bias: Option<Sheet>, group
 }
 
 /// burn-backend's `conv2d_x_backward` and its kin.
-pub(super) fn conv_x_backward(x: Sheet, weight: Sheet, grad: Sheet, groups: usize) -> Sheet {
+pub(super) fn conv_x_backward(x: MetaTensor, weight: MetaTensor, grad: MetaTensor, groups: usize) -> MetaTensor {
     conv_transpose(grad, weight, None, groups, x.shape())
 }
 
 /// burn-backend's `conv2d_weight_backward` and its kin: a convolution over samples, whose result is a view.
-pub(super) fn conv_weight_backward(x: Sheet, weight: Sheet, grad: Sheet, window: Window<'_>) -> Sheet {
+pub(super) fn conv_weight_backward(
+    x: MetaTensor,
+    weight: MetaTensor,
+    grad: MetaTensor,
+    window: Window<'_>,
+) -> MetaTensor {
     let Window { stride, padding, dilation, groups } = window;
     let turned = Window { stride: dilation, padding, dilation: stride, groups: 1 };
     let shape = weight.shape();
@@ -169,7 +180,7 @@ pub(super) fn conv_weight_backward(x: Sheet, weight: Sheet, grad: Sheet, window:
     }
     // Groups are alike, and come one after the other: each is written into a copy of what was there.
     let (x, grad) = (x.swap(0, 1), grad.swap(0, 1));
-    let part = |sheet: &Sheet, channels: usize| sheet.view(sheet.layout().narrow(0, 0, channels));
+    let part = |tensor: &MetaTensor, channels: usize| tensor.view(tensor.layout().narrow(0, 0, channels));
     let so_far = weight.fresh(shape.clone(), weight.dtype());
     let found = conv(part(&x, shape[1]), part(&grad, shape[0] / groups), None, turned).swap(0, 1);
     let mut each = shape.to_vec();
@@ -179,8 +190,8 @@ pub(super) fn conv_weight_backward(x: Sheet, weight: Sheet, grad: Sheet, window:
 }
 
 /// A view in the place of what it was taken from.
-fn moved(sheet: Sheet, view: impl FnOnce(&Sheet) -> Sheet) -> Sheet {
-    view(&sheet)
+fn moved(tensor: MetaTensor, view: impl FnOnce(&MetaTensor) -> MetaTensor) -> MetaTensor {
+    view(&tensor)
 }
 
 /// The first elements along each dimension.
@@ -189,7 +200,7 @@ fn corner(layout: &Layout, shape: &Shape) -> Layout {
 }
 
 /// burn-backend's `conv2d_bias_backward` and its kin.
-pub(super) fn conv_bias_backward(_x: Sheet, bias: Sheet, grad: Sheet) -> Sheet {
+pub(super) fn conv_bias_backward(_x: MetaTensor, bias: MetaTensor, grad: MetaTensor) -> MetaTensor {
     let channels = grad.shape()[1];
     let rest = grad.elements() / channels.max(1);
     let grad = moved(grad, |grad| grad.swap(0, 1));
@@ -198,7 +209,7 @@ pub(super) fn conv_bias_backward(_x: Sheet, bias: Sheet, grad: Sheet) -> Sheet {
 }
 
 /// burn-backend's `linear`.
-pub(super) fn linear(x: Sheet, weight: Sheet, bias: Option<Sheet>, shape: Shape) -> Sheet {
+pub(super) fn linear(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, shape: Shape) -> MetaTensor {
     let dims = x.layout().num_dims();
     let out = matmul(x, unsqueezed(weight, dims), shape);
     match bias {
@@ -208,14 +219,14 @@ pub(super) fn linear(x: Sheet, weight: Sheet, bias: Option<Sheet>, shape: Shape)
 }
 
 /// burn-backend's `linear_x_backward`.
-pub(super) fn linear_x_backward(weight: Sheet, grad: Sheet, shape: Shape) -> Sheet {
+pub(super) fn linear_x_backward(weight: MetaTensor, grad: MetaTensor, shape: Shape) -> MetaTensor {
     let dims = grad.layout().num_dims();
     let weight = unsqueezed(moved(weight, |weight| weight.swap(0, 1)), dims);
     matmul(grad, weight, shape)
 }
 
 /// burn-backend's `linear_weight_backward`: one product for each of the batch, summed afterwards.
-pub(super) fn linear_weight_backward(x: Sheet, grad: Sheet, shape: Shape) -> Sheet {
+pub(super) fn linear_weight_backward(x: MetaTensor, grad: MetaTensor, shape: Shape) -> MetaTensor {
     let dims = x.layout().num_dims();
     let x = moved(x, |x| x.swap(dims - 2, dims - 1));
     let mut each = x.shape().to_vec();
@@ -225,17 +236,17 @@ pub(super) fn linear_weight_backward(x: Sheet, grad: Sheet, shape: Shape) -> She
 }
 
 /// burn-backend's `linear_bias_backward`.
-pub(super) fn linear_bias_backward(grad: Sheet, shape: Shape) -> Sheet {
+pub(super) fn linear_bias_backward(grad: MetaTensor, shape: Shape) -> MetaTensor {
     (0..grad.layout().num_dims() - 1).fold(grad, |sum, dim| sum.reduce_dim(dim)).reshape(shape)
 }
 
 /// `unsqueeze_leading`.
-fn unsqueezed(sheet: Sheet, dims: usize) -> Sheet {
-    let own = sheet.shape();
+fn unsqueezed(tensor: MetaTensor, dims: usize) -> MetaTensor {
+    let own = tensor.shape();
     if own.num_dims() >= dims {
-        return sheet;
+        return tensor;
     }
     let mut shape = vec![1; dims - own.num_dims()];
     shape.extend(own.iter());
-    sheet.reshape(shape)
+    tensor.reshape(shape)
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use burn::backend::Flex;
 use burn::tensor::Tensor;
 use feedstock::DistributedEnv;
-use feedstock::train::Team;
+use feedstock::train::ProcessGroup;
 
 mod common;
 
@@ -27,19 +27,19 @@ fn a_rank() {
     let (threads, length, sums) = (number(0), number(1), number(2));
     let world = DistributedEnv::from_env().expect("understood");
     let dies = world.as_ref().is_some_and(|world| words[3].parse() == Ok(world.rank));
-    let team = Team::new(world, threads).expect("a team").patience(Duration::from_secs(60));
+    let group = ProcessGroup::new(world, threads).expect("a group").timeout(Duration::from_secs(60));
     thread::scope(|scope| {
         for thread in 0..threads {
-            let team = &team;
-            scope.spawn(move || rank(team, thread, length, sums, dies));
+            let group = &group;
+            scope.spawn(move || rank(group, thread, length, sums, dies));
         }
     });
 }
 
-fn rank(team: &Team, thread: usize, length: usize, sums: usize, dies: bool) {
+fn rank(group: &ProcessGroup, thread: usize, length: usize, sums: usize, dies: bool) {
     let device = Default::default();
-    let mut peers = team.join::<Flex>(thread, &device).expect("joined");
-    let (rank, ranks) = (peers.rank(), peers.world_size());
+    let mut communicator = group.join::<Flex>(thread, &device).expect("joined");
+    let (rank, ranks) = (communicator.rank(), communicator.world_size());
     let mine =
         |rank: usize| (0..length).map(move |at| ((at + rank * 17) % 1009) as f32 * 1.3_f32.powi(rank as i32 * 11));
     let values: Vec<f32> = mine(rank).collect();
@@ -47,7 +47,7 @@ fn rank(team: &Team, thread: usize, length: usize, sums: usize, dies: bool) {
     for _ in 0..sums {
         let vector = Tensor::from_floats(values.as_slice(), &device);
         let begun = Instant::now();
-        let sum = match peers.sum(vector) {
+        let sum = match communicator.all_reduce_sum(vector) {
             Ok(sum) => sum.into_data().to_vec::<f32>().expect("numbers"),
             Err(error) => return println!("\nrank {rank}: {error}"),
         };

@@ -16,43 +16,43 @@ use burn_collective::{
     reset_collective,
 };
 
-use super::{PeersError, Seat};
+use super::{CollectiveError, RankInfo};
 
 /// Burn's collective keeps one set of ranks for a process.
 static TAKEN: AtomicBool = AtomicBool::new(false);
-/// Every team has ids of its own, so that a thread that is stuck in an earlier one cannot speak in a later.
+/// Every group has ids of its own, so that a thread that is stuck in an earlier one cannot speak in a later.
 static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
-/// The place that a team has in burn's collective, until all its ranks have left.
+/// The place that a group has in burn's collective, until all its ranks have left.
 #[derive(Debug)]
-pub(super) struct Room {
-    pub(super) board: Arc<Board>,
+pub(super) struct GroupSlot {
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
-impl Room {
-    pub(super) fn of(threads: usize) -> Result<Room, PeersError> {
+impl GroupSlot {
+    pub(super) fn of(threads: usize) -> Result<GroupSlot, CollectiveError> {
         if threads > 1 && TAKEN.swap(true, Ordering::AcqRel) {
-            return Err(PeersError::Config(format!(
-                "{threads} ranks as threads, while others of this process still exchange: drop the other Team and its \
-                 Peers first, or run it as a process of its own"
+            return Err(CollectiveError::Config(format!(
+                "{threads} ranks as threads, while others of this process still exchange: drop the other ProcessGroup and its \
+                 Communicator first, or run it as a process of its own"
             )));
         }
         let first = NEXT_ID.fetch_add(threads as u32, Ordering::Relaxed);
         let arrivals = (0..threads).map(|_| AtomicU64::new(0)).collect();
-        Ok(Room { board: Arc::new(Board { first, arrivals, failure: Mutex::default() }) })
+        Ok(GroupSlot { arrivals: Arc::new(Arrivals { first, arrivals, failure: Mutex::default() }) })
     }
 }
 
-impl Drop for Room {
+impl Drop for GroupSlot {
     fn drop(&mut self) {
-        if self.board.threads() > 1 {
+        if self.arrivals.threads() > 1 {
             TAKEN.store(false, Ordering::Release);
         }
     }
 }
 
-/// What the threads of a team know of each other.
-pub(super) struct Board {
+/// What the threads of a group know of each other.
+pub(super) struct Arrivals {
     first: u32,
     /// To how many exchanges each thread has come, its joining included.
     arrivals: Vec<AtomicU64>,
@@ -60,13 +60,13 @@ pub(super) struct Board {
     failure: Mutex<Option<String>>,
 }
 
-impl fmt::Debug for Board {
+impl fmt::Debug for Arrivals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Board").field("arrivals", &self.arrivals).finish_non_exhaustive()
+        f.debug_struct("Arrivals").field("arrivals", &self.arrivals).finish_non_exhaustive()
     }
 }
 
-impl Board {
+impl Arrivals {
     pub(super) fn threads(&self) -> usize {
         self.arrivals.len()
     }
@@ -76,16 +76,16 @@ impl Board {
     }
 
     /// Who keeps a thread waiting, in words: those of this process that have not come yet, else the other processes.
-    pub(super) fn behind(&self, thread: usize, seat: Seat) -> String {
+    pub(super) fn late_ranks(&self, thread: usize, info: RankInfo) -> String {
         let come = |at: usize| self.arrivals[at].load(Ordering::Relaxed);
-        let first = seat.rank - thread;
+        let first = info.rank - thread;
         let late = (0..self.threads()).filter(|at| come(*at) < come(thread));
         let names: Vec<_> = late.map(|at| format!("rank {} of the same process", first + at)).collect();
         if names.is_empty() { "the other ranks".to_owned() } else { names.join(", ") }
     }
 
     /// Ends what the other threads of this process wait for. The first reason is the one that they are told.
-    pub(super) fn give_up<B: Backend>(&self, error: &PeersError) {
+    pub(super) fn give_up<B: Backend>(&self, error: &CollectiveError) {
         if self.threads() < 2 {
             return;
         }
@@ -96,8 +96,8 @@ impl Board {
 
 /// One thread among those of this process.
 pub(super) struct Threads<B: Backend> {
-    board: Arc<Board>,
-    seat: Seat,
+    arrivals: Arc<Arrivals>,
+    info: RankInfo,
     thread: usize,
     device: B::Device,
 }
@@ -105,34 +105,34 @@ pub(super) struct Threads<B: Backend> {
 impl<B: Backend> Threads<B> {
     /// Returns when all threads have called it.
     pub(super) fn join(
-        board: Arc<Board>,
-        seat: Seat,
+        arrivals: Arc<Arrivals>,
+        info: RankInfo,
         thread: usize,
         device: B::Device,
-    ) -> Result<Threads<B>, PeersError> {
+    ) -> Result<Threads<B>, CollectiveError> {
         let config = CollectiveConfig::default()
-            .with_num_devices(board.threads())
+            .with_num_devices(arrivals.threads())
             .with_local_broadcast_strategy(BroadcastStrategy::Centralized);
-        let threads = Threads::<B> { board, seat, thread, device };
+        let threads = Threads::<B> { arrivals, info, thread, device };
         register::<B>(threads.id(), threads.device.clone(), config).map_err(|error| threads.lost(error, 0))?;
         Ok(threads)
     }
 
     fn id(&self) -> PeerId {
-        PeerId(self.board.first + self.thread as u32)
+        PeerId(self.arrivals.first + self.thread as u32)
     }
 
     /// Hands over to the first thread, which gets the sum; the others get nothing.
-    pub(super) fn gather(&self, tensor: Tensor<B, 1>, sums: u64) -> Result<Option<Tensor<B, 1>>, PeersError> {
+    pub(super) fn gather(&self, tensor: Tensor<B, 1>, sums: u64) -> Result<Option<Tensor<B, 1>>, CollectiveError> {
         let length = tensor.dims()[0];
         let mut mine = Some(tensor);
-        for giver in 1..self.board.threads() {
+        for giver in 1..self.arrivals.threads() {
             let given = if giver == self.thread { mine.take() } else { None };
             let received = self.broadcast(given, sums)?;
             if received.dims()[0] != length {
-                let whom = format!("rank {}", self.seat.rank - self.thread + giver);
+                let whom = format!("rank {}", self.info.rank - self.thread + giver);
                 let why = format!("it gave {} numbers, this rank has {length}", received.dims()[0]);
-                return Err(self.seat.lost(whom, sums, why));
+                return Err(self.info.lost(whom, sums, why));
             }
             if self.thread == 0 {
                 mine = mine.map(|sum| sum + received);
@@ -142,7 +142,7 @@ impl<B: Backend> Threads<B> {
     }
 
     /// Gives to all threads what the first has.
-    pub(super) fn spread(&self, sum: Option<Tensor<B, 1>>, sums: u64) -> Result<Tensor<B, 1>, PeersError> {
+    pub(super) fn spread(&self, sum: Option<Tensor<B, 1>>, sums: u64) -> Result<Tensor<B, 1>, CollectiveError> {
         self.broadcast(sum, sums)
     }
 
@@ -151,19 +151,19 @@ impl<B: Backend> Threads<B> {
         let _ = finish_collective::<B>(self.id());
     }
 
-    fn broadcast(&self, given: Option<Tensor<B, 1>>, sums: u64) -> Result<Tensor<B, 1>, PeersError> {
+    fn broadcast(&self, given: Option<Tensor<B, 1>>, sums: u64) -> Result<Tensor<B, 1>, CollectiveError> {
         let given = given.map(|tensor| tensor.into_primitive().tensor());
         let received = broadcast::<B>(self.id(), given).map_err(|error| self.lost(error, sums))?;
         // The library moves it to everybody's device but the first caller's.
         Ok(Tensor::from_primitive(TensorPrimitive::Float(received)).to_device(&self.device))
     }
 
-    fn lost(&self, error: CollectiveError, sums: u64) -> PeersError {
-        let told = self.board.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    fn lost(&self, error: CollectiveError, sums: u64) -> CollectiveError {
+        let told = self.arrivals.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let why = told.unwrap_or_else(|| match error {
             CollectiveError::BroadcastNoTensor => "it has left".to_owned(),
             error => format!("burn's collective says {error:?}"),
         });
-        self.seat.lost("another rank of the same process".to_owned(), sums, why)
+        self.info.lost("another rank of the same process".to_owned(), sums, why)
     }
 }

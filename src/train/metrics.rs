@@ -6,7 +6,7 @@ use burn::tensor::{ElementConversion, Int, Tensor};
 
 /// Sums over the images of an epoch.
 #[derive(Clone)]
-pub(super) struct Tally<B: Backend> {
+pub(super) struct MetricSums<B: Backend> {
     device: B::Device,
     new_loss: Tensor<B, 1>,
     new_right: Tensor<B, 1, Int>,
@@ -15,9 +15,9 @@ pub(super) struct Tally<B: Backend> {
     images: u64,
 }
 
-impl<B: Backend> Tally<B> {
+impl<B: Backend> MetricSums<B> {
     pub(super) fn new(device: &B::Device) -> Self {
-        Tally {
+        MetricSums {
             device: device.clone(),
             new_loss: Tensor::zeros([1], device),
             new_right: Tensor::zeros([1], device),
@@ -42,7 +42,7 @@ impl<B: Backend> Tally<B> {
 
     /// Waits for the device, and fetches what is new.
     pub(super) fn read(&mut self) {
-        let fresh = Tally::new(&self.device);
+        let fresh = MetricSums::new(&self.device);
         self.loss += std::mem::replace(&mut self.new_loss, fresh.new_loss).into_scalar().elem::<f64>();
         self.right += std::mem::replace(&mut self.new_right, fresh.new_right).into_scalar().elem::<i64>() as u64;
     }

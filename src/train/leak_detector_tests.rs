@@ -1,8 +1,8 @@
 //! Series that grow and series that do not, many of each, from generators whose seeds are fixed: the rates that
-//! [`Trend`] promises are held here.
+//! [`LeakDetector`] promises are held here.
 
 use super::*;
-use crate::units::{KeyedRng, SampleId, Seed};
+use crate::{KeyedRng, SampleId, Seed};
 use proptest::prelude::*;
 
 const LEVEL: f64 = 3e8;
@@ -65,8 +65,8 @@ fn still(still: Still, noise: f64, seed: u64, steps: u64) -> Vec<ByteCount> {
 }
 
 /// Asked every 20 steps, whether it is ever called growing.
-fn ever_growing(series: &[ByteCount]) -> Option<Growth> {
-    let mut trend = Trend::new(WARM_UP);
+fn ever_growing(series: &[ByteCount]) -> Option<LeakReport> {
+    let mut trend = LeakDetector::new(WARM_UP);
     for (step, &bytes) in (0..).zip(series) {
         trend.add(step, &[("account", bytes)]);
         if step % 20 == 0
@@ -112,7 +112,7 @@ fn a_leak_of_a_thousandth_a_step_is_found_within_four_hundred_steps_and_named() 
         let background = [Still::Flat, Still::Sawtooth(13), Still::Visits(60)][(seed % 3) as usize];
         let others = [still(Still::Sluggish, 0.05, seed + 1000, 500), still(Still::Rise(150), 0.02, seed + 2000, 500)];
         let leaking = still(background, noise, seed, 500);
-        let mut trend = Trend::new(WARM_UP);
+        let mut trend = LeakDetector::new(WARM_UP);
         let mut found = None;
         for step in 0..WARM_UP + 400 {
             let at = step as usize;
@@ -145,7 +145,7 @@ fn a_leak_of_a_thousandth_a_step_is_found_within_four_hundred_steps_and_named() 
 fn a_slow_leak_is_found_in_a_long_run() {
     // Two hundredths of the account in a hundred thousand steps, beside noise of half a hundredth.
     let mut random = Noise::new(9);
-    let mut trend = Trend::new(1000);
+    let mut trend = LeakDetector::new(1000);
     for step in 0..100_000 {
         let bytes = LEVEL * (1.0 + 0.02 * step as f64 / 100_000.0 + 0.005 * random.next());
         trend.add(step, &[("heap", ByteCount(bytes as u64))]);
@@ -159,7 +159,7 @@ fn a_slow_leak_is_found_in_a_long_run() {
 #[test]
 fn a_leak_that_begins_late_is_found_before_it_is_a_quarter_of_the_run() {
     let mut random = Noise::new(11);
-    let mut trend = Trend::new(1000);
+    let mut trend = LeakDetector::new(1000);
     let mut found = None;
     for step in 0..100_000u64 {
         let leaked = step.saturating_sub(60_000) as f64 * 1e-5;
@@ -177,7 +177,7 @@ fn a_leak_that_begins_late_is_found_before_it_is_a_quarter_of_the_run() {
 
 #[test]
 fn a_growth_that_comes_to_rest_is_called_growing_no_more() {
-    let mut trend = Trend::new(0);
+    let mut trend = LeakDetector::new(0);
     let mut seen = false;
     for step in 0..3000u64 {
         trend.add(step, &[("cache", ByteCount(1_000_000 + 2_000 * step.min(500)))]);
@@ -191,7 +191,7 @@ fn a_growth_that_comes_to_rest_is_called_growing_no_more() {
 
 #[test]
 fn what_shrinks_or_says_nothing_does_not_grow() {
-    let mut trend = Trend::new(10);
+    let mut trend = LeakDetector::new(10);
     assert_eq!(trend.growing(), None);
     for step in 0..500u64 {
         let shrinking = ByteCount(10_000_000 - 10_000 * step);
@@ -202,7 +202,7 @@ fn what_shrinks_or_says_nothing_does_not_grow() {
 
 #[test]
 fn steps_before_the_warm_up_and_steps_that_go_back_do_not_count() {
-    let mut trend = Trend::new(100);
+    let mut trend = LeakDetector::new(100);
     for step in 0..100 {
         trend.add(step, &[("a", ByteCount(step * 1_000_000))]);
     }
@@ -215,7 +215,7 @@ fn steps_before_the_warm_up_and_steps_that_go_back_do_not_count() {
 
 #[test]
 fn the_one_that_grew_most_comes_first_and_the_limit_is_reached_when_the_line_says() {
-    let mut trend = Trend::new(0);
+    let mut trend = LeakDetector::new(0);
     for step in 0..=500u64 {
         let (slow, fast) = (ByteCount(1_000_000 + 1_000 * step), ByteCount(1_000_000 + 5_000 * step));
         trend.add(step, &[("slow", slow), ("fast", fast)]);
@@ -233,8 +233,8 @@ fn the_one_that_grew_most_comes_first_and_the_limit_is_reached_when_the_line_say
 #[test]
 #[should_panic(expected = "no more than 32 accounts can be followed, and 'account 32' is one more")]
 fn too_many_names_are_a_mistake() {
-    let mut trend = Trend::new(0);
-    for number in 0..=TREND_ACCOUNTS_MAX as u64 {
+    let mut trend = LeakDetector::new(0);
+    for number in 0..=LEAK_ACCOUNTS_MAX as u64 {
         trend.add(number, &[(&format!("account {number}"), ByteCount(1))]);
     }
 }
@@ -290,7 +290,7 @@ proptest! {
 
     #[test]
     fn whatever_is_read_nothing_breaks(readings in prop::collection::vec((0u64..5, any::<u64>()), 0..400)) {
-        let mut trend = Trend::new(3);
+        let mut trend = LeakDetector::new(3);
         let mut step = 0u64;
         for (later, bytes) in readings {
             step += later;

@@ -15,7 +15,7 @@ pub(super) struct Hello {
     pub(super) threads: usize,
 }
 
-const HELLO: &str = "feedstock-peers-1";
+const HELLO: &str = "feedstock-communicator-1";
 
 impl Hello {
     pub(super) fn message(&self) -> Message {

@@ -13,7 +13,7 @@ use super::*;
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(500);
 
-/// A process has one team of threads at a time, and tests are threads of one process.
+/// A process has one group of threads at a time, and tests are threads of one process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -43,8 +43,8 @@ fn bits(tensor: Tensor<Flex, 1>) -> Vec<u32> {
     tensor.into_data().to_vec::<f32>().expect("numbers").into_iter().map(f32::to_bits).collect()
 }
 
-fn join(team: &Team, thread: usize) -> Result<Peers<Flex>, PeersError> {
-    team.join(thread, &Default::default())
+fn join(group: &ProcessGroup, thread: usize) -> Result<Communicator<Flex>, CollectiveError> {
+    group.join(thread, &Default::default())
 }
 
 fn free_port() -> u16 {
@@ -53,7 +53,7 @@ fn free_port() -> u16 {
 }
 
 /// A process of several on this machine.
-fn process(rank: usize, processes: usize, port: u16, patience: Duration) -> Team {
+fn process(rank: usize, processes: usize, port: u16, timeout: Duration) -> ProcessGroup {
     let variables = [
         ("RANK", rank.to_string()),
         ("WORLD_SIZE", processes.to_string()),
@@ -61,7 +61,7 @@ fn process(rank: usize, processes: usize, port: u16, patience: Duration) -> Team
         ("MASTER_PORT", port.to_string()),
     ];
     let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
-    Team::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect("a team").patience(patience)
+    ProcessGroup::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect("a group").timeout(timeout)
 }
 
 /// One thread for each of the ranks, and what came of them.
@@ -74,10 +74,10 @@ fn each<T: Send>(ranks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
 }
 
 /// Several sums of several lengths, one of which takes more than one piece.
-fn sums_are_those_in_order(mut peers: Peers<Flex>) {
-    let (rank, ranks) = (peers.rank(), peers.world_size());
+fn sums_are_those_in_order(mut communicator: Communicator<Flex>) {
+    let (rank, ranks) = (communicator.rank(), communicator.world_size());
     for (sum, length) in [1, 5, 1000, 600_001, 3].into_iter().enumerate() {
-        let total = peers.sum(vector(&given(rank, sum, length))).expect("a sum");
+        let total = communicator.all_reduce_sum(vector(&given(rank, sum, length))).expect("a sum");
         assert!(bits(total) == in_order(ranks, sum, length), "rank {rank} of {ranks}, sum {sum}");
     }
 }
@@ -94,17 +94,20 @@ fn the_order_of_additions_shows() {
 
 #[test]
 fn a_rank_by_itself_gets_what_it_gives() {
-    let mut peers = join(&Team::new(None, 1).expect("a team"), 0).expect("joined");
-    assert_eq!((peers.rank(), peers.world_size()), (0, 1));
-    assert_eq!(bits(peers.sum(vector(&[1.5, -0.0])).expect("a sum")), [1.5_f32.to_bits(), (-0.0_f32).to_bits()]);
+    let mut communicator = join(&ProcessGroup::new(None, 1).expect("a group"), 0).expect("joined");
+    assert_eq!((communicator.rank(), communicator.world_size()), (0, 1));
+    assert_eq!(
+        bits(communicator.all_reduce_sum(vector(&[1.5, -0.0])).expect("a sum")),
+        [1.5_f32.to_bits(), (-0.0_f32).to_bits()]
+    );
 }
 
 #[test]
 fn threads_get_the_sum_in_their_order() {
     let _alone = alone();
     for ranks in [2, 3, 5] {
-        let team = Team::new(None, ranks).expect("a team").patience(LONG);
-        each(ranks, |rank| sums_are_those_in_order(join(&team, rank).expect("joined")));
+        let group = ProcessGroup::new(None, ranks).expect("a group").timeout(LONG);
+        each(ranks, |rank| sums_are_those_in_order(join(&group, rank).expect("joined")));
     }
 }
 
@@ -120,29 +123,29 @@ fn processes_get_the_sum_in_their_order() {
 fn a_thread_that_never_comes_is_named_in_time_and_leaves_no_trace() {
     let _alone = alone();
     let begun = Instant::now();
-    let team = Team::new(None, 3).expect("a team").patience(SHORT);
-    let said = each(2, |rank| join(&team, rank).expect_err("one is missing").to_string());
+    let group = ProcessGroup::new(None, 3).expect("a group").timeout(SHORT);
+    let said = each(2, |rank| join(&group, rank).expect_err("one is missing").to_string());
     assert!(begun.elapsed() < SHORT * 4, "{:?}", begun.elapsed());
     assert!(said.iter().any(|text| text.contains("0.5 s for rank 2 of the same process")), "{said:?}");
-    drop(team);
-    let team = Team::new(None, 2).expect("the place is free again").patience(LONG);
-    each(2, |rank| sums_are_those_in_order(join(&team, rank).expect("joined")));
+    drop(group);
+    let group = ProcessGroup::new(None, 2).expect("the place is free again").timeout(LONG);
+    each(2, |rank| sums_are_those_in_order(join(&group, rank).expect("joined")));
 }
 
 #[test]
 fn a_thread_that_stays_away_from_a_sum_is_named_and_all_are_told() {
     let _alone = alone();
-    let team = Team::new(None, 3).expect("a team").patience(SHORT);
+    let group = ProcessGroup::new(None, 3).expect("a group").timeout(SHORT);
     let said = each(3, |rank| {
-        let mut peers = join(&team, rank).expect("joined");
-        peers.sum(vector(&[1.0])).expect("all are there");
+        let mut communicator = join(&group, rank).expect("joined");
+        communicator.all_reduce_sum(vector(&[1.0])).expect("all are there");
         let begun = Instant::now();
         if rank == 1 {
             thread::sleep(SHORT * 2);
         }
-        let error = peers.sum(vector(&[1.0])).expect_err("one was away").to_string();
+        let error = communicator.all_reduce_sum(vector(&[1.0])).expect_err("one was away").to_string();
         assert!(begun.elapsed() < SHORT * 5, "{:?}", begun.elapsed());
-        let again = peers.sum(vector(&[1.0])).expect_err("over").to_string();
+        let again = communicator.all_reduce_sum(vector(&[1.0])).expect_err("over").to_string();
         assert!(again.contains("earlier exchange failed"), "{again}");
         error
     });
@@ -155,15 +158,15 @@ fn a_thread_that_stays_away_from_a_sum_is_named_and_all_are_told() {
 #[test]
 fn a_thread_that_has_left_is_noticed_at_once() {
     let _alone = alone();
-    let team = Team::new(None, 2).expect("a team").patience(LONG);
+    let group = ProcessGroup::new(None, 2).expect("a group").timeout(LONG);
     let begun = Instant::now();
     let said = each(2, |rank| {
-        let mut peers = join(&team, rank).expect("joined");
-        peers.sum(vector(&[1.0])).expect("all are there");
+        let mut communicator = join(&group, rank).expect("joined");
+        communicator.all_reduce_sum(vector(&[1.0])).expect("all are there");
         (rank == 0).then(|| {
             // Its going may be a moment later than this one's coming, and then it is the deadline that ends the wait.
             thread::sleep(SHORT);
-            peers.sum(vector(&[1.0])).expect_err("one has left").to_string()
+            communicator.all_reduce_sum(vector(&[1.0])).expect_err("one has left").to_string()
         })
     });
     assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
@@ -173,11 +176,11 @@ fn a_thread_that_has_left_is_noticed_at_once() {
 #[test]
 fn vectors_of_two_lengths_are_refused_by_all() {
     let _alone = alone();
-    let team = Team::new(None, 2).expect("a team").patience(LONG);
-    let lengths = |rank: usize, mut peers: Peers<Flex>| {
-        peers.sum(vector(&[1.0, 2.0, 3.0][..2 + rank])).expect_err("two lengths").to_string()
+    let group = ProcessGroup::new(None, 2).expect("a group").timeout(LONG);
+    let lengths = |rank: usize, mut communicator: Communicator<Flex>| {
+        communicator.all_reduce_sum(vector(&[1.0, 2.0, 3.0][..2 + rank])).expect_err("two lengths").to_string()
     };
-    for said in each(2, |rank| lengths(rank, join(&team, rank).expect("joined"))) {
+    for said in each(2, |rank| lengths(rank, join(&group, rank).expect("joined"))) {
         assert!(said.contains("2 numbers") || said.contains("3 numbers") || said.contains("has lost"), "{said}");
     }
     let port = free_port();
@@ -189,13 +192,13 @@ fn vectors_of_two_lengths_are_refused_by_all() {
 #[test]
 fn a_second_team_of_threads_is_refused() {
     let _alone = alone();
-    let first = Team::new(None, 2).expect("a team");
-    let said = Team::new(None, 2).expect_err("there is one").to_string();
-    assert!(said.contains("2 ranks as threads") && said.contains("drop the other Team"), "{said}");
-    assert!(Team::new(None, 1).is_ok(), "a rank by itself needs no place");
+    let first = ProcessGroup::new(None, 2).expect("a group");
+    let said = ProcessGroup::new(None, 2).expect_err("there is one").to_string();
+    assert!(said.contains("2 ranks as threads") && said.contains("drop the other ProcessGroup"), "{said}");
+    assert!(ProcessGroup::new(None, 1).is_ok(), "a rank by itself needs no place");
     drop(first);
-    assert!(Team::new(None, 2).is_ok());
-    assert!(Team::new(None, 0).is_err());
+    assert!(ProcessGroup::new(None, 2).is_ok());
+    assert!(ProcessGroup::new(None, 0).is_err());
 }
 
 #[test]
@@ -203,8 +206,8 @@ fn a_process_that_never_comes_is_named_and_all_are_told() {
     let port = free_port();
     let begun = Instant::now();
     let said = each(2, |rank| {
-        let patience = if rank == 0 { SHORT * 2 } else { LONG };
-        join(&process(rank, 3, port, patience), 0).expect_err("one is missing").to_string()
+        let timeout = if rank == 0 { SHORT * 2 } else { LONG };
+        join(&process(rank, 3, port, timeout), 0).expect_err("one is missing").to_string()
     });
     assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
     assert!(said[0].contains("rank 0 of 3 waited 1.0 s for rank 2, in vain"), "{said:?}");
@@ -245,9 +248,9 @@ fn a_process_that_leaves_is_noticed_at_once_and_all_are_told() {
     let port = free_port();
     let begun = Instant::now();
     let said = each(3, |rank| {
-        let mut peers = join(&process(rank, 3, port, LONG), 0).expect("joined");
-        peers.sum(vector(&[1.0])).expect("all are there");
-        (rank != 2).then(|| peers.sum(vector(&[1.0])).expect_err("one has left").to_string())
+        let mut communicator = join(&process(rank, 3, port, LONG), 0).expect("joined");
+        communicator.all_reduce_sum(vector(&[1.0])).expect("all are there");
+        (rank != 2).then(|| communicator.all_reduce_sum(vector(&[1.0])).expect_err("one has left").to_string())
     });
     assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
     assert!(
@@ -265,7 +268,6 @@ fn ranks_on_several_machines_need_a_place_to_meet() {
     let variables = ["OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_RANK=0"];
     let all = variables.iter().chain(&["OMPI_COMM_WORLD_LOCAL_SIZE=2"]);
     let get = |name: &str| all.clone().find_map(|word| word.strip_prefix(&format!("{name}=")).map(str::to_owned));
-    let said =
-        Team::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect_err("nobody says where").to_string();
+    let said = ProcessGroup::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect_err("nobody says where").to_string();
     assert!(said.contains("Open MPI started 4 ranks") && said.contains("MASTER_ADDR"), "{said}");
 }

@@ -1,24 +1,27 @@
-//! Owns the readings of a run: memory at each phase, beside what was foretold, and against the budget.
+//! Owns the readings of a run: memory at each phase, beside what was predicted, and against the budget.
 //! It must never be the reason why a run without a meter and without a budget ends.
 
 use std::sync::Arc;
 
 use super::config::TrainConfig;
 use super::error::{OutOfMemory, TrainError};
-use super::memory::{Forecast, Held, MemoryAccount, Meter, Phase, Reading, Refused, batch_bytes, forecast, levers};
+use super::memory::{
+    AllocRefused, AllocatorStats, Forecast, MemoryAccount, MemoryMeter, MemorySample, Phase, batch_bytes, forecast,
+    memory_savings,
+};
 use super::model::NetworkConfig;
 use super::report::{MemoryReport, Progress};
 use crate::ByteCount;
 
-/// How many levers an error lists.
-const LEVERS_MAX: usize = 3;
+/// How many savings an error lists.
+const SAVINGS_MAX: usize = 3;
 
-pub(super) struct Gauge {
+pub(super) struct MemoryMonitor {
     config: TrainConfig,
-    meter: Option<Arc<dyn Meter>>,
+    meter: Option<Arc<dyn MemoryMeter>>,
     /// In use before there was a model.
     base: ByteCount,
-    at: [Reading; 5],
+    at: [MemorySample; 5],
     /// How many phases were reached.
     reached: usize,
     micro_batch: usize,
@@ -30,9 +33,9 @@ pub(super) struct Gauge {
     told: bool,
 }
 
-impl Gauge {
-    pub(super) fn new(config: &TrainConfig, meter: Option<Arc<dyn Meter>>) -> Self {
-        Gauge {
+impl MemoryMonitor {
+    pub(super) fn new(config: &TrainConfig, meter: Option<Arc<dyn MemoryMeter>>) -> Self {
+        MemoryMonitor {
             config: config.clone(),
             meter,
             base: ByteCount::ZERO,
@@ -70,7 +73,7 @@ impl Gauge {
         self.reached(Phase::Model)
     }
 
-    /// Learns how large batches are, from the first one; foretells what they take, and refuses what cannot fit.
+    /// Learns how large batches are, from the first one; predicts what they take, and refuses what cannot fit.
     pub(super) fn batch(&mut self, images: usize) -> Result<(), TrainError> {
         if self.micro_batch > 0 {
             return Ok(());
@@ -102,14 +105,14 @@ impl Gauge {
     }
 
     /// The reading for [`note`](Self::note), where this phase has not been read yet.
-    pub(super) fn look(&self, phase: Phase) -> Option<(Phase, Reading)> {
+    pub(super) fn look(&self, phase: Phase) -> Option<(Phase, MemorySample)> {
         // Of the phases within a batch, the second comes before the first is noted.
         let new = self.reached <= phase.place() && phase.place() <= self.reached + 1;
         new.then(|| self.read()).flatten().map(|reading| (phase, reading))
     }
 
     /// Keeps what was read when a phase was reached.
-    pub(super) fn note(&mut self, phase: Phase, reading: Reading) -> Result<(), TrainError> {
+    pub(super) fn note(&mut self, phase: Phase, reading: MemorySample) -> Result<(), TrainError> {
         self.reached = phase.place() + 1;
         self.at[phase.place()] = reading;
         if phase == Phase::Steady {
@@ -128,7 +131,7 @@ impl Gauge {
         match (guarded, made) {
             (Ok(()), Some(made)) => Ok(made),
             (Ok(()), None) => unreachable!("a guard runs the part"),
-            (Err(Refused { asked, said }), _) => {
+            (Err(AllocRefused { asked, said }), _) => {
                 let in_use = self.read().map_or(ByteCount::ZERO, |reading| reading.in_use);
                 let phase = self.reached.checked_sub(1).map(|place| Phase::ALL[place]);
                 Err(self.out_of_memory(phase, asked.unwrap_or(self.forecast.account.peak), in_use, Some(said)))
@@ -159,8 +162,8 @@ impl Gauge {
     }
 
     /// What the allocator holds, in use or not.
-    pub(super) fn held(&self) -> Option<Held> {
-        self.meter.as_ref()?.held()
+    pub(super) fn allocator_stats(&self) -> Option<AllocatorStats> {
+        self.meter.as_ref()?.allocator_stats()
     }
 
     /// Where memory goes, once that is known.
@@ -176,14 +179,14 @@ impl Gauge {
     }
 
     /// In use now, and at most since it was last asked; without what was there before the model.
-    fn read(&self) -> Option<Reading> {
+    fn read(&self) -> Option<MemorySample> {
         let meter = self.meter.as_ref()?;
-        let Reading { in_use, peak } = meter.read();
+        let MemorySample { in_use, peak } = meter.read();
         meter.reset_peak();
-        Some(Reading { in_use: in_use.saturating_sub(self.base), peak: peak.saturating_sub(self.base) })
+        Some(MemorySample { in_use: in_use.saturating_sub(self.base), peak: peak.saturating_sub(self.base) })
     }
 
-    fn within(&self, reading: Reading) -> Result<(), TrainError> {
+    fn within(&self, reading: MemorySample) -> Result<(), TrainError> {
         match self.config.device_budget {
             Some(budget) if reading.peak > budget => {
                 let phase = Phase::ALL[self.reached.clamp(1, 5) - 1];
@@ -209,8 +212,8 @@ impl Gauge {
             budget: self.config.device_budget,
             account: self.forecast.account,
             in_use,
-            // The settings were foretold already, so they are in range.
-            levers: levers(&self.config, self.micro_batch, LEVERS_MAX).unwrap_or_default(),
+            // The settings were predicted already, so they are in range.
+            savings: memory_savings(&self.config, self.micro_batch, SAVINGS_MAX).unwrap_or_default(),
             said,
         }))
     }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::wire::{FAREWELL, Hello, pack, unpack};
-use super::{PeersError, Seat};
+use super::{CollectiveError, RankInfo};
 use crate::DistributedEnv;
 
 type Client = <WebSocket as Protocol>::Client;
@@ -37,7 +37,7 @@ const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// This process's channels to the others.
 pub(super) struct Processes {
-    seat: Seat,
+    info: RankInfo,
     side: Side,
     sums: u64,
     /// Last, so that the channels are closed before what drives them ends.
@@ -72,17 +72,18 @@ enum Trouble {
 
 impl Processes {
     /// Returns when all processes have joined.
-    pub(super) fn join(world: &DistributedEnv, threads: usize, seat: Seat) -> Result<Processes, PeersError> {
+    pub(super) fn join(world: &DistributedEnv, threads: usize, info: RankInfo) -> Result<Processes, CollectiveError> {
         keep_quiet();
         // The other threads of this process train: two are enough to move bytes.
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("feedstock-peers").enable_all().build();
-        let runtime = runtime.map_err(PeersError::Thread)?;
+        let runtime =
+            Builder::new_multi_thread().worker_threads(2).thread_name("feedstock-communicator").enable_all().build();
+        let runtime = runtime.map_err(CollectiveError::Thread)?;
         let Some(coordinator) = &world.coordinator else {
-            return Err(PeersError::Config(
+            return Err(CollectiveError::Config(
                 "several processes, and no address where they meet: set MASTER_ADDR".to_owned(),
             ));
         };
-        let deadline = Instant::now() + seat.patience;
+        let deadline = Instant::now() + info.timeout;
         let side = runtime.block_on(async {
             if world.rank == 0 {
                 meet(coordinator.port, world.world_size, threads, deadline).await
@@ -92,10 +93,10 @@ impl Processes {
             }
         });
         match side {
-            Ok(side) => Ok(Processes { seat, side, sums: 0, runtime: Some(runtime) }),
+            Ok(side) => Ok(Processes { info, side, sums: 0, runtime: Some(runtime) }),
             Err(trouble) => {
                 runtime.shutdown_background();
-                Err(seat.trouble(trouble, 0))
+                Err(info.trouble(trouble, 0))
             }
         }
     }
@@ -104,23 +105,23 @@ impl Processes {
         &mut self,
         tensor: Tensor<B, 1>,
         device: &B::Device,
-    ) -> Result<Tensor<B, 1>, PeersError> {
+    ) -> Result<Tensor<B, 1>, CollectiveError> {
         let (dtype, shape) = (tensor.dtype(), tensor.shape());
         let mine = tensor.into_data().convert_dtype(DType::F32).into_vec::<f32>();
         let mut values = mine.map_err(|error| {
-            self.seat.lost("its own numbers".to_owned(), self.sums, format!("they cannot be read: {error:?}"))
+            self.info.lost("its own numbers".to_owned(), self.sums, format!("they cannot be read: {error:?}"))
         })?;
-        let (number, deadline) = (self.sums, Instant::now() + self.seat.patience);
+        let (number, deadline) = (self.sums, Instant::now() + self.info.timeout);
         self.sums += 1;
         let Some(runtime) = &self.runtime else {
-            return Err(self.seat.lost("the other processes".to_owned(), number, "they were left".to_owned()));
+            return Err(self.info.lost("the other processes".to_owned(), number, "they were left".to_owned()));
         };
         let summed = runtime.block_on(async {
             match &mut self.side {
                 Side::Hub { others, threads, .. } => {
                     let summed = add_up(others, *threads, number, &mut values, deadline).await;
                     if let Err(trouble) = &summed {
-                        let whom = self.seat.rank;
+                        let whom = self.info.rank;
                         let text = format!("rank {whom} has ended the run: {}", trouble.text());
                         farewell(others.iter_mut().map(|other| &mut other.take), &text).await;
                     }
@@ -129,7 +130,7 @@ impl Processes {
                 Side::Spoke { give, take, hub } => swap(give, take, hub, number, &mut values, deadline).await,
             }
         });
-        summed.map_err(|trouble| self.seat.trouble(trouble, number))?;
+        summed.map_err(|trouble| self.info.trouble(trouble, number))?;
         Ok(Tensor::from_data(TensorData::new(values, shape), (device, dtype)))
     }
 }
@@ -143,10 +144,10 @@ impl Drop for Processes {
     }
 }
 
-impl Seat {
-    fn trouble(&self, trouble: Trouble, sums: u64) -> PeersError {
+impl RankInfo {
+    fn trouble(&self, trouble: Trouble, sums: u64) -> CollectiveError {
         match trouble {
-            Trouble::Late(whom) => self.late(whom, self.patience),
+            Trouble::Late(whom) => self.late(whom, self.timeout),
             Trouble::Lost(whom, why) => self.lost(whom, sums, why),
         }
     }

@@ -1,4 +1,4 @@
-//! Owns the book of tensors: which sheet each id stands for, and what each operation makes of its inputs.
+//! Owns the book of tensors: which tensor each id stands for, and what each operation makes of its inputs.
 //! It must never look at anything of an operation but shapes, kinds of numbers and who else holds its inputs.
 
 use std::collections::HashMap;
@@ -15,35 +15,35 @@ use burn_flex::Layout;
 
 use super::fused::{self, Look};
 use super::kernel;
-use super::sheet::{Kernel, Meter, Sheet, Storage};
+use super::meta_tensor::{ByteCounter, Kernel, MetaTensor, Storage};
 
-/// All tensors of a rehearsal.
+/// All tensors of a dry_run.
 #[derive(Debug, Default)]
-pub(super) struct Book {
-    meter: Arc<Meter>,
-    sheets: HashMap<TensorId, Sheet>,
+pub(super) struct TensorTable {
+    counter: Arc<ByteCounter>,
+    tensors: HashMap<TensorId, MetaTensor>,
     /// Operations that may yet turn out to be the first ones of a kernel that flex has in one piece.
     pending: Vec<OperationIr>,
 }
 
-impl Book {
-    /// The meter, once everything that was registered is in it.
-    pub(super) fn meter(&mut self) -> &Meter {
+impl TensorTable {
+    /// The counter, once everything that was registered is in it.
+    pub(super) fn counter(&mut self) -> &ByteCounter {
         for op in mem::take(&mut self.pending) {
             self.run(&op);
         }
-        &self.meter
+        &self.counter
     }
 
     /// A tensor with numbers from outside.
     pub(super) fn write(&mut self, id: TensorId, shape: Shape, dtype: DType) {
-        let sheet = Sheet::new(&self.meter, shape, dtype);
-        self.sheets.insert(id, sheet);
+        let tensor = MetaTensor::new(&self.counter, shape, dtype);
+        self.tensors.insert(id, tensor);
     }
 
     /// A tensor's last reader may be this one.
     pub(super) fn read(&mut self, tensor: &TensorIr) {
-        self.meter();
+        self.counter();
         self.take(tensor);
     }
 
@@ -62,7 +62,7 @@ impl Book {
                         (None, _) => return,
                     };
                     if let Some(out) = ops.last().and_then(|op| op.outputs().next()) {
-                        self.sheets.insert(out.id, made);
+                        self.tensors.insert(out.id, made);
                     }
                     return;
                 }
@@ -74,24 +74,24 @@ impl Book {
         }
     }
 
-    /// The sheet of an input: the book keeps its own copy while somebody else may read it.
-    pub(super) fn take(&mut self, tensor: &TensorIr) -> Sheet {
+    /// The tensor of an input: the book keeps its own copy while somebody else may read it.
+    pub(super) fn take(&mut self, tensor: &TensorIr) -> MetaTensor {
         let found = match tensor.status {
-            TensorStatus::ReadWrite => self.sheets.remove(&tensor.id),
-            TensorStatus::ReadOnly | TensorStatus::NotInit => self.sheets.get(&tensor.id).cloned(),
+            TensorStatus::ReadWrite => self.tensors.remove(&tensor.id),
+            TensorStatus::ReadOnly | TensorStatus::NotInit => self.tensors.get(&tensor.id).cloned(),
         };
-        found.unwrap_or_else(|| panic!("{} is of a rehearsal that has ended: make tensors anew in each", tensor.id))
+        found.unwrap_or_else(|| panic!("{} is of a dry_run that has ended: make tensors anew in each", tensor.id))
     }
 
-    pub(super) fn maybe(&mut self, tensor: Option<&TensorIr>) -> Option<Sheet> {
+    pub(super) fn maybe(&mut self, tensor: Option<&TensorIr>) -> Option<MetaTensor> {
         tensor.map(|tensor| self.take(tensor))
     }
 
     fn run(&mut self, op: &OperationIr) {
         let made = match op {
             OperationIr::Drop(tensor) => {
-                // It may be left over from a rehearsal before, whose bytes are counted no more.
-                self.sheets.remove(&tensor.id);
+                // It may be left over from a dry_run before, whose bytes are counted no more.
+                self.tensors.remove(&tensor.id);
                 return;
             }
             OperationIr::Init(_) => return,
@@ -104,7 +104,7 @@ impl Book {
             OperationIr::Custom(_) => None,
         };
         match (made, op.outputs().next()) {
-            (Some(made), Some(out)) => drop(self.sheets.insert(out.id, made)),
+            (Some(made), Some(out)) => drop(self.tensors.insert(out.id, made)),
             _ => self.other(op),
         }
     }
@@ -112,8 +112,8 @@ impl Book {
     /// What most kernels do: make their inputs contiguous, and their outputs new. Pools of halves are computed as f32,
     /// and their indices are of 64 bits.
     fn other(&mut self, op: &OperationIr) {
-        let inputs: Vec<Sheet> = op.inputs().map(|input| self.take(input)).collect();
-        let _flat: Vec<Sheet> = inputs.iter().map(Sheet::to_contiguous).collect();
+        let inputs: Vec<MetaTensor> = op.inputs().map(|input| self.take(input)).collect();
+        let _flat: Vec<MetaTensor> = inputs.iter().map(MetaTensor::to_contiguous).collect();
         let indices = match op {
             OperationIr::Module(Module::MaxPool1dWithIndices(op)) => Some(op.out_indices.id),
             OperationIr::Module(Module::MaxPool2dWithIndices(op)) => Some(op.out_indices.id),
@@ -122,44 +122,44 @@ impl Book {
         let mut wide = 0;
         for out in op.outputs() {
             let dtype = if Some(out.id) == indices { DType::I64 } else { out.dtype };
-            let made = Sheet::new(&self.meter, out.shape.clone(), dtype);
+            let made = MetaTensor::new(&self.counter, out.shape.clone(), dtype);
             wide += if dtype == DType::BF16 { made.elements() } else { 0 };
-            self.sheets.insert(out.id, made);
+            self.tensors.insert(out.id, made);
         }
         if matches!(op, OperationIr::Module(_)) {
             let halves = inputs.iter().filter(|input| input.dtype() == DType::BF16);
-            let _wide = Storage::new(&self.meter, (halves.map(Sheet::elements).sum::<usize>() + wide) * 4);
+            let _wide = Storage::new(&self.counter, (halves.map(MetaTensor::elements).sum::<usize>() + wide) * 4);
         }
     }
 
-    fn new_sheet(&self, out: &TensorIr) -> Sheet {
-        Sheet::new(&self.meter, out.shape.clone(), out.dtype)
+    fn new_tensor(&self, out: &TensorIr) -> MetaTensor {
+        MetaTensor::new(&self.counter, out.shape.clone(), out.dtype)
     }
 
-    fn unary(&mut self, op: &UnaryOpIr) -> Sheet {
+    fn unary(&mut self, op: &UnaryOpIr) -> MetaTensor {
         self.take(&op.input).unary()
     }
 
-    fn scalar(&mut self, op: &ScalarOpIr) -> Sheet {
+    fn scalar(&mut self, op: &ScalarOpIr) -> MetaTensor {
         self.take(&op.lhs).scalar()
     }
 
-    fn binary(&mut self, op: &BinaryOpIr, kernel: Kernel) -> Sheet {
+    fn binary(&mut self, op: &BinaryOpIr, kernel: Kernel) -> MetaTensor {
         let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
         lhs.binary(rhs, kernel)
     }
 
-    fn compare(&mut self, op: &BinaryOpIr) -> Sheet {
+    fn compare(&mut self, op: &BinaryOpIr) -> MetaTensor {
         let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
         lhs.compare(Some(rhs), op.out.dtype)
     }
 
-    fn compare_elem(&mut self, op: &ScalarOpIr) -> Sheet {
+    fn compare_elem(&mut self, op: &ScalarOpIr) -> MetaTensor {
         self.take(&op.lhs).compare(None, op.out.dtype)
     }
 
     /// Views and copies.
-    fn base(&mut self, op: &Base) -> Option<Sheet> {
+    fn base(&mut self, op: &Base) -> Option<MetaTensor> {
         Some(match op {
             Base::Reshape(op) => self.take(&op.input).reshape(op.out.shape.clone()),
             Base::SwapDims(op) => self.take(&op.input).swap(op.dim1, op.dim2),
@@ -182,7 +182,7 @@ impl Book {
             Base::Slice(op) => {
                 let x = self.take(&op.tensor);
                 let (layout, copies) = x.layout().slice(&op.ranges);
-                if copies { self.new_sheet(&op.out) } else { x.view(layout) }
+                if copies { self.new_tensor(&op.out) } else { x.view(layout) }
             }
             Base::SliceAssign(op) => {
                 let (x, value) = (self.take(&op.tensor), self.take(&op.value));
@@ -201,7 +201,7 @@ impl Book {
             Base::RepeatDim(op) => self.take(&op.tensor).repeat_dim(op.times, op.out.shape.clone()),
             Base::Cat(op) => {
                 let parts = op.tensors.iter().map(|part| self.take(part)).collect();
-                Sheet::cat(parts, op.dim, op.out.shape.clone())
+                MetaTensor::cat(parts, op.dim, op.out.shape.clone())
             }
             Base::Cast(op) => {
                 let x = self.take(&op.input);
@@ -211,15 +211,17 @@ impl Book {
                     (_, to) => x.converted(to),
                 }
             }
-            Base::Empty(op) | Base::Zeros(op) => Sheet::new_bytes(&self.meter, op.out.shape.clone(), op.out.dtype),
-            Base::Ones(op) => self.new_sheet(&op.out),
+            Base::Empty(op) | Base::Zeros(op) => {
+                MetaTensor::new_bytes(&self.counter, op.out.shape.clone(), op.out.dtype)
+            }
+            Base::Ones(op) => self.new_tensor(&op.out),
             Base::Select(_) | Base::Gather(_) | Base::GatherNd(_) => return None,
             Base::SelectAssign(_) | Base::Scatter(_) | Base::ScatterNd(_) => return None,
         })
     }
 
     /// Arithmetic, comparisons and reductions.
-    fn numeric(&mut self, op: &Numeric) -> Option<Sheet> {
+    fn numeric(&mut self, op: &Numeric) -> Option<MetaTensor> {
         Some(match op {
             Numeric::Add(op) | Numeric::Sub(op) | Numeric::Mul(op) | Numeric::Div(op) => {
                 self.binary(op, Kernel::Vector)
@@ -238,21 +240,21 @@ impl Book {
             | Numeric::PowiScalar(op) => self.scalar(op),
             Numeric::Abs(op) => self.unary(op),
             Numeric::Clamp(op) => self.take(&op.tensor).unary(),
-            Numeric::Full(op) => self.new_sheet(&op.out),
-            Numeric::IntRandom(op) => self.new_sheet(&op.out),
+            Numeric::Full(op) => self.new_tensor(&op.out),
+            Numeric::IntRandom(op) => self.new_tensor(&op.out),
             Numeric::Sum(op) | Numeric::Prod(op) | Numeric::Max(op) | Numeric::Min(op) => {
                 let _x = self.take(&op.input);
-                self.new_sheet(&op.out)
+                self.new_tensor(&op.out)
             }
             Numeric::Mean(op) => {
                 let x = self.take(&op.input);
                 let flat = x.is_half().then(|| x.to_contiguous());
                 let _wide = flat.as_ref().map(|flat| flat.workspace(flat.elements(), 4));
-                self.new_sheet(&op.out)
+                self.new_tensor(&op.out)
             }
             Numeric::MaxAbs(op) => {
                 let _absolute = self.take(&op.input).unary();
-                self.new_sheet(&op.out)
+                self.new_tensor(&op.out)
             }
             Numeric::SumDim(op) | Numeric::ProdDim(op) => self.take(&op.input).reduce_dim(op.axis),
             Numeric::MeanDim(op) => self.take(&op.input).mean_dim(op.axis),
@@ -271,7 +273,7 @@ impl Book {
             Numeric::MaxDimWithIndices(op) | Numeric::MinDimWithIndices(op) => {
                 let x = self.take(&op.tensor);
                 let [values, indices] = x.extremum_dim(op.dim, Some(op.out.dtype), Some(op.out_indices.dtype));
-                self.sheets.extend(indices.map(|indices| (op.out_indices.id, indices)));
+                self.tensors.extend(indices.map(|indices| (op.out_indices.id, indices)));
                 return values;
             }
             Numeric::Greater(op) | Numeric::GreaterEqual(op) | Numeric::Lower(op) | Numeric::LowerEqual(op) => {
@@ -286,7 +288,7 @@ impl Book {
         })
     }
 
-    fn float(&mut self, op: &Floats) -> Option<Sheet> {
+    fn float(&mut self, op: &Floats) -> Option<MetaTensor> {
         Some(match op {
             Floats::Exp(op)
             | Floats::Log(op)
@@ -317,13 +319,13 @@ impl Book {
                 let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
                 kernel::matmul(lhs, rhs, op.out.shape.clone())
             }
-            Floats::Random(op) => self.new_sheet(&op.out),
+            Floats::Random(op) => self.new_tensor(&op.out),
             Floats::IsNan(_) | Floats::IsInf(_) | Floats::Cross(_) | Floats::GridSample2d(_) => return None,
             Floats::Quantize(_) | Floats::Dequantize(_) => return None,
         })
     }
 
-    fn int(&mut self, op: &Ints) -> Option<Sheet> {
+    fn int(&mut self, op: &Ints) -> Option<MetaTensor> {
         Some(match op {
             Ints::IntoFloat(op) => self.take(&op.input).converted(op.out.dtype),
             Ints::BitwiseNot(op) => self.unary(op),
@@ -344,7 +346,7 @@ impl Book {
         })
     }
 
-    fn bool(&mut self, op: &Bools) -> Option<Sheet> {
+    fn bool(&mut self, op: &Bools) -> Option<MetaTensor> {
         Some(match op {
             Bools::IntoFloat(op) | Bools::IntoInt(op) => self.take(&op.input).converted(op.out.dtype),
             Bools::Not(op) => self.take(&op.input).scalar(),

@@ -12,19 +12,19 @@ use crate::{KeyedRng, SampleId, Seed};
 const WEIGHTS: u64 = 0x7765_6967_6874_7300;
 
 /// Where weights start: each tensor has a stream of random numbers of its own.
-pub(super) struct Start {
+pub(super) struct WeightInit {
     /// `None`: all are zero.
     seed: Option<Seed>,
     next: u64,
 }
 
-impl Start {
+impl WeightInit {
     pub(super) fn new(seed: Seed) -> Self {
-        Start { seed: Some(seed), next: 0 }
+        WeightInit { seed: Some(seed), next: 0 }
     }
 
     pub(super) fn blank() -> Self {
-        Start { seed: None, next: 0 }
+        WeightInit { seed: None, next: 0 }
     }
 
     /// Normally distributed numbers around zero (Box and Muller's transform).

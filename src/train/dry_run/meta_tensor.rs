@@ -1,4 +1,4 @@
-//! Owns sheets: tensors that have a shape, a layout and a share in a storage, and no numbers; and the meter of their
+//! Owns tensors: tensors that have a shape, a layout and a share in a storage, and no numbers; and the counter of their
 //! bytes.
 //! It must never allocate what a tensor would, and never reuse or share a storage where burn's flex backend does not.
 //!
@@ -15,12 +15,12 @@ use burn_flex::Layout;
 
 /// Bytes in use now, and the most there were.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(super) struct ByteCounter {
     in_use: AtomicU64,
     peak: AtomicU64,
 }
 
-impl Meter {
+impl ByteCounter {
     pub(super) fn in_use(&self) -> u64 {
         self.in_use.load(Ordering::Relaxed)
     }
@@ -38,21 +38,21 @@ impl Meter {
 #[derive(Debug)]
 pub(super) struct Storage {
     bytes: u64,
-    meter: Arc<Meter>,
+    counter: Arc<ByteCounter>,
 }
 
 impl Storage {
-    pub(super) fn new(meter: &Arc<Meter>, bytes: usize) -> Storage {
+    pub(super) fn new(counter: &Arc<ByteCounter>, bytes: usize) -> Storage {
         let bytes = bytes as u64;
-        let now = meter.in_use.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        meter.peak.fetch_max(now, Ordering::Relaxed);
-        Storage { bytes, meter: Arc::clone(meter) }
+        let now = counter.in_use.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        counter.peak.fetch_max(now, Ordering::Relaxed);
+        Storage { bytes, counter: Arc::clone(counter) }
     }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        self.meter.in_use.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.counter.in_use.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -67,43 +67,43 @@ pub(super) enum Kernel {
 
 /// A tensor without its numbers: `FlexTensor`.
 #[derive(Clone, Debug)]
-pub(super) struct Sheet {
+pub(super) struct MetaTensor {
     storage: Arc<Storage>,
     layout: Layout,
     dtype: DType,
 }
 
-impl Sheet {
+impl MetaTensor {
     /// A tensor with a storage of its own.
-    pub(super) fn new(meter: &Arc<Meter>, shape: Shape, dtype: DType) -> Sheet {
-        let storage = Arc::new(Storage::new(meter, shape.num_elements() * dtype.size()));
-        Sheet { storage, layout: Layout::contiguous(shape), dtype }
+    pub(super) fn new(counter: &Arc<ByteCounter>, shape: Shape, dtype: DType) -> MetaTensor {
+        let storage = Arc::new(Storage::new(counter, shape.num_elements() * dtype.size()));
+        MetaTensor { storage, layout: Layout::contiguous(shape), dtype }
     }
 
     /// Another one, with a storage of its own.
-    pub(super) fn fresh(&self, shape: impl Into<Shape>, dtype: DType) -> Sheet {
-        Sheet::new(&self.storage.meter, shape.into(), dtype)
+    pub(super) fn fresh(&self, shape: impl Into<Shape>, dtype: DType) -> MetaTensor {
+        MetaTensor::new(&self.storage.counter, shape.into(), dtype)
     }
 
     /// Another one that starts as bytes: `Bytes::from_bytes_vec` copies them once, to a place of greater alignment.
-    pub(super) fn fresh_bytes(&self, shape: Shape, dtype: DType) -> Sheet {
-        Sheet::new_bytes(&self.storage.meter, shape, dtype)
+    pub(super) fn fresh_bytes(&self, shape: Shape, dtype: DType) -> MetaTensor {
+        MetaTensor::new_bytes(&self.storage.counter, shape, dtype)
     }
 
     /// A tensor that starts as bytes.
-    pub(super) fn new_bytes(meter: &Arc<Meter>, shape: Shape, dtype: DType) -> Sheet {
-        let _unaligned = Storage::new(meter, shape.num_elements() * dtype.size());
-        Sheet::new(meter, shape, dtype)
+    pub(super) fn new_bytes(counter: &Arc<ByteCounter>, shape: Shape, dtype: DType) -> MetaTensor {
+        let _unaligned = Storage::new(counter, shape.num_elements() * dtype.size());
+        MetaTensor::new(counter, shape, dtype)
     }
 
     /// Workspace of so many elements of a size, until it is dropped.
     pub(super) fn workspace(&self, elements: usize, bytes_each: usize) -> Storage {
-        Storage::new(&self.storage.meter, elements * bytes_each)
+        Storage::new(&self.storage.counter, elements * bytes_each)
     }
 
     /// The same storage, seen in another way.
-    pub(super) fn view(&self, layout: Layout) -> Sheet {
-        Sheet { storage: Arc::clone(&self.storage), layout, dtype: self.dtype }
+    pub(super) fn view(&self, layout: Layout) -> MetaTensor {
+        MetaTensor { storage: Arc::clone(&self.storage), layout, dtype: self.dtype }
     }
 
     pub(super) fn dtype(&self) -> DType {
@@ -140,7 +140,7 @@ impl Sheet {
     }
 
     /// `FlexTensor::to_contiguous`.
-    pub(super) fn to_contiguous(&self) -> Sheet {
+    pub(super) fn to_contiguous(&self) -> MetaTensor {
         if self.is_plain() && self.fills_its_storage() {
             return self.clone();
         }
@@ -148,7 +148,7 @@ impl Sheet {
     }
 
     /// `FlexTensor::reshape`.
-    pub(super) fn reshape(&self, shape: impl Into<Shape>) -> Sheet {
+    pub(super) fn reshape(&self, shape: impl Into<Shape>) -> MetaTensor {
         let shape = shape.into();
         match self.layout.reshape(shape.clone()) {
             Some(layout) => self.view(layout),
@@ -157,12 +157,12 @@ impl Sheet {
     }
 
     /// `FlexTensor::transpose`.
-    pub(super) fn swap(&self, a: usize, b: usize) -> Sheet {
+    pub(super) fn swap(&self, a: usize, b: usize) -> MetaTensor {
         self.view(self.layout.transpose(a, b))
     }
 
     /// `ops::expand::expand`.
-    pub(super) fn expand(self, shape: Shape) -> Sheet {
+    pub(super) fn expand(self, shape: Shape) -> MetaTensor {
         let new = shape.num_dims() - self.layout.num_dims();
         let strides = (0..shape.num_dims()).map(|dim| match dim.checked_sub(new) {
             Some(own) if self.layout.shape()[own] == shape[dim] => self.layout.strides()[own],
@@ -173,7 +173,7 @@ impl Sheet {
     }
 
     /// `ops::unary::unary_op`.
-    pub(super) fn unary(self) -> Sheet {
+    pub(super) fn unary(self) -> MetaTensor {
         if self.is_unique() && self.is_plain() {
             return self;
         }
@@ -186,7 +186,7 @@ impl Sheet {
     }
 
     /// `ops::binary::scalar_op`, `ops::bool::bool_not`.
-    pub(super) fn scalar(self) -> Sheet {
+    pub(super) fn scalar(self) -> MetaTensor {
         if self.is_unique() && self.is_plain() {
             return self;
         }
@@ -194,7 +194,7 @@ impl Sheet {
     }
 
     /// `ops::binary::binary_op`: the left side is written to where it can be, the right side never.
-    pub(super) fn binary(self, rhs: Sheet, kernel: Kernel) -> Sheet {
+    pub(super) fn binary(self, rhs: MetaTensor, kernel: Kernel) -> MetaTensor {
         let (mut lhs, rhs) = broadcast(self, rhs);
         let vector = kernel == Kernel::Vector && lhs.dtype == DType::F32;
         if vector && !lhs.layout.is_contiguous() && rhs.layout.strides().contains(&0) {
@@ -208,7 +208,7 @@ impl Sheet {
     }
 
     /// `ops::comparison::compare` and `compare_elem`: bools of a byte each.
-    pub(super) fn compare(self, rhs: Option<Sheet>, dtype: DType) -> Sheet {
+    pub(super) fn compare(self, rhs: Option<MetaTensor>, dtype: DType) -> MetaTensor {
         let shape = match &rhs {
             Some(rhs) => broadcast_shape(self.layout.shape(), rhs.layout.shape()),
             None => self.shape(),
@@ -217,7 +217,7 @@ impl Sheet {
     }
 
     /// `ops::mask::mask_fill` and `mask_where`.
-    pub(super) fn mask(self, mask: Sheet, value: Option<Sheet>) -> Sheet {
+    pub(super) fn mask(self, mask: MetaTensor, value: Option<MetaTensor>) -> MetaTensor {
         let (tensor, mask) = broadcast(self, mask);
         let (tensor, value) = match value {
             Some(value) => {
@@ -227,12 +227,12 @@ impl Sheet {
             None => (tensor, None),
         };
         let shape = tensor.shape();
-        let _flat = (tensor.to_contiguous(), mask.to_contiguous(), value.as_ref().map(Sheet::to_contiguous));
+        let _flat = (tensor.to_contiguous(), mask.to_contiguous(), value.as_ref().map(MetaTensor::to_contiguous));
         tensor.fresh(shape, tensor.dtype)
     }
 
     /// `ops::reduce::sum_dim` and `prod_dim`.
-    pub(super) fn reduce_dim(self, dim: usize) -> Sheet {
+    pub(super) fn reduce_dim(self, dim: usize) -> MetaTensor {
         let outer_or_inner = dim > 1 || self.layout.num_dims() - dim - 1 > 1;
         let strided = matches!(self.dtype, DType::F32 | DType::F64 | DType::I64 | DType::U64);
         let copies = !strided || (!self.layout.is_contiguous() && outer_or_inner);
@@ -241,7 +241,7 @@ impl Sheet {
     }
 
     /// `ops::reduce::mean_dim`: halves are summed as f32.
-    pub(super) fn mean_dim(self, dim: usize) -> Sheet {
+    pub(super) fn mean_dim(self, dim: usize) -> MetaTensor {
         if !self.is_half() {
             return self.reduce_dim(dim);
         }
@@ -253,7 +253,12 @@ impl Sheet {
     }
 
     /// `ops::reduce::max_dim`, `argmax` and the like. Indices are found as 64 bits, then cast.
-    pub(super) fn extremum_dim(self, dim: usize, values: Option<DType>, indices: Option<DType>) -> [Option<Sheet>; 2] {
+    pub(super) fn extremum_dim(
+        self,
+        dim: usize,
+        values: Option<DType>,
+        indices: Option<DType>,
+    ) -> [Option<MetaTensor>; 2] {
         let flat = self.to_contiguous();
         let shape = self.without(dim);
         let values = values.map(|dtype| flat.fresh(shape.clone(), dtype));
@@ -271,13 +276,13 @@ impl Sheet {
     }
 
     /// Casts between kinds of numbers: `float_into_int`, `int_cast`, `bool_into_float` and the like.
-    pub(super) fn converted(self, dtype: DType) -> Sheet {
+    pub(super) fn converted(self, dtype: DType) -> MetaTensor {
         let flat = self.to_contiguous();
         flat.fresh(self.shape(), dtype)
     }
 
     /// `float_cast`: by way of f64, whatever the two are.
-    pub(super) fn float_cast(self, dtype: DType) -> Sheet {
+    pub(super) fn float_cast(self, dtype: DType) -> MetaTensor {
         if self.dtype == dtype {
             return self;
         }
@@ -287,7 +292,7 @@ impl Sheet {
     }
 
     /// `ops::repeat_dim::repeat_dim`.
-    pub(super) fn repeat_dim(self, times: usize, shape: Shape) -> Sheet {
+    pub(super) fn repeat_dim(self, times: usize, shape: Shape) -> MetaTensor {
         if times == 1 {
             return self;
         }
@@ -296,29 +301,29 @@ impl Sheet {
     }
 
     /// `ops::slice::slice_assign`: the tensor that it was given is alive until the end, so it always writes to a copy.
-    pub(super) fn slice_assign(self, value: Sheet) -> Sheet {
+    pub(super) fn slice_assign(self, value: MetaTensor) -> MetaTensor {
         let splat = value.layout.strides().iter().all(|&stride| stride == 0);
         let _flat = (!splat).then(|| value.to_contiguous());
         self.fresh(self.shape(), self.dtype)
     }
 
     /// `ops::cat::cat`.
-    pub(super) fn cat(mut parts: Vec<Sheet>, dim: usize, shape: Shape) -> Sheet {
+    pub(super) fn cat(mut parts: Vec<MetaTensor>, dim: usize, shape: Shape) -> MetaTensor {
         if parts.len() == 1 {
             return parts.remove(0);
         }
         let made = parts[0].fresh(shape, parts[0].dtype);
         if dim > 0 || !parts.iter().all(|part| part.layout.is_contiguous()) {
-            let _flat: Vec<Sheet> = parts.into_iter().map(|part| part.to_contiguous()).collect();
+            let _flat: Vec<MetaTensor> = parts.into_iter().map(|part| part.to_contiguous()).collect();
         }
         made
     }
 }
 
 /// `ops::expand::broadcast_binary`.
-fn broadcast(lhs: Sheet, rhs: Sheet) -> (Sheet, Sheet) {
+fn broadcast(lhs: MetaTensor, rhs: MetaTensor) -> (MetaTensor, MetaTensor) {
     let shape = broadcast_shape(lhs.layout.shape(), rhs.layout.shape());
-    let fit = |sheet: Sheet| if sheet.layout.shape() == &shape { sheet } else { sheet.expand(shape.clone()) };
+    let fit = |tensor: MetaTensor| if tensor.layout.shape() == &shape { tensor } else { tensor.expand(shape.clone()) };
     (fit(lhs), fit(rhs))
 }
 

@@ -18,10 +18,10 @@
 
 use std::collections::VecDeque;
 
-use crate::units::ByteCount;
+use crate::ByteCount;
 
 /// So many accounts can be followed.
-pub const TREND_ACCOUNTS_MAX: usize = 32;
+pub const LEAK_ACCOUNTS_MAX: usize = 32;
 /// So many points of each are kept.
 const POINTS_MAX: usize = 480;
 /// So many are looked at at once, at most: neighbours are put together until they are no more.
@@ -35,7 +35,7 @@ const PARTS: usize = 6;
 const FAIR_SHARE: f64 = 0.5;
 /// What chance may do: the one-sided probability of the test.
 const CHANCE: f64 = 1e-4;
-/// Growth of less than this share of the account, in all that was seen, is none.
+/// LeakReport of less than this share of the account, in all that was seen, is none.
 const GROWTH_MIN: f64 = 0.01;
 /// The growth, in spreads of the points about the line.
 const SPREADS_MIN: f64 = 2.0;
@@ -52,9 +52,9 @@ const SPREADS_MIN: f64 = 2.0;
 /// was seen, and a leak.
 ///
 /// ```
-/// use feedstock::{ByteCount, Trend};
+/// use feedstock::{ByteCount, train::LeakDetector};
 ///
-/// let mut trend = Trend::new(50);
+/// let mut trend = LeakDetector::new(50);
 /// for step in 0..400 {
 ///     let leaking = ByteCount(1_000_000 + 1_000 * step);
 ///     trend.add(step, &[("model", ByteCount(5_000_000)), ("batches", leaking)]);
@@ -67,7 +67,7 @@ const SPREADS_MIN: f64 = 2.0;
 /// assert!((990..=1010).contains(&step));
 /// ```
 #[derive(Clone, Debug)]
-pub struct Trend {
+pub struct LeakDetector {
     warm_up: u64,
     last_step: Option<u64>,
     accounts: Vec<Account>,
@@ -76,8 +76,8 @@ pub struct Trend {
 /// An account that grows, and how.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Growth {
-    /// Its name, as it was given to [`Trend::add`].
+pub struct LeakReport {
+    /// Its name, as it was given to [`LeakDetector::add`].
     pub account: String,
     /// The slope of the line through its floor.
     pub bytes_per_step: f64,
@@ -95,7 +95,7 @@ pub struct Growth {
     pub confidence: f64,
 }
 
-impl Growth {
+impl LeakReport {
     /// The step at which the account's peaks reach `limit`, should it go on as it did; the last step where they already
     /// do, and `None` where that lies beyond what steps are counted in.
     #[must_use]
@@ -106,19 +106,19 @@ impl Growth {
     }
 }
 
-impl Trend {
+impl LeakDetector {
     /// Follows nothing yet. Steps before `warm_up` do not count: caches fill, pools take their sizes, lazy things come
     /// into being. The first epoch is a good one, if it has a hundred steps.
     #[must_use]
-    pub fn new(warm_up: u64) -> Trend {
-        Trend { warm_up, last_step: None, accounts: Vec::new() }
+    pub fn new(warm_up: u64) -> LeakDetector {
+        LeakDetector { warm_up, last_step: None, accounts: Vec::new() }
     }
 
     /// Adds what the accounts are at a step. Steps ascend, but need not be consecutive; one that is not later than the
     /// last is passed over. An account that is not named has no reading at this step.
     ///
     /// # Panics
-    /// With more than [`TREND_ACCOUNTS_MAX`] names: they are the program's, and not made while it runs.
+    /// With more than [`LEAK_ACCOUNTS_MAX`] names: they are the program's, and not made while it runs.
     pub fn add(&mut self, step: u64, readings: &[(&str, ByteCount)]) {
         if step < self.warm_up || self.last_step.is_some_and(|last| step <= last) {
             return;
@@ -127,8 +127,8 @@ impl Trend {
         for &(name, bytes) in readings {
             let known = self.accounts.iter().position(|account| account.name == name).unwrap_or_else(|| {
                 assert!(
-                    self.accounts.len() < TREND_ACCOUNTS_MAX,
-                    "no more than {TREND_ACCOUNTS_MAX} accounts can be followed, and '{name}' is one more"
+                    self.accounts.len() < LEAK_ACCOUNTS_MAX,
+                    "no more than {LEAK_ACCOUNTS_MAX} accounts can be followed, and '{name}' is one more"
                 );
                 self.accounts.push(Account::new(name));
                 self.accounts.len() - 1
@@ -139,15 +139,15 @@ impl Trend {
 
     /// The account that has grown by the most bytes, if any grows.
     #[must_use]
-    pub fn growing(&self) -> Option<Growth> {
+    pub fn growing(&self) -> Option<LeakReport> {
         self.all_growing().into_iter().next()
     }
 
     /// Every account that grows, the one that has grown by the most bytes first. One that is a part of another (the
     /// heap, of what is resident) is named beside it.
     #[must_use]
-    pub fn all_growing(&self) -> Vec<Growth> {
-        let mut all: Vec<Growth> = self.accounts.iter().filter_map(Account::growth).collect();
+    pub fn all_growing(&self) -> Vec<LeakReport> {
+        let mut all: Vec<LeakReport> = self.accounts.iter().filter_map(Account::growth).collect();
         all.sort_by_key(|growth| std::cmp::Reverse(growth.to.saturating_sub(growth.from)));
         all
     }
@@ -210,14 +210,14 @@ impl Account {
     }
 
     /// How it grows, in the longest time of those that are looked at.
-    fn growth(&self) -> Option<Growth> {
+    fn growth(&self) -> Option<LeakReport> {
         let all = self.points.len();
         let enough = |length: usize| length == all || length as u64 * self.width >= END_READINGS_MIN;
         let lengths = [all, all / 2, all / 4].into_iter().filter(|&length| length >= LOOK_MIN && enough(length));
         lengths.filter_map(|length| self.growth_of_last(length)).next()
     }
 
-    fn growth_of_last(&self, length: usize) -> Option<Growth> {
+    fn growth_of_last(&self, length: usize) -> Option<LeakReport> {
         let last: Vec<Point> = self.points.iter().copied().skip(self.points.len() - length).collect();
         // From the end: it is the oldest that may be fewer than the others.
         let mut points: Vec<Point> = last
@@ -239,7 +239,7 @@ impl Account {
             return None;
         }
         let last_part = &points[points.len() - points.len() / PARTS..];
-        Some(Growth {
+        Some(LeakReport {
             account: self.name.clone(),
             bytes_per_step: line.slope,
             from: ByteCount(line.at(first).max(0.0) as u64),
@@ -338,5 +338,5 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "trend_tests.rs"]
+#[path = "leak_detector_tests.rs"]
 mod tests;

@@ -3,13 +3,13 @@
 
 use burn::backend::ir::ModuleOperationIr as Module;
 
-use super::book::Book;
 use super::kernel::{self, Window};
-use super::sheet::Sheet;
+use super::meta_tensor::MetaTensor;
+use super::tensors::TensorTable;
 
-impl Book {
+impl TensorTable {
     /// Convolutions and linear layers.
-    pub(super) fn module(&mut self, op: &Module) -> Option<Sheet> {
+    pub(super) fn module(&mut self, op: &Module) -> Option<MetaTensor> {
         macro_rules! conv {
             ($op:expr) => {{
                 let (x, weight, bias) = (self.take(&$op.x), self.take(&$op.weight), self.maybe($op.bias.as_ref()));

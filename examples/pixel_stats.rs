@@ -1,5 +1,5 @@
 //! One pass of a folder through the loader, its pixels described as one JSON line: what `benches/peers/run` compares with
-//! the pixels of other loaders. `cargo run --release --example peers_check -- FOLDER f32|u8`
+//! the pixels of other loaders. `cargo run --release --example pixel_stats -- FOLDER f32|u8`
 #![allow(clippy::print_stdout, reason = "an example talks to its user")]
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let folder = args.next().ok_or("usage: peers_check FOLDER f32|u8")?;
+    let folder = args.next().ok_or("usage: pixel_stats FOLDER f32|u8")?;
     let is_f32 = args.next().as_deref() != Some("u8");
     let mut builder = Loader::builder(ImageFolder::open(folder)?)
         .batch_size(64)
