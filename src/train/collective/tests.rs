@@ -268,6 +268,8 @@ fn ranks_on_several_machines_need_a_place_to_meet() {
     let variables = ["OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_RANK=0"];
     let all = variables.iter().chain(&["OMPI_COMM_WORLD_LOCAL_SIZE=2"]);
     let get = |name: &str| all.clone().find_map(|word| word.strip_prefix(&format!("{name}=")).map(str::to_owned));
-    let said = ProcessGroup::new(DistributedEnv::from_vars(get).expect("understood"), 1).expect_err("nobody says where").to_string();
+    let said = ProcessGroup::new(DistributedEnv::from_vars(get).expect("understood"), 1)
+        .expect_err("nobody says where")
+        .to_string();
     assert!(said.contains("Open MPI started 4 ranks") && said.contains("MASTER_ADDR"), "{said}");
 }
