@@ -263,17 +263,17 @@ fn a_batch_without_a_good_image_is_a_place_too() {
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = TrainConfig { checkpoint: Some(folder.path().join("run.ckpt")), ..config(2) };
-    let whole = forward_backward(&config, false);
+    let whole = learn(&config, false);
     assert_eq!(whole.report.epochs[0].training.images, 9);
     // Called off from the start, it takes one step.
-    forward_backward(&config, true);
+    learn(&config, true);
     let resume = TrainConfig { resume: true, ..config };
     for steps in 2..6 {
-        forward_backward(&resume, true);
+        learn(&resume, true);
         let info = checkpoint::inspect(&folder.path().join("run.ckpt")).expect("a checkpoint");
         assert_eq!(info.steps, steps);
     }
-    assert_eq!(bits(&whole.model), bits(&forward_backward(&resume, false).model));
+    assert_eq!(bits(&whole.model), bits(&learn(&resume, false).model));
 }
 
 /// Two of each class.

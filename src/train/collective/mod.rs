@@ -247,7 +247,7 @@ impl<B: Backend> Helper<B> {
             };
             let mut on = answer.send(Ok(None)).is_ok();
             while on && let Ok(tensor) = to_do.recv() {
-                let sum = links.sum(tensor);
+                let sum = links.all_reduce_sum(tensor);
                 on = sum.is_ok();
                 on &= answer.send(sum.map(Some)).is_ok();
             }
@@ -290,7 +290,7 @@ impl<B: Backend> Links<B> {
         let links = Links { threads, processes, device, sums: 0 };
         if let (Some(threads), Some(_)) = (&links.threads, world) {
             // The other threads have joined when the first has met the other processes.
-            threads.broadcast((thread == 0).then(|| Tensor::zeros([1], &links.device)), 0)?;
+            threads.spread((thread == 0).then(|| Tensor::zeros([1], &links.device)), 0)?;
         }
         Ok(links)
     }
@@ -303,7 +303,7 @@ impl<B: Backend> Links<B> {
             Some(sum) => Some(among(&mut self.processes, sum, &self.device)?),
             None => None,
         };
-        threads.broadcast(sum, sums)
+        threads.spread(sum, sums)
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorPrimitive};
 use burn_collective::{
-    BroadcastStrategy, CollectiveConfig, CollectiveError, PeerId, broadcast, finish_collective, register,
+    BroadcastStrategy, CollectiveConfig, CollectiveError as BurnError, PeerId, broadcast, finish_collective, register,
     reset_collective,
 };
 
@@ -158,10 +158,10 @@ impl<B: Backend> Threads<B> {
         Ok(Tensor::from_primitive(TensorPrimitive::Float(received)).to_device(&self.device))
     }
 
-    fn lost(&self, error: CollectiveError, sums: u64) -> CollectiveError {
+    fn lost(&self, error: BurnError, sums: u64) -> CollectiveError {
         let told = self.arrivals.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let why = told.unwrap_or_else(|| match error {
-            CollectiveError::BroadcastNoTensor => "it has left".to_owned(),
+            BurnError::BroadcastNoTensor => "it has left".to_owned(),
             error => format!("burn's collective says {error:?}"),
         });
         self.info.lost("another rank of the same process".to_owned(), sums, why)
