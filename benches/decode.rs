@@ -27,7 +27,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use feedstock::decode::{Format, Limits, Options, Quality, probe};
 use feedstock::tensor::SampleSpec;
 use feedstock::transform::{Geometry, KeyedRng, RandomCrop, RandomResizedCrop, Region, ResizeCenterCrop, Transform};
-use feedstock::{SampleId, SampleMaker, Seed};
+use feedstock::{Preprocessor, SampleId, Seed};
 use image::codecs::{png::PngEncoder, webp::WebPEncoder};
 use image::{ImageReader, RgbImage, imageops};
 use turbojpeg::{Compressor, Decompressor, PixelFormat, ScalingFactor, Subsamp, raw};
@@ -166,10 +166,10 @@ impl Transform for Bare {
     }
 }
 
-fn maker(transform: impl Transform, quality: Quality) -> SampleMaker {
+fn maker(transform: impl Transform, quality: Quality) -> Preprocessor {
     let mut options = Options::default();
     options.quality = quality;
-    SampleMaker::new(transform).options(options)
+    Preprocessor::new(transform).options(options)
 }
 
 /// Whether pixels stay as they are.
@@ -365,13 +365,13 @@ fn wanted(title: &str) -> bool {
 fn table<T: Transform + Copy>(title: &str, Files { encoded, made_up }: Files, passes: usize, transform: T) {
     let spec = transform.out_spec();
     let last = Arc::default();
-    let mut remembering = SampleMaker::new(Remembering { inner: transform, last: Arc::clone(&last) });
+    let mut remembering = Preprocessor::new(Remembering { inner: transform, last: Arc::clone(&last) });
     let mut out = vec![0; spec.elements()];
     let is_jpeg = encoded.iter().all(|file| Format::of(file) == Some(Format::Jpeg));
     let mut files = Vec::new();
     let (mut worst, mut plain_fir) = (f64::INFINITY, Fir::new(spec));
     for (at, encoded) in encoded.into_iter().enumerate() {
-        remembering.make_as(&encoded, Seed(0), 0, SampleId(at as u64), &mut out).expect("a good file");
+        remembering.process_as(&encoded, Seed(0), 0, SampleId(at as u64), &mut out).expect("a good file");
         let geometry = last.lock().unwrap_or_else(PoisonError::into_inner).expect("a geometry");
         let header = probe(&encoded, &Limits::default()).expect("header");
         let file = File { width: header.width, height: header.height, encoded, geometry };
@@ -393,8 +393,8 @@ fn table<T: Transform + Copy>(title: &str, Files { encoded, made_up }: Files, pa
     let (mut exact, mut fast) = (maker(transform, Quality::Exact), maker(transform, Quality::Fast));
     let mut cut = maker(Bare(Arc::clone(&region)), Quality::Exact);
     let (mut exact_out, mut fast_out, mut cut_out) = (out.clone(), out.clone(), Vec::new());
-    let made = |maker: &mut SampleMaker, at: usize, file: &File, out: &mut [u8]| {
-        maker.make_as(&file.encoded, Seed(0), 0, SampleId(at as u64), out).expect("a good file");
+    let made = |maker: &mut Preprocessor, at: usize, file: &File, out: &mut [u8]| {
+        maker.process_as(&file.encoded, Seed(0), 0, SampleId(at as u64), out).expect("a good file");
         black_box(out);
     };
     let mut ways = vec![way(IMAGE, |_, file| {

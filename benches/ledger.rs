@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use feedstock::ByteCount;
-use feedstock::budget::Ledger;
+use feedstock::budget::{AccountKind, Ledger};
 
 fn reserve_and_drop(c: &mut Criterion) {
     let ledger = Ledger::new(ByteCount(1 << 30));
-    let account = ledger.account("encoded", ledger.limit());
+    let account = ledger.account(AccountKind::Encoded, ledger.limit());
     c.bench_function("reserve and drop, alone", |b| b.iter(|| account.reserve(ByteCount(4096))));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let other = ledger.account("jumbo", ledger.limit());
+        let other = ledger.account(AccountKind::OversizedImages, ledger.limit());
         let stop = &stop;
         scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {

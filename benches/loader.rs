@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use feedstock::source::SourceError;
 use feedstock::transform::{RandomResizedCrop, Transform};
-use feedstock::{ByteCount, DType, ImageFolder, Layout, Loader, SampleId, SampleMaker, Seed, Source};
+use feedstock::{ByteCount, DType, ImageFolder, Layout, Loader, Preprocessor, SampleId, Seed, Source};
 
 const WORKERS: usize = 2;
 const ROUNDS: usize = 5;
@@ -167,11 +167,11 @@ fn epoch(loader: &Loader, number: u64) -> Result<f64> {
 
 /// Images a second of one thread that does nothing else. Samples that the loader would call bad are a mistake here.
 fn tight_loop<T: Transform>(files: &[Vec<u8>], transform: &impl Fn() -> T) -> f64 {
-    let mut maker = SampleMaker::new(transform());
+    let mut maker = Preprocessor::new(transform());
     let mut out = vec![0; transform().out_spec().elements()];
     let start = Instant::now();
     for (i, file) in files.iter().enumerate() {
-        maker.make_as(file, Seed(0), 0, SampleId(i as u64), &mut out).expect("a good file");
+        maker.process_as(file, Seed(0), 0, SampleId(i as u64), &mut out).expect("a good file");
         std::hint::black_box(&out);
     }
     files.len() as f64 / start.elapsed().as_secs_f64()

@@ -1,21 +1,36 @@
-//! Owns what the consumer holds: the pixels of one batch where they lie, labels, sample ids, and the lease on the memory.
-//! It must never copy pixels on its own, and dropping it gives the memory back, on any thread.
+//! Batches: pixels in place, labels, sample ids, and the lease on the memory, which returns to the loader when the
+//! batch is dropped, on any thread.
 
 use std::fmt;
 use std::time::Instant;
 
+use crate::bad_samples::BadSample;
 use crate::device::{Device, DeviceError, DeviceMemory, Event};
-use crate::pool::{Filled, Lent, Marks, Output};
-use crate::quarantine::BadSample;
+use crate::pool::{BatchMeta, Filled, Output, Pooled};
 use crate::sync::{Arc, AtomicUsize, Ordering};
 use crate::tensor::{CHANNELS, DType, Layout, OutputFormat, SampleSpec};
 use crate::units::SampleId;
 
-/// A batch of samples. Its memory goes back to the loader when it is dropped.
+/// A batch of samples. Its memory returns to the loader when it is dropped.
 ///
-/// Pixels are laid out as [`shape`](Batch::shape) says, without padding, samples in the order of the epoch. On the CPU
-/// they are read in place ([`bytes`](Batch::bytes), [`as_f32`](Batch::as_f32)); on another device
-/// [`device_memory`](Batch::device_memory) has them once [`ready`](Batch::ready) has passed.
+/// Pixels have the dimensions of [`shape`](Batch::shape), without padding, samples in the order of the epoch. On the
+/// CPU they are read in place ([`bytes`](Batch::bytes), [`as_f32`](Batch::as_f32)); on another device they are in
+/// [`device_memory`](Batch::device_memory) once [`ready`](Batch::ready) has passed.
+///
+/// ```
+/// # use feedstock::{Loader, source::MemorySource, transform::Resize};
+/// # let gif = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;".to_vec();
+/// # let source = MemorySource::new(vec!["cat".to_owned()], vec![(gif, 0)])?;
+/// # let loader = Loader::builder(source).transform(Resize::exact(8, 8)).ram_budget(feedstock::ByteCount(64 << 20)).build()?;
+/// for batch in loader.epoch(0) {
+///     let batch = batch?;
+///     for sample in batch.samples() {
+///         let pixels = sample.pixels.expect("a batch in RAM");
+///         println!("{}: label {}, {} bytes", sample.id, sample.label, pixels.len());
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Batch {
     head: Head,
     lease: Option<Lease>,
@@ -23,24 +38,38 @@ pub struct Batch {
     in_hand: Option<InHand>,
 }
 
-/// What is known of a batch besides its pixels.
+/// One sample of a [`Batch`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct BatchSample<'a> {
+    /// Id of the sample in its source.
+    pub id: SampleId,
+    /// Label: an index into [`Loader::classes`](crate::Loader::classes).
+    pub label: u32,
+    /// False if a bad sample was masked here.
+    pub valid: bool,
+    /// Pixels as bytes; `None` if they are in the memory of a device.
+    pub pixels: Option<&'a [u8]>,
+}
+
+/// Properties of a batch besides its pixels.
 pub(crate) struct Head {
     pub(crate) epoch: u64,
     pub(crate) index: u64,
     pub(crate) samples: usize,
     pub(crate) spec: SampleSpec,
     pub(crate) format: OutputFormat,
-    pub(crate) marks: Marks,
-    /// Since when it has been there for the consumer.
-    pub(crate) made: Instant,
+    pub(crate) meta: BatchMeta,
+    /// Time at which it was delivered.
+    pub(crate) delivered: Instant,
 }
 
 enum Lease {
     Slot(Filled),
-    Output(Lent<Output>, Arc<dyn Device>),
+    Output(Pooled<Output>, Arc<dyn Device>),
 }
 
-/// Counts a batch among those in the consumer's hands, for as long as it lives.
+/// Counts a batch as held by the consumer for as long as it lives.
 struct InHand(Arc<AtomicUsize>);
 
 impl Drop for InHand {
@@ -55,75 +84,87 @@ impl Batch {
         Batch { head, lease: Some(Lease::Slot(filled)), ready: Event::done(), in_hand: None }
     }
 
-    /// A batch that a device has finished into memory of its own.
-    pub(crate) fn from_output(head: Head, output: Lent<Output>, ready: Event, device: Arc<dyn Device>) -> Self {
+    /// A batch in the memory of a device.
+    pub(crate) fn from_output(head: Head, output: Pooled<Output>, ready: Event, device: Arc<dyn Device>) -> Self {
         Batch { head, lease: Some(Lease::Output(output, device)), ready, in_hand: None }
     }
 
-    /// Since when it has been there for the consumer.
-    pub(crate) fn made(&self) -> Instant {
-        self.head.made
+    /// Time at which it was delivered.
+    pub(crate) fn delivered(&self) -> Instant {
+        self.head.delivered
     }
 
-    /// Notes that it waits for nobody but the consumer from now on.
-    pub(crate) fn is_ready_for_the_consumer(&mut self) {
-        self.head.made = Instant::now();
+    /// Sets the time of delivery to now.
+    pub(crate) fn set_delivered(&mut self) {
+        self.head.delivered = Instant::now();
     }
 
-    /// Notes that the consumer has it now.
+    /// Counts it as held by the consumer.
     pub(crate) fn hand_over(&mut self, in_hand: &Arc<AtomicUsize>) {
         in_hand.fetch_add(1, Ordering::Relaxed);
         self.in_hand = Some(InHand(in_hand.clone()));
     }
 
-    /// Samples in it: the batch size, or fewer at the end of an epoch.
+    /// Number of samples: the batch size, or fewer at the end of an epoch.
     #[must_use]
     pub fn len(&self) -> usize {
         self.head.samples
     }
 
-    /// Whether there is no sample in it; the loader never makes such a batch.
+    /// Returns true if there is no sample in it; the loader never makes such a batch.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.head.samples == 0
     }
 
-    /// The epoch that it belongs to.
+    /// Epoch that it belongs to.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.head.epoch
     }
 
-    /// Its place in the epoch, from 0.
+    /// Index of the batch in its epoch, from 0.
     #[must_use]
     pub fn index(&self) -> u64 {
         self.head.index
     }
 
-    /// The label of each sample: a place in [`Loader::classes`](crate::Loader::classes).
+    /// Label of each sample: an index into [`Loader::classes`](crate::Loader::classes).
     #[must_use]
     pub fn labels(&self) -> &[u32] {
-        &self.head.marks.labels
+        &self.head.meta.labels
     }
 
-    /// Which sample of the source each one is. Where another took a bad one's place, it is the other's.
+    /// Id of each sample in its source; of a substitute its own.
     #[must_use]
     pub fn ids(&self) -> &[SampleId] {
-        &self.head.marks.ids
+        &self.head.meta.ids
     }
 
-    /// Whether each sample is real; false where a bad one was masked, whose pixels are all zero before normalisation.
+    /// Validity of each sample: false where a bad one was masked, whose pixels are zero before normalization.
     #[must_use]
     pub fn valid(&self) -> &[bool] {
-        &self.head.marks.valid
+        &self.head.meta.valid
     }
 
-    /// Every bad sample that was met while this batch was made.
+    /// Samples in order, with their pixels where these are in host memory.
+    pub fn samples(&self) -> impl ExactSizeIterator<Item = BatchSample<'_>> {
+        let BatchMeta { labels, ids, valid, .. } = &self.head.meta;
+        let (bytes, each) = (self.bytes(), self.head.spec.size_bytes(self.dtype()));
+        (0..self.len()).map(move |i| BatchSample {
+            id: ids[i],
+            label: labels[i],
+            valid: valid[i],
+            pixels: bytes.and_then(|bytes| bytes.get(i * each..(i + 1) * each)),
+        })
+    }
+
+    /// Every bad sample that was met while this batch was filled.
     pub fn bad_samples(&self) -> impl Iterator<Item = &BadSample> {
-        self.head.marks.bad.iter().map(|(_, bad)| bad)
+        self.head.meta.bad.iter().map(|(_, bad)| bad)
     }
 
-    /// Sizes of the axes, in the order of [`layout`](Batch::layout).
+    /// Dimensions, in the order of [`layout`](Batch::layout).
     #[must_use]
     pub fn shape(&self) -> [usize; 4] {
         let SampleSpec { height, width } = self.head.spec;
@@ -134,7 +175,7 @@ impl Batch {
         }
     }
 
-    /// Type of the elements.
+    /// Element type.
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.head.format.dtype
@@ -152,13 +193,13 @@ impl Batch {
         self.head.samples * self.head.spec.size_bytes(self.dtype())
     }
 
-    /// The event after which the pixels may be read. On the CPU it has passed.
+    /// Event after which the pixels may be read. On the CPU it has passed.
     #[must_use]
     pub fn ready(&self) -> &Event {
         &self.ready
     }
 
-    /// The pixels as bytes, in place; `None` if they are in the memory of a device.
+    /// Pixels as bytes, in place; `None` if they are in the memory of a device.
     #[must_use]
     pub fn bytes(&self) -> Option<&[u8]> {
         match self.lease.as_ref()? {
@@ -167,34 +208,29 @@ impl Batch {
         }
     }
 
-    /// The pixels as `f32`, in place; `None` if they are of another type, or in the memory of a device.
+    /// Pixels as `f32`, in place; `None` if they are of another type, or in the memory of a device.
     #[must_use]
     pub fn as_f32(&self) -> Option<&[f32]> {
-        if self.dtype() != DType::F32 {
-            return None;
-        }
-        bytemuck::try_cast_slice(self.bytes()?).ok()
+        self.cast(DType::F32)
     }
 
-    /// The pixels as `bf16`, in place; `None` if they are of another type, or in the memory of a device.
+    /// Pixels as `bf16`, in place; `None` if they are of another type, or in the memory of a device.
     #[must_use]
     pub fn as_bf16(&self) -> Option<&[half::bf16]> {
-        if self.dtype() != DType::Bf16 {
-            return None;
-        }
-        bytemuck::try_cast_slice(self.bytes()?).ok()
+        self.cast(DType::Bf16)
     }
 
-    /// The pixels as `f16`, in place; `None` if they are of another type, or in the memory of a device.
+    /// Pixels as `f16`, in place; `None` if they are of another type, or in the memory of a device.
     #[must_use]
     pub fn as_f16(&self) -> Option<&[half::f16]> {
-        if self.dtype() != DType::F16 {
-            return None;
-        }
-        bytemuck::try_cast_slice(self.bytes()?).ok()
+        self.cast(DType::F16)
     }
 
-    /// Where the pixels are on the device; `None` if the batch is a slot in host memory.
+    fn cast<T: bytemuck::AnyBitPattern>(&self, dtype: DType) -> Option<&[T]> {
+        if self.dtype() == dtype { bytemuck::try_cast_slice(self.bytes()?).ok() } else { None }
+    }
+
+    /// Memory of the device with the pixels; `None` if the batch is a slot in host memory.
     #[must_use]
     pub fn device_memory(&self) -> Option<&DeviceMemory> {
         match self.lease.as_ref()? {
@@ -203,11 +239,11 @@ impl Batch {
         }
     }
 
-    /// Gives the memory back once `event` has passed, for a consumer that reads the batch by its own means: on a stream of
-    /// its own, say. The call does not wait, but for a batch that is a slot in host memory.
+    /// Returns the memory to the loader once `event` has passed, for a consumer that reads the batch on a stream of its
+    /// own. The call waits only for a batch that is a slot in host memory.
     ///
     /// # Errors
-    /// [`DeviceError::Timeout`] where it does wait, and in vain; the memory is then given back all the same.
+    /// [`DeviceError::Timeout`] if the event does not pass in time; the memory is then returned all the same.
     pub fn release_after(mut self, event: Event) -> Result<(), DeviceError> {
         match self.lease.take() {
             Some(Lease::Output(mut output, _)) => output.released = event,
@@ -217,10 +253,10 @@ impl Batch {
         Ok(())
     }
 
-    /// Copies the pixels to host memory, from wherever they are. Waits until they are there.
+    /// Copies the pixels to host memory, and waits for the copy.
     ///
     /// # Errors
-    /// Whatever is wrong with the device.
+    /// The device failed.
     pub fn read_back(&self, out: &mut Vec<u8>) -> Result<(), DeviceError> {
         out.clear();
         if let Some(bytes) = self.bytes() {
@@ -235,12 +271,25 @@ impl Batch {
     }
 }
 
+/// Pixels as bytes, in place, as [`bytes`](Batch::bytes).
+///
+/// # Panics
+/// Panics if the pixels are in the memory of a device.
+impl AsRef<[u8]> for Batch {
+    fn as_ref(&self) -> &[u8] {
+        match self.bytes() {
+            Some(bytes) => bytes,
+            None => panic!("the pixels of {self:?} are in the memory of a device: use device_memory or read_back"),
+        }
+    }
+}
+
 impl Drop for Batch {
     fn drop(&mut self) {
-        // Counted out before its memory goes back: whoever gets the memory must not find it still counted.
+        // Before its memory returns: the next user of the memory must not find it still counted.
         drop(self.in_hand.take());
         if let Some(Lease::Output(output, device)) = &mut self.lease {
-            // A device that cannot say when it is done has failed for good: the next feed returns its error.
+            // A device that cannot record an event has failed for good: the next transfer returns its error.
             output.released = device.release(&output.memory).unwrap_or_default();
         }
     }

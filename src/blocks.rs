@@ -8,9 +8,9 @@ use crate::units::SampleId;
 
 /// Samples in blocks: whoever reads one sample of a block has read all of it.
 ///
-/// A row group of a Parquet file is a block; so is a stretch of a compressed stream. Where a source has blocks, an epoch
-/// is shuffled block by block: a few of them are mixed at a time, and the samples of these few are shuffled among each
-/// other.
+/// A row group of a Parquet file is a block; so is a stretch of a compressed stream. Where a source has blocks, an
+/// epoch is shuffled block by block: a few of them are mixed at a time, and the samples of these few are shuffled among
+/// each other.
 ///
 /// ```
 /// use feedstock::SampleId;
@@ -43,8 +43,8 @@ impl Blocks {
         Blocks { ends, run_ends: None, mixed }
     }
 
-    /// The same blocks, but each run of them has to be read front to back. `run_ends` has the block after the last one of
-    /// each run.
+    /// The same blocks, but each run of them has to be read front to back. `run_ends` has the block after the last one
+    /// of each run.
     ///
     /// # Panics
     /// Panics if the runs do not rise to the number of blocks.

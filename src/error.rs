@@ -1,63 +1,72 @@
-//! Owns the crate's one error, gathered from the parts' own, and the kinds by which a program tells them apart.
-//! It must never lose the subject and the numbers of what it wraps.
+//! The crate's error, and the kinds by which a program decides what to do about one.
+//!
+//! An error shows its own message and returns its cause from `source()`, never both.
 
-use std::fmt;
 use std::io;
 
+use crate::bad_samples::BadSample;
 use crate::budget::OverBudget;
 use crate::device::DeviceError;
-use crate::pipeline::{BuildError, RunError};
-use crate::plan::PlanError;
-use crate::quarantine::BadSample;
+use crate::plan::BudgetTooSmall;
 use crate::source::SourceError;
-use crate::units::ByteCount;
 
-/// What went wrong.
-#[derive(Debug)]
+/// An error of the loader.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting is out of its range, or contradicts another.
+    #[error("{0}")]
     Config(String),
     /// The budget does not hold even the least plan.
-    OverBudget {
-        /// The least that works.
-        needed: ByteCount,
-        /// What was given.
-        budget: ByteCount,
-        /// The byte table of the least plan, one account a line.
-        table: String,
-    },
+    #[error(transparent)]
+    OverBudget(#[from] BudgetTooSmall),
     /// The ledger refused a static reservation: the plan and the pipeline disagree, which is a bug.
-    Ledger(OverBudget),
-    /// The source could not be opened.
-    Source(SourceError),
+    #[error("a reservation of the plan was refused (please report this)")]
+    Ledger(#[from] OverBudget),
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// A sample could not be used, and the policy is to fail.
-    Sample(BadSample),
+    #[error(transparent)]
+    Sample(#[from] BadSample),
     /// More samples could not be used than the policy allows.
+    #[error(
+        "{bad} of {samples} samples could not be used, {allowed} are allowed: remove or repair them, or allow more"
+    )]
     TooManyBadSamples {
-        /// Bad ones so far in this epoch.
+        /// Bad samples so far in this epoch.
         bad: u64,
-        /// How many are allowed.
+        /// Bad samples that are allowed.
         allowed: u64,
         /// Samples of the epoch.
         samples: u64,
-        /// The latest.
+        /// The latest bad sample.
+        #[source]
         latest: Box<BadSample>,
     },
     /// The consumer asked for a batch while it held all there are.
+    #[error(
+        "all {held} batches are in use: drop one before requesting another, or build the loader with batches_held({})",
+        held + 1
+    )]
     BatchesHeld {
-        /// Batches in its hands.
+        /// Batches that the consumer holds.
         held: usize,
     },
-    /// An epoch of this loader is still under way.
+    /// Another epoch of this loader has not ended.
+    #[error("another epoch of this loader has not ended: drop its iterator first")]
     Busy,
     /// The device failed.
-    Device(DeviceError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A thread could not be started.
-    Thread(io::Error),
-    /// A thread of the pipeline died; its message is on standard error.
+    #[error("a thread could not be started")]
+    Thread(#[source] io::Error),
+    /// A thread of the pipeline panicked; its message is on standard error.
+    #[error("a thread of the pipeline panicked; its message is above")]
     WorkerDied,
-    /// The run was called off.
+    /// The run was cancelled.
+    #[error("cancelled")]
     Cancelled,
 }
 
@@ -65,29 +74,29 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Asked for something that cannot be.
+    /// A request that cannot be satisfied.
     Config,
-    /// The memory budget is too small for it.
+    /// A memory budget that is too small.
     Budget,
-    /// The data is bad.
+    /// Bad data.
     Data,
-    /// The operating system refused something.
+    /// A refusal of the operating system.
     Io,
-    /// The device failed.
+    /// A failure of the device.
     Device,
-    /// Called off.
+    /// A cancelled run.
     Cancelled,
     /// A bug.
     Internal,
 }
 
 impl Error {
-    /// What kind of error it is.
+    /// The kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Config(_) | Error::BatchesHeld { .. } | Error::Busy => ErrorKind::Config,
-            Error::OverBudget { .. } => ErrorKind::Budget,
+            Error::OverBudget(_) => ErrorKind::Budget,
             Error::Sample(_) | Error::TooManyBadSamples { .. } => ErrorKind::Data,
             Error::Source(SourceError::Io { .. }) | Error::Thread(_) => ErrorKind::Io,
             #[cfg(feature = "store")]
@@ -100,93 +109,55 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Config(what) => f.write_str(what),
-            Error::OverBudget { needed, budget, table } => write!(
-                f,
-                "a RAM budget of {budget} is too small: this takes {needed} at least. Raise the budget, or lower the batch \
-                 size, the image size or the size of the output type. The least plan:\n{table}"
-            ),
-            Error::Ledger(refused) => write!(f, "{refused} (please report this: the plan should have seen it)"),
-            Error::Source(error) => error.fmt(f),
-            Error::Sample(bad) => write!(f, "a sample cannot be used: {bad}"),
-            Error::TooManyBadSamples { bad, allowed, samples, latest } => write!(
-                f,
-                "{bad} of {samples} samples could not be used, {allowed} are allowed; the latest: {latest}. Remove or repair \
-                 them, or allow more"
-            ),
-            Error::BatchesHeld { held } => write!(
-                f,
-                "a batch was asked for while all {held} that there are were held: drop one before asking for the next, or \
-                 build the loader with batches_held({})",
-                held + 1
-            ),
-            Error::Busy => f.write_str("an epoch of this loader is still under way: drop its iterator first"),
-            Error::Device(error) => error.fmt(f),
-            Error::Thread(error) => write!(f, "a thread could not be started: {error}"),
-            Error::WorkerDied => f.write_str("a thread of the pipeline died; its message is above"),
-            Error::Cancelled => f.write_str("called off"),
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Error::Ledger(error) => Some(error),
-            Error::Source(error) => Some(error),
-            Error::Device(error) => Some(error),
-            Error::Thread(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+    use super::*;
+    use crate::budget::{AccountKind, Ledger};
+    use crate::decode::DecodeError;
+    use crate::sample_error::SampleError;
+    use crate::units::{ByteCount, SampleId};
 
-impl From<SourceError> for Error {
-    fn from(error: SourceError) -> Self {
-        Error::Source(error)
+    fn bad() -> BadSample {
+        BadSample::new(SampleId(7), "a/b.jpg".to_owned(), SampleError::Decode(DecodeError::Empty))
     }
-}
 
-impl From<DeviceError> for Error {
-    fn from(error: DeviceError) -> Self {
-        Error::Device(error)
-    }
-}
-
-impl From<PlanError> for Error {
-    fn from(error: PlanError) -> Self {
-        match error {
-            PlanError::Config(what) => Error::Config(what),
-            PlanError::OverBudget { needed, budget, table } => Error::OverBudget { needed, budget, table },
-        }
-    }
-}
-
-impl From<BuildError> for Error {
-    fn from(error: BuildError) -> Self {
-        match error {
-            BuildError::Budget(error) => Error::Ledger(error),
-            BuildError::Device(error) => Error::Device(error),
-            BuildError::Thread(error) => Error::Thread(error),
-        }
-    }
-}
-
-impl From<RunError> for Error {
-    fn from(error: RunError) -> Self {
-        match error {
-            RunError::Sample(bad) => Error::Sample(bad),
-            RunError::TooManyBad { bad, allowed, samples, latest } => {
-                Error::TooManyBadSamples { bad, allowed, samples, latest }
+    /// The variant behind `previous`, `None` after the last.
+    fn next(previous: Option<&Error>) -> Option<Error> {
+        let refused = || Ledger::new(ByteCount(1)).account(AccountKind::Slots, ByteCount(1)).reserve(ByteCount(2));
+        // Without a wildcard: a new variant has to be added here.
+        Some(match previous {
+            None => Error::Config("the batch size is 0".to_owned()),
+            Some(Error::Config(_)) => BudgetTooSmall::new(ByteCount(2), ByteCount(1), Vec::new()).into(),
+            Some(Error::OverBudget(_)) => refused().expect_err("too much").into(),
+            Some(Error::Ledger(_)) => SourceError::Choice("nothing to mix".to_owned()).into(),
+            Some(Error::Source(_)) => bad().into(),
+            Some(Error::Sample(_)) => {
+                Error::TooManyBadSamples { bad: 2, allowed: 1, samples: 9, latest: Box::new(bad()) }
             }
-            RunError::Device(error) => Error::Device(error),
-            RunError::Thread(error) => Error::Thread(error),
-            RunError::Busy => Error::Busy,
-            RunError::Cancelled => Error::Cancelled,
-            RunError::WorkerDied => Error::WorkerDied,
+            Some(Error::TooManyBadSamples { .. }) => Error::BatchesHeld { held: 2 },
+            Some(Error::BatchesHeld { .. }) => Error::Busy,
+            Some(Error::Busy) => DeviceError::Unsupported("no such device".to_owned()).into(),
+            Some(Error::Device(_)) => Error::Thread(io::Error::other("no thread left")),
+            Some(Error::Thread(_)) => Error::WorkerDied,
+            Some(Error::WorkerDied) => Error::Cancelled,
+            Some(Error::Cancelled) => return None,
+        })
+    }
+
+    #[test]
+    fn no_message_repeats_its_cause() {
+        let (mut walked, mut causes, mut last) = (0, 0, None);
+        while let Some(error) = next(last.as_ref()) {
+            let mut message = error.to_string();
+            let mut cause = error.source();
+            while let Some(inner) = cause {
+                assert!(!message.contains(&inner.to_string()), "'{message}' repeats '{inner}'");
+                (message, cause, causes) = (inner.to_string(), inner.source(), causes + 1);
+            }
+            (walked, last) = (walked + 1, Some(error));
         }
+        assert_eq!((walked, causes), (12, 5));
     }
 }

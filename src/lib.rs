@@ -1,8 +1,8 @@
-//! A data loader that keeps the memory budget it is given: images from folders and shards, decoded and augmented on the CPU, handed
-//! over in batches whose memory is used again and again, all within a number of bytes that its user named.
+//! A data loader that keeps the memory budget it is given: images from folders and shards, decoded and augmented on the
+//! CPU, handed over in batches whose memory is used again and again, all within a number of bytes that its user named.
 //!
-//! Start with [`Loader::builder`]. The README shows it in a trainer; `docs/ARCHITECTURE.md` follows a sample through the
-//! code; `docs/BUDGET.md` explains the byte equation that [`Plan::explain`] prints.
+//! Start with [`Loader::builder`]. The README shows it in a trainer; `docs/ARCHITECTURE.md` follows a sample through
+//! the code; `docs/BUDGET.md` explains the byte equation that [`Plan::explain`] prints.
 //!
 //! | To | look at |
 //! |---|---|
@@ -14,12 +14,13 @@
 //! | cut and augment otherwise | [`transform::Transform`] |
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
 //! | see where the bytes are | [`Loader::stats`], [`budget::LedgerReport`] |
-//! | make a single sample, as for inference | [`SampleMaker`] |
+//! | make a single sample, as for inference | [`Preprocessor`] |
 //! | make tar shards of a data set, and check them | [`pack`] |
 //! | resume in mid-epoch | [`Epoch::state`], [`Loader::resume`] |
 
 #[cfg(feature = "burn")]
 pub mod adapt;
+mod bad_samples;
 mod batch;
 mod blocks;
 pub mod budget;
@@ -28,15 +29,17 @@ pub mod device;
 mod error;
 pub mod host;
 mod loader;
-mod maker;
 mod metrics;
 pub mod pack;
 mod pipeline;
 pub mod plan;
 mod pool;
-mod quarantine;
+mod preprocess;
+mod preprocessor;
+mod sample_error;
 pub mod sampler;
 pub mod source;
+mod survey;
 mod sync;
 pub mod tensor;
 #[cfg(feature = "train")]
@@ -44,16 +47,17 @@ pub mod train;
 pub mod transform;
 mod units;
 
-pub use batch::Batch;
+pub use bad_samples::{BAD_SAMPLE_NAMES_MAX, BadSample, DamagedSample, OnBadSample};
+pub use batch::{Batch, BatchSample};
 pub use budget::{CpuBudget, ParseCpuBudgetError, ParseRamBudgetError, RamBudget};
 pub use error::{Error, ErrorKind};
 pub use host::DistributedEnv;
 pub use loader::{Epoch, Loader, LoaderBuilder, Moves, Sampling, SlowSample, State, Stats, ram_budget_here};
-pub use maker::{SampleError, SampleMaker};
 pub use metrics::{Histogram, Journey, PipelineStats, StageStats};
-pub use pipeline::Move;
+pub use pipeline::{ResizeEvent, ResizeReason};
 pub use plan::Plan;
-pub use quarantine::{BadSample, DamagedSample, OnBadSample, QUARANTINE_NAMES_MAX, Stage};
+pub use preprocessor::Preprocessor;
+pub use sample_error::{SampleError, SampleErrorKind, Stage};
 pub use source::{ImageFolder, Source};
 pub use tensor::{DType, Layout};
 pub use units::{ByteCount, KeyedRng, ParseByteCountError, SampleId, Seed, mix64};

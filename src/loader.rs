@@ -1,5 +1,5 @@
-//! Owns the face of the library: a loader, what it hands out, and what it says of itself (`builder.rs`: what it is asked for).
-//! It must never do a stage's work; it starts runs and iterates.
+//! Owns the face of the library: a loader, what it hands out, and what it says of itself (`builder.rs`: what it is
+//! asked for). It must never do a stage's work; it starts runs and iterates.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use tracing::debug_span;
 
+use crate::bad_samples::{BadSample, DamagedSample};
 use crate::batch::Batch;
 use crate::budget::LedgerReport;
 use crate::device::{Device, Utilization};
 use crate::error::Error;
 use crate::metrics::{Counters, Histogram, PipelineStats, Taken};
-use crate::pipeline::{Engine, Move, Run, RunError};
-use crate::plan::{Circulating, Plan, Profile};
-use crate::quarantine::{BadSample, DamagedSample};
+use crate::pipeline::{Engine, ResizeEvent, Run};
+use crate::plan::{Plan, PoolSizes, Profile};
 use crate::source::Source;
 use crate::sync::{Arc, Ordering};
 use crate::units::SampleId;
@@ -125,11 +125,11 @@ pub struct Moves {
     /// The governor's level: 0 is the plan, each further one halves what circulates.
     pub level: u32,
     /// What circulates. After a move down it takes until the consumer and the workers have let go of what they hold.
-    pub now: Circulating,
+    pub now: PoolSizes,
     /// Moves since the loader was built.
     pub made: u64,
     /// The latest of them (up to 64), oldest first.
-    pub latest: Vec<Move>,
+    pub latest: Vec<ResizeEvent>,
 }
 
 impl Loader {
@@ -180,19 +180,19 @@ impl Loader {
     /// Samples in a full batch: what was asked for, or all of an epoch's where they are fewer.
     #[must_use]
     pub fn batch_size(&self) -> usize {
-        self.engine.recipe.batch_size.get()
+        self.engine.config.batch_size.get()
     }
 
     /// The names of the classes, by label.
     #[must_use]
     pub fn classes(&self) -> &[String] {
-        self.engine.recipe.source.classes()
+        self.engine.config.source.classes()
     }
 
     /// Where batches end up.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn Device> {
-        &self.engine.recipe.device
+        &self.engine.config.device
     }
 
     /// The sizes that it runs with, and why.
@@ -219,8 +219,8 @@ impl Loader {
         Stats {
             pipeline: self.engine.counters.snapshot(),
             memory: self.engine.ledger.report(),
-            bad_samples: self.engine.quarantine.events(),
-            device: self.engine.recipe.device.utilization(),
+            bad_samples: self.engine.bad_samples.events(),
+            device: self.engine.config.device.utilization(),
             read_times: self.engine.counters.read_times.snapshot(),
             work_times: self.engine.counters.work_times.snapshot(),
             wait_times: self.engine.counters.wait_times.snapshot(),
@@ -230,7 +230,7 @@ impl Loader {
     /// The samples that took the longest to read, decode and transform so far: up to 16, longest first.
     #[must_use]
     pub fn slowest_samples(&self) -> Vec<SlowSample> {
-        let source = &self.engine.recipe.source;
+        let source = &self.engine.config.source;
         let slow = |Taken { id, read, work }| SlowSample { id, name: source.name(id), read, work };
         self.engine.counters.slowest.list().into_iter().map(slow).collect()
     }
@@ -238,21 +238,21 @@ impl Loader {
     /// Every change of size that the governor has made to runs of this loader.
     #[must_use]
     pub fn moves(&self) -> Moves {
-        let (made, latest) = self.engine.governor.moves();
-        Moves { level: self.engine.governor.level(), now: self.engine.circulating(), made, latest }
+        let (made, latest) = self.engine.governor.events();
+        Moves { level: self.engine.governor.level(), now: self.engine.active(), made, latest }
     }
 
     /// Every different sample that could not be used so far.
     #[must_use]
     pub fn bad_samples(&self) -> Vec<BadSample> {
-        self.engine.quarantine.samples()
+        self.engine.bad_samples.samples()
     }
 
     /// Every different damaged sample that was used all the same so far ([`LoaderBuilder::accept_truncated`]), by id;
-    /// [`QUARANTINE_NAMES_MAX`](crate::QUARANTINE_NAMES_MAX) at most.
+    /// [`BAD_SAMPLE_NAMES_MAX`](crate::BAD_SAMPLE_NAMES_MAX) at most.
     #[must_use]
     pub fn damaged_samples(&self) -> Vec<DamagedSample> {
-        self.engine.quarantine.damaged()
+        self.engine.bad_samples.damaged()
     }
 
     /// Ends the epoch under way, and every later one, with [`Error::Cancelled`]. May be called from any thread.
@@ -267,7 +267,7 @@ impl Loader {
 pub struct Epoch {
     engine: Arc<Engine>,
     run: Option<Run>,
-    failed: Option<RunError>,
+    failed: Option<Error>,
     state: State,
     batches: u64,
     /// When the consumer got its latest batch.
@@ -296,7 +296,7 @@ impl Epoch {
                     self.state.batch += 1;
                     return Some(Ok(batch));
                 }
-                Ok(Err(error)) => return Some(Err(error.into())),
+                Ok(Err(error)) => return Some(Err(error)),
                 Err(RecvTimeoutError::Disconnected) if self.engine.is_stopped() => return Some(Err(Error::Cancelled)),
                 Err(RecvTimeoutError::Disconnected) if self.batches_left() == 0 => return None,
                 Err(RecvTimeoutError::Disconnected) => return Some(Err(Error::WorkerDied)),
@@ -317,7 +317,7 @@ impl Iterator for Epoch {
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(error) = self.failed.take() {
-            return Some(Err(error.into()));
+            return Some(Err(error));
         }
         let run = self.run.take()?;
         // Behind the last batch there is only the end to wait for.
@@ -334,7 +334,7 @@ impl Iterator for Epoch {
             let (now, samples) = (Instant::now(), batch.len() as u64);
             consume.queue_out();
             consume.handed_over(samples);
-            journey.ready.add(now - batch.made(), samples);
+            journey.ready.add(now - batch.delivered(), samples);
             wait_times.add(now - since);
             self.handed_over = Some(now);
             self.run = Some(run);
@@ -353,7 +353,7 @@ impl std::iter::FusedIterator for Epoch {}
 impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Plan { workers, slots, budget, .. } = &self.engine.plan;
-        write!(f, "Loader({} samples, {workers} workers, {slots} slots, {budget})", self.engine.recipe.source.len())
+        write!(f, "Loader({} samples, {workers} workers, {slots} slots, {budget})", self.engine.config.source.len())
     }
 }
 

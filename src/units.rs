@@ -20,6 +20,7 @@ use std::str::FromStr;
 /// assert_eq!(ByteCount(3 << 29).to_string(), "1.50 GiB");
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ByteCount(pub u64);
 
 /// What was wrong with a text that should have been a size.
@@ -131,6 +132,7 @@ impl Sum for ByteCount {
 
 /// The place of a sample in its source: `0..source.len()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SampleId(pub u64);
 
 impl fmt::Display for SampleId {

@@ -48,11 +48,11 @@ fn folder(root: &Path, format: ImageFormat, extension: &str, (width, height): (u
     for i in 0..SAMPLES {
         let class = root.join(format!("class-{}", i % 3));
         fs::create_dir_all(&class).unwrap();
-        let picture = RgbImage::from_fn(width + i % 17, height + i % 13, |x, y| {
+        let image = RgbImage::from_fn(width + i % 17, height + i % 13, |x, y| {
             image::Rgb([(x * 7 + i) as u8, (y * 5) as u8, (x ^ y).wrapping_mul(31) as u8])
         });
         let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, format).unwrap();
+        image.write_to(&mut bytes, format).unwrap();
         fs::write(class.join(format!("{i:04}.{extension}")), bytes.into_inner()).unwrap();
     }
 }
@@ -93,7 +93,7 @@ fn per_sample_and_batch(root: &Path, output: DType) -> (f64, f64) {
 }
 
 #[test]
-#[cfg_attr(not(feature = "turbo"), ignore = "zune-jpeg allocates for each picture")]
+#[cfg_attr(not(feature = "turbo"), ignore = "zune-jpeg allocates for each image")]
 fn a_jpeg_takes_nothing_from_the_allocator() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     // Small files that are kept, and larger ones that are read each time.

@@ -3,7 +3,7 @@
 
 use std::io::Cursor;
 
-use feedstock::SampleMaker;
+use feedstock::Preprocessor;
 use feedstock::decode::Options;
 use feedstock::transform::Resize;
 use image::codecs::gif::GifEncoder;
@@ -23,9 +23,9 @@ fn rgba() -> RgbaImage {
 fn made(encoded: &[u8], background: Option<[u8; 3]>) -> Vec<u8> {
     let mut options = Options::default();
     options.background = background.unwrap_or(options.background);
-    let mut maker = SampleMaker::new(Resize::exact(HEIGHT, WIDTH)).options(options);
+    let mut maker = Preprocessor::new(Resize::exact(HEIGHT, WIDTH)).options(options);
     let mut out = vec![0; (WIDTH * HEIGHT * 3) as usize];
-    maker.make(encoded, &mut out).expect("made");
+    maker.process(encoded, &mut out).expect("made");
     out
 }
 

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use feedstock::decode::{Limits, Options, Slab, decode_into, probe};
 use feedstock::transform::{RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{SampleId, SampleMaker, Seed};
+use feedstock::{Preprocessor, SampleId, Seed};
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat, RgbImage};
 
@@ -130,9 +130,9 @@ fn stored(encoded: &[u8]) -> RgbImage {
 fn made(transform: impl Transform, encoded: &[u8], orient: bool, id: u64) -> Vec<u8> {
     let mut options = Options::default();
     options.orient = orient;
-    let mut maker = SampleMaker::new(transform).options(options);
+    let mut maker = Preprocessor::new(transform).options(options);
     let mut out = vec![0; (OUT * OUT * 3) as usize];
-    maker.make_as(encoded, Seed(3), 1, SampleId(id), &mut out).expect("made");
+    maker.process_as(encoded, Seed(3), 1, SampleId(id), &mut out).expect("made");
     out
 }
 

@@ -101,9 +101,9 @@ fn a_summary_counts_every_kind_and_names_what_sticks_out() {
     assert_eq!(
         told["bad_reasons"],
         json!([
-            { "stage": "decode", "reason": "cut off in the picture", "files": 1 },
-            { "stage": "probe", "reason": "empty", "files": 1 },
-            { "stage": "probe", "reason": "of no known format", "files": 1 },
+            { "stage": "decode", "code": "truncated", "files": 1 },
+            { "stage": "probe", "code": "empty", "files": 1 },
+            { "stage": "probe", "code": "unknown_format", "files": 1 },
         ])
     );
     assert!(ends(&told["bad_files"][0]["path"], "train/bee/cut.jpg"), "{told}");
@@ -126,7 +126,7 @@ fn people_get_the_bad_files_and_a_summary_or_every_file() {
         "2 classes, from 4 files (ant) to 7 (bee): 1 to 1.8\n",
         "2 files too many, in 2 groups of equal content; 1 group across parts of the data, which leaks",
         "  2 files, across classes\n",
-        "bad files\n  1 cut off in the picture (decode)\n",
+        "bad files\n  1 truncated (decode)\n",
         "short side\n",
         "most drawn out\n",
         "█",

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use feedstock::decode::{Format, Limits, Options, Quality, Slab, decode_into, probe};
 use feedstock::tensor::{Orientation, SampleSpec};
 use feedstock::transform::{Geometry, KeyedRng, RandomResizedCrop, Resampler, Transform};
-use feedstock::{SampleId, SampleMaker, Seed};
+use feedstock::{Preprocessor, SampleId, Seed};
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 
@@ -69,8 +69,8 @@ fn compare(files: &[Vec<u8>], side: u32) -> (Likeness, Likeness) {
         options.orient = false;
         let mut add = |quality, likeness: &mut Likeness| {
             options.quality = quality;
-            let mut maker = SampleMaker::new(Fixed(geometry, spec)).options(options);
-            maker.make(file, &mut found).expect("a good file");
+            let mut maker = Preprocessor::new(Fixed(geometry, spec)).options(options);
+            maker.process(file, &mut found).expect("a good file");
             likeness.add(&expected, &found);
         };
         add(Quality::Exact, &mut exact);

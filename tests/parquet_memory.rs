@@ -150,9 +150,10 @@ fn an_epoch_brings_each_row_once_and_its_row_groups_are_in_the_budget() {
         let transform = RandomResizedCrop::new(64).flip(0.5);
         Loader::builder(Arc::clone(&source)).transform(transform).batch_size(48).workers(1)
     };
-    let Err(Error::OverBudget { needed, .. }) = builder().ram_budget(ByteCount(told)).build() else {
+    let Err(Error::OverBudget(refused)) = builder().ram_budget(ByteCount(told)).build() else {
         panic!("a budget of {told} bytes holds the row groups and nothing else");
     };
+    let needed = refused.needed;
     assert!(needed.0 > told);
     let loader = builder().ram_budget(ByteCount(needed.0)).build().unwrap();
     for epoch in 0..2 {

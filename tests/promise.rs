@@ -149,7 +149,7 @@ proptest! {
         let share = |of: f64| ByteCount((minimum.0 as f64 * of) as u64);
         for budget in [ByteCount(0), share(below), ByteCount(minimum.0 - 1)] {
             match case.run(budget) {
-                Err(Error::OverBudget { needed, .. }) => prop_assert_eq!(needed, minimum),
+                Err(Error::OverBudget(refused)) => prop_assert_eq!(refused.needed, minimum),
                 other => prop_assert!(false, "at {budget}, below the minimum of {minimum}: {other:?}"),
             }
         }

@@ -12,9 +12,10 @@ use crate::units::ByteCount;
 /// The one book in which every payload byte of a loader stands.
 ///
 /// ```
-/// use feedstock::{ByteCount, budget::Ledger};
+/// use feedstock::ByteCount;
+/// use feedstock::budget::{AccountKind, Ledger};
 /// let ledger = Ledger::new(ByteCount(100));
-/// let slots = ledger.fixed_account("slots", ByteCount(100));
+/// let slots = ledger.fixed_account(AccountKind::Slots, ByteCount(100));
 /// let held = slots.reserve(ByteCount(60))?;
 /// let refused = slots.reserve(ByteCount(50)).expect_err("only 40 are left");
 /// assert_eq!(refused.available, ByteCount(40));
@@ -45,11 +46,78 @@ struct Book {
 }
 
 struct Entry {
-    name: &'static str,
+    kind: AccountKind,
     fixed: bool,
     cap: u64,
     held: u64,
     peak: u64,
+}
+
+/// Accounts of a ledger. Their names are stable: they are the keys in JSON and the labels of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum AccountKind {
+    /// Memory of the process that the ledger does not see: code, stacks, allocator, the device's library.
+    Headroom,
+    /// Index of the source.
+    Index,
+    /// Decompressors and blocks that the source holds while it is read.
+    Reading,
+    /// Table that samples are drawn from.
+    Sampling,
+    /// Labels, ids and flags of samples in batches.
+    Bookkeeping,
+    /// Batches of u8 pixels.
+    Slots,
+    /// Finished batches in RAM.
+    Outputs,
+    /// Decoders' and resamplers' memory, by worker.
+    Scratch,
+    /// Read buffers.
+    Encoded,
+    /// Cache of small files.
+    Cache,
+    /// Files larger than a read buffer.
+    OversizedFiles,
+    /// Images larger than a worker's scratch.
+    OversizedImages,
+    /// An account of another user of a ledger, by its name.
+    Other(&'static str),
+}
+
+impl AccountKind {
+    /// Name of the account.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            AccountKind::Headroom => "headroom",
+            AccountKind::Index => "index",
+            AccountKind::Reading => "reading",
+            AccountKind::Sampling => "sampling",
+            AccountKind::Bookkeeping => "bookkeeping",
+            AccountKind::Slots => "slots",
+            AccountKind::Outputs => "outputs",
+            AccountKind::Scratch => "scratch",
+            AccountKind::Encoded => "encoded",
+            AccountKind::Cache => "cache",
+            AccountKind::OversizedFiles => "oversized files",
+            AccountKind::OversizedImages => "oversized images",
+            AccountKind::Other(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for AccountKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for AccountKind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 /// A named holder of bytes.
@@ -59,7 +127,7 @@ pub struct Account {
     index: usize,
 }
 
-/// Bytes that are held until this is dropped. It can be split, shrunk and moved to another account, and never grows.
+/// Bytes that are held until this is dropped. It can be split, shrunk, and grown within its account.
 #[must_use = "a reservation that is dropped at once holds nothing"]
 pub struct Reservation {
     account: Account,
@@ -70,7 +138,7 @@ pub struct Reservation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverBudget {
     /// The account that asked.
-    pub account: &'static str,
+    pub account: AccountKind,
     /// What it asked for.
     pub needed: ByteCount,
     /// What was left at that moment; for a wait that could never end, what would be left if all that moves came back.
@@ -78,7 +146,7 @@ pub struct OverBudget {
     /// The limit that stands in the way: the account's cap or the ledger's limit.
     pub limit: ByteCount,
     /// The largest holders at that moment, largest first, three at most.
-    pub holders: Vec<(&'static str, ByteCount)>,
+    pub holders: Vec<(AccountKind, ByteCount)>,
 }
 
 /// Why a wait for bytes ended without them.
@@ -93,8 +161,8 @@ pub enum WaitError {
 /// What one account holds and has held at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountReport {
-    /// Its name.
-    pub name: &'static str,
+    /// The account.
+    pub kind: AccountKind,
     /// What it may hold at most.
     pub cap: ByteCount,
     /// Held now.
@@ -126,19 +194,19 @@ impl Ledger {
     /// Opens an account for reservations that come and go. It may hold at most `cap`: where the caps of all accounts
     /// add up to no more than the limit, each can be used to the full whatever the others do.
     #[must_use]
-    pub fn account(&self, name: &'static str, cap: ByteCount) -> Account {
-        self.open(name, cap, false)
+    pub fn account(&self, kind: AccountKind, cap: ByteCount) -> Account {
+        self.open(kind, cap, false)
     }
 
     /// Opens an account for reservations that stay as long as the loader does.
     #[must_use]
-    pub fn fixed_account(&self, name: &'static str, cap: ByteCount) -> Account {
-        self.open(name, cap, true)
+    pub fn fixed_account(&self, kind: AccountKind, cap: ByteCount) -> Account {
+        self.open(kind, cap, true)
     }
 
-    fn open(&self, name: &'static str, cap: ByteCount, fixed: bool) -> Account {
+    fn open(&self, kind: AccountKind, cap: ByteCount, fixed: bool) -> Account {
         let mut book = self.shared.lock();
-        book.accounts.push(Entry { name, fixed, cap: cap.0, held: 0, peak: 0 });
+        book.accounts.push(Entry { kind, fixed, cap: cap.0, held: 0, peak: 0 });
         Account { shared: self.shared.clone(), index: book.accounts.len() - 1 }
     }
 
@@ -166,7 +234,7 @@ impl Ledger {
                 .accounts
                 .iter()
                 .map(|entry| AccountReport {
-                    name: entry.name,
+                    kind: entry.kind,
                     cap: ByteCount(entry.cap),
                     held: ByteCount(entry.held),
                     peak: ByteCount(entry.peak),
@@ -233,11 +301,11 @@ impl Book {
     fn refusal(&self, index: usize, needed: u64, available: u64, limit: u64) -> OverBudget {
         let entry = &self.accounts[index];
         let mut holders: Vec<_> =
-            self.accounts.iter().filter(|e| e.held > 0).map(|e| (e.name, ByteCount(e.held))).collect();
+            self.accounts.iter().filter(|e| e.held > 0).map(|e| (e.kind, ByteCount(e.held))).collect();
         holders.sort_by_key(|&(_, held)| std::cmp::Reverse(held));
         holders.truncate(3);
         OverBudget {
-            account: entry.name,
+            account: entry.kind,
             needed: ByteCount(needed),
             available: ByteCount(available),
             limit: ByteCount(limit.min(entry.cap)),
@@ -247,10 +315,10 @@ impl Book {
 }
 
 impl Account {
-    /// Its name.
+    /// The account's kind.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.shared.lock().accounts[self.index].name
+    pub fn kind(&self) -> AccountKind {
+        self.shared.lock().accounts[self.index].kind
     }
 
     /// Takes bytes now, or says why not.
@@ -339,25 +407,6 @@ impl Reservation {
         self.bytes += std::mem::take(&mut more.bytes);
         Ok(())
     }
-
-    /// Hands the bytes to another account of the same ledger; at no moment are they held twice or not at all.
-    ///
-    /// # Panics
-    /// Panics if the account belongs to another ledger, or if its cap leaves no room.
-    pub fn move_to(&mut self, account: &Account) {
-        assert!(Arc::ptr_eq(&self.account.shared, &account.shared), "an account of another ledger");
-        let mut book = account.shared.lock();
-        let room = book.accounts[account.index].cap - book.accounts[account.index].held;
-        assert!(
-            self.account.index == account.index || self.bytes <= room,
-            "{} moved to where {room} B fit",
-            self.bytes()
-        );
-        book.debit(self.account.index, self.bytes);
-        book.credit(account.index, self.bytes);
-        drop(book);
-        self.account = account.clone();
-    }
 }
 
 impl Drop for Reservation {
@@ -394,12 +443,12 @@ impl fmt::Debug for Ledger {
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Account({})", self.name())
+        write!(f, "Account({})", self.kind())
     }
 }
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({}, {})", self.account.name(), self.bytes())
+        write!(f, "Reservation({}, {})", self.account.kind(), self.bytes())
     }
 }

@@ -6,7 +6,7 @@ mod ledger;
 use std::fmt;
 use std::str::FromStr;
 
-pub use ledger::{Account, AccountReport, Ledger, LedgerReport, OverBudget, Reservation, WaitError};
+pub use ledger::{Account, AccountKind, AccountReport, Ledger, LedgerReport, OverBudget, Reservation, WaitError};
 
 use crate::units::{ByteCount, ParseByteCountError};
 
@@ -219,16 +219,17 @@ mod tests {
     #[test]
     fn a_refusal_names_the_needed_the_given_and_the_top_holders() {
         let ledger = Ledger::new(ByteCount(64 << 20));
-        let names = ["slots", "scratch", "index", "encoded"];
-        let held: Vec<_> = names
+        let kinds = [AccountKind::Slots, AccountKind::Scratch, AccountKind::Index, AccountKind::Encoded];
+        let held: Vec<_> = kinds
             .iter()
             .zip([30u64 << 20, 10 << 20, 5 << 20, 1 << 20])
-            .map(|(&name, bytes)| ledger.account(name, ledger.limit()).reserve(ByteCount(bytes)).unwrap())
+            .map(|(&kind, bytes)| ledger.account(kind, ledger.limit()).reserve(ByteCount(bytes)).unwrap())
             .collect();
-        let refused = ledger.account("jumbo", ledger.limit()).reserve(ByteCount(40 << 20)).unwrap_err();
+        let refused =
+            ledger.account(AccountKind::OversizedImages, ledger.limit()).reserve(ByteCount(40 << 20)).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "'jumbo' needs 40.0 MiB, but 18.0 MiB of the 64.0 MiB are left; most is held by slots (30.0 MiB), scratch \
+            "'oversized images' needs 40.0 MiB, but 18.0 MiB of the 64.0 MiB are left; most is held by slots (30.0 MiB), scratch \
              (10.0 MiB), index (5.00 MiB)"
         );
         drop(held);
@@ -239,20 +240,20 @@ mod tests {
     #[test]
     fn waiting_for_what_can_never_come_is_refused_at_once() {
         let ledger = Ledger::new(ByteCount(100));
-        let _fixed = ledger.fixed_account("slots", ledger.limit()).reserve(ByteCount(70)).unwrap();
-        let _moving = ledger.account("encoded", ledger.limit()).reserve(ByteCount(20)).unwrap();
-        match ledger.account("encoded", ledger.limit()).reserve_waiting(ByteCount(31), || false) {
+        let _fixed = ledger.fixed_account(AccountKind::Slots, ledger.limit()).reserve(ByteCount(70)).unwrap();
+        let _moving = ledger.account(AccountKind::Encoded, ledger.limit()).reserve(ByteCount(20)).unwrap();
+        match ledger.account(AccountKind::Encoded, ledger.limit()).reserve_waiting(ByteCount(31), || false) {
             Err(WaitError::OverBudget(refused)) => assert_eq!(refused.available, ByteCount(30)),
             other => panic!("{other:?}"),
         }
-        let cancelled = ledger.account("encoded", ledger.limit()).reserve_waiting(ByteCount(30), || true);
+        let cancelled = ledger.account(AccountKind::Encoded, ledger.limit()).reserve_waiting(ByteCount(30), || true);
         assert_eq!(cancelled.unwrap_err(), WaitError::Cancelled);
     }
 
     #[test]
     fn a_cap_binds_before_the_limit() {
         let ledger = Ledger::new(ByteCount(100));
-        let encoded = ledger.account("encoded", ByteCount(30));
+        let encoded = ledger.account(AccountKind::Encoded, ByteCount(30));
         let held = encoded.reserve(ByteCount(25)).unwrap();
         let refused = encoded.reserve(ByteCount(6)).unwrap_err();
         assert_eq!((refused.available, refused.limit), (ByteCount(5), ByteCount(30)));
@@ -271,7 +272,6 @@ mod tests {
         Split { at: usize, bytes: u64 },
         Shrink { at: usize, bytes: u64 },
         Grow { at: usize, bytes: u64 },
-        Move { at: usize, account: usize },
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -281,7 +281,6 @@ mod tests {
             (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Split { at, bytes }),
             (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Shrink { at, bytes }),
             (0..8usize, 0..60u64).prop_map(|(at, bytes)| Step::Grow { at, bytes }),
-            (0..8usize, 0..3usize).prop_map(|(at, account)| Step::Move { at, account }),
         ]
     }
 
@@ -293,9 +292,9 @@ mod tests {
             let ledger = Ledger::new(ByteCount(LIMIT));
             let caps = [LIMIT, 70, 40];
             let accounts = [
-                ledger.fixed_account("a", ByteCount(caps[0])),
-                ledger.account("b", ByteCount(caps[1])),
-                ledger.account("c", ByteCount(caps[2])),
+                ledger.fixed_account(AccountKind::Other("a"), ByteCount(caps[0])),
+                ledger.account(AccountKind::Other("b"), ByteCount(caps[1])),
+                ledger.account(AccountKind::Other("c"), ByteCount(caps[2])),
             ];
             let mut held: Vec<(usize, Reservation)> = Vec::new();
             let mut peak = 0;
@@ -332,14 +331,6 @@ mod tests {
                         let room = (LIMIT - total).min(caps[account] - sum_of(&held, account));
                         let to = ByteCount(held[at].1.bytes().0 + bytes);
                         prop_assert_eq!(held[at].1.grow_to(to).is_ok(), bytes <= room);
-                    }
-                    Step::Move { at, account }
-                        if at < held.len()
-                            && held[at].0 != account
-                            && held[at].1.bytes().0 <= caps[account] - sum_of(&held, account) =>
-                    {
-                        held[at].1.move_to(&accounts[account]);
-                        held[at].0 = account;
                     }
                     _ => {}
                 }

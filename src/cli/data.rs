@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
-use feedstock::plan::Profile;
+use feedstock::plan::{Profile, Row};
 #[cfg(feature = "store")]
 use feedstock::source::store::{IN_FLIGHT, IN_FLIGHT_MAX};
 use feedstock::source::{OpenOptions, SHARD_EXTENSIONS, SHUFFLE_BUFFER};
@@ -25,6 +25,11 @@ use feedstock::{
 
 use super::failure::{Failure, say};
 use super::table::counted;
+
+/// Resident size of this program without payload: code, runtime, allocator. Measured from outside (`docs/BUDGET.md`). Most
+/// of it is code, and how much of that is resident is the system's choice: where the page cache holds the program in large
+/// folios, as after a copy, some 2 MiB more than as it was linked.
+pub(crate) const PROGRAM_OVERHEAD: ByteCount = ByteCount(15 << 20);
 
 /// Folders beside `train` that are validated on.
 const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
@@ -225,6 +230,7 @@ impl LoaderArgs {
         let (budget, workers) = self.one()?;
         let mut builder = Loader::builder(folder.clone())
             .ram_budget(budget)
+            .process_overhead(PROGRAM_OVERHEAD)
             .batch_size(self.batch_size)
             .transform(RandomResizedCrop::new(self.size).flip(0.5))
             .output(self.output)
@@ -278,13 +284,12 @@ pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Optio
 }
 
 /// A refusal by a loader that was to share its budget, told as one of the whole budget.
-pub(crate) fn refused_beside(error: Error, others: &[(&str, ByteCount, &str)]) -> Failure {
-    let Error::OverBudget { mut needed, mut budget, mut table } = error else { return error.into() };
-    for (account, bytes, because) in others.iter().filter(|(_, bytes, _)| *bytes > ByteCount::ZERO) {
-        table += &format!("{account:<16}{bytes:>10}   {because}\n");
-        (needed, budget) = (needed + *bytes, budget + *bytes);
+pub(crate) fn refused_beside(error: Error, others: &[(&'static str, ByteCount, &str)]) -> Failure {
+    let Error::OverBudget(mut refused) = error else { return error.into() };
+    for &(account, bytes, because) in others.iter().filter(|(_, bytes, _)| *bytes > ByteCount::ZERO) {
+        refused = refused.with_row(Row::other(account, bytes, because));
     }
-    Failure::Library(Error::OverBudget { needed, budget, table })
+    Failure::Library(Error::OverBudget(refused))
 }
 
 /// Batches that are prepared ahead of the one in the consumer's hands.
@@ -324,13 +329,13 @@ impl MovesTold {
 
 /// The governor's moves, for the summary.
 pub(crate) fn moves_json(moves: &Moves) -> Value {
-    let one = |one: &feedstock::Move| {
+    let one = |one: &feedstock::ResizeEvent| {
         json!({
             "at_s": one.at.as_secs_f64(),
             "level": one.level,
             "workers": one.workers,
             "slots": one.slots,
-            "reason": one.reason,
+            "reason": one.reason.to_string(),
         })
     };
     json!({ "made": moves.made, "level": moves.level, "latest": moves.latest.iter().map(one).collect::<Value>() })
@@ -352,7 +357,8 @@ pub(crate) struct BadReport {
 struct Entry {
     id: Option<SampleId>,
     path: String,
-    stage: String,
+    stage: &'static str,
+    code: &'static str,
     cause: String,
 }
 
@@ -361,14 +367,16 @@ impl BadReport {
         let unreadable = folder.unreadable().iter().map(|entry| Entry {
             id: None,
             path: readable(entry.path.as_os_str().as_encoded_bytes()),
-            stage: "index".to_owned(),
+            stage: "index",
+            code: "unusable",
             cause: entry.cause.clone(),
         });
         let bad = bad.iter().map(|bad| Entry {
             id: Some(bad.id),
             path: bad.path.clone(),
-            stage: bad.stage.to_string(),
-            cause: bad.cause.clone(),
+            stage: bad.stage.name(),
+            code: bad.error.kind().code(),
+            cause: bad.cause(),
         });
         BadReport {
             uncounted: folder.unreadable_count() - folder.unreadable().len() as u64,
@@ -378,8 +386,8 @@ impl BadReport {
 
     pub(crate) fn json(&self) -> Value {
         let entry = |entry: &Entry| {
-            let Entry { id, path, stage, cause } = entry;
-            json!({ "id": id.map(|id| id.0), "path": path, "stage": stage, "cause": cause })
+            let Entry { id, path, stage, code, cause } = entry;
+            json!({ "id": id.map(|id| id.0), "path": path, "stage": stage, "code": code, "cause": cause })
         };
         self.entries.iter().map(entry).collect()
     }

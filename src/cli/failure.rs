@@ -51,7 +51,7 @@ impl Failure {
     /// In words, for a report that is made all the same.
     pub(crate) fn words(&self) -> String {
         match self {
-            Failure::Library(error) => error.to_string(),
+            Failure::Library(error) => chain(error),
             Failure::Usage(what) | Failure::Data(what) | Failure::Io(what) | Failure::Budget(what) => what.clone(),
             Failure::Broken(what) | Failure::Run { what, .. } => what.clone(),
             Failure::Output(error) => error.to_string(),
@@ -108,6 +108,12 @@ impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         Failure::Library(error.into())
     }
+}
+
+/// The message of an error and those of its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Prints a line for people to standard error.

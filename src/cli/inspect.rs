@@ -13,7 +13,7 @@ use std::thread;
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use feedstock::budget::{Account, Ledger, Reservation};
+use feedstock::budget::{Account, AccountKind, Ledger, Reservation};
 use feedstock::host::HostFacts;
 use feedstock::{ByteCount, RamBudget};
 
@@ -182,8 +182,8 @@ impl Accounts {
         }
         let ledger = Ledger::new(budget);
         let summary = ByteCount(SUMMARY_BYTES);
-        let summary = ledger.fixed_account("summary", summary).reserve(summary);
-        let account = |name, bytes| ledger.account(name, ByteCount(bytes));
+        let summary = ledger.fixed_account(AccountKind::Other("summary"), summary).reserve(summary);
+        let account = |name, bytes| ledger.account(AccountKind::Other(name), ByteCount(bytes));
         let rest = budget.0 - SUMMARY_BYTES;
         let (names, hashes, files) = (rest / 8, rest / 8, rest / 4);
         Ok(Accounts {

@@ -14,7 +14,7 @@ use feedstock::pack::{PackError, Progress as Done, Report, Settings, ShardOf, Sk
 use feedstock::{ByteCount, ErrorKind, RamBudget, Seed, Source};
 
 use super::data::{BadReport, SourceArgs, tell_notes};
-use super::failure::{Failure, print};
+use super::failure::{Failure, chain, print};
 use super::progress::Progress;
 use super::table::{counted, facts};
 use super::{Context, lock};
@@ -259,10 +259,10 @@ impl Course {
 impl From<PackError> for Failure {
     fn from(error: PackError) -> Self {
         match error.kind() {
-            ErrorKind::Config => Failure::Usage(error.to_string()),
-            ErrorKind::Budget => Failure::Budget(error.to_string()),
-            ErrorKind::Data => Failure::Data(error.to_string()),
-            ErrorKind::Io => Failure::Io(error.to_string()),
+            ErrorKind::Config => Failure::Usage(chain(&error)),
+            ErrorKind::Budget => Failure::Budget(chain(&error)),
+            ErrorKind::Data => Failure::Data(chain(&error)),
+            ErrorKind::Io => Failure::Io(chain(&error)),
             _ => Failure::Bug,
         }
     }

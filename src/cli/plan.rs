@@ -196,7 +196,7 @@ fn about(host: &HostFacts, folder: &dyn Source, profile: &Profile) -> String {
 fn minimum_bytes(planned: &Result<Plan, Error>) -> Option<u64> {
     match planned {
         Ok(plan) => Some(plan.minimum.0),
-        Err(Error::OverBudget { needed, .. }) => Some(needed.0),
+        Err(Error::OverBudget(refused)) => Some(refused.needed.0),
         Err(_) => None,
     }
 }
@@ -213,17 +213,15 @@ fn host_json(host: &HostFacts) -> Value {
 }
 
 fn plan_json(plan: &Plan) -> Value {
-    let row =
-        |row: &feedstock::plan::Row| json!({ "account": row.account, "bytes": row.bytes.0, "because": row.because });
     json!({
         "total_bytes": plan.total().0,
         "minimum_bytes": plan.minimum.0,
         "knee_bytes": plan.knee.0,
         "per_worker_bytes": plan.per_worker.0,
         "workers": plan.workers,
-        "workers_because": plan.workers_because,
+        "workers_because": plan.workers_reason.to_string(),
         "slots": plan.slots,
-        "slots_because": plan.slots_because,
+        "slots_because": plan.slots_reason.to_string(),
         "slot_bytes": plan.slot_bytes,
         "outputs": plan.outputs,
         "output_bytes": plan.output_bytes,
@@ -232,8 +230,8 @@ fn plan_json(plan: &Plan) -> Value {
         "read_buffer_bytes": plan.chunk_bytes,
         "read_threads": plan.read_threads,
         "scratch_bytes": plan.scratch_bytes,
-        "giant_files_bytes": plan.giant_encoded_bytes,
-        "jumbo_bytes": plan.jumbo_bytes,
-        "rows": plan.rows.iter().map(row).collect::<Value>(),
+        "oversized_file_bytes": plan.oversized_file_bytes,
+        "oversized_image_bytes": plan.oversized_image_bytes,
+        "rows": plan.rows,
     })
 }

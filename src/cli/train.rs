@@ -15,7 +15,7 @@ use feedstock::{CpuBudget, Loader, RamBudget, Seed};
 
 use super::Context;
 use super::data::{DecodeArgs, MovesTold, SourceArgs, tell_notes};
-use super::failure::{Failure, print};
+use super::failure::{Failure, chain, print};
 use super::model::{Model, ModelArgs, pruning};
 use super::watch::WatchArgs;
 
@@ -290,7 +290,7 @@ fn lead(
     }
     let ended = match &outcome {
         _ if context.stop.is_asked() => Some("interrupted".to_owned()),
-        Err(error) => Some(error.to_string().lines().next().unwrap_or_default().to_owned()),
+        Err(error) => Some(chain(&error).lines().next().unwrap_or_default().to_owned()),
         Ok(()) if out_of_time => Some("the time limit was reached".to_owned()),
         Ok(()) => None,
     };
@@ -339,10 +339,10 @@ impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::Data(error) => error.into(),
-            TrainError::Config(_) | TrainError::Diverged { .. } => Failure::Usage(error.to_string()),
-            TrainError::Io { .. } => Failure::Io(error.to_string()),
-            TrainError::OutOfMemory(_) => Failure::Budget(error.to_string()),
-            _ => Failure::Data(error.to_string()),
+            TrainError::Config(_) | TrainError::Diverged { .. } => Failure::Usage(chain(&error)),
+            TrainError::Io { .. } => Failure::Io(chain(&error)),
+            TrainError::OutOfMemory(_) => Failure::Budget(chain(&error)),
+            _ => Failure::Data(chain(&error)),
         }
     }
 }

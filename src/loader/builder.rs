@@ -5,17 +5,20 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use super::{About, Loader, Sampling};
+use crate::bad_samples::OnBadSample;
 use crate::budget::{CpuBudget, RamBudget};
 use crate::decode::{Limits, Options, Quality};
 use crate::device::{Device, HostDevice};
 use crate::error::Error;
 use crate::host::{HostFacts, MemoryFacts};
-use crate::pipeline::{Engine, Probe, Recipe};
-use crate::plan::{Facts, Plan, Profile, Request, Survey};
-use crate::pool;
-use crate::quarantine::OnBadSample;
+use crate::pipeline::{Engine, Probe, RunConfig};
+use crate::plan::{
+    BATCH_LIMIT, CoresReason, Facts, LIBRARY_OVERHEAD, Plan, Profile, Request, SLOTS_LIMIT, WORKERS_LIMIT,
+};
+use crate::preprocess;
 use crate::sampler::Order;
 use crate::source::{Blocks, Source};
+use crate::survey::Survey;
 use crate::sync::{Arc, OnceLock};
 use crate::tensor::{DType, Layout, Normalize, OutputFormat, SIDE_MAX, SampleSpec};
 use crate::transform::Transform;
@@ -39,6 +42,7 @@ pub struct LoaderBuilder {
     cpu_budget: CpuBudget,
     governed: bool,
     probe: Option<Probe>,
+    process_overhead: ByteCount,
     prefetch: Option<usize>,
     batches_held: usize,
     rank: u64,
@@ -69,6 +73,7 @@ impl LoaderBuilder {
             cpu_budget: CpuBudget::Auto,
             governed: true,
             probe: None,
+            process_overhead: LIBRARY_OVERHEAD,
             prefetch: None,
             batches_held: 1,
             rank: 0,
@@ -198,6 +203,27 @@ impl LoaderBuilder {
         self
     }
 
+    /// Sets the resident size of the process without the loader's payload, its threads' stacks excepted: code, runtime and
+    /// everything else that the program itself holds. It is part of the plan's `headroom`. Default:
+    /// [`LIBRARY_OVERHEAD`](crate::plan::LIBRARY_OVERHEAD), measured for a small program.
+    ///
+    /// ```
+    /// use feedstock::ByteCount;
+    /// # use feedstock::{Loader, source::MemorySource, transform::Resize};
+    /// # let source = MemorySource::new(vec!["cat".to_owned()], vec![(b"GIF89a".to_vec(), 0)])?;
+    /// let plan = Loader::builder(source)
+    ///     .transform(Resize::exact(32, 32))
+    ///     .ram_budget(ByteCount(256 << 20))
+    ///     .process_overhead(ByteCount(100 << 20))
+    ///     .plan()?;
+    /// assert!(plan.minimum > ByteCount(100 << 20));
+    /// # Ok::<(), feedstock::Error>(())
+    /// ```
+    pub fn process_overhead(mut self, bytes: ByteCount) -> Self {
+        self.process_overhead = bytes;
+        self
+    }
+
     /// How many batches the consumer holds at once. Default: 1.
     pub fn batches_held(mut self, batches: usize) -> Self {
         self.batches_held = batches;
@@ -285,7 +311,7 @@ impl LoaderBuilder {
         let sampling = self.sampling.scheme(&*self.source, &mut notes)?;
         let Some(transform) = self.transform else { return Err(no_transform()) };
         let device = self.device.unwrap_or_else(|| Arc::new(HostDevice::new()));
-        let recipe = Recipe {
+        let config = RunConfig {
             spec: transform.out_spec(),
             source: self.source,
             transform,
@@ -303,9 +329,9 @@ impl LoaderBuilder {
             bad_samples_max: self.bad_samples_max,
             governed: self.governed,
         };
-        let engine = Arc::new(Engine::build(recipe, plan, self.probe)?);
+        let engine = Arc::new(Engine::build(config, plan, self.probe)?);
         // Of the memory that it has just been asked for.
-        notes.extend(engine.recipe.device.notes());
+        notes.extend(engine.config.device.notes());
         Ok(Loader { engine, facts: Arc::new(About { profile, notes }) })
     }
 
@@ -346,10 +372,11 @@ impl LoaderBuilder {
         let reading = self.source.reading();
         let facts = Facts {
             cores: self.cpu_budget.resolve(host.cpus.workers_max_of(ranks)),
-            cores_because: match self.cpu_budget {
-                CpuBudget::Auto => "as many as the machine can keep busy, one core being left to the training thread",
-                _ => "as many as the CPU budget allows",
+            cores_reason: match self.cpu_budget {
+                CpuBudget::Auto => CoresReason::Auto,
+                _ => CoresReason::CpuBudget,
             },
+            process_overhead: self.process_overhead,
             index: ByteCount(self.source.index_bytes() + self.source.blocks().map_or(0, Blocks::bytes)),
             read_threads: reading.at_once.max(1),
             reading: ByteCount(reading.held_bytes),
@@ -373,8 +400,8 @@ impl LoaderBuilder {
     }
 
     fn measure(&self, spec: SampleSpec) -> Profile {
-        let survey = self.survey.get_or_init(|| Survey::take(&*self.source, &self.limits));
-        survey.profile(|header| pool::working_set(header, spec, &self.decoding))
+        let survey = self.survey.get_or_init(|| Survey::new(&*self.source, &self.limits));
+        survey.profile(|header| preprocess::working_set(header, spec, &self.decoding))
     }
 
     /// Samples of one epoch that this rank gets.
@@ -399,6 +426,13 @@ impl LoaderBuilder {
         if !(0.0..=1.0).contains(&self.bad_samples_max) {
             return refuse(format!("{} is no share of samples: write a number from 0 to 1", self.bad_samples_max));
         }
+        let bounded = |what: &str, value: usize, limit: usize| match value {
+            1.. if value <= limit => Ok(()),
+            _ => Err(Error::Config(format!("{what} is {value}: expected 1 to {limit}"))),
+        };
+        bounded("batches held", self.batches_held, SLOTS_LIMIT)?;
+        bounded("workers", self.workers.unwrap_or(1), WORKERS_LIMIT)?;
+        bounded("prefetch", self.prefetch.unwrap_or(1), SLOTS_LIMIT)?;
         let rank_samples = self.rank_samples();
         if rank_samples == 0 {
             let (samples, ranks) = (self.sampling.len(&*self.source), self.world_size);
@@ -407,6 +441,7 @@ impl LoaderBuilder {
                 self.rank
             ));
         }
+        bounded("batch size", self.samples_per_batch(), BATCH_LIMIT)?;
         if self.drop_last && (self.batch_size as u64) > rank_samples {
             return refuse(format!(
                 "a batch of {} is larger than the {rank_samples} samples of an epoch, and the last batch is dropped unless \

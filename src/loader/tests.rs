@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::*;
 use crate::device::HostDevice;
 use crate::host::MemoryNow;
+use crate::pipeline::ResizeReason;
 use crate::source::SourceError;
 use crate::sync::AtomicUsize;
 use crate::tensor::{DType, Layout};
@@ -117,7 +118,7 @@ fn while_memory_is_short_what_circulates_goes_back_to_the_system_and_comes_again
         });
         let moves = loader.moves();
         assert_eq!((moves.level, moves.made), (loader.plan().levels() - 1, 1), "{moves:?}");
-        assert!(moves.latest[0].reason.contains("is short (a test)"), "{moves:?}");
+        assert!(matches!(moves.latest[0].reason, ResizeReason::MemoryShort { .. }), "{moves:?}");
         *left.lock().expect("a share") = 0.5;
         consume_until(&mut epoch, "all of it circulates again, and the cache is there", || {
             let moves = loader.moves();

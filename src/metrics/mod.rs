@@ -185,7 +185,7 @@ pub(crate) struct Counters {
     pub(crate) wait_times: Times,
     pub(crate) slowest: Slowest,
     pub(crate) encoded_bytes: AtomicU64,
-    pub(crate) jumbo_samples: AtomicU64,
+    pub(crate) oversized_samples: AtomicU64,
     pub(crate) damage_accepted: AtomicU64,
 }
 
@@ -207,7 +207,7 @@ pub struct PipelineStats {
     /// Encoded bytes read.
     pub encoded_bytes: u64,
     /// Samples that were too large for a worker's own scratch and took the jumbo lane.
-    pub jumbo_samples: u64,
+    pub oversized_samples: u64,
     /// Damaged or cut pictures that were taken for what there was of them, where that is asked for.
     pub damage_accepted: u64,
 }
@@ -227,7 +227,7 @@ impl Counters {
             consume: self.consume.snapshot(),
             journey: self.journey.snapshot(),
             encoded_bytes: self.encoded_bytes.load(Ordering::Relaxed),
-            jumbo_samples: self.jumbo_samples.load(Ordering::Relaxed),
+            oversized_samples: self.oversized_samples.load(Ordering::Relaxed),
             damage_accepted: self.damage_accepted.load(Ordering::Relaxed),
         }
     }

@@ -4,7 +4,7 @@
 
 use super::{PackError, Treatment};
 use crate::ByteCount;
-use crate::budget::{Account, Ledger, Reservation};
+use crate::budget::{Account, AccountKind, Ledger, Reservation};
 use crate::tensor::CHANNELS;
 
 /// Where a worker collects what it writes and reads back.
@@ -70,12 +70,12 @@ impl Accounts {
         let Shares { samples, pictures, workers, .. } = shares;
         let fixed = |name, bytes: ByteCount| {
             let over = |_| shares.refusal(needs, shares.needed(needs.picture_least.unwrap_or(0)));
-            ledger.fixed_account(name, bytes).reserve(bytes).map_err(over)
+            ledger.fixed_account(AccountKind::Other(name), bytes).reserve(bytes).map_err(over)
         };
         Ok(Accounts {
             _fixed: [fixed("index", needs.fixed)?, fixed("workers", ByteCount(workers.saturating_mul(WORKER_BYTES)))?],
-            samples: ledger.account("samples", ByteCount(samples)),
-            pictures: ledger.account("pictures", ByteCount(pictures)),
+            samples: ledger.account(AccountKind::Other("samples"), ByteCount(samples)),
+            pictures: ledger.account(AccountKind::Other("pictures"), ByteCount(pictures)),
             ledger,
             workers: workers as usize,
             shares,

@@ -18,7 +18,7 @@ use crate::plan::ENCODED_BYTES_MAX;
 use crate::source::{SampleRead, Source};
 use crate::tensor::{CHANNELS, Orientation, SIDE_MAX};
 use crate::transform::{Resize, ResizeCenterCrop};
-use crate::{ByteCount, SampleId, SampleMaker};
+use crate::{ByteCount, Preprocessor, SampleId};
 
 /// Levels of compression: those above look back further than a reader should have to remember, those below compress nothing.
 pub(super) const LEVELS: (i32, i32) = (-50, 19);
@@ -101,17 +101,17 @@ impl Treater<'_> {
             Treatment::ShortSide { pixels, quality } => match shrunk(&header, pixels)? {
                 None => Ok(as_stored(encoded)),
                 Some((width, height)) => {
-                    let maker = SampleMaker::new(Resize::exact(height, width));
+                    let maker = Preprocessor::new(Resize::exact(height, width));
                     self.encode(id, &encoded, maker, (width, height), quality)
                 }
             },
             Treatment::Decoded { size, level } => {
                 let (maker, sides) = match size {
-                    Some(size) => (SampleMaker::new(ResizeCenterCrop::new(size, size)), (size, size)),
+                    Some(size) => (Preprocessor::new(ResizeCenterCrop::new(size, size)), (size, size)),
                     None => {
                         let (width, height) = seen(&header);
                         within_side_max(width, height)?;
-                        (SampleMaker::new(Resize::exact(height, width)), (width, height))
+                        (Preprocessor::new(Resize::exact(height, width)), (width, height))
                     }
                 };
                 self.compress(id, &encoded, maker, sides, level)
@@ -134,7 +134,7 @@ impl Treater<'_> {
         &self,
         id: SampleId,
         encoded: &[u8],
-        mut maker: SampleMaker,
+        mut maker: Preprocessor,
         (width, height): (u32, u32),
         quality: u8,
     ) -> Result<Packed, Unpacked> {
@@ -146,7 +146,7 @@ impl Treater<'_> {
         let bytes = ByteCount(working.0.max(room)) + ByteCount(pixels_bytes);
         let mut held = self.reserve(&self.accounts.pictures, id, bytes.0)?;
         let mut pixels = zeroed(pixels_bytes)?;
-        maker.make(encoded, &mut pixels).map_err(|error| Unpacked::Bad(error.to_string()))?;
+        maker.process(encoded, &mut pixels).map_err(|error| Unpacked::Bad(error.to_string()))?;
         drop(maker);
         let mut out = Bounded(reserved(room)?);
         let encoded =
@@ -161,7 +161,7 @@ impl Treater<'_> {
         &self,
         id: SampleId,
         encoded: &[u8],
-        mut maker: SampleMaker,
+        mut maker: Preprocessor,
         (width, height): (u32, u32),
         level: i32,
     ) -> Result<Packed, Unpacked> {
@@ -176,7 +176,7 @@ impl Treater<'_> {
         let mut ppm = zeroed(ppm_bytes)?;
         let (head, pixels) = ppm.split_at_mut(ppm_header.len());
         head.copy_from_slice(ppm_header.as_bytes());
-        maker.make(encoded, pixels).map_err(|error| Unpacked::Bad(error.to_string()))?;
+        maker.process(encoded, pixels).map_err(|error| Unpacked::Bad(error.to_string()))?;
         drop(maker);
         let compressed = compressed(&ppm, level, reserved(room)?).map_err(|error| bad("compress", &error))?;
         drop(ppm);

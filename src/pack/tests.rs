@@ -16,7 +16,7 @@ use super::*;
 use crate::decode::{Limits, Slab, decode_into, probe};
 use crate::source::{Blocks, MemorySource, Reading, SampleRead, SourceError};
 use crate::transform::ResizeCenterCrop;
-use crate::{ErrorKind, SampleId, SampleMaker};
+use crate::{ErrorKind, Preprocessor, SampleId};
 
 const SAMPLES: u32 = 40;
 
@@ -360,11 +360,11 @@ fn decoded_samples_are_those_of_a_sample_maker() {
     let samples = samples();
     let folder = tempdir().unwrap();
     packed(&source(), &settings(Treatment::Decoded { size: Some(24), level: 1 }), folder.path());
-    let mut maker = SampleMaker::new(ResizeCenterCrop::new(24, 24));
+    let mut maker = Preprocessor::new(ResizeCenterCrop::new(24, 24));
     for (_, id, extension, frame, class) in samples_of(folder.path()) {
         assert_eq!((extension.as_str(), class), ("ppm.zst", samples[id as usize].1));
         let mut expected = vec![0; 24 * 24 * 3];
-        maker.make(&samples[id as usize].0, &mut expected).unwrap();
+        maker.process(&samples[id as usize].0, &mut expected).unwrap();
         let ppm = zstd::decode_all(&frame[..]).unwrap();
         assert!(ppm.starts_with(b"P6\n24 24\n255\n") && ppm[13..] == expected, "sample {id}");
     }
@@ -405,8 +405,8 @@ fn pictures_are_shrunk_upright_and_never_enlarged() {
         assert_eq!((extension.as_str(), now.orientation), ("jpg", 1));
         // The same picture, as well as a JPEG of good quality can tell.
         let mut pixels = vec![0; now.width as usize * now.height as usize * 3];
-        let mut maker = SampleMaker::new(crate::transform::Resize::exact(now.height, now.width));
-        maker.make(stored, &mut pixels).unwrap();
+        let mut maker = Preprocessor::new(crate::transform::Resize::exact(now.height, now.width));
+        maker.process(stored, &mut pixels).unwrap();
         let found = image::load_from_memory(&picture).unwrap().to_rgb8();
         let differences = found.as_raw().iter().zip(&pixels).map(|(a, b)| u64::from(a.abs_diff(*b)));
         let mean = differences.sum::<u64>() as f64 / pixels.len() as f64;

@@ -1,6 +1,5 @@
-//! Owns the way out: slots in plan order, as each becomes whole, are handed to the device and to the consumer. One
-//! thread a device.
-//! It must never hand over out of order, and a slot goes back only after the event of its copy.
+//! Transfer: slots in plan order, as each becomes complete, are copied to the device and delivered to the
+//! consumer. One thread for each device. A slot returns to its pool only after the event of its copy.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,50 +8,57 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use tracing::{debug_span, trace_span};
 
 use super::admit::Admitted;
-use super::{Epoch, RunError};
-use crate::batch::Batch;
+use super::cancel::Cancelled;
+use super::context::RunContext;
+use crate::batch::{Batch, Head};
 use crate::device::{Event, Transfer};
+use crate::error::Error;
 use crate::metrics::Counters;
-use crate::pool::{Filled, Lent, Output};
-
-/// The run is over, for a reason that the consumer knows already.
-struct Over;
+use crate::pool::{Filled, Output, Pooled};
 
 struct TransferThread<'a> {
-    run: &'a Epoch,
+    context: &'a RunContext,
     pending: &'a Receiver<Admitted>,
-    delivered: &'a Sender<Result<Batch, RunError>>,
-    /// Slots whose copy is under way, in order.
+    delivered: &'a Sender<Result<Batch, Error>>,
+    /// Slots whose copies are in flight, in order.
     copies: VecDeque<(Filled, Event)>,
     /// Bad samples of this epoch so far, in the order of the batches.
     bad_samples: u64,
-    /// How long the batch under way has waited for a place on the device.
+    /// Time that the current batch has waited for an output.
     held_back: Duration,
 }
 
-pub(super) fn run(run: &Epoch, pending: &Receiver<Admitted>, delivered: &Sender<Result<Batch, RunError>>) {
-    let mut transfer =
-        TransferThread { run, pending, delivered, copies: VecDeque::new(), bad_samples: 0, held_back: Duration::ZERO };
+/// Delivers every admitted batch, and then the error that ends the run, if any.
+pub(super) fn run(context: &RunContext, pending: &Receiver<Admitted>, delivered: &Sender<Result<Batch, Error>>) {
+    let mut transfer = TransferThread {
+        context,
+        pending,
+        delivered,
+        copies: VecDeque::new(),
+        bad_samples: 0,
+        held_back: Duration::ZERO,
+    };
     while transfer.next().is_ok() {}
-    while transfer.settle() {}
+    while transfer.finish_oldest_copy() {}
 }
 
 impl TransferThread<'_> {
-    fn next(&mut self) -> Result<(), Over> {
-        let Counters { transfer: counters, journey, consume, .. } = &self.run.engine.counters;
+    fn next(&mut self) -> Result<(), Cancelled> {
+        let Counters { transfer: counters, journey, consume, .. } = &self.context.engine.counters;
         let since = Instant::now();
         let Admitted { batch, pending } = self.admitted()?;
-        // Slots under way are what admit may be waiting for, so nothing here blocks while one could be given back.
-        while !pending.is_whole() && self.settle() {}
+        // Admit may be waiting for a slot whose copy is in flight, so nothing here blocks while one could be given
+        // back.
+        while !pending.is_complete() && self.finish_oldest_copy() {}
         let filled = pending.wait();
         counters.waited_in(since);
         counters.queue_out();
-        let _span = debug_span!("transfer", epoch = self.run.epoch, batch).entered();
+        let _span = debug_span!("transfer", epoch = self.context.epoch, batch).entered();
         let since = Instant::now();
         let samples = filled.samples() as u64;
         journey.batch_queue.add(since - filled.begun(), samples);
-        journey.batch_queue.take_back(filled.marks.done_after);
-        let result = self.judge(&filled).and_then(|()| self.hand_over(batch, filled));
+        journey.batch_queue.take_back(filled.meta.done_after);
+        let result = self.check_bad_samples(&filled).and_then(|()| self.transfer(batch, filled));
         match result {
             Ok(Some(mut batch)) => {
                 let held_back = std::mem::take(&mut self.held_back);
@@ -61,113 +67,111 @@ impl TransferThread<'_> {
                 counters.handed_over(samples);
                 journey.batch_queue.add(held_back, samples);
                 journey.transfer.add(busy, samples);
-                batch.is_ready_for_the_consumer();
+                batch.set_delivered();
                 consume.queue_in();
-                self.delivered.send(Ok(batch)).map_err(|_| Over)
+                self.delivered.send(Ok(batch)).map_err(|_| Cancelled)
             }
-            Ok(None) => Err(Over),
+            Ok(None) => Err(Cancelled),
             Err(error) => {
                 let _ = self.delivered.send(Err(error));
-                self.run.cancel.cancel();
-                Err(Over)
+                self.context.cancel.cancel();
+                Err(Cancelled)
             }
         }
     }
 
-    fn admitted(&mut self) -> Result<Admitted, Over> {
+    fn admitted(&mut self) -> Result<Admitted, Cancelled> {
         loop {
             match self.pending.try_recv() {
                 Ok(admitted) => return Ok(admitted),
-                Err(TryRecvError::Empty) if self.settle() => {}
-                _ => return self.pending.recv().map_err(|_| Over),
+                Err(TryRecvError::Empty) if self.finish_oldest_copy() => {}
+                _ => return self.pending.recv().map_err(|_| Cancelled),
             }
         }
     }
 
-    /// Waits for the oldest copy and gives its slot back. False if there is none.
-    fn settle(&mut self) -> bool {
+    /// Waits for the oldest copy and gives its slot back. Returns false if there is none.
+    fn finish_oldest_copy(&mut self) -> bool {
         let Some((slot, copied)) = self.copies.pop_front() else { return false };
-        // An error sticks to the device: the next feed returns it. The slot is as free as it will ever be.
+        // An error is sticky: the next transfer returns it. The slot is as free as it will ever be.
         let _ = copied.wait();
         drop(slot);
         true
     }
 
-    /// Whether a batch may be handed over, by the policy for bad samples.
-    fn judge(&mut self, filled: &Filled) -> Result<(), RunError> {
-        let engine = &self.run.engine;
-        let marks = &filled.marks;
-        if marks.abandoned > 0 {
-            let cancelled = self.run.cancel.is_cancelled();
-            return Err(if cancelled { RunError::Cancelled } else { RunError::WorkerDied });
+    /// Applies the policy for bad samples to a batch.
+    fn check_bad_samples(&mut self, filled: &Filled) -> Result<(), Error> {
+        let engine = &self.context.engine;
+        let meta = &filled.meta;
+        if meta.abandoned > 0 {
+            let cancelled = self.context.cancel.is_cancelled();
+            return Err(if cancelled { Error::Cancelled } else { Error::WorkerDied });
         }
-        let bad: Vec<_> = marks.bad.iter().map(|(_, bad)| bad.clone()).collect();
-        engine.quarantine.add(&bad);
-        if let Some((_, bad)) = &marks.fatal {
-            return Err(RunError::Sample(bad.clone()));
+        engine.bad_samples.add(meta.bad.iter().map(|(_, bad)| bad));
+        if let Some((_, bad)) = &meta.fatal {
+            return Err(bad.clone().into());
         }
         // A place whose substitutes were bad as well is still one sample that could not be used.
-        let places = marks.bad.chunk_by(|a, b| a.0 == b.0).count();
-        self.bad_samples += places as u64;
-        let samples = engine.samples();
-        let allowed = engine.bad_samples_allowed(samples);
-        match bad.last() {
-            Some(latest) if self.bad_samples > allowed => {
-                let latest = Box::new(latest.clone());
-                Err(RunError::TooManyBad { bad: self.bad_samples, allowed, samples, latest })
+        self.bad_samples += meta.bad.chunk_by(|a, b| a.0 == b.0).count() as u64;
+        let (bad, samples) = (self.bad_samples, engine.samples());
+        let allowed = (samples as f64 * engine.config.bad_samples_max).ceil() as u64;
+        match meta.bad.last() {
+            Some((_, latest)) if bad > allowed => {
+                Err(Error::TooManyBadSamples { bad, allowed, samples, latest: Box::new(latest.clone()) })
             }
             _ => Ok(()),
         }
     }
 
-    /// Makes a batch of a whole slot: as it is, or finished by the device. `None` if the run was called off meanwhile.
-    fn hand_over(&mut self, batch: u64, mut filled: Filled) -> Result<Option<Batch>, RunError> {
-        let engine = &self.run.engine;
-        let recipe = &engine.recipe;
-        let marks = std::mem::take(&mut filled.marks);
-        let head = crate::batch::Head {
-            epoch: self.run.epoch,
+    /// Makes a batch of a complete slot: as it is, or in its output format on the device. `None` if the run was
+    /// cancelled meanwhile.
+    fn transfer(&mut self, batch: u64, mut filled: Filled) -> Result<Option<Batch>, Error> {
+        let engine = &self.context.engine;
+        let config = &engine.config;
+        let meta = std::mem::take(&mut filled.meta);
+        let head = Head {
+            epoch: self.context.epoch,
             index: batch,
             samples: filled.samples(),
-            spec: recipe.spec,
-            format: recipe.format,
-            marks,
-            made: Instant::now(),
+            spec: config.spec,
+            format: config.format,
+            meta,
+            delivered: Instant::now(),
         };
         if engine.hands_over_slots() {
             return Ok(Some(Batch::from_slot(head, filled)));
         }
         let Some(mut output) = self.output() else { return Ok(None) };
         let after = std::mem::take(&mut output.released);
-        let feed = Transfer {
+        let transfer = Transfer {
             from: filled.memory(),
             samples: filled.samples(),
-            spec: recipe.spec,
-            format: recipe.format,
+            spec: config.spec,
+            format: config.format,
             windows: None,
             to: &mut output.memory,
             after,
         };
-        let fed = recipe.device.enqueue_batch(feed).map_err(RunError::Device)?;
-        self.copies.push_back((filled, fed.slot_free));
-        Ok(Some(Batch::from_output(head, output, fed.ready, recipe.device.clone())))
+        let events = config.device.enqueue_batch(transfer)?;
+        self.copies.push_back((filled, events.slot_free));
+        Ok(Some(Batch::from_output(head, output, events.ready, config.device.clone())))
     }
 
-    /// A place on the device for the next batch, as soon as the consumer gives one back.
-    fn output(&mut self) -> Option<Lent<Output>> {
-        let engine = &self.run.engine;
+    /// An output for the next batch, as soon as the consumer gives one back.
+    fn output(&mut self) -> Option<Pooled<Output>> {
+        let engine = &self.context.engine;
         if let Ok(output) = engine.outputs.free().try_recv() {
-            return Some(engine.outputs.lend(output));
+            return Some(engine.outputs.checkout(output));
         }
         let _span = trace_span!("wait for the consumer").entered();
         let since = Instant::now();
-        while self.settle() {}
+        while self.finish_oldest_copy() {}
         let output = select! {
             recv(engine.outputs.free()) -> output => output.ok(),
-            recv(self.run.cancel.closed()) -> _ => None,
+            recv(self.context.cancel.closed()) -> _ => None,
         };
         engine.counters.transfer.waited_out(since);
         self.held_back += since.elapsed();
-        output.map(|output| engine.outputs.lend(output))
+        output.map(|output| engine.outputs.checkout(output))
     }
 }

@@ -1,7 +1,8 @@
-//! Owns the step from encoded bytes to a sample in its place: probe, decode, transform, and what is done about a sample
+//! Work: from encoded bytes to a sample in its place, by probing, decoding and transforming; and the policy for samples
 //! that cannot be used.
-//! It must never wait for memory (the jumbo lane is waited for, and its holder waits for nothing), and a panic in a
-//! decoder must never get past it.
+//!
+//! Workers never wait for the ledger. The scratch for oversized images is waited for, and its holder waits for nothing
+//! else. A panic in a decoder becomes a bad sample.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,47 +11,52 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use tracing::{debug_span, trace_span};
 
-use super::admit::{Attempt, Chunk, Job, Retry, substitute};
-use super::{Engine, Epoch};
+use super::chunk::{Attempt, Chunk, Job, Retry};
+use super::context::RunContext;
+use super::engine::{Engine, RunConfig};
+use crate::bad_samples::{BadSample, OnBadSample};
 use crate::decode::{Header, WorkingSet};
+use crate::device::DeviceError;
 use crate::metrics::Taken;
-use crate::pool::{JumboError, Lent, Scratch, Shown};
-use crate::quarantine::{BadSample, OnBadSample, Stage};
+use crate::pool::{Pooled, Scratch};
+use crate::preprocess::SamplePlan;
+use crate::sample_error::{SampleError, Stage};
 use crate::sync::Ordering;
-use crate::units::ByteCount;
+use crate::units::{ByteCount, KeyedRng, SampleId};
 
-/// How many samples are tried for one place. With one sample in a hundred bad, ten in a row do not happen.
+/// Maximum number of substitutes for one place. With one sample in a hundred bad, ten in a row do not happen.
 const SUBSTITUTES_MAX: u32 = 32;
 
-/// In chunks of more, a sample takes some ten microseconds: a span for each would cost a hundredth of that, and show nothing
-/// that the chunk's does not.
+/// In chunks of more samples, a sample takes some ten microseconds: a span for each would cost a hundredth of that, and
+/// show nothing that the chunk's does not.
 const SPANNED_MAX: u64 = 4;
 
-/// How often a worker that waits looks whether it is still wanted, or wanted again.
-const LOOK_UP: Duration = Duration::from_millis(50);
+/// Interval at which a waiting worker checks whether it is still active, or active again.
+const TICK: Duration = Duration::from_millis(50);
 
-pub(super) fn run(run: &Epoch, worker: usize, work: &Receiver<Lent<Chunk>>) {
-    let engine = &run.engine;
-    while !run.cancel.is_cancelled() {
+/// Runs one worker until the run ends.
+pub(super) fn run(context: &RunContext, worker: usize, work: &Receiver<Pooled<Chunk>>) {
+    let RunContext { engine, cancel, .. } = context;
+    while !cancel.is_cancelled() {
         if !engine.governor.is_on(worker) {
-            // Nothing ever comes through this channel: it is the time-out, or the end.
-            let _ = run.cancel.closed().recv_timeout(LOOK_UP);
+            // The channel carries nothing: this is a sleep that the end of the run cuts short.
+            let _ = cancel.closed().recv_timeout(TICK);
             continue;
         }
-        // As many as workers that are on, and each comes back with its worker.
+        // There is one for each active worker, and each comes back with its worker.
         let scratch = select! {
             recv(engine.scratches.free()) -> scratch => scratch,
-            recv(run.cancel.closed()) -> _ => return,
+            recv(cancel.closed()) -> _ => return,
         };
         let Ok(scratch) = scratch else { return };
-        let mut scratch = engine.scratches.lend(scratch);
+        let mut scratch = engine.scratches.checkout(scratch);
         while engine.governor.is_on(worker) {
             let since = Instant::now();
-            match work.recv_timeout(LOOK_UP) {
+            match work.recv_timeout(TICK) {
                 Ok(chunk) => {
                     engine.counters.work.waited_in(since);
                     engine.counters.work.queue_out();
-                    work_chunk(run, &mut scratch, chunk);
+                    work_chunk(context, &mut scratch, chunk);
                 }
                 Err(RecvTimeoutError::Timeout) => engine.counters.work.waited_in(since),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -59,8 +65,8 @@ pub(super) fn run(run: &Epoch, worker: usize, work: &Receiver<Lent<Chunk>>) {
     }
 }
 
-fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
-    let counters = &run.engine.counters;
+fn work_chunk(context: &RunContext, scratch: &mut Scratch, mut chunk: Pooled<Chunk>) {
+    let counters = &context.engine.counters;
     let samples = chunk.jobs.len() as u64;
     let _span = debug_span!("work", batch = chunk.batch, samples).entered();
     let since = Instant::now();
@@ -68,30 +74,30 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
     let retry = chunk.retry.take();
     let mut jobs = std::mem::take(&mut chunk.jobs);
     for mut job in jobs.drain(..) {
-        if run.cancel.is_cancelled() {
+        if context.cancel.is_cancelled() {
             continue;
         }
-        let done = match job.failed.take() {
+        let result = match job.failed.take() {
             Some(failed) => Err(failed),
             None => {
                 let _span = (samples <= SPANNED_MAX).then(|| trace_span!("sample", id = job.id.0).entered());
                 let encoded = chunk.encoded(&job);
-                catch_unwind(AssertUnwindSafe(|| sample(run, scratch, encoded, &mut job)))
-                    .unwrap_or_else(|panic| Err((Stage::Decode, format!("the decoder panicked: {}", message(&*panic)))))
+                catch_unwind(AssertUnwindSafe(|| preprocess(context, scratch, encoded, &mut job)))
+                    .unwrap_or_else(|panic| Err(SampleError::Panic { message: message(&*panic) }))
             }
         };
-        let over = Instant::now();
+        let ended = Instant::now();
         let Job { id, since, read, .. } = job;
-        let work = over - begun;
+        let work = ended - begun;
         counters.journey.work_queue.add(begun - since, 1);
         counters.journey.work.add(work, 1);
         counters.work_times.add(work);
         counters.slowest.add(Taken { id, read, work });
-        begun = over;
-        let label = run.engine.recipe.source.label(job.id);
-        match done {
+        begun = ended;
+        let label = context.engine.config.source.label(job.id);
+        match result {
             Ok(()) => job.part.complete(job.id, label),
-            Err((stage, cause)) => bad(run, job, stage, cause, label, retry.as_ref()),
+            Err(error) => apply_policy(context, job, error, label, retry.as_ref()),
         }
     }
     // The list goes back with the chunk, so that it is allocated once.
@@ -100,59 +106,77 @@ fn work_chunk(run: &Epoch, scratch: &mut Scratch, mut chunk: Lent<Chunk>) {
 }
 
 /// Decodes and transforms one sample into its place.
-fn sample(run: &Epoch, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> Result<(), (Stage, String)> {
-    let Engine { recipe, jumbo, counters, quarantine, .. } = &*run.engine;
+fn preprocess(context: &RunContext, scratch: &mut Scratch, encoded: &[u8], job: &mut Job) -> Result<(), SampleError> {
+    let Engine { config, oversized_scratch, counters, bad_samples, plan: sizes, .. } = &*context.engine;
     let id = job.id;
-    let key = (recipe.sampling.seed_at(recipe.seed, job.attempt.place), run.epoch, id);
-    let shown = Shown::of(encoded, &recipe.limits, &recipe.decoding, &*recipe.transform, key)?;
-    let WorkingSet { pixel_bytes, codec_bytes } = shown.working_set();
+    let key = (config.sampling.seed_at(config.seed, job.attempt.place), context.epoch, id);
+    let plan = SamplePlan::new(encoded, &config.limits, &config.decoding, &*config.transform, key)?;
+    let WorkingSet { pixel_bytes, codec_bytes } = plan.working_set();
     let needed = ByteCount(pixel_bytes) + ByteCount(codec_bytes);
-    let note_damage = |warnings: u32| {
-        if warnings > 0 {
-            counters.damage_accepted.fetch_add(1, Ordering::Relaxed);
-            quarantine.note_damage(id, warnings, || recipe.source.name(id));
-        }
+    let no_memory = |_: DeviceError| SampleError::NoMemory { stage: Stage::Decode, bytes: needed };
+    let mut run = |scratch: &mut Scratch| {
+        let memory = scratch.memory_for(pixel_bytes, codec_bytes).map_err(no_memory)?;
+        plan.run(encoded, memory, job.part.bytes_mut())
     };
-    if needed <= scratch.bytes_max() {
-        return scratch.fill(encoded, &shown, job.part.bytes_mut()).map(note_damage);
+    let warnings = if needed <= scratch.bytes_max() {
+        run(scratch)?
+    } else {
+        counters.oversized_samples.fetch_add(1, Ordering::Relaxed);
+        let turn = oversized_scratch.wait_for_turn();
+        let held = turn.reserve(needed).map_err(|refused| {
+            let Header { format, width, height, .. } = *plan.header();
+            let (available, budget) = (refused.available, sizes.budget);
+            SampleError::ImageOverBudget { format, width, height, needed, available, budget }
+        })?;
+        // Dropped before the turn is.
+        let mut own = Scratch::new(held).map_err(no_memory)?;
+        run(&mut own)?
+    };
+    if warnings > 0 {
+        counters.damage_accepted.fetch_add(1, Ordering::Relaxed);
+        bad_samples.add_damaged(id, warnings, || config.source.name(id));
     }
-    counters.jumbo_samples.fetch_add(1, Ordering::Relaxed);
-    jumbo.run(needed, |scratch| scratch.fill(encoded, &shown, job.part.bytes_mut()).map(note_damage)).unwrap_or_else(
-        |error| {
-            let Header { format, width, height, .. } = shown.header();
-            let cause = match error {
-                JumboError::Memory(error) => error.to_string(),
-                JumboError::OverBudget(refused) => format!(
-                    "decoding {format} of {width}x{height} takes {needed}, and the budget of {} leaves {} for such a \
-                     picture; a budget larger by {} would hold it",
-                    run.engine.plan.budget,
-                    refused.available,
-                    needed.saturating_sub(refused.available)
-                ),
-            };
-            Err((Stage::Admit, cause))
-        },
-    )
+    Ok(())
 }
 
-/// Does what the policy says about a sample that cannot be used.
-fn bad(run: &Epoch, job: Job, stage: Stage, cause: String, label: u32, retry: Option<&Sender<Retry>>) {
-    let recipe = &run.engine.recipe;
+/// Applies the policy to a sample that cannot be used.
+fn apply_policy(context: &RunContext, job: Job, error: SampleError, label: u32, retry: Option<&Sender<Retry>>) {
+    let config = &context.engine.config;
     let Job { part, id, attempt, .. } = job;
-    let bad = BadSample { id, path: recipe.source.name(id), stage, cause };
+    let bad = BadSample::new(id, config.source.name(id), error);
     part.note_bad(bad.clone());
-    match (recipe.on_bad_sample, retry) {
+    match (config.on_bad_sample, retry) {
         (OnBadSample::Mask, _) => part.mask(id, label),
         (OnBadSample::Substitute, Some(sender)) if attempt.count < SUBSTITUTES_MAX => {
             let attempt = Attempt { count: attempt.count + 1, ..attempt };
-            let id = substitute(run, attempt);
-            // As many places as there are parts: this cannot block. It fails when the run is over, and the part with it.
+            let id = substitute(context, attempt);
+            // The channel has room for every part, so this never blocks. It fails if the run is over, and the part with
+            // it.
             let _ = sender.send(Retry { part, id, attempt, sender: sender.clone() });
         }
         _ => part.fail(bad, label),
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("?")
+/// The substitute for a bad sample: a pure function of seed, epoch, the place's own sample and the attempt (and of the
+/// place, where a sample may have several). Where samples come in blocks it is one of the same block, which is at hand.
+fn substitute(context: &RunContext, attempt: Attempt) -> SampleId {
+    /// Separates this random stream from the transform's.
+    const SALT: u64 = 0x5B_57;
+    let RunConfig { source, sampling, seed, .. } = &context.engine.config;
+    let Attempt { place, original, count } = attempt;
+    let salt = SALT + (u64::from(count) << 16);
+    let mut rng = KeyedRng::new(sampling.seed_at(*seed, place), context.epoch, original, salt);
+    match source.blocks() {
+        Some(blocks) => {
+            let among = blocks.samples(blocks.of(original));
+            SampleId(among.start + rng.below(among.end - among.start))
+        }
+        None => sampling.substitute(original, source.label(original), count, (*seed, context.epoch), &mut rng),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("?").to_owned()
 }

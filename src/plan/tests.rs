@@ -1,17 +1,19 @@
-//! Owns what is expected of a plan: its sizes, its refusals, its table. It must never ask the real machine.
+//! Tests of plans: sizes, refusals, the byte table.
 
 use super::*;
-use crate::tensor::{DType, Layout};
+use crate::budget::AccountKind;
+use crate::tensor::{DType, Layout, OutputFormat, SampleSpec};
+use crate::units::ByteCount;
 use proptest::prelude::*;
 
-fn photographs() -> Profile {
+fn images() -> Profile {
     Profile {
         samples: 1_281_167,
         encoded_total: ByteCount(1_281_167 * 110_000),
         encoded_p50: ByteCount(104 << 10),
         encoded_p99: ByteCount(350 << 10),
         encoded_max: ByteCount(15 << 20),
-        encoded_spread: vec![(ByteCount(110_000), 1_281_167)],
+        encoded_histogram: vec![(ByteCount(110_000), 1_281_167)],
         headers: 320,
         headers_bad: 0,
         working_p50: ByteCount(1 << 20),
@@ -34,7 +36,8 @@ fn request(budget: u64) -> Request {
 
 const FACTS: Facts = Facts {
     cores: 8,
-    cores_because: "all",
+    cores_reason: CoresReason::Auto,
+    process_overhead: LIBRARY_OVERHEAD,
     index: ByteCount(13 << 20),
     source_in_memory: false,
     read_threads: 2,
@@ -47,61 +50,62 @@ const FACTS: Facts = Facts {
 
 #[test]
 fn more_than_the_knee_is_not_taken() {
-    let ample = Plan::new(&request(64 << 30), FACTS, &photographs()).unwrap();
+    let ample = Plan::new(&request(64 << 30), FACTS, &images()).unwrap();
     assert_eq!((ample.workers, ample.outputs), (8, 0));
     assert_eq!(ample.total(), ample.knee);
-    let knee = Plan::new(&request(ample.knee.0), FACTS, &photographs()).unwrap();
+    let knee = Plan::new(&request(ample.knee.0), FACTS, &images()).unwrap();
     assert_eq!((knee.workers, knee.slots, knee.total()), (ample.workers, ample.slots, ample.total()));
-    // What is left over is there for giants, and for nothing else.
-    assert!(ample.jumbo_bytes > 40 << 30);
+    // The rest is there for oversized images only.
+    assert!(ample.oversized_image_bytes > 40 << 30);
 }
 
 #[test]
-fn workers_have_a_scratch_for_the_common_picture_and_share_a_lane_for_giants() {
-    let plan = Plan::new(&request(1 << 30), FACTS, &photographs()).unwrap();
+fn workers_have_scratch_for_common_images_and_share_the_oversized() {
+    let plan = Plan::new(&request(1 << 30), FACTS, &images()).unwrap();
     assert_eq!(plan.scratch_bytes, 4 << 20);
-    assert!(plan.jumbo_bytes >= 30 << 20);
-    let least = Plan::new(&request(plan.minimum.0), FACTS, &photographs()).unwrap();
+    assert!(plan.oversized_image_bytes >= 30 << 20);
+    let least = Plan::new(&request(plan.minimum.0), FACTS, &images()).unwrap();
     assert_eq!((least.workers, least.slots, least.scratch_bytes), (1, 2, 30 << 20));
     assert_eq!(least.total(), least.minimum);
 }
 
 #[test]
-fn a_source_that_wants_many_reads_at_once_has_buffers_for_them() {
+fn a_source_with_many_concurrent_reads_has_buffers_for_them() {
     let one = |budget| Request { workers_max: Some(1), ..request(budget) };
     for (read_threads, chunks) in [(2, 4), (28, 30)] {
         let facts = Facts { read_threads, ..FACTS };
-        let ample = Plan::new(&one(64 << 30), facts, &photographs()).unwrap();
+        let ample = Plan::new(&one(64 << 30), facts, &images()).unwrap();
         assert_eq!((ample.workers, ample.chunks), (1, chunks));
-        let least = Plan::new(&one(ample.minimum.0), facts, &photographs()).unwrap();
+        let least = Plan::new(&one(ample.minimum.0), facts, &images()).unwrap();
         assert_eq!((least.chunks, least.total()), (2, least.minimum));
         // As many as there is room for: whole buffers of the common file.
-        let some = Plan::new(&one(ample.minimum.0 + (3 << 20)), facts, &photographs()).unwrap();
+        let some = Plan::new(&one(ample.minimum.0 + (3 << 20)), facts, &images()).unwrap();
         assert!((4..=10).contains(&some.chunks) && some.total() <= ample.minimum + ByteCount(3 << 20), "{some:?}");
     }
 }
 
 #[test]
-fn small_files_are_kept_as_far_as_the_budget_goes_and_large_ones_are_not() {
-    let small = Profile { encoded_total: ByteCount(50_000 * 900), samples: 50_000, ..photographs() };
+fn small_files_are_cached_as_far_as_the_budget_goes() {
+    let small = Profile { encoded_total: ByteCount(50_000 * 900), samples: 50_000, ..images() };
     let cache =
         |budget: u64, facts: Facts, profile: &Profile| Plan::new(&request(budget), facts, profile).unwrap().cache_bytes;
     let all = cache(1 << 30, FACTS, &small);
     assert!((50_000 * 900..50_000 * 1200).contains(&all), "{all}");
     let knee = Plan::new(&request(1 << 30), FACTS, &small).unwrap().knee;
     let without = knee.0 - all;
-    assert_eq!(cache(without + all, FACTS, &small), all / 2, "half of what is left stays free for giants");
+    assert_eq!(cache(without + all, FACTS, &small), all / 2, "half of the rest stays free for oversized samples");
     assert_eq!(cache(without + (1 << 20), FACTS, &small), 0, "a table with next to nothing in it");
     assert_eq!(cache(1 << 30, Facts { source_in_memory: true, ..FACTS }, &small), 0);
-    assert_eq!(cache(64 << 30, FACTS, &photographs()), 0);
+    assert_eq!(cache(64 << 30, FACTS, &images()), 0);
 }
 
 #[test]
 fn a_budget_one_byte_short_is_refused_with_the_table() {
-    let minimum = Plan::new(&request(1 << 30), FACTS, &photographs()).unwrap().minimum;
-    match Plan::new(&request(minimum.0 - 1), FACTS, &photographs()) {
-        Err(PlanError::OverBudget { needed, table, .. }) => {
-            assert_eq!(needed, minimum);
+    let minimum = Plan::new(&request(1 << 30), FACTS, &images()).unwrap().minimum;
+    match Plan::new(&request(minimum.0 - 1), FACTS, &images()) {
+        Err(refused) => {
+            assert_eq!(refused.needed, minimum);
+            let table = refused.to_string();
             assert!(table.contains("slots") && table.contains("2 x 9.19 MiB"), "{table}");
         }
         other => panic!("{other:?}"),
@@ -111,21 +115,21 @@ fn a_budget_one_byte_short_is_refused_with_the_table() {
 #[test]
 fn an_output_of_another_type_is_made_beside_the_slots() {
     let format = OutputFormat { dtype: DType::F32, layout: Layout::Nchw, normalize: None };
-    let plan = Plan::new(&Request { format, ..request(1 << 30) }, FACTS, &photographs()).unwrap();
+    let plan = Plan::new(&Request { format, ..request(1 << 30) }, FACTS, &images()).unwrap();
     assert_eq!((plan.outputs, plan.output_bytes), (2, 4 * plan.slot_bytes));
     // On a device with memory of its own the outputs are not the ledger's.
     let there = Facts { output_in_ram: false, reads_slots: false, ..FACTS };
-    let plan = Plan::new(&Request { format, ..request(1 << 30) }, there, &photographs()).unwrap();
+    let plan = Plan::new(&Request { format, ..request(1 << 30) }, there, &images()).unwrap();
     assert_eq!(plan.outputs, 2);
-    assert!(plan.rows.iter().all(|row| row.account != "outputs"));
+    assert_eq!(plan.row(AccountKind::Outputs), None);
 }
 
 #[test]
 fn the_explanation_names_every_account_and_its_reason() {
-    let plan = Plan::new(&request(1 << 30), FACTS, &photographs()).unwrap();
+    let plan = Plan::new(&request(1 << 30), FACTS, &images()).unwrap();
     let (text, minimum) = (plan.explain(), plan.minimum.to_string());
     for words in
-        ["headroom", "scratch", "encoded", "giant files", "workers", "slots", "knee", "one more worker", &minimum]
+        ["headroom", "scratch", "encoded", "oversized files", "workers", "slots", "knee", "one more worker", &minimum]
     {
         assert!(text.contains(words), "{words} in\n{text}");
     }
@@ -139,7 +143,11 @@ fn profile() -> impl Strategy<Value = Profile> {
         encoded_p50: ByteCount(e),
         encoded_p99: ByteCount(e + f),
         encoded_max: ByteCount(e + f + g),
-        encoded_spread: vec![(ByteCount(e), samples / 2), (ByteCount(e + f), samples / 3), (ByteCount(e + f + g), 1)],
+        encoded_histogram: vec![
+            (ByteCount(e), samples / 2),
+            (ByteCount(e + f), samples / 3),
+            (ByteCount(e + f + g), 1),
+        ],
         headers: 1,
         headers_bad: 0,
         working_p50: ByteCount(w),
@@ -169,21 +177,21 @@ proptest! {
         output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
     ) {
         let reads_slots = reads_slots && output_in_ram;
-        let facts = Facts { cores, cores_because: "all", index: ByteCount(1 << 20), read_threads: 2, reading: ByteCount(3 << 10), sampling: ByteCount(5 << 10), source_in_memory, output_in_ram, reads_slots, device_overhead: ByteCount::ZERO };
+        let facts = Facts { cores, cores_reason: CoresReason::CpuBudget, process_overhead: LIBRARY_OVERHEAD, index: ByteCount(1 << 20), read_threads: 2, reading: ByteCount(3 << 10), sampling: ByteCount(5 << 10), source_in_memory, output_in_ram, reads_slots, device_overhead: ByteCount::ZERO };
         match Plan::new(&request, facts, &profile) {
             Ok(plan) => {
                 prop_assert!(plan.total() <= request.budget);
                 prop_assert!(plan.minimum <= plan.total() || plan.minimum <= request.budget);
                 prop_assert!(plan.workers >= 1 && plan.workers <= request.workers_max.unwrap_or(cores));
                 // Every account can be used to its cap whatever the others do.
-                let giants = |account| plan.rows.iter().find(|row| row.account == account).map_or(0, |row| row.bytes.0);
-                let fixed = plan.total().0 - giants("giant files") - giants("jumbo");
-                prop_assert!(fixed + plan.giant_encoded_bytes + plan.jumbo_bytes <= request.budget.0);
+                let oversized = |account| plan.row(account).map_or(0, |row| row.bytes().0);
+                let fixed = plan.total().0 - oversized(AccountKind::OversizedFiles) - oversized(AccountKind::OversizedImages);
+                prop_assert!(fixed + plan.oversized_file_bytes + plan.oversized_image_bytes <= request.budget.0);
                 prop_assert!(plan.cache_bytes == 0 || !source_in_memory);
-                // The largest file and the largest picture that are known can be let in.
-                let fits = |largest: ByteCount, common: u64, giant: u64| largest.0 <= common.max(giant);
-                prop_assert!(fits(profile.encoded_max, plan.chunk_bytes, plan.giant_encoded_bytes));
-                prop_assert!(fits(profile.working_max, plan.scratch_bytes, plan.jumbo_bytes));
+                // The largest file and the largest image that are known can be let in.
+                let fits = |largest: ByteCount, common: u64, oversized: u64| largest.0 <= common.max(oversized);
+                prop_assert!(fits(profile.encoded_max, plan.chunk_bytes, plan.oversized_file_bytes));
+                prop_assert!(fits(profile.working_max, plan.scratch_bytes, plan.oversized_image_bytes));
                 // Every level is smaller than the one before, and the last is the least.
                 for level in 1..plan.levels() {
                     prop_assert!(plan.level_bytes(level) <= plan.level_bytes(level - 1), "{level} {plan:?}");
@@ -199,12 +207,11 @@ proptest! {
                 let more = Plan::new(&more, facts, &profile).expect("what fits in less fits in more");
                 prop_assert!(more.workers >= plan.workers && more.minimum == plan.minimum);
             }
-            Err(PlanError::OverBudget { needed, budget, .. }) => {
-                prop_assert!(needed > budget);
-                let enough = Request { budget: needed, ..request.clone() };
+            Err(refused) => {
+                prop_assert!(refused.needed > refused.budget);
+                let enough = Request { budget: refused.needed, ..request.clone() };
                 prop_assert!(Plan::new(&enough, facts, &profile).is_ok(), "the minimum is enough");
             }
-            Err(PlanError::Config(what)) => prop_assert!(false, "{}", what),
         }
     }
 }

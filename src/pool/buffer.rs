@@ -1,69 +1,72 @@
-//! Owns the buffers that encoded bytes are read into. A fixed number circulates, which bounds the read depth.
-//! It must never grow beyond what is reserved for it.
+//! Read buffers: memory for the encoded bytes of one chunk. Their number limits the reads in flight.
 
+use super::reusable::regrow;
 use crate::budget::Reservation;
 use crate::device::{DeviceError, HostMemory};
 use crate::units::ByteCount;
 
-/// Room for the encoded bytes of one chunk, in a mapping of its own (see `scratch.rs` for why).
+/// Memory for the encoded bytes of one chunk, in a mapping of its own (see `scratch.rs` for the reason).
 pub(crate) struct ReadBuffer {
-    /// What the buffer's own reservation covers; a chunk that is larger needs one of its own, which is not kept.
+    /// Memory of the buffer's own reservation.
     kept: HostMemory,
     keep_bytes: usize,
     held: Reservation,
-    giant: Option<(HostMemory, Reservation)>,
+    /// Memory of a larger chunk, with a reservation of its own. It is not kept.
+    oversized: Option<(HostMemory, Reservation)>,
     len: usize,
 }
 
 impl ReadBuffer {
-    pub(crate) fn new(keep_bytes: usize, held: Reservation) -> Result<Self, DeviceError> {
-        Ok(ReadBuffer { kept: HostMemory::pageable(keep_bytes)?, keep_bytes, held, giant: None, len: 0 })
+    /// A buffer as large as its reservation.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
+        let keep_bytes = held.bytes().0 as usize;
+        Ok(ReadBuffer { kept: HostMemory::pageable(keep_bytes)?, keep_bytes, held, oversized: None, len: 0 })
     }
 
-    /// How large a chunk may be without a reservation of its own.
+    /// Largest chunk that needs no reservation of its own.
     pub(crate) fn keep_bytes(&self) -> usize {
         self.keep_bytes
     }
 
-    /// Makes room for exactly this many bytes, whose content is left over from before; `giant` is their reservation
-    /// where they are more than the buffer keeps.
+    /// Sets the length, for a chunk of exactly `len` bytes. Their contents are undefined. `oversized` is the
+    /// reservation of a chunk that is larger than [`keep_bytes`](Self::keep_bytes).
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`] if the system has no room for a giant; the buffer is then empty.
+    /// The system has no memory for an oversized chunk; the buffer is then empty.
     ///
     /// # Panics
-    /// Panics if `giant` is missing where it is needed.
-    pub(crate) fn prepare(&mut self, len: usize, giant: Option<Reservation>) -> Result<(), DeviceError> {
-        assert!(len <= self.keep_bytes() || giant.as_ref().is_some_and(|held| held.bytes().0 >= len as u64));
+    /// Panics if `oversized` is missing where it is needed.
+    pub(crate) fn prepare(&mut self, len: usize, oversized: Option<Reservation>) -> Result<(), DeviceError> {
+        assert!(len <= self.keep_bytes() || oversized.as_ref().is_some_and(|held| held.bytes().0 >= len as u64));
         self.release();
-        if let Some(held) = giant {
-            self.giant = Some((HostMemory::pageable(len)?, held));
+        if let Some(held) = oversized {
+            self.oversized = Some((HostMemory::pageable(len)?, held));
         }
         self.len = len;
         Ok(())
     }
 
-    fn memory(&self) -> &HostMemory {
-        self.giant.as_ref().map_or(&self.kept, |(memory, _)| memory)
-    }
-
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.memory().as_slice()[..self.len]
+        let memory = self.oversized.as_ref().map_or(&self.kept, |(memory, _)| memory);
+        &memory.as_slice()[..self.len]
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let memory = self.giant.as_mut().map_or(&mut self.kept, |(memory, _)| memory);
+        let memory = self.oversized.as_mut().map_or(&mut self.kept, |(memory, _)| memory);
         &mut memory.as_mut_slice()[..self.len]
     }
 
-    /// Gives back what only a giant needed.
+    /// Empties the buffer, and gives back the memory of an oversized chunk.
     pub(crate) fn release(&mut self) {
         self.len = 0;
-        self.giant = None;
+        self.oversized = None;
     }
 
-    /// Gives everything back until [`wake`](Self::wake).
-    pub(crate) fn rest(&mut self) {
+    /// Gives everything back until [`reacquire`](Self::reacquire).
+    pub(crate) fn release_memory(&mut self) {
         self.release();
         if let Ok(nothing) = HostMemory::pageable(0) {
             self.kept = nothing;
@@ -71,10 +74,12 @@ impl ReadBuffer {
         }
     }
 
+    /// Takes the buffer's memory again.
+    ///
     /// # Errors
-    /// There is no memory.
-    pub(crate) fn wake(&mut self) -> Result<(), DeviceError> {
-        super::take_again(&mut self.held, self.keep_bytes)?;
+    /// The system has no memory.
+    pub(crate) fn reacquire(&mut self) -> Result<(), DeviceError> {
+        regrow(&mut self.held, self.keep_bytes)?;
         self.kept = HostMemory::pageable(self.keep_bytes)?;
         Ok(())
     }
@@ -83,13 +88,13 @@ impl ReadBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::Ledger;
+    use crate::budget::{AccountKind, Ledger};
 
     #[test]
     fn a_buffer_keeps_its_own_size_and_no_more() {
         let ledger = Ledger::new(ByteCount(1000));
-        let account = ledger.account("encoded", ledger.limit());
-        let mut buffer = ReadBuffer::new(100, account.reserve(ByteCount(100)).unwrap()).unwrap();
+        let account = ledger.account(AccountKind::Encoded, ledger.limit());
+        let mut buffer = ReadBuffer::new(account.reserve(ByteCount(100)).unwrap()).unwrap();
         buffer.prepare(40, None).unwrap();
         let address = buffer.bytes().as_ptr();
         buffer.prepare(100, None).unwrap();
@@ -101,9 +106,9 @@ mod tests {
         assert_eq!((buffer.bytes().len(), ledger.held()), (0, ByteCount(100)));
         buffer.prepare(1, None).unwrap();
         assert_eq!(buffer.bytes().as_ptr(), address);
-        buffer.rest();
+        buffer.release_memory();
         assert_eq!((ledger.held(), buffer.keep_bytes()), (ByteCount::ZERO, 100));
-        buffer.wake().unwrap();
+        buffer.reacquire().unwrap();
         buffer.prepare(100, None).unwrap();
         buffer.bytes_mut().fill(1);
         assert_eq!(ledger.held(), ByteCount(100));
@@ -111,9 +116,9 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "assertion failed")]
-    fn a_giant_without_a_reservation_is_refused() {
+    fn an_oversized_chunk_without_a_reservation_is_refused() {
         let ledger = Ledger::new(ByteCount(1000));
-        let held = ledger.account("encoded", ledger.limit()).reserve(ByteCount(100)).unwrap();
-        let _ = ReadBuffer::new(100, held).unwrap().prepare(101, None);
+        let held = ledger.account(AccountKind::Encoded, ledger.limit()).reserve(ByteCount(100)).unwrap();
+        let _ = ReadBuffer::new(held).unwrap().prepare(101, None);
     }
 }

@@ -1,5 +1,5 @@
-//! Owns encoded samples that stay in RAM from one epoch to the next, where opening a small file costs more than reading
-//! it. It must never hold more than its reservation: what does not fit any more is read again each time.
+//! Cache of encoded samples, from one epoch to the next: opening a small file costs more than reading it. Samples that
+//! do not fit into the cache's reservation are read again each time.
 
 use std::mem::size_of;
 use std::ops::Range;
@@ -9,8 +9,8 @@ use crate::device::{HostMemory, PAGE_BYTES};
 use crate::sync::{Arc, AtomicU64, OnceLock, Ordering};
 use crate::units::SampleId;
 
-/// Samples that were read together lie in one mapping of their own, which goes back to the system when the cache does:
-/// an allocator would keep it.
+/// A cached sample. Samples that were read together share a mapping of their own, which returns to the system with the
+/// cache: an allocator would keep it.
 struct Kept {
     block: Arc<HostMemory>,
     start: u32,
@@ -19,11 +19,11 @@ struct Kept {
 
 type Cell = OnceLock<Kept>;
 
-/// What a block takes besides its pages: its handle and the allocator's share.
+/// Cost of a block besides its pages: its handle and the allocator's share.
 const BLOCK_BYTES: u64 = 128;
 
-/// The stored bytes of samples that have been read before, as many as fit. A sample is kept for good or not at all, so
-/// nothing is ever moved or given up while somebody decodes it.
+/// Stored bytes of samples that have been read before, as many as fit. A sample is kept for the life of the cache or
+/// not at all, so nothing is moved or evicted while it is decoded.
 pub(crate) struct EncodedCache {
     cells: Box<[Cell]>,
     left_bytes: AtomicU64,
@@ -31,8 +31,8 @@ pub(crate) struct EncodedCache {
 }
 
 impl EncodedCache {
-    /// A cache for a source of this many samples. `held` has to cover the table ([`table_bytes`](Self::table_bytes));
-    /// what it covers beyond is for samples.
+    /// A cache for a source of this many samples. `held` covers the table ([`table_bytes`](Self::table_bytes)) and the
+    /// samples.
     ///
     /// # Panics
     /// Panics if `held` does not cover the table.
@@ -43,7 +43,7 @@ impl EncodedCache {
         EncodedCache { cells, left_bytes: AtomicU64::new(left), _held: held }
     }
 
-    /// What the table of a source's samples takes, before a single one is kept.
+    /// Bytes of the table of an empty cache.
     pub(crate) fn table_bytes(samples: u64) -> u64 {
         samples.saturating_mul(size_of::<Cell>() as u64)
     }
@@ -52,14 +52,14 @@ impl EncodedCache {
         bytes.next_multiple_of(PAGE_BYTES) as u64 + BLOCK_BYTES
     }
 
-    /// The stored bytes of a sample, if they are here.
+    /// Stored bytes of a sample, if they are cached.
     pub(crate) fn get(&self, id: SampleId) -> Option<&[u8]> {
         let Kept { block, start, len } = self.cells.get(id.0 as usize)?.get()?;
         block.as_slice().get(*start as usize..)?.get(..*len as usize)
     }
 
-    /// Keeps the stored bytes of samples that were read together, if there is room for all of them. `buffer` holds each
-    /// sample at its range.
+    /// Copies the stored bytes of samples that were read together, if all of them fit. `buffer` holds each sample at
+    /// its range.
     pub(crate) fn keep(&self, buffer: &[u8], samples: impl Iterator<Item = (SampleId, Range<usize>)> + Clone) {
         let total: usize = samples.clone().map(|(_, range)| range.len()).sum();
         let cost = Self::cost(total);
@@ -80,7 +80,7 @@ impl EncodedCache {
         let mut start = 0;
         for (id, range) in samples {
             if let Some(cell) = self.cells.get(id.0 as usize) {
-                // Somebody else may have read the same sample meanwhile, as a substitute: the first stays.
+                // Another thread may have read the same sample meanwhile, as a substitute: the first stays.
                 let _ = cell.set(Kept { block: block.clone(), start, len: range.len() as u32 });
             }
             start += range.len() as u32;
@@ -96,13 +96,13 @@ impl EncodedCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::Ledger;
+    use crate::budget::{AccountKind, Ledger};
     use crate::units::ByteCount;
 
     fn cache(samples: u64, room: u64) -> (Ledger, EncodedCache) {
         let ledger = Ledger::new(ByteCount(1 << 20));
         let bytes = ByteCount(EncodedCache::table_bytes(samples) + room);
-        let held = ledger.account("cache", ledger.limit()).reserve(bytes).expect("within the limit");
+        let held = ledger.account(AccountKind::Cache, ledger.limit()).reserve(bytes).expect("within the limit");
         (ledger, EncodedCache::new(samples, held))
     }
 
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_and_what_does_not_fit_does_not() {
+    fn kept_samples_come_back_and_others_do_not() {
         let (ledger, cache) = cache(6, 2 * EncodedCache::cost(100));
         assert_eq!(cache.get(SampleId(2)), None);
         keep(&cache, &[(2, &[5; 100]), (0, &[]), (3, &[7; 9])]);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_keep_the_same_samples_never_pass_the_reservation() {
+    fn concurrent_copies_never_exceed_the_reservation() {
         let (_ledger, cache) = cache(100, 50 * EncodedCache::cost(40));
         std::thread::scope(|scope| {
             for start in 0..4 {
@@ -157,7 +157,7 @@ mod tests {
     #[should_panic(expected = "do not hold a table of 9 samples")]
     fn a_reservation_below_the_table_is_refused() {
         let ledger = Ledger::new(ByteCount(1 << 20));
-        let held = ledger.account("cache", ledger.limit()).reserve(ByteCount(10)).expect("within the limit");
+        let held = ledger.account(AccountKind::Cache, ledger.limit()).reserve(ByteCount(10)).expect("within the limit");
         let _ = EncodedCache::new(9, held);
     }
 }

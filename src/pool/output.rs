@@ -1,7 +1,7 @@
-//! Owns the entries of the device ring: memory of one finished batch, made once and fed again and again.
-//! It must never be fed before the event that its last reader left has passed.
+//! Outputs: device memory of one finished batch, allocated once and reused. A new transfer into it waits for the event
+//! that its last reader left.
 
-use super::Recycle;
+use super::reusable::{Reusable, regrow};
 use crate::budget::Reservation;
 use crate::device::{Device, DeviceError, DeviceMemory, Event, HostMemory};
 use crate::sync::Arc;
@@ -11,17 +11,17 @@ use crate::units::ByteCount;
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) memory: DeviceMemory,
-    /// What has to pass before it may be fed again.
+    /// Event after which it may be written again.
     pub(crate) released: Event,
     bytes: usize,
     copied_bytes: usize,
     device: Arc<dyn Device>,
-    /// Where device memory comes out of the host's RAM.
+    /// Reservation, if the device's memory is in RAM.
     held: Option<Reservation>,
 }
 
-impl Recycle for Output {
-    fn rest(&mut self) {
+impl Reusable for Output {
+    fn release_memory(&mut self) {
         // A device that still works on it keeps it until it is done.
         if let (Some(held), Ok(nothing)) = (&mut self.held, HostMemory::pageable(0)) {
             self.memory = DeviceMemory::from_host(nothing);
@@ -29,9 +29,9 @@ impl Recycle for Output {
         }
     }
 
-    fn wake(&mut self) -> Result<(), DeviceError> {
+    fn reacquire(&mut self) -> Result<(), DeviceError> {
         if let Some(held) = &mut self.held {
-            super::take_again(held, self.bytes)?;
+            regrow(held, self.bytes)?;
             self.memory = self.device.memory(self.bytes, self.copied_bytes)?;
             self.released = Event::done();
         }
@@ -40,7 +40,8 @@ impl Recycle for Output {
 }
 
 impl Output {
-    /// Memory for a finished batch of `bytes`, made of `copied_bytes` that have to be finished (0: none have).
+    /// Memory for a finished batch of `bytes`, converted from `copied_bytes` of pixels on the device (0: not
+    /// converted).
     ///
     /// # Errors
     /// The device has no memory.

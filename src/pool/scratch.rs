@@ -1,31 +1,26 @@
-//! Owns the memory that one picture is decoded and transformed in: a scratch for each worker, and one jumbo lane for
-//! the rare picture that is larger.
-//! It must never take more than its reservation; who holds the jumbo lane waits for nothing else.
+//! Memory for decoding and transforming images: a scratch for each worker, and a shared one for images that are larger.
 
-use super::sample::Shown;
-use super::{Recycle, take_again};
+use super::reusable::{Reusable, regrow};
 use crate::budget::{Account, OverBudget, Reservation};
-use crate::decode::WorkingSet;
 use crate::device::{DeviceError, HostMemory};
-use crate::quarantine::Stage;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, MutexGuard, lock};
 use crate::units::ByteCount;
 
 /// Memory of one worker.
 ///
 /// It is a mapping of its own, not the allocator's memory: an allocator that has been given back a large block keeps
-/// blocks of that size from then on, in every thread's arena, where no ledger sees them. Pages that no picture has touched
-/// cost nothing.
+/// blocks of that size from then on, in every thread's arena, where no ledger sees them. Pages that no image has
+/// touched cost nothing.
 pub(crate) struct Scratch {
     memory: HostMemory,
-    /// Bytes that pictures so far have touched.
+    /// Bytes that images have touched so far.
     touched: u64,
     bytes: usize,
     held: Reservation,
 }
 
-impl Recycle for Scratch {
-    fn rest(&mut self) {
+impl Reusable for Scratch {
+    fn release_memory(&mut self) {
         if let Ok(nothing) = HostMemory::pageable(0) {
             self.memory = nothing;
             self.touched = 0;
@@ -33,67 +28,72 @@ impl Recycle for Scratch {
         }
     }
 
-    fn wake(&mut self) -> Result<(), DeviceError> {
-        take_again(&mut self.held, self.bytes)?;
+    fn reacquire(&mut self) -> Result<(), DeviceError> {
+        regrow(&mut self.held, self.bytes)?;
         self.memory = HostMemory::pageable(self.bytes)?;
         Ok(())
     }
 }
 
 impl Scratch {
+    /// A scratch as large as its reservation.
+    ///
+    /// # Errors
+    /// The system has no memory.
     pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
         let bytes = held.bytes().0 as usize;
         Ok(Scratch { memory: HostMemory::pageable(bytes)?, touched: 0, bytes, held })
     }
 
-    /// The largest working set that fits.
+    /// Largest working set that fits.
     pub(crate) fn bytes_max(&self) -> ByteCount {
         ByteCount(self.bytes as u64)
     }
 
-    /// Makes sure that what earlier pictures left behind and what this one's codec takes for itself fit together.
-    fn make_room(&mut self, WorkingSet { pixel_bytes, codec_bytes }: WorkingSet) -> Result<(), DeviceError> {
+    /// Memory for an image that takes `pixel_bytes` of it, beside `codec_bytes` that its codec allocates itself. Pages
+    /// that earlier images touched are given back if they and the codec's would not fit together.
+    ///
+    /// # Errors
+    /// The system has no memory.
+    pub(crate) fn memory_for(&mut self, pixel_bytes: u64, codec_bytes: u64) -> Result<&mut [u8], DeviceError> {
         if self.touched.max(pixel_bytes) + codec_bytes > self.bytes as u64 {
             self.memory = HostMemory::pageable(self.bytes)?;
             self.touched = 0;
         }
         self.touched = self.touched.max(pixel_bytes);
-        Ok(())
-    }
-
-    /// Decodes a picture and puts what is shown of it into `out`, one sample's bytes. Returns as [`Shown::make`].
-    pub(crate) fn fill(&mut self, encoded: &[u8], shown: &Shown, out: &mut [u8]) -> Result<u32, (Stage, String)> {
-        self.make_room(shown.working_set()).map_err(|error| (Stage::Decode, error.to_string()))?;
-        shown.make(encoded, self.memory.as_mut_slice(), out)
+        Ok(self.memory.as_mut_slice())
     }
 }
 
-/// The one place for pictures that are larger than a worker's scratch. One at a time; its memory is given back at once.
-pub(crate) struct JumboLane {
+/// The account for images larger than a worker's scratch, which are decoded one at a time.
+pub(crate) struct OversizedScratch {
     turn: Mutex<()>,
     account: Account,
 }
 
-impl JumboLane {
+/// The turn of one oversized image. It must be held for as long as the reservation.
+pub(crate) struct Turn<'a> {
+    _turn: MutexGuard<'a, ()>,
+    account: &'a Account,
+}
+
+impl OversizedScratch {
     pub(crate) fn new(account: Account) -> Self {
-        JumboLane { turn: Mutex::new(()), account }
+        OversizedScratch { turn: Mutex::new(()), account }
     }
 
-    /// Runs `with` in a scratch of this size, as soon as it is this picture's turn.
-    ///
-    /// # Errors
-    /// [`JumboError::OverBudget`] if the lane is not that large, which does not depend on what else is under way: the
-    /// account's cap is the lane's alone. [`JumboError::Memory`] if the system has none.
-    pub(crate) fn run<T>(&self, bytes: ByteCount, with: impl FnOnce(&mut Scratch) -> T) -> Result<T, JumboError> {
-        let _turn = lock(&self.turn);
-        let held = self.account.reserve(bytes).map_err(JumboError::OverBudget)?;
-        let mut scratch = Scratch::new(held).map_err(JumboError::Memory)?;
-        Ok(with(&mut scratch))
+    /// Blocks until no other oversized image is being decoded.
+    pub(crate) fn wait_for_turn(&self) -> Turn<'_> {
+        Turn { _turn: lock(&self.turn), account: &self.account }
     }
 }
 
-/// Why a picture did not get the jumbo lane.
-pub(crate) enum JumboError {
-    OverBudget(OverBudget),
-    Memory(DeviceError),
+impl Turn<'_> {
+    /// Reserves the bytes of an oversized image.
+    ///
+    /// # Errors
+    /// The account's cap is lower, whatever else is in flight: the cap is this account's alone.
+    pub(crate) fn reserve(&self, bytes: ByteCount) -> Result<Reservation, OverBudget> {
+        self.account.reserve(bytes)
+    }
 }

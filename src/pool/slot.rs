@@ -1,22 +1,21 @@
-//! Owns slots: the memory that a batch is written into, and the parts through which several workers write one slot at
-//! the same time.
-//! It must never hand out a byte twice: a slot is either free, or cut into parts, or whole, and the types say which.
+//! Slots: memory of one batch, and the parts through which several workers write one slot at the same time.
 //!
 //! ```text
-//! Slot --fill--> Parts (handed out once, in order) + Pending --wait--> Filled --drop--> back into the ring
+//! Slot --split--> Parts (in order) + Pending --wait--> Filled --drop--> back into the pool
 //! ```
 //!
-//! The slot goes home when the last of its parts and handles is gone, so nobody can write into it who does not hold it.
-//! A part that is forgotten keeps its slot from ever becoming whole; it never makes memory unsafe.
+//! A slot is free, or split into parts, or filled, and the types say which, so no byte is handed out twice. It returns
+//! to its pool with the last of its parts and handles. A part that is leaked keeps its slot from ever being complete;
+//! it never makes memory unsafe.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::countdown::Countdown;
-use super::{Lent, Recycle};
+use super::latch::Latch;
+use super::reusable::{Pooled, Reusable, regrow};
+use crate::bad_samples::BadSample;
 use crate::budget::Reservation;
 use crate::device::{Device, DeviceError, HostMemory};
-use crate::quarantine::BadSample;
 use crate::sync::Arc;
 use crate::units::{ByteCount, SampleId};
 
@@ -30,72 +29,72 @@ pub(crate) struct Slot {
     held: Reservation,
 }
 
-/// What is known of a slot's samples besides their pixels, by position.
+/// Metadata of a batch's samples, by position.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Marks {
+pub(crate) struct BatchMeta {
     pub(crate) labels: Vec<u32>,
     pub(crate) ids: Vec<SampleId>,
     pub(crate) valid: Vec<bool>,
-    /// Every bad sample met on the way, with the position that it was meant for.
+    /// Every bad sample, with the position that it was meant for.
     pub(crate) bad: Vec<(usize, BadSample)>,
-    /// A bad sample that nothing may take the place of: the first by position.
+    /// The first bad sample, by position, that ends the run.
     pub(crate) fatal: Option<(usize, BadSample)>,
-    /// Parts that were dropped unfinished: the run was called off, or a worker died.
+    /// Parts that were dropped unfinished: the run was cancelled, or a worker panicked.
     pub(crate) abandoned: usize,
-    /// How long after the slot was cut each part was done, all of them together.
+    /// Sum over the parts of the time from the split to their end.
     pub(crate) done_after: Duration,
 }
 
-struct Filling {
+struct SlotInUse {
     begun: Instant,
-    slot: Lent<Slot>,
-    countdown: Countdown<Marks>,
+    slot: Pooled<Slot>,
+    latch: Latch<BatchMeta>,
 }
 
-/// The parts of a slot that have not been handed out yet, in order.
+/// Iterator over the parts of a slot, in order.
 pub(crate) struct Parts {
-    filling: Arc<Filling>,
+    in_use: Arc<SlotInUse>,
     next: usize,
     samples: usize,
 }
 
-/// One sample's place in a slot: the only way to its bytes until the slot is whole.
+/// One sample's place in a slot: the only access to its bytes until the slot is complete.
 pub(crate) struct Part {
-    filling: Arc<Filling>,
+    in_use: Arc<SlotInUse>,
     position: usize,
     open: bool,
 }
 
-/// A slot that is being filled; the handle to wait on.
+/// Handle to wait for a slot that is being filled.
 pub(crate) struct Pending {
-    filling: Arc<Filling>,
+    in_use: Arc<SlotInUse>,
     samples: usize,
 }
 
 /// A slot whose parts are all done.
 pub(crate) struct Filled {
-    filling: Arc<Filling>,
+    in_use: Arc<SlotInUse>,
     samples: usize,
-    pub(crate) marks: Marks,
+    pub(crate) meta: BatchMeta,
 }
 
-impl Recycle for Slot {
-    fn rest(&mut self) {
+impl Reusable for Slot {
+    fn release_memory(&mut self) {
         if let Ok(nothing) = HostMemory::pageable(0) {
             self.memory = Arc::new(nothing);
             self.held.shrink_to(ByteCount::ZERO);
         }
     }
 
-    fn wake(&mut self) -> Result<(), DeviceError> {
-        super::take_again(&mut self.held, self.bytes)?;
+    fn reacquire(&mut self) -> Result<(), DeviceError> {
+        regrow(&mut self.held, self.bytes)?;
         self.memory = Arc::new(self.device.host_memory(self.bytes)?);
         Ok(())
     }
 }
 
 impl Slot {
-    /// A slot of as many bytes as `held` says, in memory that `device` likes to copy from.
+    /// A slot as large as its reservation, in memory that `device` can copy from fast.
     ///
     /// # Errors
     /// There is no memory.
@@ -113,23 +112,23 @@ impl Slot {
         let memory = Arc::new(device.host_memory(bytes)?);
         Ok(Slot { memory, bytes, sample_bytes, samples_max, device, held })
     }
-}
 
-/// Cuts a slot into parts for this many samples.
-///
-/// # Panics
-/// Panics if there are more than the slot has room for.
-pub(crate) fn fill(slot: Lent<Slot>, samples: usize) -> (Parts, Pending) {
-    assert!(samples <= slot.samples_max, "{samples} samples for {}", slot.samples_max);
-    assert!(slot.memory.len() == slot.bytes, "a slot at rest was lent");
-    let marks = Marks {
-        labels: vec![0; samples],
-        ids: vec![SampleId::default(); samples],
-        valid: vec![false; samples],
-        ..Marks::default()
-    };
-    let filling = Arc::new(Filling { begun: Instant::now(), slot, countdown: Countdown::new(samples, marks) });
-    (Parts { filling: filling.clone(), next: 0, samples }, Pending { filling, samples })
+    /// Splits a slot into parts for this many samples.
+    ///
+    /// # Panics
+    /// Panics if there are more than the slot has room for.
+    pub(crate) fn split(slot: Pooled<Slot>, samples: usize) -> (Parts, Pending) {
+        assert!(samples <= slot.samples_max, "{samples} samples for {}", slot.samples_max);
+        assert!(slot.memory.len() == slot.bytes, "an inactive slot was checked out");
+        let meta = BatchMeta {
+            labels: vec![0; samples],
+            ids: vec![SampleId::default(); samples],
+            valid: vec![false; samples],
+            ..BatchMeta::default()
+        };
+        let in_use = Arc::new(SlotInUse { begun: Instant::now(), slot, latch: Latch::new(samples, meta) });
+        (Parts { in_use: in_use.clone(), next: 0, samples }, Pending { in_use, samples })
+    }
 }
 
 impl Iterator for Parts {
@@ -139,7 +138,7 @@ impl Iterator for Parts {
         if self.next == self.samples {
             return None;
         }
-        let part = Part { filling: self.filling.clone(), position: self.next, open: true };
+        let part = Part { in_use: self.in_use.clone(), position: self.next, open: true };
         self.next += 1;
         Some(part)
     }
@@ -149,48 +148,48 @@ impl Drop for Parts {
     fn drop(&mut self) {
         let left = self.samples - self.next;
         if left > 0 {
-            self.filling.countdown.done(left, |marks| marks.abandoned += left);
+            self.in_use.latch.done(left, |meta| meta.abandoned += left);
         }
     }
 }
 
 impl Part {
-    /// The bytes of this sample. The memory may be write-combined: write it once, in order, and do not read it.
+    /// Bytes of this sample. The memory may be write-combined: write it once, in order, and do not read it.
     #[allow(unsafe_code, reason = "several workers write one slot at the same time, each its own part")]
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let slot = &self.filling.slot;
+        let slot = &self.in_use.slot;
         let start = self.position * slot.sample_bytes;
-        // SAFETY: `position` is below the number of samples that `fill` checked against the memory's length.
+        // SAFETY: `position` is below the number of samples that `split` checked against the memory's length.
         let first = unsafe { slot.memory.as_ptr().add(start) };
-        // SAFETY: the range lies in the memory, which `slot` keeps alive. Nobody else has it: `Parts` makes one part a
-        // position, `&mut self` makes one slice a part, and nobody reads the memory before the countdown says that this
-        // part is gone.
+        // SAFETY: the range lies in the memory, which `slot` keeps alive. There is no other reference to it: `Parts`
+        // makes one part for each position, `&mut self` makes one slice of a part, and the memory is read only after
+        // the latch has counted this part.
         unsafe { std::slice::from_raw_parts_mut(first, slot.sample_bytes) }
     }
 
-    /// Notes a bad sample that was meant for this place.
+    /// Records a bad sample that was meant for this place.
     pub(crate) fn note_bad(&self, bad: BadSample) {
         let position = self.position;
-        self.filling.countdown.note(|marks| marks.bad.push((position, bad)));
+        self.in_use.latch.note(|meta| meta.bad.push((position, bad)));
     }
 
-    /// The sample is written.
+    /// Marks the sample as written.
     pub(crate) fn complete(self, id: SampleId, label: u32) {
         self.close(id, label, true);
     }
 
-    /// There is no sample to write: the place is zeroed and marked invalid.
+    /// Fills the place with zeros and marks it as invalid.
     pub(crate) fn mask(mut self, id: SampleId, label: u32) {
         self.bytes_mut().fill(0);
         self.close(id, label, false);
     }
 
-    /// There is no sample to write, and the run has to end.
+    /// Masks the place, and ends the run with this bad sample.
     pub(crate) fn fail(self, bad: BadSample, label: u32) {
         let (id, position) = (bad.id, self.position);
-        self.filling.countdown.note(|marks| {
-            if marks.fatal.as_ref().is_none_or(|&(first, _)| position < first) {
-                marks.fatal = Some((position, bad));
+        self.in_use.latch.note(|meta| {
+            if meta.fatal.as_ref().is_none_or(|&(first, _)| position < first) {
+                meta.fatal = Some((position, bad));
             }
         });
         self.mask(id, label);
@@ -199,12 +198,12 @@ impl Part {
     fn close(mut self, id: SampleId, label: u32, valid: bool) {
         self.open = false;
         let position = self.position;
-        let after = self.filling.begun.elapsed();
-        self.filling.countdown.done(1, |marks| {
-            marks.done_after += after;
-            marks.ids[position] = id;
-            marks.labels[position] = label;
-            marks.valid[position] = valid;
+        let after = self.in_use.begun.elapsed();
+        self.in_use.latch.done(1, |meta| {
+            meta.done_after += after;
+            meta.ids[position] = id;
+            meta.labels[position] = label;
+            meta.valid[position] = valid;
         });
     }
 }
@@ -212,22 +211,22 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         if self.open {
-            self.filling.countdown.done(1, |marks| marks.abandoned += 1);
+            self.in_use.latch.done(1, |meta| meta.abandoned += 1);
         }
     }
 }
 
 impl Pending {
-    /// Whether [`wait`](Pending::wait) would return at once.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.filling.countdown.is_whole()
+    /// Returns true if [`wait`](Pending::wait) would return at once.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.in_use.latch.is_open()
     }
 
-    /// Blocks until every part is done. It always ends: a part that is dropped unfinished counts as well.
+    /// Blocks until every part is done. A part that is dropped unfinished counts as well, so it always ends.
     pub(crate) fn wait(self) -> Filled {
-        let mut marks = self.filling.countdown.wait().unwrap_or_default();
-        marks.bad.sort_by_key(|&(position, _)| position);
-        Filled { filling: self.filling, samples: self.samples, marks }
+        let mut meta = self.in_use.latch.wait().unwrap_or_default();
+        meta.bad.sort_by_key(|&(position, _)| position);
+        Filled { in_use: self.in_use, samples: self.samples, meta }
     }
 }
 
@@ -236,20 +235,20 @@ impl Filled {
         self.samples
     }
 
-    /// When the slot was cut into parts.
+    /// Time at which the slot was split into parts.
     pub(crate) fn begun(&self) -> Instant {
-        self.filling.begun
+        self.in_use.begun
     }
 
-    /// The pixels of all samples, u8, NHWC. Every part is done, so nobody writes any more.
+    /// Pixels of all samples, u8, NHWC. Every part is done, so nothing writes them any more.
     pub(crate) fn bytes(&self) -> &[u8] {
-        let slot = &self.filling.slot;
+        let slot = &self.in_use.slot;
         &slot.memory.as_slice()[..self.samples * slot.sample_bytes]
     }
 
-    /// A handle to the memory for a device to copy from. This must live until the copy's event has passed.
+    /// Handle to the memory for a device to copy from. `self` must live until the copy's event has passed.
     pub(crate) fn memory(&self) -> Arc<HostMemory> {
-        self.filling.slot.memory.clone()
+        self.in_use.slot.memory.clone()
     }
 }
 
@@ -262,28 +261,28 @@ impl fmt::Debug for Filled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::Ledger;
+    use crate::budget::{AccountKind, Ledger};
     use crate::device::HostDevice;
-    use crate::pool::Ring;
-    use crate::quarantine::Stage;
+    use crate::pool::reusable::Pool;
+    use crate::sample_error::{SampleError, SampleErrorKind};
 
-    fn ring(sample_bytes: usize, samples_max: usize) -> Ring<Slot> {
+    fn pool(sample_bytes: usize, samples_max: usize) -> Pool<Slot> {
         let bytes = sample_bytes * samples_max;
         let ledger = Ledger::new(ByteCount(1 << 20));
-        let held = ledger.fixed_account("slots", ledger.limit()).reserve(ByteCount(bytes as u64)).unwrap();
-        Ring::new(vec![Slot::new(Arc::new(HostDevice::new()), sample_bytes, samples_max, held).unwrap()])
+        let held = ledger.fixed_account(AccountKind::Slots, ledger.limit()).reserve(ByteCount(bytes as u64)).unwrap();
+        Pool::new(vec![Slot::new(Arc::new(HostDevice::new()), sample_bytes, samples_max, held).unwrap()])
     }
 
-    fn take(ring: &Ring<Slot>) -> Lent<Slot> {
-        ring.lend(ring.free().try_recv().expect("the slot is home"))
+    fn take(pool: &Pool<Slot>) -> Pooled<Slot> {
+        pool.checkout(pool.free().try_recv().expect("the slot is back"))
     }
 
     #[test]
-    fn workers_write_their_parts_in_any_order_and_the_slot_is_whole_in_order() {
-        let ring = ring(3, 64);
+    fn workers_write_their_parts_in_any_order() {
+        let pool = pool(3, 64);
         for round in 0..50u8 {
             let samples = 64 - usize::from(round % 3);
-            let (parts, pending) = fill(take(&ring), samples);
+            let (parts, pending) = Slot::split(take(&pool), samples);
             let mut parts: Vec<Part> = parts.collect();
             parts.reverse();
             let back = parts.split_off(20);
@@ -298,12 +297,12 @@ mod tests {
                     });
                 }
                 let filled = pending.wait();
-                assert_eq!(filled.marks.abandoned, 0, "round {round}");
+                assert_eq!(filled.meta.abandoned, 0, "round {round}");
                 assert_eq!(filled.samples(), samples);
                 for (position, bytes) in filled.bytes().chunks(3).enumerate() {
                     assert_eq!(bytes, [position as u8 ^ round; 3]);
-                    assert_eq!(filled.marks.ids[position], SampleId(position as u64));
-                    assert!(filled.marks.valid[position]);
+                    assert_eq!(filled.meta.ids[position], SampleId(position as u64));
+                    assert!(filled.meta.valid[position]);
                 }
             });
         }
@@ -311,42 +310,43 @@ mod tests {
 
     #[test]
     fn dropped_parts_are_counted_and_masked_ones_are_zero() {
-        let ring = ring(2, 4);
-        let (mut parts, pending) = fill(take(&ring), 4);
+        let pool = pool(2, 4);
+        let (mut parts, pending) = Slot::split(take(&pool), 4);
         let mut first = parts.next().unwrap();
         first.bytes_mut().fill(9);
-        let bad = BadSample { id: SampleId(5), path: "5.jpg".into(), stage: Stage::Read, cause: "gone".into() };
-        first.note_bad(bad.clone());
+        let error = SampleError::Panic { message: "gone".to_owned() };
+        let bad = BadSample::new(SampleId(5), "5.jpg".to_owned(), error);
+        first.note_bad(bad);
         first.mask(SampleId(5), 1);
         drop(parts.next());
-        assert!(!pending.is_whole());
+        assert!(!pending.is_complete());
         drop(parts);
-        assert!(pending.is_whole());
+        assert!(pending.is_complete());
         let filled = pending.wait();
-        assert_eq!(filled.marks.abandoned, 3);
-        assert_eq!(filled.marks.bad, [(0, bad)]);
+        assert_eq!(filled.meta.abandoned, 3);
+        assert!(matches!(&filled.meta.bad[..], [(0, bad)] if bad.error.kind() == SampleErrorKind::Panic));
         assert_eq!(filled.bytes(), [0; 8]);
-        assert!(!filled.marks.valid[0]);
-        assert!(ring.free().is_empty());
+        assert!(!filled.meta.valid[0]);
+        assert!(pool.free().is_empty());
         drop(filled);
-        assert_eq!(ring.free().len(), 1);
+        assert_eq!(pool.free().len(), 1);
     }
 
     #[test]
-    fn a_slot_goes_home_with_the_last_of_its_parts_and_not_before() {
-        let ring = ring(2, 4);
-        let (mut parts, pending) = fill(take(&ring), 4);
+    fn a_slot_returns_with_the_last_of_its_parts() {
+        let pool = pool(2, 4);
+        let (mut parts, pending) = Slot::split(take(&pool), 4);
         let part = parts.next();
         drop(pending);
         drop(parts);
-        assert!(ring.free().is_empty(), "a part may still be written");
+        assert!(pool.free().is_empty(), "a part may still be written");
         drop(part);
-        assert_eq!(ring.free().len(), 1);
+        assert_eq!(pool.free().len(), 1);
     }
 
     #[test]
     #[should_panic(expected = "5 samples for 4")]
-    fn a_slot_is_never_cut_into_more_than_it_holds() {
-        let _ = fill(take(&ring(2, 4)), 5);
+    fn a_slot_is_never_split_into_more_than_it_holds() {
+        let _ = Slot::split(take(&pool(2, 4)), 5);
     }
 }

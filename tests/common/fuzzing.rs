@@ -5,7 +5,7 @@
 
 use feedstock::decode::{DecodeError, Limits, Options, Quality, Slab, decode_into, probe, working_set};
 use feedstock::transform::{RandomCrop, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{SampleError, SampleId, SampleMaker, Seed};
+use feedstock::{Preprocessor, SampleId, Seed};
 
 /// Small pictures only: a size that was made up by a mutation must not make one case slow.
 const LIMITS: Limits = Limits { pixels_max: 1 << 18, side_max: 65_535 };
@@ -63,10 +63,13 @@ pub fn any_sample(input: &[u8]) {
 
 fn same_twice(transform: impl Transform + Copy, options: Options, encoded: &[u8], id: u8) {
     let bytes = transform.out_spec().elements();
-    let maker = || SampleMaker::new(transform).options(options).limits(LIMITS);
-    let make = |maker: &mut SampleMaker, encoded: &[u8], filling: u8| -> Result<Vec<u8>, SampleError> {
+    let maker = || Preprocessor::new(transform).options(options).limits(LIMITS);
+    let make = |maker: &mut Preprocessor, encoded: &[u8], filling: u8| -> Result<Vec<u8>, String> {
         let mut out = vec![filling; bytes];
-        maker.make_as(encoded, Seed(7), 3, SampleId(id.into()), &mut out).map(|()| out)
+        maker
+            .process_as(encoded, Seed(7), 3, SampleId(id.into()), &mut out)
+            .map(|()| out)
+            .map_err(|error| format!("{error:?}"))
     };
     let mut used = maker();
     let first = make(&mut used, encoded, 0x00);

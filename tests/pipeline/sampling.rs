@@ -1,22 +1,23 @@
-//! What every way to choose an epoch's samples has to keep: the same batches whatever the workers, the budget and the
-//! device, in whatever part of the epoch a run begins, and each place for one rank alone.
+//! Properties of every sampling scheme: the same batches in every configuration and after every resume, and each place for
+//! one rank only.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use feedstock::Sampling;
+use feedstock::budget::AccountKind;
 use feedstock::sampler::{Classes, Mix, Order, Weights};
 use feedstock::source::{Blocks, Concat, Subset};
 
 use super::*;
 
-/// The pictures, drawn once.
+/// The samples, made once.
 fn all() -> Arc<dyn Source> {
     static ALL: OnceLock<Arc<MemorySource>> = OnceLock::new();
     ALL.get_or_init(|| Arc::new(mixed(43))).clone()
 }
 
-/// Twelve, seventeen and fourteen pictures in one, 43 in all.
+/// Twelve, seventeen and fourteen samples in one, 43 in all.
 fn three() -> Concat {
     let parts = [0..12, 12..29, 29..43];
     Concat::new(parts.map(|part| Arc::new(Subset::range(all(), part).unwrap()) as Arc<dyn Source>)).unwrap()
@@ -45,7 +46,7 @@ fn of(order: &Order) -> Vec<u64> {
 }
 
 #[test]
-fn each_way_gives_its_order_and_the_same_batches_whatever_workers_budget_and_device() {
+fn every_sampling_gives_its_order_in_every_configuration() {
     for (way, sampling, order) in ways() {
         let base = || builder(three()).sampling(sampling.clone());
         let expected = digest(base().build().unwrap().epoch(2)).unwrap();
@@ -68,7 +69,7 @@ fn each_way_gives_its_order_and_the_same_batches_whatever_workers_budget_and_dev
 }
 
 #[test]
-fn each_way_is_resumed_with_the_very_next_batch_and_shared_by_ranks() {
+fn every_sampling_can_be_resumed_and_shared_by_ranks() {
     for (way, sampling, order) in ways() {
         let base = || builder(three()).sampling(sampling.clone());
         let loader = base().build().unwrap();
@@ -81,7 +82,7 @@ fn each_way_is_resumed_with_the_very_next_batch_and_shared_by_ranks() {
             let rest: Vec<u64> = loader.resume(state).map(|batch| digest(std::iter::once(batch)).unwrap()).collect();
             assert_eq!(rest, whole[taken..], "{way}: after {taken}");
         }
-        // A sample is the same picture whichever rank has it, and each place is one rank's.
+        // A sample is the same image whichever rank has it, and each place is one rank's.
         let mut places = vec![None; order.len() as usize];
         for rank in 0..3 {
             let loader = base().batch_size(1).rank(rank, 3).build().unwrap();
@@ -97,7 +98,7 @@ fn each_way_is_resumed_with_the_very_next_batch_and_shared_by_ranks() {
 }
 
 /// The pixels of each time that each sample came.
-fn pictures(loader: &Loader) -> BTreeMap<u64, Vec<Vec<u8>>> {
+fn crops(loader: &Loader) -> BTreeMap<u64, Vec<Vec<u8>>> {
     let mut all: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
     for batch in loader.epoch(0) {
         let batch = batch.unwrap();
@@ -109,16 +110,16 @@ fn pictures(loader: &Loader) -> BTreeMap<u64, Vec<Vec<u8>>> {
 }
 
 #[test]
-fn a_sample_that_comes_again_is_cut_anew() {
-    let once = pictures(&builder(three()).build().unwrap());
-    assert!(once.values().all(|pictures| pictures.len() == 1));
+fn a_repeated_sample_has_a_new_crop() {
+    let once = crops(&builder(three()).build().unwrap());
+    assert!(once.values().all(|crops| crops.len() == 1));
     for (way, sampling, _) in ways().into_iter().skip(2) {
-        let all = pictures(&builder(three()).sampling(sampling.draws(300)).build().unwrap());
+        let all = crops(&builder(three()).sampling(sampling.draws(300)).build().unwrap());
         let mut again = 0;
-        for pictures in all.into_values() {
-            let different: BTreeSet<&Vec<u8>> = pictures.iter().collect();
-            assert_eq!(different.len(), pictures.len(), "{way}: the same crop twice");
-            again += pictures.len() - 1;
+        for crops in all.into_values() {
+            let different: BTreeSet<&Vec<u8>> = crops.iter().collect();
+            assert_eq!(different.len(), crops.len(), "{way}: the same crop twice");
+            again += crops.len() - 1;
         }
         assert!(again > 100, "{way}: {again}");
     }
@@ -169,7 +170,7 @@ fn a_bad_sample_is_replaced_by_one_that_may_be_drawn() {
 fn the_table_is_an_account_of_the_ledger() {
     let rows = |sampling| {
         let plan = builder(all()).sampling(sampling).plan().unwrap();
-        plan.rows.iter().find(|row| row.account == "sampling").map(|row| row.bytes.0)
+        plan.row(AccountKind::Sampling).map(|row| row.bytes().0)
     };
     assert_eq!(rows(Sampling::Shuffled), None);
     assert_eq!(rows(Sampling::weighted(weights())), Some(43 * 8));
@@ -184,7 +185,8 @@ fn the_table_is_an_account_of_the_ledger() {
     assert_eq!(error.kind(), ErrorKind::Budget);
     assert!(error.to_string().contains("sampling"), "{error}");
     let loader = weighted().ram_budget(ByteCount(least.0 + 43 * 8)).build().unwrap();
-    let account = loader.stats().memory.accounts.iter().find(|account| account.name == "sampling").map(|a| a.held);
+    let account =
+        loader.stats().memory.accounts.iter().find(|account| account.kind == AccountKind::Sampling).map(|a| a.held);
     assert_eq!(account, Some(ByteCount(43 * 8)));
 }
 
@@ -219,7 +221,7 @@ impl Source for InBlocks {
 }
 
 #[test]
-fn what_cannot_be_drawn_is_refused_in_words() {
+fn impossible_samplings_are_refused() {
     let base = || builder(all());
     let in_blocks = || builder(InBlocks(mixed(43), Blocks::new([20, 43], 1)));
     let nan = weights().into_iter().map(|w| if w == 2.5 { f32::NAN } else { w }).collect::<Vec<_>>();
@@ -254,7 +256,7 @@ fn what_cannot_be_drawn_is_refused_in_words() {
 }
 
 #[test]
-fn classes_without_samples_have_no_turn_and_a_note_says_so() {
+fn classes_without_samples_are_skipped_with_a_note() {
     let classes = ["a", "b", "c", "d"].map(String::from).to_vec();
     let source = MemorySource::new(classes, (0..9).map(|i| (sample(i), if i < 7 { 1 } else { 3 })).collect()).unwrap();
     let loader = builder(source).sampling(Sampling::balanced()).build().unwrap();

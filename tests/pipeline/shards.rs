@@ -1,5 +1,5 @@
-//! Owns the expectations of sources in shards: the same batches as from memory where shards can be read in any order, each
-//! sample once where they cannot, whatever the workers, the budget and the device.
+//! Sources in shards: the same batches as from memory where shards can be read in any order, and each sample once where they
+//! cannot, in every configuration.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,9 +13,9 @@ use super::{CLASSES, assert_balanced, builder, digest, every_way, ids, sample, s
 
 const SAMPLES: u64 = 61;
 
-/// The samples of `source_of`, one of which may be no picture.
+/// The samples of `source_of`, one of which may be no image.
 fn samples(bad: Option<u64>) -> Vec<Vec<u8>> {
-    (0..SAMPLES).map(|i| if Some(i) == bad { b"no picture".to_vec() } else { sample(i) }).collect()
+    (0..SAMPLES).map(|i| if Some(i) == bad { b"no image".to_vec() } else { sample(i) }).collect()
 }
 
 fn memory(bad: Option<u64>) -> MemorySource {
@@ -85,7 +85,7 @@ fn shards_give_the_batches_that_memory_gives() {
 }
 
 #[test]
-fn a_stream_goes_on_in_mid_epoch_and_ranks_share_it() {
+fn a_stream_can_be_resumed_and_shared_by_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let (_, source, _) = containers(folder.path(), None).pop().unwrap();
     let loader = builder(source.clone()).build().unwrap();
@@ -106,7 +106,7 @@ fn a_stream_goes_on_in_mid_epoch_and_ranks_share_it() {
 }
 
 #[test]
-fn a_bad_sample_of_a_shard_is_replaced_or_named_with_its_place() {
+fn a_bad_sample_of_a_shard_is_listed_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     for (container, source, _) in containers(folder.path(), Some(20)) {
         let base = || builder(source.clone()).bad_samples_max(0.1);

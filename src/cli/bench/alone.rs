@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use feedstock::budget::{Ledger, Reservation};
+use feedstock::budget::{AccountKind, Ledger, Reservation};
 use feedstock::decode::{Limits, WorkingSet, probe, working_set};
 use feedstock::device::{self, Device, Event, SimDevice, SimSpec, Transfer};
 use feedstock::host::{HostFacts, process_cpu_time};
-use feedstock::plan::ENCODED_BYTES_MAX;
+use feedstock::plan::{BudgetTooSmall, ENCODED_BYTES_MAX, Row};
 use feedstock::sampler::Order;
 use feedstock::tensor::{DType, OutputFormat, SampleSpec};
-use feedstock::{ByteCount, Error, SampleId, SampleMaker, Seed, Source, ram_budget_here};
+use feedstock::{ByteCount, Error, Preprocessor, SampleId, Seed, Source, ram_budget_here};
 
 use super::super::Context;
 use super::super::failure::{Failure, print};
@@ -88,9 +88,9 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Opt
     let one = largest.max().unwrap_or(0).saturating_mul(2) + (places * spec.elements()) as u64;
     let _pictures = hold(&ledger, "pictures", ByteCount(one.saturating_mul(threads as u64)))?;
     let usable: Vec<_> = {
-        let mut maker = SampleMaker::new(args.transform()).options(args.loader.decode.options());
+        let mut maker = Preprocessor::new(args.transform()).options(args.loader.decode.options());
         let mut out = vec![0; spec.elements()];
-        let mut good = |id: SampleId, file: &[u8]| maker.make_as(file, Seed(args.seed), 0, id, &mut out).is_ok();
+        let mut good = |id: SampleId, file: &[u8]| maker.process_as(file, Seed(args.seed), 0, id, &mut out).is_ok();
         files.iter().filter(|(id, file)| good(*id, file)).collect()
     };
     if usable.is_empty() && !stop.is_asked() {
@@ -99,7 +99,7 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Opt
     }
     let tight = |threads| {
         measure(threads, stop, || {
-            let mut maker = SampleMaker::new(args.transform()).options(args.loader.decode.options());
+            let mut maker = Preprocessor::new(args.transform()).options(args.loader.decode.options());
             let mut slots = vec![0; places * spec.elements()];
             let (mut place, mut next, mut epoch) = (0, 0, 0);
             let usable = &usable;
@@ -107,7 +107,7 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Opt
                 let (id, file) = usable[next];
                 let out = &mut slots[place * spec.elements()..][..spec.elements()];
                 // They were made before.
-                let _ = maker.make_as(file, Seed(args.seed), epoch, *id, out);
+                let _ = maker.process_as(file, Seed(args.seed), epoch, *id, out);
                 black_box(out);
                 place = (place + 1) % places;
                 next = (next + 1) % usable.len();
@@ -149,10 +149,10 @@ fn files(folder: &dyn Source, ledger: &Ledger, budget: ByteCount) -> Result<File
 }
 
 fn hold(ledger: &Ledger, account: &'static str, bytes: ByteCount) -> Result<Reservation, Failure> {
-    ledger.fixed_account(account, ledger.limit()).reserve(bytes).map_err(|refused| {
+    ledger.fixed_account(AccountKind::Other(account), ledger.limit()).reserve(bytes).map_err(|refused| {
         let needed = ledger.limit() + refused.needed.saturating_sub(refused.available);
-        let table = format!("{account:<16}{bytes:>10}   to measure this part alone\n");
-        Failure::Library(Error::OverBudget { needed, budget: ledger.limit(), table })
+        let row = Row::other(account, bytes, "to measure this part alone");
+        Failure::Library(Error::OverBudget(BudgetTooSmall::new(needed, ledger.limit(), vec![row])))
     })
 }
 

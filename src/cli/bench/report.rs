@@ -86,7 +86,7 @@ impl Report {
             "read_busy_s": pipeline.read.busy.as_secs_f64(),
             "transfer_busy_s": pipeline.transfer.busy.as_secs_f64(),
             "encoded_bytes": pipeline.encoded_bytes,
-            "jumbo_samples": pipeline.jumbo_samples,
+            "oversized_samples": pipeline.oversized_samples,
             "damage_accepted": pipeline.damage_accepted,
             "damaged_samples": damaged_json(&self.loader.damaged_samples()),
             "minimum_bytes": plan.minimum.0,

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use feedstock::plan::WorkersReason;
 use feedstock::{PipelineStats, Plan};
 
 use super::super::table::counted;
@@ -51,7 +52,7 @@ pub(super) fn sentence(plan: &Plan, stats: &PipelineStats, seen: Seen) -> String
     }
     if working >= MUCH {
         let (busy, workers) = (percent(working), plan.workers);
-        let more = if plan.workers_because.starts_with("of ") {
+        let more = if matches!(plan.workers_reason, WorkersReason::Budget { .. }) {
             "a larger budget would hold more of them"
         } else {
             "more workers would move it, where there are cores for them"

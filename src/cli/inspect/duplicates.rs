@@ -245,11 +245,11 @@ impl Duplicates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use feedstock::budget::Ledger;
+    use feedstock::budget::{AccountKind, Ledger};
 
     fn hashes(chunks: u64) -> Hashes {
         let bytes = ByteCount(CHUNK_BYTES * chunks);
-        Hashes::new(Ledger::new(bytes).account("hashes", bytes))
+        Hashes::new(Ledger::new(bytes).account(AccountKind::Other("hashes"), bytes))
     }
 
     #[test]

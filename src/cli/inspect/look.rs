@@ -10,13 +10,14 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use feedstock::ByteCount;
 use feedstock::budget::{Account, Reservation, WaitError};
 use feedstock::decode::{DecodeError, Format, Header, Limits, Slab, decode_into, probe, working_set};
 use feedstock::plan::ENCODED_BYTES_MAX;
 use feedstock::tensor::ImageView;
+use feedstock::{ByteCount, SampleError, SampleErrorKind, Stage};
 
 use super::super::data::readable;
+use super::super::failure::chain;
 use super::super::stop::Stop;
 use super::walk::Found;
 
@@ -56,12 +57,17 @@ struct Means {
     corner: [f64; 3],
 }
 
-/// Where and why a file failed.
+/// An error of a file.
 pub(super) struct Problem {
-    pub(super) stage: &'static str,
-    /// What kind of thing it is: one of a few.
-    pub(super) reason: &'static str,
+    pub(super) stage: Stage,
+    pub(super) kind: SampleErrorKind,
     pub(super) cause: String,
+}
+
+/// The reason for which a file was not examined to the end.
+enum Ended {
+    Bad(Problem),
+    Interrupted,
 }
 
 impl Looker {
@@ -71,19 +77,19 @@ impl Looker {
         let outcome = match &found.problem {
             Some(problem) => Err(unread(problem)),
             None => catch_unwind(AssertUnwindSafe(|| self.examine(&found.path, &mut seen))).unwrap_or_else(|_| {
-                Err(at("decode", "a bug")(&"the decoder panicked, which is a bug: please report it"))
+                Err(bad(Stage::Decode, SampleErrorKind::Panic)(&"the decoder panicked: please report this"))
             }),
         };
         let (means, problem) = match outcome {
             Ok(means) => (means, None),
-            Err(Problem { reason: INTERRUPTED, .. }) => return None,
-            Err(problem) => (None, Some(problem)),
+            Err(Ended::Interrupted) => return None,
+            Err(Ended::Bad(problem)) => (None, Some(problem)),
         };
         Some(Finding { found, seen, means, problem })
     }
 
-    fn examine(&self, path: &Path, seen: &mut Seen) -> Result<Option<Means>, Problem> {
-        let (mut file, bytes) = open(path).map_err(|cause| unread(&cause))?;
+    fn examine(&self, path: &Path, seen: &mut Seen) -> Result<Option<Means>, Ended> {
+        let (mut file, bytes) = open(path)?;
         seen.bytes = Some(bytes);
         if self.pictures.is_none() && bytes > PREFIX_BYTES {
             let (encoded, _held) = self.read(&mut file, PREFIX_BYTES)?;
@@ -97,68 +103,56 @@ impl Looker {
             file.rewind().map_err(|error| unread(&error))?;
         }
         let (encoded, _held) = self.read(&mut file, bytes)?;
-        let header = seen.header.insert(probe(&encoded, &Limits::default()).map_err(|error| of(&error, "probe"))?);
+        let header = seen.header.insert(probe(&encoded, &Limits::default()).map_err(|error| of(&error, Stage::Probe))?);
         let Some(pictures) = &self.pictures else { return Ok(None) };
         seen.hash = Some(xxh3_128(&encoded));
         let needed = working_set(header);
         let needed = needed.pixel_bytes.saturating_add(needed.codec_bytes);
-        let _picture_bytes = self.reserve(pictures, needed, "decode")?;
+        let _picture_bytes = self.reserve(pictures, needed, Stage::Decode)?;
         let mut slab = Slab::new();
-        let picture = decode_into(&encoded, header, &mut slab).map_err(|error| of(&error, "decode"))?;
+        let picture = decode_into(&encoded, header, &mut slab).map_err(|error| of(&error, Stage::Decode))?;
         let corner = ((picture.width() / 4).max(1), (picture.height() / 4).max(1));
         let whole = (picture.width(), picture.height());
         Ok(Some(Means { picture: mean(&picture, whole), corner: mean(&picture, corner) }))
     }
 
     /// The first `bytes` of a file. One that grows meanwhile is read as far as it was long.
-    fn read(&self, file: &mut File, bytes: u64) -> Result<(Vec<u8>, Reservation), Problem> {
-        let held = self.reserve(&self.files, bytes, "read")?;
+    fn read(&self, file: &mut File, bytes: u64) -> Result<(Vec<u8>, Reservation), Ended> {
+        let held = self.reserve(&self.files, bytes, Stage::Read)?;
         let mut encoded = Vec::new();
-        encoded.try_reserve_exact(bytes as usize).map_err(|error| unread(&error))?;
+        encoded
+            .try_reserve_exact(bytes as usize)
+            .map_err(|error| bad(Stage::Read, SampleErrorKind::NoMemory)(&error))?;
         file.take(bytes).read_to_end(&mut encoded).map_err(|error| unread(&error))?;
         Ok((encoded, held))
     }
 
-    fn reserve(&self, account: &Account, bytes: u64, stage: &'static str) -> Result<Reservation, Problem> {
+    fn reserve(&self, account: &Account, bytes: u64, stage: Stage) -> Result<Reservation, Ended> {
         account.reserve_waiting(ByteCount(bytes), || self.stop.is_asked()).map_err(|error| match error {
             WaitError::OverBudget(refused) => {
-                at(stage, "over the RAM budget")(&format_args!("{refused}; raise --ram-budget"))
+                bad(stage, SampleErrorKind::OverBudget)(&format_args!("{refused}; raise --ram-budget"))
             }
-            WaitError::Cancelled => at(stage, INTERRUPTED)(&""),
+            WaitError::Cancelled => Ended::Interrupted,
         })
     }
 }
 
-const INTERRUPTED: &str = "interrupted";
-
-fn at(stage: &'static str, reason: &'static str) -> impl Fn(&dyn std::fmt::Display) -> Problem {
-    move |cause| Problem { stage, reason, cause: cause.to_string() }
+fn bad(stage: Stage, kind: SampleErrorKind) -> impl Fn(&dyn std::fmt::Display) -> Ended {
+    move |cause| Ended::Bad(Problem { stage, kind, cause: cause.to_string() })
 }
 
-fn unread(cause: &dyn std::fmt::Display) -> Problem {
-    at("read", "cannot be read")(cause)
+fn unread(cause: &dyn std::fmt::Display) -> Ended {
+    bad(Stage::Read, SampleErrorKind::ReadFailed)(cause)
 }
 
-fn of(error: &DecodeError, stage: &'static str) -> Problem {
-    let reason = match error {
-        DecodeError::Empty => "empty",
-        DecodeError::UnknownFormat { .. } => "of no known format",
-        DecodeError::HeaderTruncated { .. } => "cut off in the header",
-        DecodeError::BadHeader { .. } => "a bad header",
-        DecodeError::Unsupported { .. } => "not supported",
-        DecodeError::NoPixels { .. } => "without pixels",
-        DecodeError::TooLarge { .. } => "too large",
-        DecodeError::Incomplete { .. } => "cut off in the picture",
-        DecodeError::OutOfMemory { .. } => "out of memory",
-        _ => "damaged",
-    };
-    at(stage, reason)(error)
+fn of(error: &DecodeError, stage: Stage) -> Ended {
+    bad(stage, error.into())(&chain(error))
 }
 
-fn open(path: &Path) -> Result<(File, u64), String> {
+fn open(path: &Path) -> Result<(File, u64), Ended> {
     // Without NONBLOCK, a FIFO would hold this thread until somebody writes to it.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let refused = |errno: rustix::io::Errno| std::io::Error::from(errno).to_string();
+    let refused = |errno: rustix::io::Errno| unread(&std::io::Error::from(errno));
     let file = openat(CWD, path, flags, Mode::empty()).map_err(refused)?;
     let stat = fstat(&file).map_err(refused)?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -171,9 +165,11 @@ fn open(path: &Path) -> Result<(File, u64), String> {
     };
     let bytes = u64::try_from(stat.st_size).unwrap_or(0);
     match kind {
-        Some(kind) => Err(format!("this is {kind}, not a file")),
+        Some(kind) => Err(unread(&format_args!("this is {kind}, not a file"))),
         None if bytes > ENCODED_BYTES_MAX => {
-            Err(format!("the file is {}; {} is the most", ByteCount(bytes), ByteCount(ENCODED_BYTES_MAX)))
+            let (bytes, limit) = (ByteCount(bytes), ByteCount(ENCODED_BYTES_MAX));
+            let error = SampleError::FileTooLarge { bytes, limit };
+            Err(bad(Stage::Read, error.kind())(&error))
         }
         None => Ok((file.into(), bytes)),
     }
@@ -194,8 +190,8 @@ fn mean(picture: &ImageView<'_>, size: (u32, u32)) -> [f64; 3] {
 }
 
 impl Finding {
-    /// Where it failed, if it did.
-    pub(super) fn stage(&self) -> Option<&'static str> {
+    /// Step that failed, if any.
+    pub(super) fn stage(&self) -> Option<Stage> {
         self.problem.as_ref().map(|problem| problem.stage)
     }
 
@@ -219,7 +215,8 @@ impl Finding {
             "mean_rgb": means.as_ref().map(|means| means.picture),
             "corner_mean_rgb": means.as_ref().map(|means| means.corner),
             "xxh3_128": hash.map(|hash| format!("{hash:032x}")),
-            "stage": self.stage(),
+            "stage": self.stage().map(Stage::name),
+            "code": problem.as_ref().map(|problem| problem.kind.code()),
             "error": problem.as_ref().map(|problem| &problem.cause),
         })
     }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use feedstock::ByteCount;
 use feedstock::decode::Format;
+use feedstock::{ByteCount, SampleErrorKind, Stage};
 
 use super::super::data::readable;
 use super::super::histogram::Histogram;
@@ -51,8 +51,8 @@ pub(super) struct Summary {
     aspects: Histogram,
     outliers: Outliers,
     hashes: Option<Hashes>,
-    reasons: Vec<(&'static str, &'static str, u64)>,
-    bad: Vec<(String, &'static str, String)>,
+    reasons: Vec<(Stage, SampleErrorKind, u64)>,
+    bad: Vec<(String, Stage, String)>,
     bad_bytes: usize,
 }
 
@@ -130,16 +130,16 @@ impl Summary {
     }
 
     fn add_bad(&mut self, finding: &Finding, problem: &Problem) {
-        let Problem { stage, reason, cause } = problem;
-        match self.reasons.iter_mut().find(|(a, b, _)| (a, b) == (stage, reason)) {
+        let Problem { stage, kind, cause } = problem;
+        match self.reasons.iter_mut().find(|(a, b, _)| (a, b) == (stage, kind)) {
             Some((.., count)) => *count += 1,
-            None => self.reasons.push((stage, reason, 1)),
+            None => self.reasons.push((*stage, *kind, 1)),
         }
         let path = finding.path();
-        let bytes = path.len() + cause.len() + size_of::<(String, &str, String)>();
+        let bytes = path.len() + cause.len() + size_of::<(String, Stage, String)>();
         if self.bad_bytes + bytes <= BAD_BYTES {
             self.bad_bytes += bytes;
-            self.bad.push((path, stage, cause.clone()));
+            self.bad.push((path, *stage, cause.clone()));
         }
     }
 
@@ -177,7 +177,7 @@ impl Summary {
         parts.push(self.outliers.text([alike(&self.sizes), same_pixels, same_pixels, alike(&self.aspects)]));
         parts.extend(equal);
         if !self.reasons.is_empty() {
-            let line = |(stage, reason, count): &(&str, &str, u64)| format!("  {count} {reason} ({stage})");
+            let line = |(stage, kind, count): &(Stage, SampleErrorKind, u64)| format!("  {count} {kind} ({stage})");
             parts.push(format!("bad files\n{}", self.reasons.iter().map(line).collect::<Vec<_>>().join("\n")));
         }
         parts.retain(|part| !part.is_empty());
@@ -251,10 +251,8 @@ impl Summary {
     pub(super) fn json(&self, duplicates: Option<&Duplicates>, ended_early: bool) -> Value {
         let Tally { ok, bytes, .. } = self.tally;
         let orientations = (1..9).map(|at| (at.to_string(), self.orientations[at].into()));
-        let reason =
-            |(stage, reason, count): &(&str, &str, u64)| json!({ "stage": stage, "reason": reason, "files": count });
-        let bad =
-            |(path, stage, cause): &(String, &str, String)| json!({ "path": path, "stage": stage, "error": cause });
+        let reason = |(stage, kind, count): &(Stage, SampleErrorKind, u64)| json!({ "stage": stage.name(), "code": kind.code(), "files": count });
+        let bad = |(path, stage, cause): &(String, Stage, String)| json!({ "path": path, "stage": stage.name(), "error": cause });
         let spread = self.measures().map(|Measure { key, histogram, .. }| (key.to_owned(), histogram.json()));
         json!({
             "files": self.tally.files(),
@@ -282,8 +280,8 @@ impl Tally {
     fn add(&mut self, finding: &Finding) {
         match finding.stage() {
             None => self.ok += 1,
-            Some("probe") => self.probe += 1,
-            Some("decode") => self.decode += 1,
+            Some(Stage::Probe) => self.probe += 1,
+            Some(Stage::Decode) => self.decode += 1,
             Some(_) => self.read += 1,
         }
         self.bytes += finding.seen.bytes.unwrap_or(0);

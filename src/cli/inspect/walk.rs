@@ -135,10 +135,10 @@ fn has_image_extension(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use feedstock::budget::Ledger;
+    use feedstock::budget::{AccountKind, Ledger};
 
     fn account(bytes: u64) -> Account {
-        Ledger::new(ByteCount(bytes)).account("names", ByteCount(bytes))
+        Ledger::new(ByteCount(bytes)).account(AccountKind::Other("names"), ByteCount(bytes))
     }
 
     #[test]

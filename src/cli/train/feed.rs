@@ -116,9 +116,9 @@ impl Feed {
         for report in self.loaders.iter().map(|loader| loader.stats().memory) {
             held += report.held;
             for account in report.accounts.iter().filter(|account| account.held > ByteCount::ZERO) {
-                match accounts.iter_mut().find(|(name, _)| *name == account.name) {
+                match accounts.iter_mut().find(|(name, _)| *name == account.kind.name()) {
                     Some((_, bytes)) => *bytes += account.held,
-                    None => accounts.push((account.name, account.held)),
+                    None => accounts.push((account.kind.name(), account.held)),
                 }
             }
         }

@@ -12,13 +12,13 @@ use feedstock::train::{
     Checkpointing, Cpu, CpuBalanced, ProcessGroup, TrainContext, TrainData, TrainError, TrainEvent, train,
 };
 
-use super::super::failure::Failure;
+use super::super::failure::{Failure, chain};
 use super::TrainArgs;
 use super::setup::Setup;
 
 /// The ranks of this process among all others, and the device of each.
 pub(super) fn of(args: &TrainArgs) -> Result<(ProcessGroup, Vec<DeviceSpec>), Failure> {
-    let world = DistributedEnv::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
+    let world = DistributedEnv::from_env().map_err(|error| Failure::Usage(chain(&error)))?;
     let devices = match (&args.devices, &args.device, &world) {
         (Some(list), ..) => list.split(',').map(device).collect::<Result<_, _>>()?,
         // One process a GPU: each takes its own.
@@ -27,7 +27,7 @@ pub(super) fn of(args: &TrainArgs) -> Result<(ProcessGroup, Vec<DeviceSpec>), Fa
         }
         (None, device, _) => vec![device.clone()],
     };
-    let group = ProcessGroup::new(world, devices.len()).map_err(|error| Failure::Usage(error.to_string()))?;
+    let group = ProcessGroup::new(world, devices.len()).map_err(|error| Failure::Usage(chain(&error)))?;
     Ok((group, devices))
 }
 

@@ -11,8 +11,8 @@ use feedstock::train::{MemoryMeter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
 use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
-use super::super::data::{refused_beside, split};
-use super::super::failure::{Failure, say};
+use super::super::data::{PROGRAM_OVERHEAD, refused_beside, split};
+use super::super::failure::{Failure, chain, say};
 use super::super::place::Place;
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
@@ -157,6 +157,7 @@ fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Place, batch_size:
         .device(place.device.clone())
         // A GPU works on one while the step after it is being enqueued.
         .batches_held(if place.gpu.is_some() { 2 } else { 1 })
+        .process_overhead(PROGRAM_OVERHEAD)
         .batch_size(batch_size)
         .cpu_budget(args.cpu_budget)
         .output(DType::F32)
@@ -241,8 +242,8 @@ fn drawn(quiet: bool) -> Result<(PathBuf, PathBuf), Failure> {
     };
     match made {
         Ok(report) => Ok((report.train, report.test)),
-        Err(error @ SynthError::Io { .. }) => Err(Failure::Io(error.to_string())),
-        Err(error) => Err(Failure::Data(error.to_string())),
+        Err(error @ SynthError::Io { .. }) => Err(Failure::Io(chain(&error))),
+        Err(error) => Err(Failure::Data(chain(&error))),
     }
 }
 

@@ -201,8 +201,8 @@ fn render(loaders: &Loaders) -> String {
         ("encoded_bytes_total", "counter", "Bytes read, as stored.", |_, stats| {
             Some(stats.pipeline.encoded_bytes as f64)
         }),
-        ("jumbo_samples_total", "counter", "Samples too large for a worker's scratch.", |_, stats| {
-            Some(stats.pipeline.jumbo_samples as f64)
+        ("oversized_samples_total", "counter", "Samples too large for a worker's scratch.", |_, stats| {
+            Some(stats.pipeline.oversized_samples as f64)
         }),
         ("bad_samples_total", "counter", "How often a bad sample was met.", |_, stats| Some(stats.bad_samples as f64)),
         ("damage_accepted_total", "counter", "Damaged samples used as far as they go.", |_, stats| {
@@ -242,7 +242,11 @@ fn render(loaders: &Loaders) -> String {
     out.metric("account_held_bytes", "gauge", "Bytes that one account of the ledger holds.");
     for (loader, _, stats) in &all {
         for account in &stats.memory.accounts {
-            out.sample("account_held_bytes", &[("loader", loader), ("account", account.name)], account.held.0 as f64);
+            out.sample(
+                "account_held_bytes",
+                &[("loader", loader), ("account", account.kind.name())],
+                account.held.0 as f64,
+            );
         }
     }
     type Times = fn(&feedstock::Stats) -> &Histogram;

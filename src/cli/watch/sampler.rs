@@ -44,7 +44,7 @@ impl Sampler {
 
 fn look(trace: &Trace, name: &str, loader: &feedstock::Loader) {
     let stats = loader.stats();
-    let accounts = stats.memory.accounts.iter().map(|account| (account.name, account.held.0));
+    let accounts = stats.memory.accounts.iter().map(|account| (account.kind.name(), account.held.0));
     trace.counter(&format!("{name}: RAM by account"), accounts);
     let pipeline = stats.pipeline;
     let queues = [

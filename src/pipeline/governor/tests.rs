@@ -1,7 +1,7 @@
-//! Owns what is expected of the governor's rule and of the levels. It must never run a pipeline: `loader/tests.rs` does.
+//! Tests of the governor's rule and of the levels, without a pipeline (`loader/tests.rs` runs one).
 
 use super::*;
-use crate::plan::{Facts, Profile, Request};
+use crate::plan::{CoresReason, Facts, Profile, Request};
 use crate::tensor::{DType, Layout, OutputFormat, SampleSpec};
 
 const MIB: u64 = 1 << 20;
@@ -18,7 +18,8 @@ fn plan() -> Plan {
     };
     let facts = Facts {
         cores: 8,
-        cores_because: "",
+        cores_reason: CoresReason::Auto,
+        process_overhead: ByteCount(15 << 20),
         index: ByteCount(0),
         source_in_memory: false,
         read_threads: 2,
@@ -35,7 +36,7 @@ fn plan() -> Plan {
         encoded_p50: ByteCount(100_000),
         encoded_p99: ByteCount(300_000),
         encoded_max: ByteCount(400_000),
-        encoded_spread: vec![(ByteCount(100_000), 10_000)],
+        encoded_histogram: vec![(ByteCount(100_000), 10_000)],
         headers: 1,
         headers_bad: 0,
         working_p50: sizes,
@@ -45,14 +46,14 @@ fn plan() -> Plan {
     Plan::new(&request, facts, &profile).expect("an ample budget")
 }
 
-fn look(at_ms: u64, available: u64, waiting_share: f64, stalled_share: f64) -> Look {
+fn reading(at_ms: u64, available: u64, waiting_share: f64, stalled_share: f64) -> Reading {
     let memory = MemoryNow {
         limit: ByteCount(1024 * MIB),
         available: ByteCount(available * MIB),
         limited_by: "a test".to_owned(),
         stalled: Duration::ZERO,
     };
-    Look { at: Duration::from_millis(at_ms), memory, waiting_share, stalled_share }
+    Reading { at: Duration::from_millis(at_ms), memory, waiting_share, stalled_share }
 }
 
 #[test]
@@ -67,40 +68,46 @@ fn levels_halve_down_to_the_least() {
 }
 
 #[test]
-fn short_memory_goes_down_a_level_a_look_and_very_short_memory_to_the_last() {
+fn short_memory_adds_a_level_and_very_short_memory_all_of_them() {
     let plan = plan();
     // 1 GiB: 64 MiB are short, 32 very short.
     let down = |level, available| {
-        let decision = decide(&plan, level, Duration::ZERO, &look(5000, available, 0.0, 0.0));
-        (decision.level, decision.pressed)
+        let decision = decide(&plan, level, Duration::ZERO, &reading(5000, available, 0.0, 0.0));
+        (decision.level(level), decision.pressed)
     };
     assert_eq!(down(0, 65), (0, false));
     assert_eq!(down(0, 63), (1, true));
     assert_eq!(down(1, 40), (2, true));
     assert_eq!(down(0, 31), (3, true));
     assert_eq!(down(3, 0), (3, true), "there is nothing left to give up");
-    let told = decide(&plan, 0, Duration::ZERO, &look(5000, 63, 0.0, 0.0)).reason;
-    assert_eq!(told, "63.0 MiB left, 64.0 MiB is short (a test)");
+    let (_, reason) = decide(&plan, 0, Duration::ZERO, &reading(5000, 63, 0.0, 0.0)).change.expect("one level");
+    assert_eq!(reason.to_string(), "63.0 MiB available, less than 64.0 MiB (a test)");
 }
 
 #[test]
 fn stalls_count_where_little_is_left() {
     let plan = plan();
-    let down = |available, stalled| decide(&plan, 0, Duration::ZERO, &look(5000, available, 0.0, stalled)).level;
+    let down = |available, stalled| decide(&plan, 0, Duration::ZERO, &reading(5000, available, 0.0, stalled)).level(0);
     assert_eq!(down(200, 0.3), 1);
     assert_eq!(down(200, 0.1), 0);
-    assert_eq!(down(600, 0.9), 0, "somebody else's want");
+    assert_eq!(down(600, 0.9), 0, "another process is short");
 }
 
 #[test]
-fn it_grows_back_after_a_calm_second_for_a_consumer_that_waits_where_there_is_room() {
+fn sizes_grow_back_after_a_calm_second_if_the_consumer_waits() {
     let plan = plan();
-    let up = |calm_since_ms, look: Look| decide(&plan, 2, Duration::from_millis(calm_since_ms), &look).level;
-    assert_eq!(up(1000, look(1999, 900, 0.5, 0.0)), 2, "too soon");
-    assert_eq!(up(1000, look(2000, 900, 0.5, 0.0)), 1);
-    assert_eq!(up(1000, look(2000, 900, 0.01, 0.0)), 2, "the consumer has enough");
+    let up = |calm_since_ms, at: Reading| decide(&plan, 2, Duration::from_millis(calm_since_ms), &at).level(2);
+    assert_eq!(up(1000, reading(1999, 900, 0.5, 0.0)), 2, "too soon");
+    assert_eq!(up(1000, reading(2000, 900, 0.5, 0.0)), 1);
+    assert_eq!(up(1000, reading(2000, 900, 0.01, 0.0)), 2, "the consumer has enough");
     let more = (plan.level_bytes(1).0 - plan.level_bytes(2).0).div_ceil(MIB);
-    assert_eq!(up(1000, look(2000, 128 + more, 0.5, 0.0)), 1);
-    assert_eq!(up(1000, look(2000, 127 + more - 1, 0.5, 0.0)), 2, "it would be short again at once");
-    assert_eq!(decide(&plan, 0, Duration::ZERO, &look(9000, 900, 1.0, 0.0)).level, 0, "never beyond the plan");
+    assert_eq!(up(1000, reading(2000, 128 + more, 0.5, 0.0)), 1);
+    assert_eq!(up(1000, reading(2000, 127 + more - 1, 0.5, 0.0)), 2, "it would be short again at once");
+    assert_eq!(decide(&plan, 0, Duration::ZERO, &reading(9000, 900, 1.0, 0.0)).level(0), 0, "never beyond the plan");
+}
+
+impl Decision {
+    fn level(&self, before: u32) -> u32 {
+        self.change.as_ref().map_or(before, |&(level, _)| level)
+    }
 }

@@ -1,12 +1,12 @@
-//! Owns the moment at which a slot is whole: many threads report their parts, one waits for the last.
-//! It must never touch pixels.
+//! A latch: many threads count their parts down to zero, one waits until all are done. The parts' reports are merged
+//! under the latch's lock.
 
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, lock};
 
-/// Counts parts down to zero, and gathers what they report on the way.
-pub(crate) struct Countdown<T> {
+/// A countdown of parts, with a report that they add to.
+pub(crate) struct Latch<T> {
     state: Mutex<State<T>>,
-    whole: Condvar,
+    open: Condvar,
 }
 
 struct State<T> {
@@ -14,23 +14,23 @@ struct State<T> {
     report: Option<T>,
 }
 
-impl<T> Countdown<T> {
+impl<T> Latch<T> {
     pub(crate) fn new(parts: usize, report: T) -> Self {
-        Countdown { state: Mutex::new(State { left: parts, report: Some(report) }), whole: Condvar::new() }
+        Latch { state: Mutex::new(State { left: parts, report: Some(report) }), open: Condvar::new() }
     }
 
-    /// Notes something about a part without counting it.
+    /// Adds to the report without counting a part.
     pub(crate) fn note(&self, note: impl FnOnce(&mut T)) {
         Self::with(&mut lock(&self.state), note);
     }
 
-    /// Counts `parts` parts as done, after their last write: whoever waits sees everything that was written before.
+    /// Counts `parts` parts as done, after their last write: the waiter sees everything that was written before.
     pub(crate) fn done(&self, parts: usize, note: impl FnOnce(&mut T)) {
         let mut state = lock(&self.state);
         Self::with(&mut state, note);
         state.left -= parts;
         if state.left == 0 {
-            self.whole.notify_all();
+            self.open.notify_all();
         }
     }
 
@@ -40,16 +40,16 @@ impl<T> Countdown<T> {
         }
     }
 
-    /// Whether every part is done.
-    pub(crate) fn is_whole(&self) -> bool {
+    /// Returns true if every part is done.
+    pub(crate) fn is_open(&self) -> bool {
         lock(&self.state).left == 0
     }
 
-    /// Blocks until every part is done, and takes the report. `None` if it has been taken before.
+    /// Blocks until every part is done, and takes the report; `None` if it was taken before.
     pub(crate) fn wait(&self) -> Option<T> {
         let mut state = lock(&self.state);
         while state.left > 0 {
-            state = self.whole.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.open.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.report.take()
     }

@@ -1,4 +1,4 @@
-//! Every interleaving of the countdown that makes a slot whole, explored by loom.
+//! Every interleaving of the latch that completes a slot, explored by loom.
 //!
 //! As in `loom_ledger.rs`, the module is compiled here a second time with loom's primitives.
 #![allow(
@@ -18,17 +18,17 @@ mod sync {
     }
 }
 
-#[path = "../src/pool/countdown.rs"]
-mod countdown;
+#[path = "../src/pool/latch.rs"]
+mod latch;
 
-use countdown::Countdown;
+use latch::Latch;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 
 struct Slot {
     parts: [UnsafeCell<u8>; 2],
-    countdown: Countdown<Vec<usize>>,
+    latch: Latch<Vec<usize>>,
 }
 
 // loom's cell checks every access against every other, which is the point of the test.
@@ -39,10 +39,7 @@ unsafe impl Sync for Slot {}
 #[test]
 fn the_waiter_sees_every_part_written() {
     loom::model(|| {
-        let slot = Arc::new(Slot {
-            parts: [UnsafeCell::new(0), UnsafeCell::new(0)],
-            countdown: Countdown::new(2, Vec::new()),
-        });
+        let slot = Arc::new(Slot { parts: [UnsafeCell::new(0), UnsafeCell::new(0)], latch: Latch::new(2, Vec::new()) });
         let writers: Vec<_> = (0..2)
             .map(|part| {
                 let slot = slot.clone();
@@ -50,11 +47,11 @@ fn the_waiter_sees_every_part_written() {
                     #[allow(unsafe_code, reason = "see Slot")]
                     // SAFETY: this thread alone has this part.
                     slot.parts[part].with_mut(|byte| unsafe { *byte = part as u8 + 1 });
-                    slot.countdown.done(1, |order| order.push(part));
+                    slot.latch.done(1, |order| order.push(part));
                 })
             })
             .collect();
-        let mut order = slot.countdown.wait().expect("taken once");
+        let mut order = slot.latch.wait().expect("taken once");
         for part in 0..2 {
             #[allow(unsafe_code, reason = "see Slot")]
             // SAFETY: every part is counted.
@@ -63,8 +60,8 @@ fn the_waiter_sees_every_part_written() {
         }
         order.sort_unstable();
         assert_eq!(order, [0, 1]);
-        assert!(slot.countdown.is_whole());
-        assert!(slot.countdown.wait().is_none(), "a report is taken once");
+        assert!(slot.latch.is_open());
+        assert!(slot.latch.wait().is_none(), "a report is taken once");
         writers.into_iter().for_each(|w| w.join().unwrap());
     });
 }
