@@ -1,5 +1,5 @@
-//! Batches as tensors of burn's CUDA backend, on the stand-in for the driver: what a tensor shows is the batch, for as long as
-//! it lives, and no byte of it goes through the host.
+//! Batches as tensors of burn's CUDA backend, on the stand-in for the driver: a tensor holds its batch as long as it lives,
+//! and no byte is copied through the host.
 #![cfg(feature = "burn-cuda")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -18,8 +18,8 @@ use feedstock::source::MemorySource;
 use feedstock::transform::Resize;
 use feedstock::{ByteCount, DType, Loader};
 
-/// Ready for burn: the stand-in for the driver, and an empty library in the place of the run-time compiler, which is asked
-/// for and, as long as nothing is computed, not used.
+/// Loads the stand-in for the driver, and an empty library in the place of the run-time compiler, which burn loads and does
+/// not use as long as nothing is computed.
 fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -42,12 +42,12 @@ fn load(library: &Path) {
     std::mem::forget(loaded.unwrap());
 }
 
-/// Pictures of one colour each.
+/// Images of one color each.
 fn source(samples: u32) -> MemorySource {
     let sample = |n: u32| {
-        let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([n as u8, 255 - n as u8, (n * 7) as u8]));
+        let image = image::RgbImage::from_pixel(8, 8, image::Rgb([n as u8, 255 - n as u8, (n * 7) as u8]));
         let mut bytes = std::io::Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
         (bytes.into_inner(), n % 3)
     };
     MemorySource::new(vec!["a".into(), "b".into(), "c".into()], (0..samples).map(sample).collect()).unwrap()
@@ -68,7 +68,7 @@ fn values<const D: usize>(tensor: &Tensor<Cuda, D>) -> Vec<f32> {
 }
 
 #[test]
-fn tensors_are_the_batches_in_place_for_as_long_as_they_live() {
+fn tensors_are_the_batches_in_place_as_long_as_they_live() {
     prepare();
     let number = 50;
     let device = cuda_device(number).unwrap();
@@ -86,7 +86,7 @@ fn tensors_are_the_batches_in_place_for_as_long_as_they_live() {
             let labels: Vec<i32> = batch.labels.clone().into_data().to_vec().unwrap();
             assert_eq!(labels, right.labels().iter().map(|&label| label as i32).collect::<Vec<_>>());
             assert_eq!(values(&batch.images), right.as_f32().unwrap());
-            // Two tensors back nothing may have been written over it.
+            // The tensor before the last two still has its values.
             kept.push((batch.images, right.as_f32().unwrap().to_vec()));
             if kept.len() > 2 {
                 let (images, right) = kept.remove(0);
@@ -96,7 +96,7 @@ fn tensors_are_the_batches_in_place_for_as_long_as_they_live() {
         assert!(expected.next().is_none());
     }
     let after = standin::Standin::shared(number).report();
-    assert_eq!(after.number("device_allocs_ever"), before.number("device_allocs_ever"), "burn has lent all there is");
+    assert_eq!(after.number("device_allocs_ever"), before.number("device_allocs_ever"), "all memory is burn's");
     standin::Standin::shared(number).assert_lawful();
 }
 
@@ -114,7 +114,7 @@ fn a_training_backend_gets_the_same_tensors() {
 }
 
 #[test]
-fn a_gpu_that_is_not_there_is_refused_in_one_line() {
+fn a_missing_gpu_is_refused_in_one_line() {
     prepare();
     let error = cuda_device(64).unwrap_err().to_string();
     assert_eq!(error, "there is no cuda:64: the NVIDIA driver finds 64 devices, from cuda:0 on");

@@ -1,9 +1,9 @@
-//! Device memory that runs out under burn's CUDA backend, on the stand-in for the driver: a step that does not fit
-//! becomes a value, what it held comes back, and a smaller step goes through.
+//! Device memory that runs out under burn's CUDA backend, on the stand-in for the driver: a step that does not fit returns
+//! an error, its memory is freed, and a smaller step succeeds.
 //!
-//! The stand-in for the run-time compiler (`standin/nvrtc.c`) makes kernels that do nothing. So each step takes burn's
-//! real way through forward, backward and optimizer, with every allocation, copy and launch of it (the autotuner's
-//! trials among them), and no arithmetic: what is computed is not looked at here.
+//! The stand-in for the run-time compiler (`standin/nvrtc.c`) makes kernels that do nothing. So each step runs burn's code
+//! for forward pass, backward pass and optimizer, with every allocation, copy and launch (including the trials of the
+//! autotuner), but without arithmetic: results are not checked here.
 #![cfg(feature = "burn-cuda")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -32,24 +32,24 @@ type Training = Autodiff<Cuda>;
 
 const MIB: u64 = 1 << 20;
 
-/// Runs a test in a process of its own: burn looks for a toolkit, and keeps what the autotuner found, in places that
-/// the environment names; and a message of a panic goes to the standard error of the process. Gives the device to use
-/// there, and in the process that was asked what the other has said.
+/// Runs a test in a process of its own: the environment names the places of burn's toolkit and of the results of its
+/// autotuner, and panics write to the standard error of the process. Returns the device in that process, and its standard
+/// error in the calling one.
 fn alone(test: &str, number: u32) -> Result<(Standin, Arc<dyn Device>), String> {
     if std::env::var_os("FEEDSTOCK_ALONE").is_some() {
         let driver = standin::folder();
         standin::load();
         let compiler = driver.join("nvrtc/libnvrtc.so");
         #[allow(unsafe_code, reason = "a library is loaded")]
-        // SAFETY: it has no initialiser.
+        // SAFETY: it has no initializer.
         let loaded = unsafe { libloading::os::unix::Library::new(compiler) };
         std::mem::forget(loaded.unwrap());
         let standin = Standin::shared(number);
         standin.set("blank_kernels=1;lazy_us=0;memory=268435456");
-        // It makes the device's context the thread's, which the thread that trains has done as well.
+        // Makes the context of the device current on this thread, as a training thread does.
         return Ok((standin, cuda_device(number).unwrap()));
     }
-    // Built here: compilers are found by way of the home folder.
+    // Built here, where the home folder is the real one: compilers may be found through it.
     standin::folder();
     let home = tempfile::tempdir().unwrap();
     let done = Command::new(std::env::current_exe().unwrap())
@@ -89,7 +89,7 @@ impl<B: Backend> Net<B> {
     }
 }
 
-/// The gradients of a batch of this many pictures. Nothing is read back: that it failed is found out without.
+/// Gradients of a batch of this many images. Nothing is read back: a failure is detected without.
 fn gradients(net: &Net<Training>, samples: usize, device: &BurnDevice) -> GradientsParams {
     let images = Tensor::<Training, 4>::zeros([samples, 3, 32, 32], device);
     let labels = Tensor::<Training, 1, Int>::zeros([samples], device);
@@ -98,10 +98,9 @@ fn gradients(net: &Net<Training>, samples: usize, device: &BurnDevice) -> Gradie
 }
 
 #[test]
-fn a_step_that_does_not_fit_is_survived_and_a_smaller_one_goes_through() {
+fn a_smaller_step_succeeds_after_one_that_does_not_fit() {
     let number = 52;
-    let (standin, _device) = match alone("a_step_that_does_not_fit_is_survived_and_a_smaller_one_goes_through", number)
-    {
+    let (standin, _device) = match alone("a_smaller_step_succeeds_after_one_that_does_not_fit", number) {
         Ok(alone) => alone,
         Err(said) => {
             assert!(!said.contains("panicked"), "messages are shown:\n{said}");
@@ -118,8 +117,8 @@ fn a_step_that_does_not_fit_is_survived_and_a_smaller_one_goes_through() {
         assert_eq!(error.number, number);
         assert!(error.asked.is_some_and(|asked| asked > ByteCount(MIB)), "{error:?}");
         let text = error.to_string();
-        assert!(text.starts_with("the memory of cuda:52 does not suffice: "), "{text}");
-        // What was reserved for the large batch is free again, but for what the model itself needs.
+        assert!(text.starts_with("out of memory on cuda:52: "), "{text}");
+        // The memory of the large batch is free again.
         let (free, total) = error.left.unwrap();
         assert_eq!(total, ByteCount(256 * MIB));
         assert!(free > ByteCount(220 * MIB), "{error:?}");
@@ -133,13 +132,13 @@ fn a_step_that_does_not_fit_is_survived_and_a_smaller_one_goes_through() {
         assert!(memory.reserved < ByteCount(100 * MIB), "{memory:?}");
         after.push(memory.in_use);
     }
-    assert!(after.iter().all(|&in_use| in_use == after[0]), "what is held does not grow: {after:?}");
+    assert!(after.iter().all(|&in_use| in_use == after[0]), "memory in use does not grow: {after:?}");
 }
 
 #[test]
-fn a_tensor_beyond_what_burn_ever_takes_at_once_is_refused_with_its_size() {
+fn a_tensor_above_the_limit_of_burn_is_refused_with_its_size() {
     let number = 53;
-    let Ok(_alone) = alone("a_tensor_beyond_what_burn_ever_takes_at_once_is_refused_with_its_size", number) else {
+    let Ok(_alone) = alone("a_tensor_above_the_limit_of_burn_is_refused_with_its_size", number) else {
         return;
     };
     let device = BurnDevice::new(number as usize);
@@ -180,9 +179,9 @@ fn other_panics_are_the_steps_own_and_are_shown() {
 }
 
 #[test]
-fn memory_is_read_as_burn_and_the_driver_have_it() {
+fn memory_is_that_of_burn_and_of_the_driver() {
     let number = 55;
-    let Ok((standin, _device)) = alone("memory_is_read_as_burn_and_the_driver_have_it", number) else { return };
+    let Ok((standin, _device)) = alone("memory_is_that_of_burn_and_of_the_driver", number) else { return };
     let device = BurnDevice::new(number as usize);
     let before = gpu_memory(number).unwrap();
     let held: Vec<_> = (0..10).map(|_| Tensor::<Cuda, 1>::empty([MIB as usize / 4], &device)).collect();

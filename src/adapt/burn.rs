@@ -1,7 +1,7 @@
-//! Owns the way into burn: a [`Loader`] as a [`burn::data::dataloader::DataLoader`].
-//! It must never keep a slot longer than the copy into a tensor takes, and never end an epoch early in silence.
+//! Adapter to burn: a [`Loader`] as a [`burn::data::dataloader::DataLoader`].
 //!
-//! On burn's CUDA backend there is no copy (`burn/cuda.rs`).
+//! A batch is copied into a tensor and its slot returned at once; on burn's CUDA backend it becomes a tensor without
+//! a copy (`burn/cuda.rs`). An error never looks like the end of an epoch.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,18 +23,18 @@ pub use cuda::cuda_device;
 #[cfg(feature = "burn-cuda")]
 pub use memory::{GpuMemory, OutOfDeviceMemory, gpu_memory, survive};
 
-/// Images and their labels, as tensors. Samples that the loader masked are left out, so a training loop sees good ones
-/// only and a batch may be smaller than asked.
+/// Images and their labels, as tensors. Samples that the loader masked are left out, so a batch may be smaller than the
+/// batch size.
 #[derive(Clone, Debug)]
 pub struct ImageBatch<B: Backend> {
-    /// The pixels, in the loader's layout and scale, `[samples, 3, height, width]` unless it was built otherwise. u8 and
-    /// bf16 and f16 values are cast to the backend's float type as they are.
+    /// Pixels in the loader's layout and scale, by default `[samples, 3, height, width]`. u8, bf16 and f16 values are
+    /// cast to the backend's float type.
     pub images: Tensor<B, 4>,
-    /// The label of each sample, `[samples]`.
+    /// Label of each sample, `[samples]`.
     pub labels: Tensor<B, 1, Int>,
 }
 
-/// A loader that drops into burn's training loop. Each [`iter`](DataLoader::iter) is the next epoch.
+/// Loader for burn's training loops. Each [`iter`](DataLoader::iter) is the next epoch.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -60,8 +60,8 @@ pub struct ImageBatch<B: Backend> {
 /// ```
 ///
 /// # Panics
-/// burn's iterators have no way to return an error. Where [`on_error`](BurnLoader::on_error) was not called, the
-/// iterator panics with the whole message: an epoch that ends early and looks complete would be worse.
+/// burn's iterators cannot return an error. Without [`on_error`](BurnLoader::on_error) the iterator panics with the
+/// message of the error: an epoch that ends early and looks complete would be worse.
 #[derive(Clone)]
 pub struct BurnLoader<B: Backend> {
     loader: Loader,
@@ -71,8 +71,8 @@ pub struct BurnLoader<B: Backend> {
     on_error: Option<Arc<dyn Fn(Error) + Send + Sync>>,
 }
 
-/// Where a [`BurnLoader`]'s next iterator begins: in which epoch, and at which of its batches. Clones share it, so a trainer
-/// that holds one can resume a run in the middle of an epoch.
+/// Epoch and batch at which the next iterator of a [`BurnLoader`] begins. Clones share it, so a trainer that holds
+/// one can resume a run within an epoch.
 #[derive(Clone, Debug, Default)]
 pub struct EpochCounter(Arc<Mutex<State>>);
 
@@ -81,18 +81,18 @@ impl EpochCounter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the next iterator begin here.
+    /// Sets where the next iterator begins.
     pub fn set(&self, state: State) {
         *self.state() = state;
     }
 
-    /// Where the next iterator begins.
+    /// Position at which the next iterator begins.
     #[must_use]
     pub fn get(&self) -> State {
         *self.state()
     }
 
-    /// Takes that place, leaving the start of the epoch after it.
+    /// Takes that position, and sets the start of the next epoch.
     #[must_use]
     pub fn take(&self) -> State {
         let mut state = self.state();
@@ -101,17 +101,17 @@ impl EpochCounter {
     }
 }
 
-/// Where the error that ended an epoch waits to be asked for. Clones share it; the first error stays.
+/// Holds the error that ended an epoch. Clones share it; the first error stays.
 #[derive(Clone, Debug, Default)]
 pub struct LoadFailure(Arc<Mutex<Option<Error>>>);
 
 impl LoadFailure {
-    /// Keeps an error, unless one is kept already.
+    /// Stores an error, unless there is one.
     pub fn put(&self, error: Error) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    /// The error, if there was one; it is gone from here then.
+    /// Takes the error, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<Error> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -119,34 +119,34 @@ impl LoadFailure {
 }
 
 impl<B: Backend> BurnLoader<B> {
-    /// Batches of this loader as tensors on a device, from epoch 0 on.
+    /// Creates a loader of tensors on a device, from epoch 0 on.
     #[must_use]
     pub fn new(loader: Loader, device: B::Device) -> Self {
         let samples = 0..usize::try_from(loader.samples_per_epoch()).unwrap_or(usize::MAX);
         BurnLoader { loader, device, epochs: EpochCounter::default(), samples, on_error: None }
     }
 
-    /// Hands an error to `hook` and ends the epoch there, instead of panicking. Whoever runs the loop must look at what
-    /// the hook was given before it believes that the epoch was whole.
+    /// Calls `hook` with an error and ends the epoch there, instead of panicking. The training loop must check for an
+    /// error before it takes the epoch for complete.
     #[must_use]
     pub fn on_error(mut self, hook: impl Fn(Error) + Send + Sync + 'static) -> Self {
         self.on_error = Some(Arc::new(hook));
         self
     }
 
-    /// The loader's epochs, to look at or to set.
+    /// Position of the next iterator.
     #[must_use]
     pub fn epochs(&self) -> EpochCounter {
         self.epochs.clone()
     }
 
-    /// The loader underneath.
+    /// Wrapped loader.
     #[must_use]
     pub fn loader(&self) -> &Loader {
         &self.loader
     }
 
-    /// The same loader with epochs of its own from here on.
+    /// Creates the same loader with a position of its own.
     fn fork(&self, device: B::Device, samples: Range<usize>) -> Arc<Self> {
         let epochs = EpochCounter::default();
         epochs.set(self.epochs.get());
@@ -163,7 +163,7 @@ impl<B: Backend> fmt::Debug for BurnLoader<B> {
 
 impl<B: Backend> DataLoader<B, ImageBatch<B>> for BurnLoader<B> {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ImageBatch<B>> + 'a> {
-        // A batch that lies wholly before the first sample is never read: any place in an epoch costs the same.
+        // Batches before the first sample are not read: every position in an epoch costs the same.
         let batch_size = self.loader.batch_size().max(1);
         let State { epoch, batch } = self.epochs.take();
         let batch = batch.max((self.samples.start / batch_size) as u64);
@@ -184,9 +184,9 @@ impl<B: Backend> DataLoader<B, ImageBatch<B>> for BurnLoader<B> {
         self.fork(device.clone(), self.samples.clone())
     }
 
-    /// The part of each epoch from `start` to `end`, in the epoch's order. Its first and last batch are smaller where
-    /// the ends do not lie between batches. Slices of one loader run one after the other, not at once; to feed several
-    /// devices at once, build one loader for each with [`LoaderBuilder::rank`](crate::LoaderBuilder::rank).
+    /// Samples `start` to `end` of each epoch, in its order. The first and last batch are smaller where the ends are
+    /// not at the boundary of a batch. Slices of one loader run one after the other; to feed several devices at once,
+    /// build one loader for each with [`LoaderBuilder::rank`](crate::LoaderBuilder::rank).
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, ImageBatch<B>>> {
         let Range { start: first, end: last } = self.samples;
         let start = first.saturating_add(start).min(last);
@@ -195,11 +195,11 @@ impl<B: Backend> DataLoader<B, ImageBatch<B>> for BurnLoader<B> {
     }
 }
 
-/// One epoch's batches, or those of a slice.
+/// Batches of one epoch, or of a slice.
 struct Batches<'a, B: Backend> {
     of: &'a BurnLoader<B>,
     epoch: Option<Epoch>,
-    /// Place in the epoch of the next sample to hand out.
+    /// Position in the epoch of the next sample.
     position: usize,
 }
 
@@ -209,8 +209,8 @@ impl<B: Backend> Batches<'_, B> {
             let Some(batch) = epoch.next().transpose()? else { break };
             let first =
                 usize::try_from(batch.index()).unwrap_or(usize::MAX).saturating_mul(self.of.loader.batch_size());
-            let wanted = |place: &usize| self.of.samples.contains(&(first + place));
-            let keep: Vec<usize> = (0..batch.len()).filter(wanted).filter(|&place| batch.valid()[place]).collect();
+            let wanted = |index: &usize| self.of.samples.contains(&(first + index));
+            let keep: Vec<usize> = (0..batch.len()).filter(wanted).filter(|&index| batch.valid()[index]).collect();
             self.position = (first + batch.len()).min(self.of.samples.end);
             if !keep.is_empty() {
                 return to_tensors(batch, &keep, &self.of.device).map(Some);
@@ -232,11 +232,11 @@ impl<B: Backend> Iterator for Batches<'_, B> {
             }
             Ok(None) => None,
             Err(error) => {
-                // Its threads end before anybody hears of the error.
+                // Its threads end before the error is reported.
                 drop(epoch);
                 match &self.of.on_error {
                     Some(hook) => hook(error),
-                    None => panic!("the loader failed, and its epoch is not whole: {error}"),
+                    None => panic!("the loader failed before the end of the epoch: {error}"),
                 }
                 None
             }
@@ -250,10 +250,10 @@ impl<B: Backend> DataLoaderIterator<ImageBatch<B>> for Batches<'_, B> {
     }
 }
 
-/// The samples at these places of a batch. Where the batch lies in memory that burn has lent, it is not copied; otherwise
-/// its pixels are copied once, and the slot goes back when the batch is dropped.
+/// Converts the samples at these indices of a batch. A batch in memory of burn is not copied; otherwise its pixels
+/// are copied once, and the slot is returned when the batch is dropped.
 fn to_tensors<B: Backend>(batch: Batch, keep: &[usize], device: &B::Device) -> Result<ImageBatch<B>, Error> {
-    let labels: Vec<i64> = keep.iter().map(|&place| i64::from(batch.labels()[place])).collect();
+    let labels: Vec<i64> = keep.iter().map(|&index| i64::from(batch.labels()[index])).collect();
     let labels = Tensor::from_data(TensorData::new(labels, [keep.len()]), device);
     #[cfg(feature = "burn-cuda")]
     let batch = {
@@ -261,9 +261,9 @@ fn to_tensors<B: Backend>(batch: Batch, keep: &[usize], device: &B::Device) -> R
         match cuda::images::<B>(batch)? {
             Ok(images) if keep.len() == samples => return Ok(ImageBatch { images, labels }),
             Ok(images) => {
-                let places: Vec<i64> = keep.iter().map(|&place| place as i64).collect();
-                let places = Tensor::from_data(TensorData::new(places, [keep.len()]), device);
-                return Ok(ImageBatch { images: images.select(0, places), labels });
+                let indices: Vec<i64> = keep.iter().map(|&index| index as i64).collect();
+                let indices = Tensor::from_data(TensorData::new(indices, [keep.len()]), device);
+                return Ok(ImageBatch { images: images.select(0, indices), labels });
             }
             Err(batch) => batch,
         }
@@ -278,7 +278,7 @@ fn to_tensors<B: Backend>(batch: Batch, keep: &[usize], device: &B::Device) -> R
     };
     if keep.len() < batch.len() {
         let sample_bytes = pixels.len() / batch.len();
-        pixels = keep.iter().flat_map(|&place| &pixels[place * sample_bytes..][..sample_bytes]).copied().collect();
+        pixels = keep.iter().flat_map(|&index| &pixels[index * sample_bytes..][..sample_bytes]).copied().collect();
     }
     let mut shape = batch.shape();
     shape[0] = keep.len();
@@ -288,7 +288,7 @@ fn to_tensors<B: Backend>(batch: Batch, keep: &[usize], device: &B::Device) -> R
         DType::Bf16 => elements::<half::bf16>(&pixels, shape),
         DType::F16 => elements::<half::f16>(&pixels, shape),
     };
-    // What comes next needs none of its memory.
+    // Returns the slot before the copy to the device.
     drop(batch);
     Ok(ImageBatch { images: Tensor::from_data(data, device), labels })
 }
@@ -297,7 +297,7 @@ fn elements<E: Element + bytemuck::Pod>(pixels: &[u8], shape: [usize; 4]) -> Ten
     TensorData::new(bytemuck::pod_collect_to_vec::<u8, E>(pixels), shape)
 }
 
-// They need a backend, which the trainer's feature brings.
+// They need a backend, which the feature `train` brings.
 #[cfg(all(test, feature = "train"))]
 #[path = "burn_tests.rs"]
 mod tests;

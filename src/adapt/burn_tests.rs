@@ -1,4 +1,4 @@
-//! The adapter on a real loader: every image has one colour, which is its number.
+//! The adapter on a real loader: every image has one color, which is its number.
 
 use std::io::Cursor;
 
@@ -15,12 +15,12 @@ const BATCH: usize = 4;
 
 fn png(value: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let picture = image::RgbImage::from_pixel(5, 5, image::Rgb([value as u8; 3]));
-    picture.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).expect("encoded");
+    let image = image::RgbImage::from_pixel(5, 5, image::Rgb([value as u8; 3]));
+    image.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).expect("encoded");
     bytes
 }
 
-/// Image `n` has the colour `n` and the label `n % 3`; those in `bad` are no images.
+/// Image `n` has the color `n` and the label `n % 3`; those in `bad` cannot be decoded.
 fn builder(bad: &[u32]) -> LoaderBuilder {
     let encoded = |n| if bad.contains(&n) { b"not an image".to_vec() } else { png(n) };
     let classes = ["a", "b", "c"].map(str::to_owned).to_vec();
@@ -39,16 +39,16 @@ fn adapt(builder: LoaderBuilder) -> BurnLoader<Flex> {
     BurnLoader::new(builder.build().expect("a loader"), Default::default())
 }
 
-/// The numbers of the images of one epoch, in order, and the sizes of its batches.
+/// Numbers of the images of one epoch, in order, and the sizes of its batches.
 fn epoch(loader: &dyn DataLoader<Flex, ImageBatch<Flex>>) -> (Vec<u32>, Vec<usize>) {
     let (mut numbers, mut sizes) = (Vec::new(), Vec::new());
     for ImageBatch { images, labels } in loader.iter() {
         let [size, 3, 4, 4] = images.dims() else { panic!("{:?}", images.dims()) };
-        let colours: Vec<f32> = images.into_data().iter().step_by(3 * 4 * 4).collect();
+        let colors: Vec<f32> = images.into_data().iter().step_by(3 * 4 * 4).collect();
         let labels: Vec<i64> = labels.into_data().iter().collect();
-        for (colour, label) in colours.iter().zip(labels) {
-            assert_eq!(i64::from(colour.round() as u32 % 3), label);
-            numbers.push(colour.round() as u32);
+        for (color, label) in colors.iter().zip(labels) {
+            assert_eq!(i64::from(color.round() as u32 % 3), label);
+            numbers.push(color.round() as u32);
         }
         sizes.push(size);
     }
@@ -75,7 +75,7 @@ fn every_iterator_is_the_next_epoch_with_every_image_once() {
 }
 
 #[test]
-fn an_epoch_is_taken_up_in_its_middle() {
+fn an_epoch_is_resumed_at_any_batch() {
     let loader = adapt(builder(&[]));
     let (whole, _) = epoch(&loader);
     for batch in 0..=4 {
@@ -114,7 +114,7 @@ fn slices_are_parts_of_the_same_order() {
     let nested = loader.slice(2, 10).slice(1, 4);
     assert_eq!(epoch(&*nested).0, whole[3..6]);
     assert_eq!(epoch(&*loader.to_device(&Default::default())).0, whole);
-    assert_eq!(loader.epochs().get().epoch, 0, "what was made from it counts for itself");
+    assert_eq!(loader.epochs().get().epoch, 0, "derived loaders count for themselves");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn masked_samples_never_reach_the_model() {
     let loader = adapt(builder(&[1, 4, 5, 6, 7]).on_bad_sample(OnBadSample::Mask).shuffle(false));
     let (numbers, sizes) = epoch(&loader);
     assert_eq!(numbers, [0, 2, 3, 8, 9, 10]);
-    assert_eq!(sizes, [3, 3], "a batch without a good sample is none");
+    assert_eq!(sizes, [3, 3], "a batch without a good sample is skipped");
 }
 
 #[test]
@@ -149,14 +149,14 @@ fn an_error_goes_to_the_hook_and_ends_the_epoch() {
 }
 
 #[test]
-#[should_panic(expected = "its epoch is not whole")]
+#[should_panic(expected = "before the end of the epoch")]
 fn without_a_hook_an_error_is_a_panic() {
     let _ = epoch(&adapt(builder(&[6]).on_bad_sample(OnBadSample::Fail)));
 }
 
-/// As burn's learner takes it: anything that trains through the trait trains from a loader.
+/// Training code that is generic over burn's trait accepts a loader.
 #[test]
-fn it_is_one_of_burns_data_loaders() {
+fn it_is_a_data_loader_of_burn() {
     fn train_with<B: Backend>(data: &Arc<dyn DataLoader<B, ImageBatch<B>>>) -> usize {
         data.iter().map(|batch| batch.labels.dims()[0]).sum()
     }

@@ -1,12 +1,11 @@
-//! Owns what is known of the device memory of burn's CUDA backend, and a way to survive its running out.
-//! It must never take memory itself, and never make another failure look like this one.
+//! Device memory of burn's CUDA backend, and recovery when it runs out.
 //!
-//! What happens in burn 0.21 (cubecl 0.10): operations are enqueued, and a thread of the device's (`DSD-0-N`) takes the
-//! memory for them and launches them. Where CUDA refuses memory, that thread panics in the task that asked, catches it,
-//! and goes on: the tensor exists and has no memory, so that every operation on it panics there as well, each with a
-//! message on standard error. Nobody else learns of it before something is read; then the reading thread panics
-//! (`CallError`), or gets an error that was left on the stream. **A step whose results are not read fails in silence**,
-//! and what it should have computed is not there. The device itself is unharmed.
+//! Operations in burn 0.21 (cubecl 0.10) are enqueued; a thread of the device (`DSD-0-N`) allocates their memory and
+//! launches them. If CUDA refuses memory, that thread panics in the task, catches the panic and continues: the tensor
+//! exists without memory, so every operation on it panics there too, each with a message on standard error. Other
+//! threads notice only when they read a result: then the reading thread panics (`CallError`), or gets an error that
+//! was left on the stream. **A step whose results are not read fails silently**, and its results are missing. The
+//! device itself stays usable.
 
 use std::any::Any;
 use std::fmt;
@@ -26,30 +25,30 @@ use super::cuda::client;
 use crate::device::DeviceError;
 use crate::{ByteCount, Error};
 
-/// Device memory, as burn's allocator and the driver see it.
+/// Device memory, as reported by burn's allocator and the driver.
 ///
-/// `reserved - in_use` is what burn keeps for later. The largest piece that is free in there cannot be had: cubecl sums
-/// its pages up and shows none of them. A tensor of more than a quarter of `driver_total` is refused whatever is free.
+/// `reserved - in_use` is memory that burn keeps for later. Its largest free piece is unknown: cubecl reports only
+/// sums over its pages. burn refuses a tensor of more than a quarter of `driver_total`, however much is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GpuMemory {
-    /// Bytes of burn's tensors, those lent to a loader included.
+    /// Bytes of burn's tensors, including those in a loader's device ring.
     pub in_use: ByteCount,
-    /// Bytes that burn has taken from the driver.
+    /// Bytes that burn has allocated from the driver.
     pub reserved: ByteCount,
-    /// Bytes that the driver has left, for whoever asks.
+    /// Bytes that are free on the device.
     pub driver_free: ByteCount,
-    /// Bytes that the device has.
+    /// Bytes of the device.
     pub driver_total: ByteCount,
 }
 
-/// Reads how much device memory burn has on the CUDA device of this number, and how much the driver has left.
+/// Reads the memory of burn on the CUDA device of this number, and the free memory of the device.
 ///
-/// burn keeps memory for each stream, and so for each thread; the first two numbers are those of the thread that asks.
-/// It waits until the device's thread has launched what is enqueued, and not until the device has done it.
+/// burn keeps memory for each stream, and so for each thread; the first two numbers are those of the calling thread. It
+/// waits until the device's thread has launched the enqueued operations, but not until they are done.
 ///
 /// # Errors
-/// [`Error::Device`] with what burn or the driver says, such as that an operation before has failed.
+/// [`Error::Device`] with the message of burn or the driver, for example if an earlier operation has failed.
 pub fn gpu_memory(number: u32) -> Result<GpuMemory, Error> {
     let failed = |cause: String| {
         let what = format!("reading the memory of burn's cuda:{number}");
@@ -60,7 +59,7 @@ pub fn gpu_memory(number: u32) -> Result<GpuMemory, Error> {
         // The driver answers on the device's own thread, where its context is current.
         (client.memory_usage(), client.exclusive(mem_get_info))
     }));
-    let (usage, driver) = read.map_err(|_| failed("burn gave up; its message is on standard error".to_owned()))?;
+    let (usage, driver) = read.map_err(|_| failed("burn panicked; its message is on standard error".to_owned()))?;
     let usage = usage.map_err(|error| failed(error.to_string()))?;
     let (free, total) = driver
         .map_err(|error| failed(error.to_string()))?
@@ -73,48 +72,48 @@ pub fn gpu_memory(number: u32) -> Result<GpuMemory, Error> {
     })
 }
 
-/// Device memory ran out, and has been cleared up.
+/// Device memory ran out. The failed step was cleaned up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OutOfDeviceMemory {
-    /// Which CUDA device.
+    /// Number of the CUDA device.
     pub number: u32,
-    /// The memory that was asked of the driver and refused, where burn says so: a page of its own, not the tensor.
+    /// Bytes that the driver refused, if burn reports them: a page of its allocator, not a tensor.
     pub asked: Option<ByteCount>,
-    /// What is free on the device after it was cleared up, and all it has.
+    /// Bytes that are free on the device after the cleanup, and bytes of the device.
     pub left: Option<(ByteCount, ByteCount)>,
 }
 
 impl fmt::Display for OutOfDeviceMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the memory of cuda:{} does not suffice", self.number)?;
+        write!(f, "out of memory on cuda:{}", self.number)?;
         if let Some(asked) = self.asked {
-            write!(f, ": {asked} more were asked for")?;
+            write!(f, ": {asked} more were requested")?;
         }
         if let Some((free, total)) = self.left {
             write!(f, "; without this step {free} of {total} are free")?;
         }
-        f.write_str(". Use a smaller batch")
+        f.write_str("; use a smaller batch")
     }
 }
 
 impl std::error::Error for OutOfDeviceMemory {}
 
-/// Runs a step of training on burn's CUDA device of this number, and where its memory runs out says so in place of a
-/// panic, and clears up, so that a smaller step can be tried.
+/// Runs a step of training on burn's CUDA device of this number. If its memory runs out, it returns an error instead of
+/// panicking, and cleans up, so that a smaller step can be tried.
 ///
-/// The step must not change what is to survive it: compute a loss and its gradients in it and apply them afterwards, in
-/// a step of its own whose inputs are kept. What a forward pass changes by itself (the running mean of a batch norm) is
-/// lost where the operation failed, so that such a model has to be cloned before (which copies nothing) and its clone
-/// be used after a failure. One caller at a time is served on a device; others that train on it meanwhile would be
-/// blamed.
+/// The step must not change state that is needed after a failure: compute a loss and its gradients in it, and apply
+/// them afterwards in a step of its own whose inputs are kept. State that a forward pass changes (the running mean of
+/// a batch norm) is lost if the operation failed: clone such a model before, which copies nothing, and use the clone
+/// after a failure. One caller at a time is allowed for each device; failures of other threads that train on it
+/// meanwhile would count as failures of this step.
 ///
-/// `model` is the one that the step trains: burn's graph keeps what a step has computed from its parameters until the
-/// next backward pass through them, which is made here. A step that found another way when a trial of the autotuner was
-/// refused memory is called failed as well.
+/// `model` is the model that the step trains: burn's graph keeps the nodes of a failed step until the next backward
+/// pass through its parameters, which runs here. A step in which only a trial of the autotuner was refused memory
+/// counts as failed too.
 ///
-/// It waits until the device's thread has launched the whole step, not until the device has done it. Messages of the
-/// panics that come of it are not shown; to that end the first call wraps the program's panic hook.
+/// It waits until the device's thread has launched the whole step, but not until it is done. The messages of
+/// resulting panics are suppressed; for that the first call wraps the panic hook of the program.
 ///
 /// ```no_run
 /// # use burn::backend::{Autodiff, Cuda};
@@ -137,7 +136,7 @@ impl std::error::Error for OutOfDeviceMemory {}
 /// [`OutOfDeviceMemory`].
 ///
 /// # Panics
-/// As the step does, where that does not come of memory; where an operation of the step fails otherwise; and where a
+/// Panics if the step panics for another reason than memory, if one of its operations fails otherwise, and if a
 /// second thread is in this function for the same device.
 pub fn survive<T, M: Module<Autodiff<Cuda>>>(
     number: u32,
@@ -147,26 +146,26 @@ pub fn survive<T, M: Module<Autodiff<Cuda>>>(
     let client = client(number);
     let watch = Watch::begin(number);
     let result = catch_unwind(AssertUnwindSafe(step));
-    // Whatever is enqueued has to be launched before it is known to have memory.
+    // Allocation errors show only once all operations are launched.
     let launched = catch_unwind(AssertUnwindSafe(|| client.memory_usage().map(drop)));
     let mut seen = watch.end();
     let left_on_stream = match launched {
         Ok(Ok(())) => None,
-        // The stream is not healthy: what is wrong with it comes with the next wait, which takes it away.
+        // The stream holds an error: the next wait returns and clears it.
         Ok(Err(_)) => block_on(client.sync()).err().map(|error| format!("{error:?}")),
-        Err(panic) => Some(words(&*panic).to_owned()),
+        Err(panic) => Some(message_of(&*panic).to_owned()),
     };
     if let Some(text) = &left_on_stream {
-        seen.look_at(text);
+        seen.record(text);
     }
     if seen.refused.is_some() {
-        // Another panic, after memory ran out or not, is the step's own.
+        // Any other panic is the step's own.
         let result = match result {
-            Err(panic) if !is_of_burn(words(&*panic)) => resume_unwind(panic),
+            Err(panic) if !is_of_burn(message_of(&*panic)) => resume_unwind(panic),
             result => result,
         };
         drop(result);
-        clear_up(number, &client, model);
+        clean_up(number, &client, model);
         let left = gpu_memory(number).ok().map(|memory| (memory.driver_free, memory.driver_total));
         return Err(OutOfDeviceMemory { number, asked: seen.refused.flatten(), left });
     }
@@ -177,25 +176,23 @@ pub fn survive<T, M: Module<Autodiff<Cuda>>>(
     }
 }
 
-/// Gives back what the failed step has left behind: nodes of burn's graph, errors on the stream, pages without a
-/// tensor.
-fn clear_up<M: Module<Autodiff<Cuda>>>(number: u32, client: &ComputeClient<CudaRuntime>, model: &M) {
-    // What burn says in here has been said, or is a consequence of it.
+/// Frees what the failed step has left behind: nodes of burn's graph, errors on the stream, pages without a tensor.
+fn clean_up<M: Module<Autodiff<Cuda>>>(number: u32, client: &ComputeClient<CudaRuntime>, model: &M) {
+    // Panics in here follow from the first one.
     let watch = Watch::begin(number);
     let _ = catch_unwind(AssertUnwindSafe(|| model.visit(&mut Sweep)));
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        // The first wait takes the errors away, and what is freed afterwards must not be in use.
+        // The first wait clears the errors, and memory that is freed afterwards must not be in use.
         let _ = block_on(client.sync());
         client.memory_cleanup();
         let _ = client.flush();
-        // Memory that was taken in the order of a stream is back with the driver once the stream has got there.
+        // Memory that was allocated in stream order is free once the stream has got there.
         let _ = block_on(client.sync());
     }));
     let _: Seen = watch.end();
 }
 
-/// Goes back through each parameter by the shortest way, at the end of which burn's graph drops every node that nobody
-/// can go back through any more.
+/// Runs a minimal backward pass through each parameter, after which burn's graph drops every unreachable node.
 struct Sweep;
 
 impl ModuleVisitor<Autodiff<Cuda>> for Sweep {
@@ -208,23 +205,23 @@ impl ModuleVisitor<Autodiff<Cuda>> for Sweep {
     }
 }
 
-/// What was seen of a device's thread, and of the thread that waits for it.
+/// Observations of a device's thread, and of the thread that waits for it.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Memory was refused, so many bytes where they are known.
+    /// Set if memory was refused; the inner value is the number of bytes, if known.
     refused: Option<Option<ByteCount>>,
 }
 
 impl Seen {
-    /// Notes what a message of burn's says of memory.
-    fn look_at(&mut self, message: &str) {
+    /// Records a message of burn, if it reports that memory was refused.
+    fn record(&mut self, message: &str) {
         if let Some(bytes) = refusal(message) {
             self.refused = Some(self.refused.flatten().or(bytes));
         }
     }
 }
 
-/// The bytes in a message that memory was refused, where it says them; `None` for another message.
+/// Number of bytes in a message that memory was refused, if it has one; `None` for any other message.
 fn refusal(message: &str) -> Option<Option<ByteCount>> {
     const WORDS: [&str; 2] = ["BufferTooBig", "can't allocate buffer of size"];
     let at = WORDS.iter().find_map(|words| message.find(words).map(|at| at + words.len()));
@@ -234,21 +231,21 @@ fn refusal(message: &str) -> Option<Option<ByteCount>> {
     Some(digits.parse().ok().map(ByteCount))
 }
 
-/// Whether a panic of the stepping thread may come of what happened on the device's: those of burn's readers and
-/// callers.
+/// Returns true if a panic of the stepping thread may follow from one of the device's thread: a panic of burn's
+/// readers or callers.
 fn is_of_burn(message: &str) -> bool {
     const WORDS: [&str; 5] =
         ["CallError", "Error while reading data", "ServerUnhealthy", "in an error state", "Failed to read tensor data"];
     refusal(message).is_some() || WORDS.iter().any(|words| message.contains(words))
 }
 
-/// The message of a panic.
-fn words(panic: &(dyn Any + Send)) -> &str {
+/// Message of a panic.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default()
 }
 
-/// Who is being watched, by the name of the device's thread.
+/// Observed device, by the name of its thread.
 struct Watched {
     name: String,
     caller: ThreadId,
@@ -257,7 +254,7 @@ struct Watched {
 
 static WATCHED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
 
-/// Watches the panics of a device's thread for as long as it lives.
+/// Observes the panics of a device's thread while it lives.
 struct Watch {
     name: String,
 }
@@ -273,10 +270,10 @@ impl Watch {
                 }
             }));
         });
-        // As cubecl names it: downstream, kind of device, number.
+        // Name in cubecl: downstream, kind of device, number.
         let name = format!("DSD-0-{number}");
         let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(watched.iter().all(|other| other.name != name), "two steps are watched on cuda:{number} at once");
+        assert!(watched.iter().all(|other| other.name != name), "two steps at once on cuda:{number}");
         watched.push(Watched { name: name.clone(), caller: thread::current().id(), seen: Seen::default() });
         Watch { name }
     }
@@ -288,18 +285,18 @@ impl Watch {
     }
 }
 
-/// Notes a panic that comes of memory; true if nobody needs to be told.
+/// Records a panic that follows from refused memory. Returns true if its message is to be suppressed.
 fn note(info: &PanicHookInfo<'_>) -> bool {
     let text = info.payload_as_str().unwrap_or_default();
     let thread = thread::current();
-    // A panic under the lock would be one of this file's: then it is shown.
+    // A panic under the lock is one of this file: it is shown.
     let Ok(mut watched) = WATCHED.try_lock() else { return false };
     watched.iter_mut().any(|watched| {
         let of_device = thread.name() == Some(watched.name.as_str());
         if of_device {
-            watched.seen.look_at(text);
+            watched.seen.record(text);
         }
-        // What the device's thread says after a refusal comes of it: there is a tensor without memory.
+        // Panics of the device's thread after a refusal follow from it: there is a tensor without memory.
         watched.seen.refused.is_some() && (of_device || thread.id() == watched.caller && is_of_burn(text))
     })
 }
@@ -309,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_told_from_other_messages_and_its_bytes_are_read() {
+    fn refusals_are_recognized_and_their_bytes_parsed() {
         let unwrapped =
             "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 4096\nNo backtrace";
         assert_eq!(refusal(unwrapped), Some(Some(ByteCount(4096))));
@@ -324,27 +321,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_size_that_is_told_is_kept() {
+    fn the_first_size_is_kept() {
         let mut seen = Seen::default();
-        seen.look_at("CallError");
+        seen.record("CallError");
         assert_eq!(seen.refused, None);
         for message in ["CUDA_ERROR_OUT_OF_MEMORY", "BufferTooBig { size: 5 }", "BufferTooBig { size: 6 }"] {
-            seen.look_at(message);
+            seen.record(message);
         }
         assert_eq!(seen.refused, Some(Some(ByteCount(5))));
     }
 
     #[test]
-    fn the_error_tells_the_numbers_and_what_to_do() {
+    fn the_error_has_the_numbers_and_advice() {
         let mut error = OutOfDeviceMemory {
             number: 3,
             asked: Some(ByteCount(1 << 30)),
             left: Some((ByteCount(2 << 30), ByteCount(8 << 30))),
         };
-        let text = "the memory of cuda:3 does not suffice: 1.00 GiB more were asked for; without this step 2.00 GiB of \
-                    8.00 GiB are free. Use a smaller batch";
+        let text = "out of memory on cuda:3: 1.00 GiB more were requested; without this step 2.00 GiB of 8.00 GiB are free; \
+                    use a smaller batch";
         assert_eq!(error.to_string(), text);
         (error.asked, error.left) = (None, None);
-        assert_eq!(error.to_string(), "the memory of cuda:3 does not suffice. Use a smaller batch");
+        assert_eq!(error.to_string(), "out of memory on cuda:3; use a smaller batch");
     }
 }
