@@ -1,5 +1,5 @@
-//! One pass of a folder through the loader, its pixels described as one JSON line: what `benches/peers/run` compares with
-//! the pixels of other loaders. `cargo run --release --example pixel_stats -- FOLDER f32|u8`
+//! Statistics of the pixels of one epoch of a folder, as one JSON line, to be compared with those of other loaders by
+//! `benches/peers/run`. `cargo run --release --example pixel_stats -- FOLDER f32|u8`
 #![allow(clippy::print_stdout, reason = "an example talks to its user")]
 
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
-//! Ranks that are processes, as a launcher starts them: this test program starts itself, once for each.
+//! Ranks that are processes, as a launcher starts them: this test program starts itself once for each.
 #![cfg(feature = "cli")]
-#![allow(clippy::print_stdout, reason = "what a process of a test prints is what is tested")]
+#![allow(clippy::print_stdout, reason = "the tests read what their processes print")]
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
@@ -14,11 +14,11 @@ use feedstock::train::ProcessGroup;
 
 mod common;
 
-/// What a process of these tests is to do: how many threads, how long the vector, how many sums, who dies after one.
-const TASK: &str = "FEEDSTOCK_TEST_PEER";
+/// Task of a process: number of threads, length of the vector, number of sums, rank that dies after one sum.
+const TASK: &str = "FEEDSTOCK_TEST_RANK";
 
-/// A rank, where this is a process that another test started; nothing in a run of all tests. A launcher can start it,
-/// too: `FEEDSTOCK_TEST_PEER="1 100000 10 -" mpirun -n 2 PROGRAM --exact a_rank --nocapture`
+/// Runs a rank in a process that another test started; does nothing in a run of all tests. A launcher can start it too:
+/// `FEEDSTOCK_TEST_RANK="1 100000 10 -" mpirun -n 2 PROGRAM --exact a_rank --nocapture`
 #[test]
 fn a_rank() {
     let Ok(task) = std::env::var(TASK) else { return };
@@ -38,14 +38,14 @@ fn a_rank() {
 
 fn rank(group: &ProcessGroup, thread: usize, length: usize, sums: usize, dies: bool) {
     let device = Default::default();
-    let mut communicator = group.join::<Flex>(thread, &device).expect("joined");
+    let mut communicator = group.join(thread).expect("joined");
     let (rank, ranks) = (communicator.rank(), communicator.world_size());
     let mine =
         |rank: usize| (0..length).map(move |at| ((at + rank * 17) % 1009) as f32 * 1.3_f32.powi(rank as i32 * 11));
     let values: Vec<f32> = mine(rank).collect();
     let (mut fastest, mut seen) = (Duration::MAX, 0);
     for _ in 0..sums {
-        let vector = Tensor::from_floats(values.as_slice(), &device);
+        let vector = Tensor::<Flex, 1>::from_floats(values.as_slice(), &device);
         let begun = Instant::now();
         let sum = match communicator.all_reduce_sum(vector) {
             Ok(sum) => sum.into_data().to_vec::<f32>().expect("numbers"),
@@ -53,7 +53,7 @@ fn rank(group: &ProcessGroup, thread: usize, length: usize, sums: usize, dies: b
         };
         fastest = fastest.min(begun.elapsed());
         seen = sum.iter().fold(0_u64, |hash, value| hash.wrapping_mul(0x100_0000_01b3) ^ u64::from(value.to_bits()));
-        // Every order of additions gives about this.
+        // The sum in any order of additions, but for rounding.
         let about: f32 = (0..ranks).map(|rank| mine(rank).next_back().unwrap_or(0.0)).sum();
         let last = sum.last().copied().unwrap_or(0.0);
         assert!((last - about).abs() <= about.abs() * 1e-5, "{last} is not {about}");
@@ -69,7 +69,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// Starts processes as a launcher does, and returns what each printed.
+/// Starts processes as a launcher does, and returns their output.
 fn launch(processes: usize, task: &str) -> Vec<Output> {
     let port = free_port().to_string();
     let start = |rank: usize| -> Child {
@@ -89,7 +89,7 @@ fn lines(output: &Output) -> Vec<String> {
     text.lines().filter(|line| line.starts_with("rank ")).map(str::to_owned).collect()
 }
 
-/// The sums that ranks saw, each as one word.
+/// Hashes of the sums that the ranks got.
 fn seen(outputs: &[Output]) -> Vec<String> {
     let word = |line: String| line.split(" saw ").nth(1).and_then(|rest| rest.split(',').next()).map(str::to_owned);
     outputs.iter().flat_map(lines).filter_map(word).collect()

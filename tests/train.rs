@@ -1,5 +1,5 @@
-//! `feedstock train`, and what `feedstock plan` predicts of it, as a user meets them: runs that are killed and gone on
-//! with, several ranks, memory and its savings, the log, and what is refused.
+//! `feedstock train`, and the predictions of `feedstock plan`: runs that are killed and resumed, several ranks, memory and
+//! savings, logs, and refusals.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -18,18 +18,18 @@ use tempfile::{TempDir, tempdir};
 
 use common::{Said, class_folders, feedstock, finish, jpeg, run, said, words};
 
-/// How long a run may take to end when it is asked to, on a machine that is busy with other things.
+/// Maximum time in which a run ends after a signal, on a busy machine.
 const SOON: Duration = Duration::from_secs(4);
 const INTERRUPTED: Option<i32> = Some(130);
 
-/// Three classes of so many small pictures.
-fn pictures(per_class: u32) -> TempDir {
+/// Three classes of this many small images.
+fn images(per_class: u32) -> TempDir {
     let folder = tempdir().expect("a folder");
     class_folders(folder.path(), &["ant", "bee", "cat"], per_class, &[(32, 32)]);
     folder
 }
 
-/// A training run on these pictures.
+/// A training run on these images.
 fn train(data: &Path, more: &str) -> Command {
     feedstock(words(&format!("train --data DIR --ram-budget 256M {more}"), data))
 }
@@ -38,7 +38,7 @@ fn trained(data: &Path, more: &str) -> Said {
     said(finish(train(data, more).spawn().expect("started")))
 }
 
-/// The object at the end of a run, and before it those of its epochs.
+/// JSON object at the end of a run, and those of its epochs.
 fn objects(said: &Said) -> (Value, Vec<Value>) {
     let mut lines: Vec<Value> = said.out.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let end = lines.pop().unwrap_or_else(|| panic!("no line: {said:?}"));
@@ -47,11 +47,11 @@ fn objects(said: &Said) -> (Value, Vec<Value>) {
     (end, lines)
 }
 
-/// What a checkpoint has: the words of its first line, and its weights.
+/// Contents of a checkpoint: its first line and its weights.
 struct Checkpoint {
     head: String,
     weights: Vec<Vec<f32>>,
-    /// Which of them are running statistics: these follow the data, and no gradient.
+    /// True for running statistics, which have no gradient.
     statistics: Vec<bool>,
 }
 
@@ -71,7 +71,7 @@ impl Checkpoint {
         self.weights.iter().map(|tensor| tensor.iter().map(|number| number.to_bits()).collect()).collect()
     }
 
-    /// By how much two models differ where they differ most.
+    /// Largest difference of two models.
     fn distance(&self, other: &Checkpoint) -> f32 {
         let (ours, theirs) = (self.weights.concat(), other.weights.concat());
         assert_eq!(ours.len(), theirs.len());
@@ -79,15 +79,15 @@ impl Checkpoint {
     }
 }
 
-/// Reads a checkpoint by hand: a first line in words, then MessagePack, in which each tensor's numbers are a binary
-/// under the name `bytes`. Beside them are ids of the parameters, which every process draws anew.
+/// Reads a checkpoint: a first line of words, then MessagePack, in which the numbers of each tensor are a binary named
+/// `bytes`. Ids of parameters, which are random in every process, are ignored.
 fn checkpoint(folder: &Path) -> Option<Checkpoint> {
     let file = fs::read(folder.join("last.ckpt")).ok()?;
     let end = file.iter().position(|&byte| byte == b'\n').expect("a first line");
     let head = String::from_utf8(file[..end].to_vec()).expect("words");
     let mut found = Checkpoint { head, weights: Vec::new(), statistics: Vec::new() };
     let rest = &file[end + 1..];
-    assert_eq!(rest.len() as u64, found.number("bytes"), "all of it is there");
+    assert_eq!(rest.len() as u64, found.number("bytes"), "it is complete");
     let rest = &rest[..found.number("weights") as usize];
     let mut at = 0;
     while let Some(name) = rest[at..].windows(6).position(|bytes| bytes == b"\xa5bytes") {
@@ -112,7 +112,7 @@ fn the_checkpoint(folder: &Path) -> Checkpoint {
     checkpoint(folder).unwrap_or_else(|| panic!("no checkpoint in {}", folder.display()))
 }
 
-/// Waits for something, and fails where it does not come.
+/// Waits until `look` returns a value.
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -128,7 +128,7 @@ fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).expect("a signal");
 }
 
-/// Starts a run, and lets it get into its second epoch. Its pipe is to be kept until it has ended.
+/// Starts a run and waits for its second epoch. Keep the pipe until it has ended.
 fn in_mid_run(mut command: Command) -> (Child, impl Sized) {
     let mut child = command.spawn().expect("started");
     let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -138,9 +138,9 @@ fn in_mid_run(mut command: Command) -> (Child, impl Sized) {
     (child, out)
 }
 
-/// Trains three epochs with a kill, or Ctrl-C, in the second one, goes on, and compares with a run that nothing happened to.
-fn goes_on_to_the_same_bits(flags: &str) {
-    let set = pictures(16);
+/// Trains three epochs, with a kill or Ctrl-C in the second one, resumes, and compares with an uninterrupted run.
+fn resumes_to_the_same_bits(flags: &str) {
+    let set = images(16);
     let place = tempdir().expect("a folder");
     let folder = |name: &str| place.path().join(name);
     let flags = |name: &str, more: &str| {
@@ -172,7 +172,7 @@ fn goes_on_to_the_same_bits(flags: &str) {
     assert_eq!(stopped.err, "interrupted: ended before the work was done\n");
     drop(pipe);
     let left = the_checkpoint(&folder("stopped"));
-    // On a busy machine it may have got into its third epoch.
+    // On a busy machine it may have reached its third epoch.
     assert!(left.number("epochs") < 3 && left.number("images") < 48, "{}", left.head);
     let step = left.number("images").checked_div(left.number("steps")).unwrap_or(0);
     assert_eq!(step * left.number("steps"), left.number("images"), "whole steps only: {}", left.head);
@@ -182,7 +182,7 @@ fn goes_on_to_the_same_bits(flags: &str) {
         let found = the_checkpoint(&folder(name));
         assert_eq!((found.word("hidden"), found.number("epochs")), (expected.word("hidden"), 3), "{name}");
         assert!(found.bits() == expected.bits(), "{name}: weights differ by {}", found.distance(&expected));
-        // Of the epoch under way, all that was learnt is told, and not only what came after the resumption.
+        // The report of an epoch includes the part before the resumption.
         assert!(
             end["epochs"].as_array().is_some_and(|epochs| epochs.iter().all(|epoch| epoch["images"] == 48)),
             "{end}"
@@ -191,23 +191,23 @@ fn goes_on_to_the_same_bits(flags: &str) {
 }
 
 #[test]
-fn a_run_that_was_killed_or_stopped_goes_on_to_the_same_bits() {
-    goes_on_to_the_same_bits("--model small --batch-size 4");
+fn a_killed_or_stopped_run_resumes_to_the_same_bits() {
+    resumes_to_the_same_bits("--model small --batch-size 4");
 }
 
 #[test]
-fn so_does_one_whose_steps_are_several_batches() {
-    goes_on_to_the_same_bits("--model small --batch-size 12 --micro-batch 2 --optimizer adamw");
+fn a_run_with_accumulation_resumes_to_the_same_bits() {
+    resumes_to_the_same_bits("--model small --batch-size 12 --micro-batch 2 --optimizer adamw");
 }
 
 #[test]
-fn so_does_one_that_was_pruned_before() {
-    goes_on_to_the_same_bits("--model small --batch-size 4 --prune 0.3 --prune-after 1");
+fn a_pruned_run_resumes_to_the_same_bits() {
+    resumes_to_the_same_bits("--model small --batch-size 4 --prune 0.3 --prune-after 1");
 }
 
 #[test]
-fn within_an_epoch_a_run_goes_on_with_the_same_batches_only() {
-    let set = pictures(16);
+fn within_an_epoch_a_run_resumes_with_the_same_batches_only() {
+    let set = images(16);
     let place = tempdir().expect("a folder");
     let flags = |more: &str| format!("--epochs 2 --json {more} --checkpoint-dir {}", place.path().display());
     let (child, pipe) = in_mid_run(train(set.path(), &flags("--batch-size 4 --checkpoint-every 1")));
@@ -222,10 +222,13 @@ fn within_an_epoch_a_run_goes_on_with_the_same_batches_only() {
     ] {
         let refused = trained(set.path(), &flags(&format!("{more} --resume")));
         assert_eq!(refused.code, Some(4), "{more}: {refused:?}");
-        assert!(refused.err.contains("mid-epoch") && refused.err.contains("batches4-ranks1-seed0"), "{refused:?}");
+        assert!(
+            refused.err.contains("within an epoch") && refused.err.contains("batches4-ranks1-seed0"),
+            "{refused:?}"
+        );
     }
     trained(set.path(), &flags("--batch-size 4 --resume")).ok();
-    // After a whole epoch anything goes.
+    // After a complete epoch the batches may change.
     trained(set.path(), &flags("--batch-size 6 --resume").replace("--epochs 2", "--epochs 3")).ok();
 }
 
@@ -243,7 +246,7 @@ fn launch(data: &Path, flags: [&str; 2]) -> [Child; 2] {
     })
 }
 
-/// The same flags but for the folders of the checkpoints: were the second rank to write, it would show.
+/// The same flags, with a checkpoint folder for each rank, to see whether the second one writes.
 fn launch_into(data: &Path, flags: &str, folders: &[PathBuf; 2]) -> [Child; 2] {
     let flags = [0, 1].map(|rank: usize| format!("{flags} --checkpoint-dir {}", folders[rank].display()));
     launch(data, [&flags[0], &flags[1]])
@@ -258,9 +261,9 @@ fn all_well(ranks: [Said; 2]) {
 }
 
 #[test]
-fn two_ranks_learn_what_one_does_from_batches_twice_as_large() {
-    // An odd number: one rank has a picture more, and the last step is a small one.
-    let set = pictures(4);
+fn two_ranks_train_as_one_with_batches_twice_as_large() {
+    // An odd number: one rank has one image more, and the last step is a small one.
+    let set = images(4);
     fs::write(set.path().join("ant/one-more.jpg"), jpeg(99, 32, 32)).expect("written");
     let place = tempdir().expect("a folder");
     let folder = |name: &str| place.path().join(name);
@@ -277,21 +280,21 @@ fn two_ranks_learn_what_one_does_from_batches_twice_as_large() {
     let (processes, _) = objects(&first.ok());
     assert_eq!(processes["epochs"][0]["images"], 7, "{processes}");
     assert!(second.out.is_empty() && second.err.is_empty() && second.code == Some(0), "{second:?}");
-    assert!(!folder("second").exists(), "the first one writes");
+    assert!(!folder("second").exists(), "only rank 0 writes");
     let by_processes = the_checkpoint(&folder("processes"));
     assert!(by_processes.bits() == by_threads.bits(), "{}", by_processes.distance(&by_threads));
 
     let (alone, by_one) = one("alone", "--batch-size 8");
     assert_eq!((&alone["epochs"][0]["images"], &alone["epochs"][0]["steps"]), (&13.into(), &2.into()), "{alone}");
     let (_, by_small) = one("small", "--batch-size 4");
-    // Other batches lead elsewhere, much farther than the order of additions does.
+    // Other batches make a larger difference than the order of additions.
     let (near, far) = (by_one.distance(&by_threads), by_small.distance(&by_threads));
     assert!(near < 1e-5 && far > 1e-3, "{near} {far}");
 }
 
 #[test]
-fn ranks_stop_together_and_go_on_to_the_same_bits() {
-    let set = pictures(16);
+fn ranks_stop_together_and_resume_to_the_same_bits() {
+    let set = images(16);
     let place = tempdir().expect("a folder");
     let folders = |name: &str| [0, 1].map(|rank| place.path().join(format!("{name}{rank}")));
     let flags = "--model small --batch-size 2 --epochs 3 --json";
@@ -306,18 +309,18 @@ fn ranks_stop_together_and_go_on_to_the_same_bits() {
     let stopped = both([first, second]);
     assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
     assert!(stopped.iter().all(|said| said.code == INTERRUPTED), "{stopped:?}");
-    assert!(stopped[1].out.is_empty(), "the first one speaks: {stopped:?}");
+    assert!(stopped[1].out.is_empty(), "only rank 0 prints: {stopped:?}");
     let [first, second] = folders("stopped");
     let left = the_checkpoint(&first);
     assert!(left.number("epochs") < 3 && !second.exists(), "{}", left.head);
-    // Both have to read it.
+    // Both ranks read it.
     all_well(both(launch_into(set.path(), &format!("{flags} --resume"), &[first.clone(), first.clone()])));
     assert!(the_checkpoint(&first).bits() == the_checkpoint(&folders("whole")[0]).bits());
 }
 
 #[test]
-fn a_rank_that_is_to_end_takes_the_others_along() {
-    let set = pictures(8);
+fn a_rank_that_ends_stops_the_others() {
+    let set = images(8);
     let flags = "--model small --batch-size 2 --epochs 50 --json";
     let limited = format!("{flags} --time-limit 1s");
     for flags in [[&*limited, flags], [flags, &*limited]] {
@@ -330,7 +333,7 @@ fn a_rank_that_is_to_end_takes_the_others_along() {
 
 #[test]
 fn a_rank_that_is_killed_ends_the_other_one_at_once() {
-    let set = pictures(16);
+    let set = images(16);
     for victim in [0, 1] {
         let flags = "--model small --batch-size 2 --epochs 90 --json";
         let mut ranks = launch(set.path(), [flags; 2]);
@@ -346,7 +349,7 @@ fn a_rank_that_is_killed_ends_the_other_one_at_once() {
     }
 }
 
-/// What training with these flags is predicted to take, and what a plan says of it.
+/// Prediction of a plan with these flags, and its exit code.
 fn predicted(data: &Path, flags: &str) -> (Value, Option<i32>) {
     let plan = run(words(&format!("plan --data DIR --ram-budget 256M --size 32 --json {flags}"), data));
     (plan.json()["training"].clone(), plan.code)
@@ -358,7 +361,7 @@ fn bytes(object: &Value, key: &str) -> u64 {
 
 #[test]
 fn a_plan_predicts_the_memory_that_training_takes() {
-    let set = pictures(4);
+    let set = images(4);
     for flags in [
         "--model small --batch-size 6",
         "--model small --batch-size 6 --micro-batch 3 --precision bf16",
@@ -374,7 +377,7 @@ fn a_plan_predicts_the_memory_that_training_takes() {
         let measured = &end["memory"]["measured"];
         for account in ["peak_bytes", "activations_bytes", "parameters_bytes"] {
             let (told, took) = (bytes(&plan["predicted"], account), bytes(measured, account));
-            // Beside small accounts, the buffers that threads keep for their products weigh something.
+            // Buffers that threads keep for their products count beside small accounts.
             let kept = if account == "peak_bytes" { 0 } else { bytes(measured, "peak_bytes") * 2 / 100 };
             let near = told * 15 / 100 + kept;
             assert!(told.abs_diff(took) < near, "{flags}: {account} is {took}: {plan}");
@@ -384,8 +387,8 @@ fn a_plan_predicts_the_memory_that_training_takes() {
 }
 
 #[test]
-fn too_small_a_budget_is_refused_with_levers_that_work() {
-    let set = pictures(8);
+fn a_small_budget_is_refused_with_savings_that_work() {
+    let set = images(8);
     for flags in ["--model vit-tiny --batch-size 8", "--model resnet18 --batch-size 24"] {
         let (plan, code) = predicted(set.path(), flags);
         assert_eq!(code, Some(0), "{plan}");
@@ -401,13 +404,15 @@ fn too_small_a_budget_is_refused_with_levers_that_work() {
         }
         let fits = format!("{flags} --vram-budget {peak}");
         assert_eq!(predicted(set.path(), &fits).1, Some(0));
-        // A byte less, and less than the weights alone.
+        // One byte less, and less than the weights alone.
         for budget in [peak - 1, 1 << 20] {
             let short = format!("{flags} --vram-budget {budget}");
             assert_eq!(predicted(set.path(), &short).1, Some(3));
             let refused = trained(set.path(), &format!("{short} --size 32 --json"));
             assert_eq!((refused.code, &*refused.out), (Some(3), ""), "{refused:?}");
-            for expected in ["would not fit", "where it goes:", "activations", "gradients", "what would help:"] {
+            for expected in
+                ["would not fit", "memory by purpose:", "activations", "gradients", "settings that would help:"]
+            {
                 assert!(refused.err.contains(expected), "{expected}: {refused:?}");
             }
             let mut named: Vec<_> = refused.err.lines().filter(|line| line.starts_with("  --")).collect();
@@ -416,7 +421,7 @@ fn too_small_a_budget_is_refused_with_levers_that_work() {
             assert_eq!(named.len(), 3, "{refused:?}");
             for (line, saving) in named.iter().zip(savings) {
                 let flag = saving["flag"].as_str().expect("a flag");
-                assert!(line.starts_with(&format!("  {flag} gives back ")), "{line} {saving}");
+                assert!(line.starts_with(&format!("  {flag} saves ")), "{line} {saving}");
                 assert_eq!(line.ends_with("then it fits"), bytes(saving, "peak_bytes") <= budget, "{line}");
             }
         }
@@ -427,12 +432,12 @@ fn too_small_a_budget_is_refused_with_levers_that_work() {
 }
 
 #[test]
-fn batches_are_made_as_small_as_a_budget_asks_for() {
-    let set = pictures(8);
+fn micro_batches_fit_the_budget() {
+    let set = images(8);
     let flags = |batch_size: u64, more: &str| format!("--model small --batch-size {batch_size} {more}");
     let peak = |flags: &str| bytes(&predicted(set.path(), flags).0["predicted"], "peak_bytes");
-    // The sum of a step's gradients is there beside those of a batch: two batches can take more than one that is twice as
-    // large.
+    // A step of several batches holds the sum of its gradients beside those of a batch: two batches can take more than one
+    // that is twice as large.
     let whole = peak(&flags(8, ""));
     assert!(peak(&flags(8, "--micro-batch 4")) > whole);
     let (plan, _) = predicted(set.path(), &flags(8, &format!("--micro-batch auto --vram-budget {whole}")));
@@ -454,23 +459,23 @@ fn batches_are_made_as_small_as_a_budget_asks_for() {
 }
 
 #[test]
-fn precision_and_checkpointing_do_as_they_say() {
-    let set = pictures(8);
+fn precision_and_checkpointing_save_memory() {
+    let set = images(8);
     let place = tempdir().expect("a folder");
-    let learnt = |name: &str, more: &str| {
+    let trained_with = |name: &str, more: &str| {
         let folder = place.path().join(name);
         let more =
             format!("--model small --batch-size 24 --epochs 2 --json {more} --checkpoint-dir {}", folder.display());
         (objects(&trained(set.path(), &more).ok()).0, the_checkpoint(&folder))
     };
     let activations = |end: &Value| bytes(&end["memory"]["measured"], "activations_bytes");
-    let (plain, expected) = learnt("plain", "");
+    let (plain, expected) = trained_with("plain", "");
     assert_eq!(
         (&plain["precision"], &plain["checkpointing"], &plain["frozen"]),
         (&"f32".into(), &"none".into(), &"nothing".into())
     );
     for precision in ["bf16", "f16"] {
-        let (end, found) = learnt(precision, &format!("--precision {precision}"));
+        let (end, found) = trained_with(precision, &format!("--precision {precision}"));
         assert_eq!(end["precision"], precision);
         assert!(activations(&end) * 10 < activations(&plain) * 7, "{end}");
         let distance = found.distance(&expected);
@@ -478,7 +483,7 @@ fn precision_and_checkpointing_do_as_they_say() {
         assert!(end["epochs"][0]["loss"].as_f64().is_some_and(f64::is_finite), "{end}");
     }
     for way in ["blocks", "balanced"] {
-        let (end, found) = learnt(way, &format!("--checkpoint {way}"));
+        let (end, found) = trained_with(way, &format!("--checkpoint {way}"));
         assert_eq!(end["checkpointing"], way);
         assert!(activations(&end) < activations(&plain), "{way}: {end}");
         assert!(found.distance(&expected) < 1e-4, "{way}: {}", found.distance(&expected));
@@ -486,13 +491,13 @@ fn precision_and_checkpointing_do_as_they_say() {
 }
 
 #[test]
-fn what_is_frozen_keeps_the_bits_it_started_from() {
-    let set = pictures(4);
+fn frozen_parameters_keep_their_bits() {
+    let set = images(4);
     let place = tempdir().expect("a folder");
     let folder = |name: &str| place.path().join(name);
     for (model, head) in [("small", 2), ("vit-tiny --size 16", 4)] {
         let name = |part: &str| format!("{part}-{}", &model[..3]);
-        let learnt = |part: &str, more: &str| {
+        let trained_with = |part: &str, more: &str| {
             let folder = folder(&name(part));
             let more = format!(
                 "--model {model} --batch-size 4 --epochs 1 --json {more} --checkpoint-dir {}",
@@ -500,9 +505,9 @@ fn what_is_frozen_keeps_the_bits_it_started_from() {
             );
             (objects(&trained(set.path(), &more).ok()).0, the_checkpoint(&folder))
         };
-        let (_, first) = learnt("first", "--seed 3");
+        let (_, first) = trained_with("first", "--seed 3");
         let from = folder(&name("first")).join("last.ckpt");
-        let (end, tuned) = learnt("tuned", &format!("--freeze backbone --init {}", from.display()));
+        let (end, tuned) = trained_with("tuned", &format!("--freeze backbone --init {}", from.display()));
         assert_eq!(end["frozen"], "backbone");
         let (before, after) = (first.bits(), tuned.bits());
         let parameters = (0..before.len()).filter(|&at| !tuned.statistics[at]);
@@ -513,12 +518,12 @@ fn what_is_frozen_keeps_the_bits_it_started_from() {
     let other = format!("--model resnet18 --init {}", folder("first-sma").join("last.ckpt").display());
     let refused = trained(set.path(), &other);
     assert_eq!((refused.code, refused.err.lines().count()), (Some(4), 1), "{refused:?}");
-    assert!(refused.err.contains("another network: small"), "{refused:?}");
+    assert!(refused.err.contains("its network is small"), "{refused:?}");
 }
 
 #[test]
-fn pruning_takes_parameters_and_memory_away() {
-    let set = pictures(8);
+fn pruning_reduces_parameters_and_memory() {
+    let set = images(8);
     let place = tempdir().expect("a folder");
     let more =
         format!("--model small --batch-size 4 --prune 0.3 --epochs 2 --checkpoint-dir {}", place.path().display());
@@ -531,7 +536,7 @@ fn pruning_takes_parameters_and_memory_away() {
     let left = the_checkpoint(place.path());
     assert_ne!(left.word("hidden"), "", "{}", left.head);
     let numbers: usize = left.weights.iter().map(Vec::len).sum();
-    // Running statistics are no parameters, but are kept beside them.
+    // Running statistics are saved too, and are not parameters.
     let parameters = before[1].expect("a number") as usize;
     assert!((parameters..parameters + parameters / 50).contains(&numbers), "{numbers} {pruned}");
     let told = trained(set.path(), "--model small --batch-size 4 --prune 0.3 --epochs 2").ok();
@@ -539,8 +544,8 @@ fn pruning_takes_parameters_and_memory_away() {
 }
 
 #[test]
-fn a_run_is_told_to_a_log_and_to_tensorboard() {
-    let set = pictures(8);
+fn a_run_is_written_to_a_log_and_to_tensorboard() {
+    let set = images(8);
     let place = tempdir().expect("a folder");
     let (log, charts) = (place.path().join("log.jsonl"), place.path().join("charts"));
     let more = format!(
@@ -576,10 +581,10 @@ fn a_run_is_told_to_a_log_and_to_tensorboard() {
     }
     trained(set.path(), &format!("{more} --resume").replace("--epochs 2", "--epochs 3")).ok();
     let more = lines();
-    assert!(more[..told.len()] == told[..] && of(&more, "epoch").len() == 3, "it goes on in the same log: {more:?}");
+    assert!(more[..told.len()] == told[..] && of(&more, "epoch").len() == 3, "it continues the same log: {more:?}");
     assert_eq!(files().len(), 2, "each run has a file");
 
-    // Of several processes one writes.
+    // Only one of several processes writes.
     let shared = place.path().join("shared");
     let flags =
         format!("--model small --batch-size 4 --epochs 1 --json --log {0}/log --tensorboard {0}", shared.display());
@@ -588,17 +593,17 @@ fn a_run_is_told_to_a_log_and_to_tensorboard() {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused_in_one_line() {
-    let set = pictures(2);
+fn bad_settings_are_refused_in_one_line() {
+    let set = images(2);
     let place = tempdir().expect("a folder");
     let small = format!("--model small --checkpoint-dir {}", place.path().display());
     trained(set.path(), &format!("{small} --epochs 1")).ok();
     let other = small.replace("small", "vit-tiny") + " --resume";
     let lost = place.path().join("none").display().to_string();
     for (flags, code, expected) in [
-        ("--freeze nonsense", 2, "no parameter to freeze is called 'nonsense': there are stem, blocks.0"),
-        ("--freeze stem,blocks,head", 2, "leaves nothing that learns"),
-        ("--freeze stem,,head", 2, "names nothing"),
+        ("--freeze nonsense", 2, "no parameter 'nonsense' to freeze: expected one of stem, blocks.0"),
+        ("--freeze stem,blocks,head", 2, "leaves no parameter to train"),
+        ("--freeze stem,,head", 2, "empty name in 'stem,,head'"),
         ("--micro-batch 7 --batch-size 64", 2, "--micro-batch 7 does not divide --batch-size 64"),
         ("--micro-batch 0", 2, "'0' is no size of a batch"),
         ("--prune 1.5", 2, "pruning a share of 1.5"),
@@ -610,9 +615,9 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
         ("--vram-budget much", 2, "'much' is no size"),
         ("--devices cpu,banana", 2, "'banana' is no device"),
         ("--devices cpu,cpu --device cpu", 2, "cannot be used with"),
-        (&other, 4, "it holds a run of small-width32-classes3-side32-sgd, this run is vit-tiny"),
+        (&other, 4, "it holds a run of small-width32-classes3-side32-sgd, and this run is vit-tiny"),
         (&format!("--init {lost}"), 5, "No such file"),
-        (&format!("--init {lost} --checkpoint-dir {} --resume", place.path().display()), 2, "cannot start from others"),
+        (&format!("--init {lost} --checkpoint-dir {} --resume", place.path().display()), 2, "choose one of them"),
     ] {
         let refused = trained(set.path(), flags);
         assert_eq!(refused.code, Some(code), "{flags}: {refused:?}");

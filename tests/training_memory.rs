@@ -1,5 +1,5 @@
-//! The memory of training: what is predicted against what a counting allocator sees, what each saving gives back, and that
-//! nothing grows with the number of steps.
+//! Memory of training: the prediction against a counting allocator, the effect of each saving, and no growth with the number
+//! of steps.
 #![cfg(feature = "train")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -18,12 +18,12 @@ use feedstock::{ByteCount, DType, Loader};
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
 
-/// The heap is one: who measures it is alone.
+/// One test at a time measures the heap.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What is less than this is lost among the library's own lists and strings: about 2 KiB for each operation that burn keeps
-/// in mind, which is no tensor and is not predicted.
-const WORTH_A_LOOK: u64 = 768 << 10;
+/// Differences below this are lists and strings of the library, which are not predicted: about 2 KiB for each operation in
+/// burn's graph.
+const NOISE_BYTES: u64 = 768 << 10;
 
 fn config(kind: ModelKind, width: usize, side: u32) -> TrainConfig {
     let mut config = TrainConfig::new(kind, 10, side);
@@ -43,9 +43,9 @@ fn measured(config: &TrainConfig, batch: usize) -> Forecast {
     }
 }
 
-/// Whether what was measured is within 15 % of what was predicted.
+/// Returns true if the measurement is within 15 % of the prediction.
 fn close(predicted: ByteCount, measured: ByteCount) -> bool {
-    predicted.0.abs_diff(measured.0) <= WORTH_A_LOOK || (0.85..=1.15).contains(&ratio(predicted, measured))
+    predicted.0.abs_diff(measured.0) <= NOISE_BYTES || (0.85..=1.15).contains(&ratio(predicted, measured))
 }
 
 fn ratio(predicted: ByteCount, measured: ByteCount) -> f64 {
@@ -53,7 +53,7 @@ fn ratio(predicted: ByteCount, measured: ByteCount) -> f64 {
 }
 
 #[test]
-fn what_is_predicted_is_what_is_taken() {
+fn predictions_match_measurements() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut wrong = Vec::new();
     for (kind, width, side, batch) in [
@@ -97,10 +97,10 @@ fn what_is_predicted_is_what_is_taken() {
 }
 
 #[test]
-fn each_lever_gives_back_what_it_promises() {
+fn each_saving_reduces_memory() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let plain = config(ModelKind::ResNet18, 16, 32);
-    // The first run lets every thread of the libraries take its buffers.
+    // In the first run every thread of the libraries allocates its buffers.
     measured(&plain, 32);
     let base = measured(&plain, 32).account;
     let with = |change: TrainConfig| measured(&change, 32).account;
@@ -109,19 +109,19 @@ fn each_lever_gives_back_what_it_promises() {
     let again = with(TrainConfig { checkpointing: Checkpointing::Blocks, ..plain.clone() });
     assert!(again.activations.0 < base.activations.0 * 4 / 10, "{again:?} {base:?}");
     let frozen = with(TrainConfig { freeze: "backbone".parse().unwrap(), ..plain.clone() });
-    assert!(frozen.gradients.0 + frozen.optimizer.0 < WORTH_A_LOOK, "{frozen:?}");
+    assert!(frozen.gradients.0 + frozen.optimizer.0 < NOISE_BYTES, "{frozen:?}");
     assert!(frozen.activations.0 < base.activations.0 / 10, "{frozen:?} {base:?}");
     let adam = with(plain.optimizer(OptimizerKind::AdamW));
     let twice = adam.optimizer.0 as f64 / base.optimizer.0 as f64;
     assert!((1.9..2.1).contains(&twice), "{adam:?} {base:?}");
 }
 
-/// Images of one colour each.
+/// Images of one color each.
 fn loader(images: u32, batch: usize) -> Loader {
     let png = |n: u32| {
         let mut bytes = Vec::new();
-        let picture = image::RgbImage::from_pixel(16, 16, image::Rgb([(n * 7) as u8, (n * 13) as u8, 90]));
-        picture.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
+        let image = image::RgbImage::from_pixel(16, 16, image::Rgb([(n * 7) as u8, (n * 13) as u8, 90]));
+        image.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
         (bytes, n % 3)
     };
     let classes = ["a", "b", "c"].map(str::to_owned).to_vec();
@@ -135,17 +135,17 @@ fn loader(images: u32, batch: usize) -> Loader {
 }
 
 #[test]
-fn memory_does_not_grow_with_the_steps_or_with_what_is_told_of_them() {
+fn memory_does_not_grow_with_the_number_of_steps() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut config = TrainConfig::new(ModelKind::Small, 3, 16);
     (config.model.width, config.epochs, config.schedule.peak) = (4, 16, 0.02);
     let device = Default::default();
     let data = TrainData::<Cpu>::from_loaders(loader(960, 4), Some(loader(24, 4)), &device);
     let meter: Option<Arc<dyn feedstock::train::MemoryMeter>> = Some(Arc::new(HeapMeter));
-    let machine = TrainContext { device, meter, communicator: None };
+    let context = TrainContext { device, meter, communicator: None };
     let mut epochs = Vec::new();
     let mut logged: Vec<f64> = Vec::with_capacity(1 << 16);
-    train(&config, &data, machine, &AtomicBool::new(false), |event| match event {
+    train(&config, &data, context, &AtomicBool::new(false), |event| match event {
         TrainEvent::Progress(step) => logged.extend([step.loss, step.accuracy, step.learning_rate]),
         TrainEvent::Epoch(epoch) => {
             logged.extend([epoch.training.loss, epoch.training.accuracy]);
@@ -154,14 +154,14 @@ fn memory_does_not_grow_with_the_steps_or_with_what_is_told_of_them() {
         _ => {}
     })
     .unwrap();
-    // 240 steps an epoch: eight bytes that are kept for each would show as 19 KiB. The list of epochs has its 3.
+    // 240 steps an epoch: eight bytes kept for each step would show as 19 KiB. The list of epochs has 3 KiB.
     let (early, late) = (epochs[2..6].iter().min().unwrap(), epochs[12..].iter().min().unwrap());
     assert!(late <= &(early + 4096), "{epochs:?}");
     assert!(logged.len() > 80);
 }
 
 #[test]
-fn a_run_tells_where_its_memory_went() {
+fn a_run_reports_its_memory() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut config = TrainConfig::new(ModelKind::ResNet18, 3, 16);
     (config.model.width, config.epochs) = (16, 1);

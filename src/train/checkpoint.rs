@@ -1,55 +1,61 @@
-//! Owns checkpoints: a model, its optimizer's state and the place in the data that they have got to, in one file.
-//! It must never leave a file half written under its name, and never load one that is not whole or not meant.
+//! Checkpoints: a model, the state of its optimizer and the position in the data, in one file.
+//!
+//! The first line is text: magic words, lengths, a checksum and the [`CheckpointInfo`]. The records of burn follow. A
+//! file is written beside its place and renamed, so that a complete one is always there; one that is damaged or of
+//! another run is refused.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use burn::module::AutodiffModule;
+use burn::module::Module;
 use burn::optim::Optimizer;
-use burn::record::{FullPrecisionSettings, NamedMpkBytesRecorder, Record, Recorder, RecorderError};
+use burn::record::{FullPrecisionSettings, NamedMpkBytesRecorder, Record, Recorder};
 use burn::tensor::backend::AutodiffBackend;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::error::TrainError;
+use super::error::{CheckpointError, TrainError};
+use super::model::Network;
+use super::optimizer::NetworkOptimizer;
 
 /// First words of a checkpoint.
-const MAGIC: &str = "feedstock-checkpoint 2";
-/// The first line is shorter than this; a longer one belongs to another kind of file.
+pub(super) const MAGIC: &str = "feedstock-checkpoint 3";
+/// Maximum length of the first line, in bytes.
 const HEADER_BYTES_MAX: usize = 4096;
 
-/// What a checkpoint says of itself, in its first line.
+/// First line of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct CheckpointInfo {
-    /// How many whole epochs of training are in it.
+    /// Number of complete epochs of training.
     pub epochs_done: u64,
-    /// Batches of the epoch under way that are in it: the next batch to learn from is this one, counted from 0.
+    /// Number of batches of the current epoch that were trained on, and so the index of the next one.
     pub batches_done: u64,
-    /// Steps of the epoch under way.
+    /// Steps of the current epoch.
     pub steps: u64,
-    /// Images of the epoch under way.
+    /// Images of the current epoch.
     pub images: u64,
-    /// The sum of their losses.
+    /// Sum of their losses.
     pub loss_sum: f64,
-    /// How many of them were named rightly.
+    /// Number of correct predictions among them.
     pub right: u64,
-    /// Seconds of the epoch under way.
+    /// Seconds of the current epoch.
     pub seconds: f64,
-    /// The factor on the loss and how many steps it has held, in f16.
+    /// Factor on the loss in f16, and the number of steps since it changed.
     pub loss_scale: Option<(f32, u32)>,
-    /// Channels inside each block, where some are pruned.
+    /// Channels inside each block, if some are pruned.
     pub hidden: Vec<usize>,
-    /// What decides which images a batch has: batch size, ranks and seed. Within an epoch a run resumes only where it is
-    /// the same: other batches would be counted in other images.
+    /// Batch size, number of ranks and seed, which decide the images of a batch. A run resumes within an epoch only
+    /// with the same: with others, batches would be counted in other images.
     pub order: String,
-    /// What was trained and how, as one word for each choice. A run resumes only where it is the same.
+    /// Network, width, classes, image side and optimizer. A run resumes only with the same.
     pub recipe: String,
 }
 
-/// Reads what a checkpoint says of itself, without its weights.
+/// Reads the first line of a checkpoint.
 ///
 /// # Errors
-/// [`TrainError::Io`] if it cannot be read, [`TrainError::Checkpoint`] if it is none.
+/// [`TrainError::Io`] if it cannot be read, [`TrainError::Checkpoint`] if it is not a checkpoint.
 pub fn inspect(path: &Path) -> Result<CheckpointInfo, TrainError> {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(HEADER_BYTES_MAX as u64).read_to_end(&mut start));
@@ -57,91 +63,98 @@ pub fn inspect(path: &Path) -> Result<CheckpointInfo, TrainError> {
     Ok(split(path, &start)?.0)
 }
 
-/// Writes a checkpoint in the place of the one before.
-pub(super) fn save<B, M, O>(path: &Path, info: &CheckpointInfo, model: &M, optimizer: &O) -> Result<(), TrainError>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B>,
-    O: Optimizer<M, B>,
-{
-    let recorder = NamedMpkBytesRecorder::<FullPrecisionSettings>::default();
-    let failed = |error: RecorderError| refused(path, error.to_string());
-    let mut payload = Recorder::<B>::record(&recorder, model.clone().into_record(), ()).map_err(failed)?;
+/// Writes a checkpoint, in the place of the one before.
+pub(super) fn save<B: AutodiffBackend>(
+    path: &Path,
+    info: &CheckpointInfo,
+    model: &Network<B>,
+    optimizer: &NetworkOptimizer<B>,
+) -> Result<(), TrainError> {
+    let mut payload = to_bytes::<B, _>(path, model.clone().into_record())?;
     let weights = payload.len();
-    payload.extend(Recorder::<B>::record(&recorder, optimizer.to_record(), ()).map_err(failed)?);
+    payload.extend(match optimizer {
+        NetworkOptimizer::Sgd(sgd) => to_bytes::<B, _>(path, sgd.to_record())?,
+        NetworkOptimizer::AdamW(adamw) => to_bytes::<B, _>(path, adamw.to_record())?,
+    });
     let header =
         format!("{MAGIC} weights={weights} bytes={} xxh3={:016x} {}\n", payload.len(), xxh3_64(&payload), info.words());
     replace(path, &[header.as_bytes(), &payload]).map_err(|source| TrainError::io("write", path, source))
 }
 
-/// Loads the optimizer's state that [`save`] wrote.
-pub(super) fn load_state<B, M, O>(path: &Path, optimizer: O, device: &B::Device) -> Result<O, TrainError>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B>,
-    O: Optimizer<M, B>,
-{
+/// Loads the state of the optimizer.
+pub(super) fn load_optimizer<B: AutodiffBackend>(
+    path: &Path,
+    optimizer: NetworkOptimizer<B>,
+    device: &B::Device,
+) -> Result<NetworkOptimizer<B>, TrainError> {
     let (_, state) = payload(path)?;
-    Ok(optimizer.load_record(record::<B, O::Record>(path, state, device)?))
+    Ok(match optimizer {
+        NetworkOptimizer::Sgd(sgd) => NetworkOptimizer::Sgd(sgd.load_record(from_bytes::<B, _>(path, state, device)?)),
+        NetworkOptimizer::AdamW(adamw) => {
+            NetworkOptimizer::AdamW(adamw.load_record(from_bytes::<B, _>(path, state, device)?))
+        }
+    })
 }
 
-/// Loads the weights, into a model of the same kind. Whoever calls looks whether the shapes are those it wants.
-pub(super) fn load_weights<B, M>(path: &Path, model: M, device: &B::Device) -> Result<M, TrainError>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B>,
-{
+/// Loads the weights into a model of the same kind. Their shapes are those of the file, whatever the model's.
+pub(super) fn load_weights<B: AutodiffBackend>(
+    path: &Path,
+    model: Network<B>,
+    device: &B::Device,
+) -> Result<Network<B>, TrainError> {
     let (weights, _) = payload(path)?;
-    Ok(model.load_record(record::<B, M::Record>(path, weights, device)?))
+    Ok(model.load_record(from_bytes::<B, _>(path, weights, device)?))
 }
 
-/// The bytes of the weights and of the optimizer's state, whole.
+/// Reads and verifies the bytes of the weights and of the optimizer state.
 fn payload(path: &Path) -> Result<(Vec<u8>, Vec<u8>), TrainError> {
     let bytes = fs::read(path).map_err(|source| TrainError::io("read", path, source))?;
     let (_, promised, payload) = split(path, &bytes)?;
     if (promised.bytes, promised.sum) != (payload.len(), xxh3_64(payload)) {
-        let why = format!("it is damaged: {} bytes were written, {} are there", promised.bytes, payload.len());
-        return Err(refused(path, why));
+        return Err(CheckpointError::Damaged { written: promised.bytes, found: payload.len() }.of(path));
     }
-    let (weights, state) = payload.split_at_checked(promised.weights).ok_or_else(|| {
-        refused(path, format!("it promises {} bytes of weights and has {}", promised.weights, payload.len()))
-    })?;
+    let parts = payload.split_at_checked(promised.weights);
+    let (weights, state) =
+        parts.ok_or_else(|| CheckpointError::Damaged { written: promised.weights, found: payload.len() }.of(path))?;
     Ok((weights.to_vec(), state.to_vec()))
 }
 
-fn record<B: AutodiffBackend, R: Record<B>>(path: &Path, bytes: Vec<u8>, device: &B::Device) -> Result<R, TrainError> {
+fn to_bytes<B: AutodiffBackend, R: Record<B>>(path: &Path, record: R) -> Result<Vec<u8>, TrainError> {
     let recorder = NamedMpkBytesRecorder::<FullPrecisionSettings>::default();
-    Recorder::<B>::load(&recorder, bytes, device).map_err(|error| refused(path, error.to_string()))
+    Recorder::<B>::record(&recorder, record, ()).map_err(|error| CheckpointError::Record(error).of(path))
+}
+
+fn from_bytes<B: AutodiffBackend, R: Record<B>>(
+    path: &Path,
+    bytes: Vec<u8>,
+    device: &B::Device,
+) -> Result<R, TrainError> {
+    let recorder = NamedMpkBytesRecorder::<FullPrecisionSettings>::default();
+    Recorder::<B>::load(&recorder, bytes, device).map_err(|error| CheckpointError::Record(error).of(path))
 }
 
 impl CheckpointInfo {
     /// Refuses the checkpoint of another run.
     pub(super) fn check(&self, path: &Path, recipe: &str, order: &str) -> Result<(), TrainError> {
         if self.recipe != recipe {
-            return Err(refused(path, format!("it holds a run of {}, this run is {recipe}", self.recipe)));
+            let (theirs, ours) = (self.recipe.clone(), recipe.to_owned());
+            return Err(CheckpointError::OtherRun { theirs, ours }.of(path));
         }
         if self.batches_done > 0 && self.order != order {
-            let why = format!(
-                "it is of mid-epoch, after {} batches of {}, and this run has {order}: go on with the same batches, ranks \
-                 and seed, and change them after a whole epoch",
-                self.batches_done, self.order
-            );
-            return Err(refused(path, why));
+            let (theirs, ours) = (self.order.clone(), order.to_owned());
+            return Err(CheckpointError::OtherBatches { batches: self.batches_done, theirs, ours }.of(path));
         }
         Ok(())
     }
 
-    /// Refuses the weights of another kind of network: it has other parts, which cannot even be compared.
+    /// Refuses the weights of another kind of network, which has other parts.
     pub(super) fn check_network(&self, path: &Path, recipe: &str) -> Result<(), TrainError> {
-        let network = |recipe: &str| recipe.split("-width").next().map(str::to_owned).unwrap_or_default();
+        let network = |recipe: &str| recipe.split("-width").next().unwrap_or_default().to_owned();
         let (theirs, ours) = (network(&self.recipe), network(recipe));
-        if theirs == ours {
-            return Ok(());
-        }
-        Err(refused(path, format!("its weights are those of another network: {theirs}, and this run's is {ours}")))
+        if theirs == ours { Ok(()) } else { Err(CheckpointError::OtherNetwork { theirs, ours }.of(path)) }
     }
 
-    /// As words of the first line. Numbers are written so that they are read back to the bit.
+    /// Words of the first line. Floats are written so that they are read back to the bit.
     fn words(&self) -> String {
         let CheckpointInfo {
             epochs_done,
@@ -159,7 +172,8 @@ impl CheckpointInfo {
         let hidden: Vec<String> = hidden.iter().map(usize::to_string).collect();
         let (factor, good_steps) = loss_scale.unwrap_or((0.0, 0));
         format!(
-            "epochs={epochs_done} batches={batches_done} steps={steps} images={images} loss_sum={loss_sum:?} right={right} \
+            "epochs={epochs_done} batches={batches_done} steps={steps} images={images} loss_sum={loss_sum:?} \
+             right={right} \
              seconds={seconds:?} loss_scale={factor:?},{good_steps} hidden={} order={order} recipe={recipe}",
             hidden.join(",")
         )
@@ -189,15 +203,15 @@ impl CheckpointInfo {
     }
 }
 
-/// What the first line promises of the rest.
+/// Lengths and checksum of the payload, from the first line.
 struct Promised {
-    /// How many of the bytes are weights.
+    /// Bytes of the weights, which come first.
     weights: usize,
     bytes: usize,
     sum: u64,
 }
 
-/// The first line's meaning, what it promises, and the rest.
+/// Parses the first line. The last part is the payload.
 fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(CheckpointInfo, Promised, &'a [u8]), TrainError> {
     let header = bytes.iter().take(HEADER_BYTES_MAX).position(|&byte| byte == b'\n');
     let parsed = header.and_then(|end| {
@@ -209,14 +223,10 @@ fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(CheckpointInfo, Promised, 
         };
         Some((CheckpointInfo::parse(words)?, promised, &bytes[end + 1..]))
     });
-    parsed.ok_or_else(|| refused(path, format!("it does not start with '{MAGIC}' and what belongs there")))
+    parsed.ok_or_else(|| CheckpointError::Header.of(path))
 }
 
-pub(super) fn refused(path: &Path, why: String) -> TrainError {
-    TrainError::Checkpoint { path: path.to_owned(), why }
-}
-
-/// Writes beside the file, then renames: whoever looks finds the old one or the new one, whole, after a crash too.
+/// Writes beside the file, then renames: after a crash too, the file is the old one or the new one, complete.
 fn replace(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -232,7 +242,7 @@ fn replace(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     }
     file.sync_all()?;
     fs::rename(&beside, path)?;
-    // The new name itself must reach the disk; where a folder cannot be opened as a file, the rename has to do.
+    // Makes the rename durable, where a folder can be opened as a file.
     File::open(folder).map_or(Ok(()), |folder| folder.sync_all())
 }
 
@@ -241,19 +251,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_checkpoint_is_refused_with_its_path() {
+    fn another_file_is_refused_with_its_path() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("run.ckpt");
         assert!(matches!(inspect(&path), Err(TrainError::Io { .. })));
         for bytes in [&b""[..], b"\n", b"\xff\xfe\n", b"feedstock-checkpoint 1 epochs=1\n", &[b'a'; 9000]] {
             fs::write(&path, bytes).expect("written");
             let error = inspect(&path).expect_err("not a checkpoint").to_string();
-            assert!(error.contains("run.ckpt") && error.contains(MAGIC), "{error}");
+            assert!(error.contains("run.ckpt"), "{error}");
         }
     }
 
     #[test]
-    fn the_first_line_says_what_is_inside() {
+    fn the_first_line_is_read_back() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("new/run.ckpt");
         let info = CheckpointInfo {

@@ -1,5 +1,4 @@
-//! Owns what a run learns from: two of burn's data loaders, and how they say that they failed.
-//! It must never know what is behind them, but for the one constructor that wires feedstock's own.
+//! Data of a run: two of burn's data loaders, and the error of a loader that fails.
 
 use std::sync::Arc;
 
@@ -9,23 +8,23 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use crate::Loader;
 use crate::adapt::burn::{BurnLoader, EpochCounter, ImageBatch, LoadFailure};
 
-/// A loader of images, as burn's training loops take it.
+/// Loader of images, as burn's training loops take it.
 pub type ImageLoader<B> = Arc<dyn DataLoader<B, ImageBatch<B>>>;
 
-/// What a run learns from.
+/// Training and validation data of a run.
 #[derive(Clone)]
 pub struct TrainData<B: AutodiffBackend> {
     pub(super) training: ImageLoader<B>,
     pub(super) validation: Option<ImageLoader<B::InnerBackend>>,
     pub(super) epochs: EpochCounter,
     pub(super) failure: LoadFailure,
-    /// Images in a batch; 0 where nobody says.
+    /// Images in a batch; 0 if unknown.
     pub(super) batch_size: usize,
 }
 
 impl<B: AutodiffBackend> TrainData<B> {
-    /// Any two of burn's data loaders. `epochs` is set where a run resumes, for a training loader that counts its epochs
-    /// there; `failure` is asked whenever an epoch ends.
+    /// Any two of burn's data loaders. A run that resumes sets `epochs`, for a training loader that takes its epoch
+    /// from there; `failure` is checked at the end of every epoch.
     #[must_use]
     pub fn new(
         training: ImageLoader<B>,
@@ -36,14 +35,14 @@ impl<B: AutodiffBackend> TrainData<B> {
         TrainData { training, validation, epochs, failure, batch_size: 0 }
     }
 
-    /// Batches of the epoch that an iterator is past, those without a good image included; `counted`, where nobody knows how
-    /// large they are.
+    /// Number of batches of the epoch that an iterator has passed, including those without a good image; `counted` if
+    /// the batch size is unknown.
     pub(super) fn batches_taken(&self, batches: &dyn DataLoaderIterator<ImageBatch<B>>, counted: u64) -> u64 {
         let passed = batches.progress().items_processed;
         if self.batch_size == 0 { counted } else { passed.div_ceil(self.batch_size) as u64 }
     }
 
-    /// Two of feedstock's loaders. An error of either ends the run with
+    /// Two loaders of this crate. An error of either ends the run with
     /// [`TrainError::Data`](crate::train::TrainError::Data).
     #[must_use]
     pub fn from_loaders(training: Loader, validation: Option<Loader>, device: &B::Device) -> Self {

@@ -1,12 +1,49 @@
-//! Owns what is done to all gradients of a model at once: joined, summed, scaled, laid out in one row and taken apart.
-//! It must never know where they come from.
+//! Operations on all gradients of a model at once: adding, scaling, and flattening into one vector and back.
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
-/// Adds to the gradients of some parameters those of the same or of others.
+/// Gradients of the batches of a step.
+///
+/// A step uses the mean over all its images, whatever the sizes of its batches: the loss of each batch is a mean over
+/// its own images, and is weighted by their number.
+#[derive(Debug, Default)]
+pub(super) struct GradientSum {
+    gradients: GradientsParams,
+    /// Number of images so far.
+    pub(super) images: u64,
+}
+
+impl GradientSum {
+    /// Factor on the loss of a batch; the sum is divided by that of all images. The unit of 64 images keeps sums near
+    /// the magnitude of means.
+    pub(super) fn weight(images: usize) -> f64 {
+        images as f64 / 64.0
+    }
+
+    pub(super) fn add<B: AutodiffBackend, M: AutodiffModule<B>>(
+        &mut self,
+        model: &M,
+        more: GradientsParams,
+        images: usize,
+    ) {
+        if self.images == 0 {
+            self.gradients = more;
+        } else {
+            add(model, &mut self.gradients, more);
+        }
+        self.images += images as u64;
+    }
+
+    /// Takes the gradients out.
+    pub(super) fn take(&mut self) -> GradientsParams {
+        std::mem::take(self).gradients
+    }
+}
+
+/// Adds gradients, of the same parameters or of others.
 pub(super) fn add<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
     sum: &mut GradientsParams,
@@ -42,13 +79,13 @@ pub(super) fn scale<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M, gradien
     model.visit(&mut Scale(gradients, factor));
 }
 
-/// Whether every gradient is a number. Waits for the device.
+/// Returns true if every gradient is finite. Waits for the device.
 pub(super) fn are_finite<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M, gradients: &GradientsParams) -> bool {
     struct Largest<'a, B: Backend>(&'a GradientsParams, Vec<Tensor<B, 1>>);
     impl<B: AutodiffBackend> ModuleVisitor<B> for Largest<'_, B::InnerBackend> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             if let Some(gradient) = self.0.get::<B::InnerBackend, D>(param.id) {
-                // Zero times a number is zero; times infinity, or what is no number, it is no number.
+                // 0 times a finite number is 0; 0 times infinity or NaN is NaN.
                 self.1.push((gradient * 0.0).sum());
             }
         }
@@ -59,7 +96,7 @@ pub(super) fn are_finite<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M, gr
     sum.into_data().iter::<f32>().all(f32::is_finite)
 }
 
-/// The gradients of every parameter that learns, one after the other in the model's order; zeros where there are none.
+/// Flattens the gradients of every trainable parameter, in the order of the model; zeros where there are none.
 pub(super) fn flatten<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
     gradients: &mut GradientsParams,
@@ -83,7 +120,7 @@ pub(super) fn flatten<B: AutodiffBackend, M: AutodiffModule<B>>(
     flat.1
 }
 
-/// Takes apart what [`flatten`] laid out, joined in one row; what follows in the row is left.
+/// Splits the concatenated vectors of [`flatten`] into gradients. Further numbers of the vector are ignored.
 pub(super) fn unflatten<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
     row: &Tensor<B::InnerBackend, 1>,

@@ -1,55 +1,53 @@
-//! Owns the question whether something grows from step to step that should not: readings of several accounts in a
-//! bounded number of points, and a test of their trend. It must never take more memory than it has said, nor look at a
-//! clock.
+//! Test whether accounts of memory grow from step to step. It keeps a bounded number of points for each account and
+//! reads no clock.
 //!
-//! Readings are kept as the lowest of so many steps in a row: a leak raises the floor, while what comes and goes (a
-//! validation, a checkpoint being written, a collector's sawtooth) does not. When there are too many points, two
-//! neighbours become one. An account grows where three things hold, of all that was seen or of its last half or quarter
+//! A point is the lowest reading of several steps in a row: a leak raises the floor, while temporary memory (a
+//! validation, a checkpoint being written, the sawtooth of a collector) does not. At the maximum number of points,
+//! neighbors are merged. An account grows if three conditions hold for all points, or for their last half or quarter
 //! (a leak may begin late):
 //!
-//! - the ranks of its points rise with time beyond chance: the Mann-Kendall test (Mann 1945, Kendall 1975) with the
-//!   variance for ties (readings often stand still) and, for neighbours that resemble each other, the effective number of
-//!   points of Yue and Wang (2004), from the first autocorrelation of what is left beside the line;
-//! - the line, Theil and Sen's (1950, 1968: the median of the slopes between all pairs, which a quarter of bad points
-//!   cannot move far), rises over the whole time by more than the points scatter about it, and by a hundredth of the
-//!   account;
-//! - it goes on: of six parts of the time each lies higher than the one before, by a fair share. Steps (a cache that is
-//!   filled once, a validation whose memory stays) raise some parts, and a growth that comes to rest not the last ones.
+//! - The ranks of its points rise with time beyond chance: the Mann-Kendall test (Mann 1945, Kendall 1975) with the
+//!   variance for ties (readings are often equal) and, for autocorrelated points, the effective number of points of
+//!   Yue and Wang (2004), from the first autocorrelation of the residuals.
+//! - The line of Theil and Sen (1950, 1968: the median of the slopes between all pairs, robust to a quarter of
+//!   outliers) rises by more than the points scatter about it, and by a hundredth of the account.
+//! - The growth continues: of six parts of the time each lies higher than the one before, by a fair share. Steps (a
+//!   cache that is filled once, a validation whose memory stays) raise some parts, and growth that ends does not
+//!   raise the last ones.
 
 use std::collections::VecDeque;
 
 use crate::ByteCount;
 
-/// So many accounts can be followed.
+/// Maximum number of accounts.
 pub const LEAK_ACCOUNTS_MAX: usize = 32;
-/// So many points of each are kept.
+/// Maximum number of points of an account.
 const POINTS_MAX: usize = 480;
-/// So many are looked at at once, at most: neighbours are put together until they are no more.
+/// Maximum number of points of a test: neighbors are merged until there are no more.
 const LOOK_MAX: usize = 120;
-/// With fewer nothing is said: what rises for a while and falls again should have fallen by then.
+/// Minimum number of points of a test: memory that rises for a while should have fallen again by then.
 const LOOK_MIN: usize = 60;
-/// The end of what was seen needs more readings than all of it: it is looked at where the whole says nothing.
+/// Minimum number of readings of a test of the last half or quarter.
 const END_READINGS_MIN: u64 = 240;
 const PARTS: usize = 6;
-/// What each part has to be above the one before, of what it would be if all rose alike.
+/// Minimum rise from one part to the next, as a share of a uniform rise.
 const FAIR_SHARE: f64 = 0.5;
-/// What chance may do: the one-sided probability of the test.
+/// Maximum one-sided probability of chance.
 const CHANCE: f64 = 1e-4;
-/// LeakReport of less than this share of the account, in all that was seen, is none.
+/// Minimum growth over the tested time, as a share of the account.
 const GROWTH_MIN: f64 = 0.01;
-/// The growth, in spreads of the points about the line.
+/// Minimum growth, as a multiple of the spread of the points about the line.
 const SPREADS_MIN: f64 = 2.0;
 
-/// Follows accounts of memory over the steps of a run, and names the one that grows.
+/// Records accounts of memory over the steps of a run, and reports those that grow.
 ///
-/// It holds at most 12 KiB an account, however long the run; adding a reading costs some twenty nanoseconds, and asking
-/// up to a few hundred microseconds an account, so that it should be asked now and then and not at every step.
+/// It holds at most 12 KiB for each account, however long the run. A reading takes about 20 ns; a test takes up to a
+/// few hundred microseconds for each account, so test now and then and not at every step.
 ///
-/// Of a thousand series of a thousand steps that stand still (noise of up to a tenth of the account, sawtooth, one
-/// rise, both together), each asked fifty times, at most two are called growing; a leak of a thousandth of the account
-/// a step is found within 400 steps after the warm-up beside noise of a fiftieth, validations and a sawtooth of a
-/// third; half of them within 160. What cannot be told apart: a sawtooth whose first rise takes longer than all that
-/// was seen, and a leak.
+/// Of 1000 series of 1000 steps without a leak (noise of up to a tenth of the account, sawtooth, one rise, both
+/// together), each tested 50 times, at most two are reported. A leak of a thousandth of the account a step is found
+/// within 400 steps after the warm-up beside noise of a fiftieth, validations and a sawtooth of a third; half of them
+/// within 160. A sawtooth whose first rise takes longer than the run so far looks like a leak.
 ///
 /// ```
 /// use feedstock::{ByteCount, train::LeakDetector};
@@ -73,52 +71,52 @@ pub struct LeakDetector {
     accounts: Vec<Account>,
 }
 
-/// An account that grows, and how.
+/// Growth of an account.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LeakReport {
-    /// Its name, as it was given to [`LeakDetector::add`].
+    /// Name of the account, as given to [`LeakDetector::add`].
     pub account: String,
-    /// The slope of the line through its floor.
+    /// Slope of the line through its floor.
     pub bytes_per_step: f64,
-    /// Where the line is at the first step that counts.
+    /// Value of the line at the first step of the test.
     pub from: ByteCount,
-    /// Where the line is at the last step.
+    /// Value of the line at the last step.
     pub to: ByteCount,
-    /// The highest reading in the last sixth of the time: the floor, and what stands on it for a while.
+    /// Highest reading in the last sixth of the time: the floor and the temporary memory on top.
     pub peak: ByteCount,
-    /// Steps from the first one that counts to the last: of all that was seen, or of its last half or quarter.
+    /// Number of steps of the test: all, or their last half or quarter.
     pub steps: u64,
-    /// The last step.
+    /// Last step.
     pub last_step: u64,
-    /// One less the probability that chance alone orders the readings like this; above 0.9999.
+    /// 1 minus the probability that chance orders the readings like this; above 0.9999.
     pub confidence: f64,
 }
 
 impl LeakReport {
-    /// The step at which the account's peaks reach `limit`, should it go on as it did; the last step where they already
-    /// do, and `None` where that lies beyond what steps are counted in.
+    /// Step at which the peaks of the account reach `limit` if it continues to grow like this; the last step if they
+    /// have, and `None` if the number of that step exceeds a u64.
     #[must_use]
     pub fn reaches(&self, limit: ByteCount) -> Option<u64> {
         let steps = (limit.saturating_sub(self.peak).0 as f64 / self.bytes_per_step).ceil();
-        // A float-to-integer cast saturates, and so does what is not to be reached.
+        // A cast from float to integer saturates.
         self.last_step.checked_add(steps as u64)
     }
 }
 
 impl LeakDetector {
-    /// Follows nothing yet. Steps before `warm_up` do not count: caches fill, pools take their sizes, lazy things come
-    /// into being. The first epoch is a good one, if it has a hundred steps.
+    /// Creates a detector without accounts. It ignores steps before `warm_up`, in which caches and pools grow: use
+    /// the first epoch, if it has a hundred steps.
     #[must_use]
     pub fn new(warm_up: u64) -> LeakDetector {
         LeakDetector { warm_up, last_step: None, accounts: Vec::new() }
     }
 
-    /// Adds what the accounts are at a step. Steps ascend, but need not be consecutive; one that is not later than the
-    /// last is passed over. An account that is not named has no reading at this step.
+    /// Adds the readings of a step. Steps ascend, but need not be consecutive; a step that is not later than the last
+    /// one is ignored. An account that is not named has no reading at this step.
     ///
     /// # Panics
-    /// With more than [`LEAK_ACCOUNTS_MAX`] names: they are the program's, and not made while it runs.
+    /// Panics with more than [`LEAK_ACCOUNTS_MAX`] names.
     pub fn add(&mut self, step: u64, readings: &[(&str, ByteCount)]) {
         if step < self.warm_up || self.last_step.is_some_and(|last| step <= last) {
             return;
@@ -128,7 +126,7 @@ impl LeakDetector {
             let known = self.accounts.iter().position(|account| account.name == name).unwrap_or_else(|| {
                 assert!(
                     self.accounts.len() < LEAK_ACCOUNTS_MAX,
-                    "no more than {LEAK_ACCOUNTS_MAX} accounts can be followed, and '{name}' is one more"
+                    "at most {LEAK_ACCOUNTS_MAX} accounts, and '{name}' is one more"
                 );
                 self.accounts.push(Account::new(name));
                 self.accounts.len() - 1
@@ -137,14 +135,14 @@ impl LeakDetector {
         }
     }
 
-    /// The account that has grown by the most bytes, if any grows.
+    /// Growth of the account that has grown by the most bytes, if any grows.
     #[must_use]
     pub fn growing(&self) -> Option<LeakReport> {
         self.all_growing().into_iter().next()
     }
 
-    /// Every account that grows, the one that has grown by the most bytes first. One that is a part of another (the
-    /// heap, of what is resident) is named beside it.
+    /// Growth of every account that grows, the one that has grown by the most bytes first. An account that is part of
+    /// another (the heap, of resident memory) is reported too.
     #[must_use]
     pub fn all_growing(&self) -> Vec<LeakReport> {
         let mut all: Vec<LeakReport> = self.accounts.iter().filter_map(Account::growth).collect();
@@ -153,10 +151,10 @@ impl LeakDetector {
     }
 }
 
-/// The readings of some steps in a row.
+/// Readings of several steps in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Point {
-    /// Where the lowest of them was.
+    /// Step of the lowest one.
     step: u64,
     low: u64,
     high: u64,
@@ -173,9 +171,9 @@ impl Point {
 struct Account {
     name: String,
     points: VecDeque<Point>,
-    /// Readings to a point.
+    /// Readings in a point.
     width: u64,
-    /// The point that is being gathered, and how many readings it has.
+    /// Incomplete point, and its number of readings.
     gathered: Option<(Point, u64)>,
     last_step: u64,
 }
@@ -209,7 +207,7 @@ impl Account {
         }
     }
 
-    /// How it grows, in the longest time of those that are looked at.
+    /// Growth in the longest tested time in which it grows.
     fn growth(&self) -> Option<LeakReport> {
         let all = self.points.len();
         let enough = |length: usize| length == all || length as u64 * self.width >= END_READINGS_MIN;
@@ -219,7 +217,7 @@ impl Account {
 
     fn growth_of_last(&self, length: usize) -> Option<LeakReport> {
         let last: Vec<Point> = self.points.iter().copied().skip(self.points.len() - length).collect();
-        // From the end: it is the oldest that may be fewer than the others.
+        // From the end: only the oldest group may be smaller.
         let mut points: Vec<Point> = last
             .rchunks(length.div_ceil(LOOK_MAX))
             .filter_map(|some| some.iter().copied().reduce(Point::with))
@@ -231,7 +229,7 @@ impl Account {
         let left: Vec<f64> = points.iter().map(|point| point.low as f64 - line.at(point.step)).collect();
         let level = median(points.iter().map(|point| point.low as f64).collect());
         let spread = 1.4826 * median(left.iter().map(|value| value.abs()).collect());
-        if grown <= 0.0 || grown < GROWTH_MIN * level || grown < SPREADS_MIN * spread || !goes_on(&points, grown) {
+        if grown <= 0.0 || grown < GROWTH_MIN * level || grown < SPREADS_MIN * spread || !continues(&points, grown) {
             return None;
         }
         let chance = chance(&points, first_autocorrelation(&left));
@@ -252,7 +250,7 @@ impl Account {
     }
 }
 
-/// A line through points.
+/// Line through points.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     slope: f64,
@@ -261,12 +259,12 @@ struct Line {
 }
 
 impl Line {
-    /// Theil and Sen's: the median of the slopes between all pairs, at the median of what is left.
+    /// Line of Theil and Sen: the median of the slopes between all pairs, at the median of the residuals.
     fn through(points: &[Point]) -> Line {
         let mut slopes = Vec::with_capacity(points.len() * (points.len() - 1) / 2);
         for (at, later) in points.iter().enumerate() {
             for earlier in &points[..at] {
-                // The lowest of a point's readings may be its first or last: never the same step as another's.
+                // Points do not share steps, so the difference is not 0.
                 slopes.push((later.low as f64 - earlier.low as f64) / (later.step - earlier.step) as f64);
             }
         }
@@ -281,16 +279,15 @@ impl Line {
     }
 }
 
-/// Whether each part of the time lies higher than the one before, by a fair share of what has grown.
-fn goes_on(points: &[Point], grown: f64) -> bool {
+/// Returns true if each part of the time lies higher than the one before, by a fair share of the growth.
+fn continues(points: &[Point], grown: f64) -> bool {
     let bounds = |part: usize| part * points.len() / PARTS..(part + 1) * points.len() / PARTS;
     let middle = |part: usize| median(points[bounds(part)].iter().map(|point| point.low as f64).collect());
     let middles: Vec<f64> = (0..PARTS).map(middle).collect();
     middles.windows(2).all(|pair| pair[1] - pair[0] >= FAIR_SHARE * grown / PARTS as f64)
 }
 
-/// The probability that points of this many, in no order of their own, rise as much as these: Mann and Kendall's,
-/// one-sided.
+/// Probability that points in random order rise as much as these: the one-sided Mann-Kendall test.
 fn chance(points: &[Point], autocorrelation: f64) -> f64 {
     let mut rises = 0i64;
     for (at, later) in points.iter().enumerate() {
@@ -301,7 +298,7 @@ fn chance(points: &[Point], autocorrelation: f64) -> f64 {
     values.sort_unstable();
     let ties: f64 = values.chunk_by(|a, b| a == b).map(|equal| term(equal.len() as f64)).sum();
     let variance = (term(points.len() as f64) - ties) / 18.0;
-    // So many times fewer independent points there are, where each resembles the one before.
+    // Factor by which autocorrelation reduces the number of independent points.
     let fewer = (1.0 + autocorrelation) / (1.0 - autocorrelation);
     if variance <= 0.0 || rises <= 0 {
         return 1.0;
@@ -309,7 +306,7 @@ fn chance(points: &[Point], autocorrelation: f64) -> f64 {
     upper_tail((rises - 1) as f64 / (variance * fewer).sqrt())
 }
 
-/// How much each value resembles the one before, from 0 (not at all, or as an opposite) to 0.9.
+/// First autocorrelation, clamped to 0 to 0.9.
 fn first_autocorrelation(values: &[f64]) -> f64 {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let all: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
@@ -317,7 +314,7 @@ fn first_autocorrelation(values: &[f64]) -> f64 {
     if all > 0.0 { (pairs / all).clamp(0.0, 0.9) } else { 0.0 }
 }
 
-/// The probability that a standard normal variable is above `z`, for `z >= 0`: Abramowitz and Stegun 26.2.17, to
+/// Probability that a standard normal variable is above `z`, for `z >= 0`: Abramowitz and Stegun 26.2.17, to
 /// 7.5e-8.
 fn upper_tail(z: f64) -> f64 {
     const COEFFICIENTS: [f64; 5] = [0.319_381_530, -0.356_563_782, 1.781_477_937, -1.821_255_978, 1.330_274_429];
@@ -326,7 +323,7 @@ fn upper_tail(z: f64) -> f64 {
     (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt() * sum
 }
 
-/// The middle value, or the mean of the two in the middle; 0 of none.
+/// Median; 0 for no values.
 fn median(mut values: Vec<f64>) -> f64 {
     if values.is_empty() {
         return 0.0;

@@ -1,5 +1,5 @@
-//! Series that grow and series that do not, many of each, from generators whose seeds are fixed: the rates that
-//! [`LeakDetector`] promises are held here.
+//! Many series with and without a leak, from generators with fixed seeds: they verify the rates that
+//! [`LeakDetector`] documents.
 
 use super::*;
 use crate::{KeyedRng, SampleId, Seed};
@@ -21,16 +21,16 @@ impl Noise {
     }
 }
 
-/// What an account does that does not leak, as a share of its level at each step.
+/// Course of an account that does not leak, as a share of its level at each step.
 #[derive(Clone, Copy, Debug)]
 enum Still {
-    /// As it is, but for the noise.
+    /// Constant, but for the noise.
     Flat,
     /// Each value resembles the one before.
     Sluggish,
-    /// Rises for so many steps, and falls at once.
+    /// Rises for this many steps, and falls at once.
     Sawtooth(u64),
-    /// Stands higher for a while, every so many steps.
+    /// Is higher for a while, every this many steps.
     Visits(u64),
     /// Rises once, for good.
     Rise(u64),
@@ -64,7 +64,7 @@ fn still(still: Still, noise: f64, seed: u64, steps: u64) -> Vec<ByteCount> {
     (0..steps).map(value).collect()
 }
 
-/// Asked every 20 steps, whether it is ever called growing.
+/// Tests every 20 steps, and returns the first growth that is reported.
 fn ever_growing(series: &[ByteCount]) -> Option<LeakReport> {
     let mut trend = LeakDetector::new(WARM_UP);
     for (step, &bytes) in (0..).zip(series) {
@@ -79,7 +79,7 @@ fn ever_growing(series: &[ByteCount]) -> Option<LeakReport> {
 }
 
 #[test]
-fn of_a_thousand_series_that_stand_still_at_most_two_are_called_growing() {
+fn few_series_without_a_leak_are_reported() {
     const SERIES: u64 = 1000;
     let mut alarms = Vec::new();
     for seed in 0..SERIES {
@@ -103,7 +103,7 @@ fn of_a_thousand_series_that_stand_still_at_most_two_are_called_growing() {
 }
 
 #[test]
-fn a_leak_of_a_thousandth_a_step_is_found_within_four_hundred_steps_and_named() {
+fn a_leak_of_a_thousandth_is_found_within_400_steps() {
     const SERIES: u64 = 200;
     let mut late = Vec::new();
     let mut taken = Vec::new();
@@ -117,7 +117,7 @@ fn a_leak_of_a_thousandth_a_step_is_found_within_four_hundred_steps_and_named() 
         for step in 0..WARM_UP + 400 {
             let at = step as usize;
             let leaked = leaking[at] + ByteCount((LEVEL * 0.001 * step as f64) as u64);
-            // The others are larger: it is not the size that counts.
+            // The others are larger: the size does not matter.
             let large = ByteCount(others[0][at].0 * 10);
             trend.add(step, &[("large", large), ("leaking", leaked), ("rising", others[1][at])]);
             if step % 10 == 0
@@ -157,7 +157,7 @@ fn a_slow_leak_is_found_in_a_long_run() {
 }
 
 #[test]
-fn a_leak_that_begins_late_is_found_before_it_is_a_quarter_of_the_run() {
+fn a_leak_that_begins_late_is_found() {
     let mut random = Noise::new(11);
     let mut trend = LeakDetector::new(1000);
     let mut found = None;
@@ -176,7 +176,7 @@ fn a_leak_that_begins_late_is_found_before_it_is_a_quarter_of_the_run() {
 }
 
 #[test]
-fn a_growth_that_comes_to_rest_is_called_growing_no_more() {
+fn growth_that_ends_is_no_longer_reported() {
     let mut trend = LeakDetector::new(0);
     let mut seen = false;
     for step in 0..3000u64 {
@@ -190,7 +190,7 @@ fn a_growth_that_comes_to_rest_is_called_growing_no_more() {
 }
 
 #[test]
-fn what_shrinks_or_says_nothing_does_not_grow() {
+fn shrinking_and_constant_accounts_do_not_grow() {
     let mut trend = LeakDetector::new(10);
     assert_eq!(trend.growing(), None);
     for step in 0..500u64 {
@@ -201,7 +201,7 @@ fn what_shrinks_or_says_nothing_does_not_grow() {
 }
 
 #[test]
-fn steps_before_the_warm_up_and_steps_that_go_back_do_not_count() {
+fn early_and_repeated_steps_are_ignored() {
     let mut trend = LeakDetector::new(100);
     for step in 0..100 {
         trend.add(step, &[("a", ByteCount(step * 1_000_000))]);
@@ -214,7 +214,7 @@ fn steps_before_the_warm_up_and_steps_that_go_back_do_not_count() {
 }
 
 #[test]
-fn the_one_that_grew_most_comes_first_and_the_limit_is_reached_when_the_line_says() {
+fn the_largest_growth_comes_first() {
     let mut trend = LeakDetector::new(0);
     for step in 0..=500u64 {
         let (slow, fast) = (ByteCount(1_000_000 + 1_000 * step), ByteCount(1_000_000 + 5_000 * step));
@@ -240,14 +240,14 @@ fn too_many_names_are_a_mistake() {
 }
 
 #[test]
-fn the_tail_of_the_normal_distribution_is_that_of_the_tables() {
+fn the_normal_tail_matches_tables() {
     for (z, right) in [(0.0, 0.5), (1.0, 0.158_655_254), (1.959_964, 0.025), (3.090_232, 0.001), (4.0, 3.167_124e-5)] {
         assert!((upper_tail(z) - right).abs() < 1e-7, "{z}: {} and not {right}", upper_tail(z));
     }
 }
 
 #[test]
-fn the_test_of_ranks_is_that_of_the_books() {
+fn the_mann_kendall_test_matches_textbooks() {
     let points =
         |lows: &[u64]| -> Vec<Point> { (0..).zip(lows).map(|(step, &low)| Point { step, low, high: low }).collect() };
     // Ten values in order: S = 45, the variance is 125, so that z = 44 / sqrt(125) = 3.9355.
@@ -263,7 +263,7 @@ fn the_test_of_ranks_is_that_of_the_books() {
 
 proptest! {
     #[test]
-    fn the_middle_value_is_that_of_the_sorted_ones(values in prop::collection::vec(-1e9..1e9f64, 1..50)) {
+    fn the_median_is_the_middle_of_the_sorted_values(values in prop::collection::vec(-1e9..1e9f64, 1..50)) {
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
         let (below, above) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
@@ -271,7 +271,7 @@ proptest! {
     }
 
     #[test]
-    fn the_line_is_found_through_points_of_which_a_quarter_is_bad(
+    fn the_line_is_robust_to_a_quarter_of_outliers(
         slope in -1000i64..1000, bad in prop::collection::vec(0u64..1 << 40, 10), seed in any::<u64>(),
     ) {
         let mut random = KeyedRng::new(Seed(seed), 0, SampleId(0), 0);
@@ -289,7 +289,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_read_nothing_breaks(readings in prop::collection::vec((0u64..5, any::<u64>()), 0..400)) {
+    fn any_readings_are_accepted(readings in prop::collection::vec((0u64..5, any::<u64>()), 0..400)) {
         let mut trend = LeakDetector::new(3);
         let mut step = 0u64;
         for (later, bytes) in readings {

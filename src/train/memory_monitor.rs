@@ -1,5 +1,5 @@
-//! Owns the readings of a run: memory at each phase, beside what was predicted, and against the budget.
-//! It must never be the reason why a run without a meter and without a budget ends.
+//! Memory of a run: measured at each phase, compared with the prediction, and checked against the budget. Without a
+//! meter and a budget it never ends a run.
 
 use std::sync::Arc;
 
@@ -13,24 +13,24 @@ use super::model::NetworkConfig;
 use super::report::{MemoryReport, Progress};
 use crate::ByteCount;
 
-/// How many savings an error lists.
+/// Maximum number of savings in an error.
 const SAVINGS_MAX: usize = 3;
 
 pub(super) struct MemoryMonitor {
     config: TrainConfig,
     meter: Option<Arc<dyn MemoryMeter>>,
-    /// In use before there was a model.
+    /// Bytes in use before the model.
     base: ByteCount,
     at: [MemorySample; 5],
-    /// How many phases were reached.
+    /// Number of phases that were reached.
     reached: usize,
     micro_batch: usize,
     forecast: Forecast,
     steps: u64,
-    /// Steps of the model that there is now.
+    /// Steps since the model last changed its shape.
     steps_of_model: u64,
     report: Option<MemoryReport>,
-    told: bool,
+    reported: bool,
 }
 
 impl MemoryMonitor {
@@ -46,16 +46,15 @@ impl MemoryMonitor {
             steps: 0,
             steps_of_model: 0,
             report: None,
-            told: false,
+            reported: false,
         }
     }
 
-    /// Whether memory is read at all.
-    pub(super) fn reads(&self) -> bool {
+    pub(super) fn has_meter(&self) -> bool {
         self.meter.is_some()
     }
 
-    /// What is in use from here on is the run's.
+    /// Starts to measure: bytes in use now are not those of the run.
     pub(super) fn begin(&mut self) {
         if let Some(meter) = &self.meter {
             meter.reset_peak();
@@ -63,18 +62,18 @@ impl MemoryMonitor {
         }
     }
 
-    /// The model has this shape from here on: it is weighed, and what it does is measured anew.
-    pub(super) fn model_is(&mut self, shape: &NetworkConfig) -> Result<(), TrainError> {
+    /// Measures a new model, and starts all phases anew.
+    pub(super) fn set_model(&mut self, shape: &NetworkConfig) -> Result<(), TrainError> {
         self.config.model = shape.clone();
-        (self.reached, self.steps_of_model, self.report, self.told) = (0, 0, None, false);
+        (self.reached, self.steps_of_model, self.report, self.reported) = (0, 0, None, false);
         if self.micro_batch > 0 {
             self.forecast = forecast(&self.config, self.micro_batch)?;
         }
-        self.reached(Phase::Model)
+        self.measure(Phase::Model)
     }
 
-    /// Learns how large batches are, from the first one; predicts what they take, and refuses what cannot fit.
-    pub(super) fn batch(&mut self, images: usize) -> Result<(), TrainError> {
+    /// Takes the size of the first batch, predicts the memory of training with it, and refuses what exceeds the budget.
+    pub(super) fn check_batch(&mut self, images: usize) -> Result<(), TrainError> {
         if self.micro_batch > 0 {
             return Ok(());
         }
@@ -91,39 +90,36 @@ impl MemoryMonitor {
         }
     }
 
-    /// Images in a batch; 0 before the first.
+    /// Number of images in a batch; 0 before the first.
     pub(super) fn micro_batch(&self) -> usize {
         self.micro_batch
     }
 
-    /// Reads memory the first time that a phase is reached.
-    pub(super) fn reached(&mut self, phase: Phase) -> Result<(), TrainError> {
-        match self.look(phase) {
-            Some((phase, reading)) => self.note(phase, reading),
-            None => Ok(()),
-        }
+    /// Measures a phase the first time that it is reached.
+    fn measure(&mut self, phase: Phase) -> Result<(), TrainError> {
+        self.sample(phase).map_or(Ok(()), |(phase, sample)| self.record(phase, sample))
     }
 
-    /// The reading for [`note`](Self::note), where this phase has not been read yet.
-    pub(super) fn look(&self, phase: Phase) -> Option<(Phase, MemorySample)> {
-        // Of the phases within a batch, the second comes before the first is noted.
-        let new = self.reached <= phase.place() && phase.place() <= self.reached + 1;
-        new.then(|| self.read()).flatten().map(|reading| (phase, reading))
+    /// Measures a phase for [`record`](Self::record), if it was not measured yet.
+    pub(super) fn sample(&self, phase: Phase) -> Option<(Phase, MemorySample)> {
+        // Of the phases within a batch, the second is measured before the first is recorded.
+        let new = self.reached <= phase.index() && phase.index() <= self.reached + 1;
+        new.then(|| self.read()).flatten().map(|sample| (phase, sample))
     }
 
-    /// Keeps what was read when a phase was reached.
-    pub(super) fn note(&mut self, phase: Phase, reading: MemorySample) -> Result<(), TrainError> {
-        self.reached = phase.place() + 1;
-        self.at[phase.place()] = reading;
+    /// Keeps the sample of a phase.
+    pub(super) fn record(&mut self, phase: Phase, sample: MemorySample) -> Result<(), TrainError> {
+        self.reached = phase.index() + 1;
+        self.at[phase.index()] = sample;
         if phase == Phase::Steady {
             let account = MemoryAccount::new(&self.at, batch_bytes(&self.config, self.micro_batch));
             self.report = Some(MemoryReport { at: self.at, account, forecast: self.forecast });
         }
-        // Files are read to load a model, which the device does not see.
-        if phase == Phase::Model { Ok(()) } else { self.within(reading) }
+        // Loading a model also holds its file in host memory, which is not memory of the device.
+        if phase == Phase::Model { Ok(()) } else { self.check_budget(sample) }
     }
 
-    /// Runs a part of a step, and says so where the device refuses memory for it.
+    /// Runs a part of a step, and returns an error if the device refuses memory for it.
     pub(super) fn guard<T>(&self, part: impl FnOnce() -> T) -> Result<T, TrainError> {
         let Some(meter) = &self.meter else { return Ok(part()) };
         let (mut part, mut made) = (Some(part), None);
@@ -131,54 +127,53 @@ impl MemoryMonitor {
         match (guarded, made) {
             (Ok(()), Some(made)) => Ok(made),
             (Ok(()), None) => unreachable!("a guard runs the part"),
-            (Err(AllocRefused { asked, said }), _) => {
-                let in_use = self.read().map_or(ByteCount::ZERO, |reading| reading.in_use);
-                let phase = self.reached.checked_sub(1).map(|place| Phase::ALL[place]);
-                Err(self.out_of_memory(phase, asked.unwrap_or(self.forecast.account.peak), in_use, Some(said)))
+            (Err(AllocRefused { asked, message }), _) => {
+                let in_use = self.read().map_or(ByteCount::ZERO, |sample| sample.in_use);
+                let phase = self.reached.checked_sub(1).map(|index| Phase::ALL[index]);
+                Err(self.out_of_memory(phase, asked.unwrap_or(self.forecast.account.peak), in_use, Some(message)))
             }
         }
     }
 
-    /// A step is done.
+    /// Counts a step, and measures the phases that end with the first two.
     pub(super) fn stepped(&mut self) -> Result<(), TrainError> {
         self.steps += 1;
         self.steps_of_model += 1;
         match self.steps_of_model {
-            1 => self.reached(Phase::Step),
-            2 => self.reached(Phase::Steady),
+            1 => self.measure(Phase::Step),
+            2 => self.measure(Phase::Steady),
             _ => Ok(()),
         }
     }
 
-    /// Puts the memory of the moment into the progress.
+    /// Fills in the memory in use now.
     pub(super) fn fill(&mut self, progress: &mut Progress) -> Result<(), TrainError> {
         // The peak of the first steps belongs to their phases.
-        if self.reached <= Phase::Steady.place() {
+        if self.reached <= Phase::Steady.index() {
             return Ok(());
         }
-        let Some(reading) = self.read() else { return Ok(()) };
-        progress.memory = Some(reading);
-        self.within(reading)
+        let Some(sample) = self.read() else { return Ok(()) };
+        progress.memory = Some(sample);
+        self.check_budget(sample)
     }
 
-    /// What the allocator holds, in use or not.
     pub(super) fn allocator_stats(&self) -> Option<AllocatorStats> {
         self.meter.as_ref()?.allocator_stats()
     }
 
-    /// Where memory goes, once that is known.
+    /// Memory by purpose, once that is known.
     pub(super) fn report(&self) -> Option<MemoryReport> {
         self.report
     }
 
-    /// The same, if it has not been told yet.
-    pub(super) fn news(&mut self) -> Option<MemoryReport> {
-        let news = self.report.filter(|_| !self.told);
-        self.told |= news.is_some();
-        news
+    /// Takes the report, once.
+    pub(super) fn unreported(&mut self) -> Option<MemoryReport> {
+        let report = self.report.filter(|_| !self.reported);
+        self.reported |= report.is_some();
+        report
     }
 
-    /// In use now, and at most since it was last asked; without what was there before the model.
+    /// Bytes in use now, and the peak since the last call; both without what was in use before the model.
     fn read(&self) -> Option<MemorySample> {
         let meter = self.meter.as_ref()?;
         let MemorySample { in_use, peak } = meter.read();
@@ -186,23 +181,22 @@ impl MemoryMonitor {
         Some(MemorySample { in_use: in_use.saturating_sub(self.base), peak: peak.saturating_sub(self.base) })
     }
 
-    fn within(&self, reading: MemorySample) -> Result<(), TrainError> {
+    fn check_budget(&self, sample: MemorySample) -> Result<(), TrainError> {
         match self.config.device_budget {
-            Some(budget) if reading.peak > budget => {
+            Some(budget) if sample.peak > budget => {
                 let phase = Phase::ALL[self.reached.clamp(1, 5) - 1];
-                Err(self.out_of_memory(Some(phase), reading.peak, reading.in_use, None))
+                Err(self.out_of_memory(Some(phase), sample.peak, sample.in_use, None))
             }
             _ => Ok(()),
         }
     }
 
-    /// What is said when memory has run out, or would.
-    pub(super) fn out_of_memory(
+    fn out_of_memory(
         &self,
         phase: Option<Phase>,
         asked: ByteCount,
         in_use: ByteCount,
-        said: Option<String>,
+        device_message: Option<String>,
     ) -> TrainError {
         TrainError::OutOfMemory(Box::new(OutOfMemory {
             phase,
@@ -212,9 +206,9 @@ impl MemoryMonitor {
             budget: self.config.device_budget,
             account: self.forecast.account,
             in_use,
-            // The settings were predicted already, so they are in range.
+            // The settings are in range: the forecast has accepted them.
             savings: memory_savings(&self.config, self.micro_batch, SAVINGS_MAX).unwrap_or_default(),
-            said,
+            device_message,
         }))
     }
 }

@@ -1,10 +1,9 @@
-//! Owns the sums of loss and right answers. They stay on the device, apart from any graph, until they are read.
-//! It must never hold more than one number of each, however many batches it is told of.
+//! Sums of the loss and of correct predictions. They stay on the device, one number each, until they are read.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Int, Tensor};
 
-/// Sums over the images of an epoch.
+/// Sums over the images of an epoch: what was read, and what has been added on the device since.
 #[derive(Clone)]
 pub(super) struct MetricSums<B: Backend> {
     device: B::Device,
@@ -27,7 +26,7 @@ impl<B: Backend> MetricSums<B> {
         }
     }
 
-    /// Goes on from sums that were read before.
+    /// Continues from sums of an earlier run.
     pub(super) fn restore(&mut self, loss: f64, right: u64, images: u64) {
         (self.loss, self.right, self.images) = (loss, right, images);
     }
@@ -40,14 +39,14 @@ impl<B: Backend> MetricSums<B> {
         self.images += size as u64;
     }
 
-    /// Waits for the device, and fetches what is new.
+    /// Waits for the device, and reads the sums.
     pub(super) fn read(&mut self) {
         let fresh = MetricSums::new(&self.device);
         self.loss += std::mem::replace(&mut self.new_loss, fresh.new_loss).into_scalar().elem::<f64>();
         self.right += std::mem::replace(&mut self.new_right, fresh.new_right).into_scalar().elem::<i64>() as u64;
     }
 
-    /// The sums that were read.
+    /// Sums of loss and of correct predictions, as of the last read.
     pub(super) fn sums(&self) -> (f64, u64) {
         (self.loss, self.right)
     }
@@ -56,7 +55,7 @@ impl<B: Backend> MetricSums<B> {
         self.images
     }
 
-    /// Mean loss and accuracy of what was read, over all images.
+    /// Mean loss and accuracy, as of the last read.
     pub(super) fn means(&self) -> (f64, f64) {
         let images = self.images.max(1) as f64;
         (self.loss / images, self.right as f64 / images)

@@ -1,8 +1,5 @@
-//! The small trainer: a residual network, learning from a loader through burn's own `DataLoader` trait. It uses the
-//! crate's public face only, so whatever it does, a program of yours can do.
-//!
-//! Owns the training loop and what belongs to it: networks, schedule, validation, checkpoints.
-//! It must never print, read an image, or know where a batch came from.
+//! A small trainer for residual networks and a vision transformer. It reads batches through burn's `DataLoader` trait
+//! and uses only the public API of this crate.
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
@@ -36,6 +33,7 @@ mod collective;
 mod config;
 mod data;
 mod dry_run;
+mod epoch;
 mod error;
 mod freeze;
 mod gradients;
@@ -44,19 +42,22 @@ mod memory;
 mod memory_monitor;
 mod metrics;
 mod model;
+mod names;
 mod optimizer;
 mod precision;
 mod prune;
 mod report;
 mod run;
 mod schedule;
+mod state;
 mod step;
+mod trainer;
 
 pub use checkpoint::CheckpointInfo;
-pub use collective::{CollectiveError, Communicator, ProcessGroup};
+pub use collective::{CollectiveError, Communicator, LostReason, ProcessGroup, Ranks};
 pub use config::{Prune, TrainConfig};
 pub use data::{ImageLoader, TrainData};
-pub use error::{OutOfMemory, TrainError};
+pub use error::{CheckpointError, OutOfMemory, TrainError};
 pub use freeze::Freeze;
 pub use leak_detector::{LEAK_ACCOUNTS_MAX, LeakDetector, LeakReport};
 #[cfg(feature = "burn-cuda")]
@@ -73,19 +74,22 @@ pub use run::{Outcome, TrainContext, train};
 pub use schedule::Schedule;
 pub use step::Checkpointing;
 
-/// The backend to train with on the CPU: burn's flex, with gradients.
+/// Backend to train with on the CPU: burn's flex, with gradients.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
 
-/// The same, where what is cheap is computed again on the way back: [`Checkpointing::Balanced`].
+/// Backend to train with on the CPU, with [`Checkpointing::Balanced`].
 pub type CpuBalanced = burn::backend::Autodiff<burn::backend::Flex, Balanced>;
 
-/// burn's own choice of what to compute again.
+/// Checkpointing strategy of burn.
 pub use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing as Balanced;
 
-/// The backend to train with on an NVIDIA GPU: burn's CUDA, with gradients.
+/// Backend to train with on an NVIDIA GPU: burn's CUDA, with gradients.
 #[cfg(feature = "burn-cuda")]
 pub type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 
-/// The same, with [`Checkpointing::Balanced`].
+/// Backend to train with on an NVIDIA GPU, with [`Checkpointing::Balanced`].
 #[cfg(feature = "burn-cuda")]
 pub type GpuBalanced = burn::backend::Autodiff<burn::backend::Cuda, Balanced>;
+
+#[cfg(test)]
+mod tests;

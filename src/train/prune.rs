@@ -1,13 +1,13 @@
-//! Owns structured pruning: which channels inside blocks go, and the network without them.
-//! It must never take a channel that other blocks see, so that no shape between blocks changes.
+//! Structured pruning: removes channels inside blocks, which no other block sees, so that no shape between blocks
+//! changes.
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::model::{Network, NetworkConfig};
 
-/// The network without the channels whose weights have the smallest norm (Li and others, "Pruning filters for efficient
-/// ConvNets", 2017), and its shape. Inside each block this share of the channels goes; one stays at least.
+/// Removes this share of the channels inside each block, but not the last one: those whose weights have the smallest
+/// norm (Li and others, "Pruning filters for efficient ConvNets", 2017). Returns the network and its shape.
 pub(super) fn prune<B: AutodiffBackend>(
     model: Network<B>,
     config: &NetworkConfig,
@@ -17,20 +17,20 @@ pub(super) fn prune<B: AutodiffBackend>(
     let norms = model.channel_norms().into_iter().map(|norms| norms.into_data().iter::<f32>().collect::<Vec<f32>>());
     let kept: Vec<Vec<i64>> = norms.map(|norms| heaviest(&norms, share)).collect();
     let hidden = kept.iter().map(Vec::len).collect();
-    let places = |kept: &Vec<i64>| Tensor::<B, 1, Int>::from_data(TensorData::new(kept.clone(), [kept.len()]), device);
-    let model = model.with_channels(&kept.iter().map(places).collect::<Vec<_>>());
+    let indices = |kept: &Vec<i64>| Tensor::<B, 1, Int>::from_data(TensorData::new(kept.clone(), [kept.len()]), device);
+    let model = model.with_channels(&kept.iter().map(indices).collect::<Vec<_>>());
     (model, NetworkConfig { hidden, ..config.clone() })
 }
 
-/// The places of those that stay, in order.
+/// Indices of the channels that stay, in order.
 fn heaviest(norms: &[f32], share: f64) -> Vec<i64> {
     let gone = (norms.len() as f64 * share).round() as usize;
-    let mut places: Vec<usize> = (0..norms.len()).collect();
-    // Of two that weigh the same, the first stays.
-    places.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]).then(a.cmp(&b)));
-    places.truncate((norms.len() - gone).max(1));
-    places.sort_unstable();
-    places.into_iter().map(|place| place as i64).collect()
+    let mut indices: Vec<usize> = (0..norms.len()).collect();
+    // Of two equal norms the first stays.
+    indices.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]).then(a.cmp(&b)));
+    indices.truncate((norms.len() - gone).max(1));
+    indices.sort_unstable();
+    indices.into_iter().map(|index| index as i64).collect()
 }
 
 #[cfg(test)]
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_that_weighs_nothing_is_not_missed() {
+    fn pruned_networks_have_the_shape_of_their_config() {
         let device = Default::default();
         for (kind, side) in [(ModelKind::Small, 16), (ModelKind::ResNet18, 32), (ModelKind::VitTiny, 16)] {
             let config = NetworkConfig { width: 6, ..NetworkConfig::new(kind, 4, side) };
@@ -60,7 +60,7 @@ mod tests {
             assert_eq!(shape.init::<Cpu>(Seed(0), &device).num_params(), small.num_params(), "{kind}");
             let images = Tensor::zeros([2, 3, side as usize, side as usize], &device);
             assert_eq!(small.valid().forward(images, Pass::Evaluate).dims(), [2, 4]);
-            // Half of what is left once more: what was pruned can be pruned again.
+            // A pruned network can be pruned again.
             let (smaller, _) = prune(small, &shape, 0.5, &device);
             assert!(smaller.num_params() < shape.init::<Cpu>(Seed(0), &device).num_params());
         }

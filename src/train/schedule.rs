@@ -1,20 +1,19 @@
-//! Owns the learning rate over a run: a linear warm-up, then half a cosine down to zero.
-//! It must never know of anything but how far the run has got.
+//! Learning rate over a run: a linear warm-up, then half a cosine down to zero.
 
 use std::f64::consts::PI;
 
-/// A learning rate that rises in a line to its peak and falls along half a cosine to zero (Loshchilov and Hutter,
+/// Learning rate that rises linearly to its peak and falls along half a cosine to zero (Loshchilov and Hutter,
 /// "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// The highest rate.
+    /// Highest rate.
     pub peak: f64,
-    /// The share of the run, in `[0, 1]`, in which the rate rises.
+    /// Share of the run, in `[0, 1]`, in which the rate rises.
     pub warmup: f64,
 }
 
 impl Schedule {
-    /// The rate when this share of the run is done: 0 at its start, 1 at its end.
+    /// Rate at a point of the run: 0 is its start, 1 its end.
     #[must_use]
     pub fn at(&self, done: f64) -> f64 {
         let done = done.clamp(0.0, 1.0);

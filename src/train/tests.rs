@@ -1,63 +1,63 @@
-//! The training loop on data made up on the spot: three classes, told apart by the channel that is bright.
+//! The training loop on generated data: three classes, each with another bright channel.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use burn::data::dataloader::{self, DataLoader, DataLoaderIterator};
+use burn::module::{AutodiffModule, Module};
+use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::GradientsParams;
-use burn::tensor::backend::Backend;
-use burn::tensor::{Int, TensorData};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
 
+use super::freeze::shapes;
+use super::step::{StepKind, StepOutput, forward_backward};
 use super::*;
-use crate::adapt::burn::{EpochCounter, LoadFailure};
-use crate::train::step::StepOutput;
-use crate::train::{
-    Checkpointing, Cpu, CpuBalanced, Freeze, ModelKind, Phase, Precision, TrainConfig, micro_batch_within,
-};
-use crate::{ByteCount, KeyedRng, SampleId, Seed};
+use crate::adapt::burn::{EpochCounter, ImageBatch, LoadFailure};
+use crate::{ByteCount, KeyedRng, SampleId, Seed, State};
 
 const SIDE: usize = 16;
 const ITEMS: usize = 42;
 const BATCH: usize = 8;
 
-/// Each epoch has an order and noise of its own.
+/// Generated data. Each epoch has its own order and noise.
 #[derive(Clone)]
-struct MadeUp {
+struct Generated {
     epochs: EpochCounter,
     failure: LoadFailure,
-    /// Fails after this many batches of an epoch, if above 0.
+    /// Number of batches of an epoch after which it fails; 0 never fails.
     fails_after: usize,
     /// Images in a batch.
     batch: usize,
-    /// How many batches it gives before it fails, over all epochs.
-    gives_at_most: usize,
+    /// Number of batches over all epochs after which it fails.
+    batches_max: usize,
     given: Arc<AtomicUsize>,
-    /// Pixels are this many times as large.
-    loud: f64,
+    /// Factor on the pixels.
+    scale: f64,
 }
 
-impl Default for MadeUp {
+impl Default for Generated {
     fn default() -> Self {
-        MadeUp {
+        Generated {
             epochs: EpochCounter::default(),
             failure: LoadFailure::default(),
             fails_after: 0,
             batch: BATCH,
-            gives_at_most: usize::MAX,
+            batches_max: usize::MAX,
             given: Arc::default(),
-            loud: 1.0,
+            scale: 1.0,
         }
     }
 }
 
-impl MadeUp {
+impl Generated {
     fn batch<B: Backend>(&self, epoch: u64, ids: &[u64], device: &B::Device) -> ImageBatch<B> {
         let mut pixels = Vec::new();
         for &id in ids {
             let mut rng = KeyedRng::new(Seed(1), epoch, SampleId(id), 0);
             for channel in 0..3 {
                 let level = if channel == id % 3 { 1.0 } else { 0.0 };
-                pixels.extend((0..SIDE * SIDE).map(|_| (self.loud * (level + rng.range(-1.0, 1.0))) as f32));
+                pixels.extend((0..SIDE * SIDE).map(|_| (self.scale * (level + rng.range(-1.0, 1.0))) as f32));
             }
         }
         let labels: Vec<i64> = ids.iter().map(|id| (id % 3) as i64).collect();
@@ -68,22 +68,22 @@ impl MadeUp {
     }
 }
 
-struct Made<B: Backend>(std::vec::IntoIter<ImageBatch<B>>);
+struct Batches<B: Backend>(std::vec::IntoIter<ImageBatch<B>>);
 
-impl<B: Backend> Iterator for Made<B> {
+impl<B: Backend> Iterator for Batches<B> {
     type Item = ImageBatch<B>;
     fn next(&mut self) -> Option<ImageBatch<B>> {
         self.0.next()
     }
 }
 
-impl<B: Backend> DataLoaderIterator<ImageBatch<B>> for Made<B> {
+impl<B: Backend> DataLoaderIterator<ImageBatch<B>> for Batches<B> {
     fn progress(&self) -> dataloader::Progress {
         dataloader::Progress::new(0, ITEMS)
     }
 }
 
-impl<B: Backend> DataLoader<B, ImageBatch<B>> for MadeUp {
+impl<B: Backend> DataLoader<B, ImageBatch<B>> for Generated {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ImageBatch<B>> + 'a> {
         let State { epoch, batch } = self.epochs.take();
         let mut ids: Vec<u64> = (0..ITEMS as u64).collect();
@@ -95,15 +95,15 @@ impl<B: Backend> DataLoader<B, ImageBatch<B>> for MadeUp {
         let mut batches: Vec<_> =
             ids.chunks(self.batch).skip(batch as usize).map(|ids| self.batch(epoch, ids, &device)).collect();
         let before = self.given.fetch_add(batches.len(), Ordering::Relaxed);
-        if before.saturating_add(batches.len()) > self.gives_at_most {
-            batches.truncate(self.gives_at_most.saturating_sub(before));
+        if before.saturating_add(batches.len()) > self.batches_max {
+            batches.truncate(self.batches_max.saturating_sub(before));
             self.failure.put(crate::Error::WorkerDied);
         }
         if self.fails_after > 0 {
             batches.truncate(self.fails_after);
             self.failure.put(crate::Error::WorkerDied);
         }
-        Box::new(Made(batches.into_iter()))
+        Box::new(Batches(batches.into_iter()))
     }
 
     fn num_items(&self) -> usize {
@@ -119,9 +119,14 @@ impl<B: Backend> DataLoader<B, ImageBatch<B>> for MadeUp {
     }
 }
 
-fn data(made: &MadeUp) -> TrainData<Cpu> {
-    let validation = MadeUp { batch: made.batch, ..MadeUp::default() };
-    TrainData::new(Arc::new(made.clone()), Some(Arc::new(validation)), made.epochs.clone(), made.failure.clone())
+fn data(generated: &Generated) -> TrainData<Cpu> {
+    let validation = Generated { batch: generated.batch, ..Generated::default() };
+    TrainData::new(
+        Arc::new(generated.clone()),
+        Some(Arc::new(validation)),
+        generated.epochs.clone(),
+        generated.failure.clone(),
+    )
 }
 
 fn config(epochs: u64) -> TrainConfig {
@@ -133,19 +138,19 @@ fn config(epochs: u64) -> TrainConfig {
 }
 
 fn run(config: &TrainConfig) -> Result<Outcome<Cpu>, TrainError> {
-    train(config, &data(&MadeUp::default()), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ())
+    train(config, &data(&Generated::default()), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ())
 }
 
-/// Every number of a model, to the bit.
+/// Scores of a model, as bits.
 fn bits(model: &Network<Cpu>) -> Vec<u32> {
     let images =
-        MadeUp::default().batch::<<Cpu as AutodiffBackend>::InnerBackend>(9, &[0, 1, 2, 3], &Default::default());
+        Generated::default().batch::<<Cpu as AutodiffBackend>::InnerBackend>(9, &[0, 1, 2, 3], &Default::default());
     let scores = model.valid().forward(images.images, Pass::Evaluate).into_data();
     scores.iter::<f32>().map(f32::to_bits).collect()
 }
 
 #[test]
-fn it_learns_to_tell_the_classes_apart() {
+fn both_optimizers_learn_the_classes() {
     for optimizer in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
         let peak = if optimizer == OptimizerKind::Sgd { 0.05 } else { 5e-3 };
         let mut config = config(6).optimizer(optimizer);
@@ -163,7 +168,7 @@ fn it_learns_to_tell_the_classes_apart() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_weights_and_another_gives_others() {
+fn weights_follow_from_the_seed() {
     let first = bits(&run(&config(2)).expect("trained").model);
     assert_eq!(first, bits(&run(&config(2)).expect("trained").model));
     let other = TrainConfig { seed: Seed(1), ..config(2) };
@@ -171,7 +176,7 @@ fn the_same_seed_gives_the_same_weights_and_another_gives_others() {
 }
 
 #[test]
-fn a_resumed_run_ends_as_an_uninterrupted_one() {
+fn a_resumed_run_equals_an_uninterrupted_one() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for optimizer in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
         let path = folder.path().join(format!("{optimizer}.ckpt"));
@@ -181,7 +186,7 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
 
         let stop = AtomicBool::new(false);
         let stopped =
-            train(&config, &data(&MadeUp::default()), TrainContext::new(Default::default()), &stop, |event| {
+            train(&config, &data(&Generated::default()), TrainContext::new(Default::default()), &stop, |event| {
                 if matches!(event, TrainEvent::Epoch(done) if done.training.epoch == 1) {
                     stop.store(true, Ordering::Relaxed);
                 }
@@ -192,7 +197,8 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
 
         let resumed = run(&TrainConfig { resume: true, ..config }).expect("resumed");
         assert_eq!(bits(&whole.model), bits(&resumed.model), "{optimizer}");
-        // Weights are the same to the bit. What is reported of the loss is a sum over threads, whose order is not theirs.
+        // Weights are the same to the bit. What is reported of the loss is a sum over threads, whose order is not
+        // theirs.
         assert_eq!(resumed.report.epochs.len(), 2);
         for (whole, resumed) in whole.report.epochs[2..].iter().zip(&resumed.report.epochs) {
             let (whole, resumed) = (whole.training.loss, resumed.training.loss);
@@ -202,7 +208,7 @@ fn a_resumed_run_ends_as_an_uninterrupted_one() {
 }
 
 #[test]
-fn a_run_that_is_stopped_anywhere_goes_on_to_the_bit() {
+fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("run.ckpt");
     let config = TrainConfig {
@@ -216,19 +222,19 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_bit() {
     for (kill, stop_at_step) in [(false, 1), (false, 4), (true, 3), (true, 5), (false, 8)] {
         std::fs::remove_file(&path).ok();
         let stop = AtomicBool::new(false);
-        // The loss of the third step of an epoch comes too late to be told: count what the loader gives.
-        let made = MadeUp { gives_at_most: 2 * stop_at_step, ..MadeUp::default() };
+        // The loss of the third step of an epoch is not reported in time: count the batches of the loader.
+        let generated = Generated { batches_max: 2 * stop_at_step, ..Generated::default() };
         let kept = TrainConfig { checkpoint: Some(path.clone()), ..config.clone() };
-        let ended = train(&kept, &data(&made), TrainContext::new(Default::default()), &stop, |_| ());
+        let ended = train(&kept, &data(&generated), TrainContext::new(Default::default()), &stop, |_| ());
         assert!(matches!(ended, Err(TrainError::Data(_))), "{stop_at_step}");
         if !kill {
-            // Called off at the same place, it writes where it is.
-            let made = MadeUp { gives_at_most: 0, ..MadeUp::default() };
+            // Stopped at the same place, it writes a checkpoint.
+            let generated = Generated { batches_max: 0, ..Generated::default() };
             let resume = path.exists();
             let kept = TrainConfig { resume, ..kept };
             let outcome =
-                train(&kept, &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(true), |_| ());
-            assert!(outcome.expect("called off").report.interrupted);
+                train(&kept, &data(&generated), TrainContext::new(Default::default()), &AtomicBool::new(true), |_| ());
+            assert!(outcome.expect("stopped").report.interrupted);
         }
         let resume = path.exists();
         assert!(resume || stop_at_step < 2, "a checkpoint after two steps");
@@ -238,14 +244,14 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_bit() {
 }
 
 #[test]
-fn a_batch_without_a_good_image_is_a_place_too() {
+fn batches_without_a_good_image_count_for_the_position() {
     use crate::source::MemorySource;
     let data = || {
         let png = |n: u32| {
             let mut bytes = Vec::new();
-            let picture = image::RgbImage::from_pixel(16, 16, image::Rgb([(20 * n) as u8, 90, (255 - 20 * n) as u8]));
-            picture.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).expect("encoded");
-            (if n % 4 == 1 { b"no picture".to_vec() } else { bytes }, n % 3)
+            let image = image::RgbImage::from_pixel(16, 16, image::Rgb([(20 * n) as u8, 90, (255 - 20 * n) as u8]));
+            image.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).expect("encoded");
+            (if n % 4 == 1 { b"not an image".to_vec() } else { bytes }, n % 3)
         };
         let classes = ["a", "b", "c"].map(str::to_owned).to_vec();
         let source = MemorySource::new(classes, (0..12).map(png).collect()).expect("a source");
@@ -258,27 +264,27 @@ fn a_batch_without_a_good_image_is_a_place_too() {
             .output(crate::DType::F32);
         TrainData::<Cpu>::from_loaders(loader.build().expect("a loader"), None, &Default::default())
     };
-    let learn = |config: &TrainConfig, stop| {
+    let trained = |config: &TrainConfig, stop| {
         train(config, &data(), TrainContext::new(Default::default()), &AtomicBool::new(stop), |_| ()).expect("trained")
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = TrainConfig { checkpoint: Some(folder.path().join("run.ckpt")), ..config(2) };
-    let whole = learn(&config, false);
+    let whole = trained(&config, false);
     assert_eq!(whole.report.epochs[0].training.images, 9);
-    // Called off from the start, it takes one step.
-    learn(&config, true);
+    // Stopped from the start, it takes one step.
+    trained(&config, true);
     let resume = TrainConfig { resume: true, ..config };
     for steps in 2..6 {
-        learn(&resume, true);
+        trained(&resume, true);
         let info = checkpoint::inspect(&folder.path().join("run.ckpt")).expect("a checkpoint");
         assert_eq!(info.steps, steps);
     }
-    assert_eq!(bits(&whole.model), bits(&learn(&resume, false).model));
+    assert_eq!(bits(&whole.model), bits(&trained(&resume, false).model));
 }
 
-/// Two of each class.
+/// Six images, two of each class.
 fn six<B: Backend>() -> (Tensor<B, 4>, Tensor<B, 1, Int>) {
-    let ImageBatch { images, labels } = MadeUp::default().batch::<B>(0, &[0, 1, 2, 3, 4, 5], &Default::default());
+    let ImageBatch { images, labels } = Generated::default().batch::<B>(0, &[0, 1, 2, 3, 4, 5], &Default::default());
     (images, labels)
 }
 
@@ -301,7 +307,7 @@ where
     (model, output)
 }
 
-/// All gradients in the model's order, and how many parameters have one.
+/// All gradients in the order of the model, and the number of parameters that have one.
 fn row<B: AutodiffBackend>(model: &Network<B>, gradients: &mut GradientsParams) -> (Vec<f32>, usize) {
     let count = gradients.len();
     let parts = gradients::flatten(model, gradients);
@@ -311,7 +317,7 @@ fn row<B: AutodiffBackend>(model: &Network<B>, gradients: &mut GradientsParams) 
 const KINDS: [ModelKind; 3] = [ModelKind::Small, ModelKind::ResNet18, ModelKind::VitTiny];
 
 #[test]
-fn what_is_computed_again_gives_the_same_gradients() {
+fn checkpointing_gives_the_same_gradients() {
     for kind in KINDS {
         for freeze in [Freeze::Nothing, "stem,blocks.0".parse().expect("a freeze"), Freeze::Backbone] {
             let config = TrainConfig { freeze, ..tiny(kind) };
@@ -328,17 +334,17 @@ fn what_is_computed_again_gives_the_same_gradients() {
 }
 
 #[test]
-fn running_statistics_follow_once_however_often_a_block_is_computed() {
+fn recomputed_blocks_update_running_statistics_once() {
     let config = tiny(ModelKind::ResNet18);
     let (plain, _) = output::<Cpu>(&config, Checkpointing::None);
     let (again, _) = output::<Cpu>(&config, Checkpointing::Blocks);
     assert_eq!(bits(&plain), bits(&again));
     let fresh = config.model.init::<Cpu>(Seed(5), &Default::default());
-    assert_ne!(bits(&plain), bits(&fresh), "they followed");
+    assert_ne!(bits(&plain), bits(&fresh), "they were updated");
 }
 
 #[test]
-fn frozen_parameters_have_no_gradient_and_stay_as_they_are() {
+fn frozen_parameters_have_no_gradient_and_do_not_change() {
     for kind in KINDS {
         let (model, output) =
             output::<Cpu>(&TrainConfig { freeze: Freeze::Backbone, ..tiny(kind) }, Checkpointing::None);
@@ -370,8 +376,8 @@ fn stem_weights(model: &Network<Cpu>) -> Vec<f32> {
 }
 
 #[test]
-fn several_batches_make_the_step_of_one() {
-    // A transformer normalises each image by itself, so only rounding is left between the two.
+fn accumulated_batches_equal_one_large_batch() {
+    // A transformer normalizes each image by itself, so the two differ by rounding only.
     let config = |accumulate| {
         let mut config =
             TrainConfig { accumulate, epochs: 2, ..tiny(ModelKind::VitTiny) }.optimizer(OptimizerKind::Sgd);
@@ -379,10 +385,10 @@ fn several_batches_make_the_step_of_one() {
         config
     };
     let trained = |accumulate: u64, batch: usize| {
-        let made = MadeUp { batch, ..MadeUp::default() };
+        let generated = Generated { batch, ..Generated::default() };
         let config = config(accumulate);
         let outcome =
-            train(&config, &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
+            train(&config, &data(&generated), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
         let outcome = outcome.expect("trained");
         assert_eq!(outcome.report.epochs[0].training.step, ITEMS.div_ceil(batch * accumulate as usize) as u64);
         let images = six::<<Cpu as AutodiffBackend>::InnerBackend>().0;
@@ -397,16 +403,16 @@ fn several_batches_make_the_step_of_one() {
 }
 
 #[test]
-fn half_the_digits_learn_nearly_the_same() {
+fn half_precision_trains_nearly_the_same() {
     for kind in KINDS {
         let curve = |precision| {
             let mut config = TrainConfig { precision, epochs: 12, ..tiny(kind) };
-            // A run at the edge of what is stable would tell of the edge.
+            // At a rate near divergence, small differences would grow.
             config.schedule.peak = if kind == ModelKind::VitTiny { 2e-3 } else { 0.01 };
-            // So would statistics of normalisation over a handful of numbers.
-            let made = MadeUp { batch: ITEMS, ..MadeUp::default() };
+            // So would they with statistics over few numbers.
+            let generated = Generated { batch: ITEMS, ..Generated::default() };
             let machine = TrainContext::new(Default::default());
-            let outcome = train(&config, &data(&made), machine, &AtomicBool::new(false), |_| ()).expect("trained");
+            let outcome = train(&config, &data(&generated), machine, &AtomicBool::new(false), |_| ()).expect("trained");
             outcome.report.epochs.iter().map(|epoch| epoch.training.loss).collect::<Vec<_>>()
         };
         let full = curve(Precision::F32);
@@ -421,18 +427,19 @@ fn half_the_digits_learn_nearly_the_same() {
 }
 
 #[test]
-fn a_gradient_that_overflows_in_f16_costs_a_step_and_no_more() {
+fn an_overflow_in_f16_costs_one_step() {
     let mut config = TrainConfig { precision: Precision::F16, ..config(3) };
     config.schedule.peak = 0.05;
-    // Far out of what f16 holds with the factor that the loss begins with.
-    let made = MadeUp { loud: 3000.0, ..MadeUp::default() };
-    let outcome = train(&config, &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
+    // Overflows f16 with the initial loss scale.
+    let generated = Generated { scale: 3000.0, ..Generated::default() };
+    let outcome =
+        train(&config, &data(&generated), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
     let report = outcome.expect("trained").report;
     assert!(report.epochs.iter().all(|epoch| epoch.training.loss.is_finite()));
 }
 
 #[test]
-fn pruning_takes_channels_and_training_goes_on() {
+fn training_continues_after_pruning() {
     let prune = Some(Prune { share: 0.5, after_epochs: 4 });
     let outcome = run(&TrainConfig { prune, ..config(8) }).expect("trained");
     let pruned = outcome.report.pruned.clone().expect("pruned");
@@ -449,7 +456,7 @@ fn pruning_takes_channels_and_training_goes_on() {
 }
 
 #[test]
-fn a_run_starts_from_the_weights_of_another() {
+fn a_run_starts_from_the_weights_of_another_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("first.ckpt");
     let first = run(&TrainConfig { checkpoint: Some(path.clone()), ..config(6) }).expect("trained");
@@ -468,7 +475,7 @@ fn a_run_starts_from_the_weights_of_another() {
 }
 
 #[test]
-fn a_budget_that_is_too_small_is_refused_with_what_would_help() {
+fn a_small_budget_is_refused_with_savings() {
     let predicted = forecast(&config(1), BATCH).expect("predicted").account;
     let fits = TrainConfig { device_budget: Some(predicted.peak), ..config(1) };
     run(&fits).expect("it fits");
@@ -484,33 +491,33 @@ fn a_budget_that_is_too_small_is_refused_with_what_would_help() {
     assert!(said.contains("activations") && said.contains(&refused.savings[0].flag), "{said}");
 }
 
-/// Says what it is told to.
-#[derive(Default)]
+/// Returns the values that it was given.
+#[derive(Debug, Default)]
 struct Scripted(std::sync::Mutex<Vec<u64>>);
 
 impl MemoryMeter for Scripted {
-    fn read(&self) -> crate::train::MemorySample {
+    fn read(&self) -> MemorySample {
         let mut script = self.0.lock().expect("no panic");
         let bytes = ByteCount(if script.len() > 1 { script.remove(0) } else { script[0] });
-        crate::train::MemorySample { in_use: bytes, peak: bytes }
+        MemorySample { in_use: bytes, peak: bytes }
     }
     fn reset_peak(&self) {}
-    fn allocator_stats(&self) -> Option<crate::train::AllocatorStats> {
+    fn allocator_stats(&self) -> Option<AllocatorStats> {
         None
     }
 }
 
 #[test]
-fn growth_beyond_the_budget_in_mid_run_names_the_phase() {
+fn exceeding_the_budget_names_the_phase() {
     let budget = Some(ByteCount(1 << 30));
     let config = TrainConfig { device_budget: budget, ..config(1) };
     for (good, phase) in [(2, Phase::Forward), (3, Phase::Backward), (5, Phase::Steady)] {
-        // One reading before there is a model.
+        // One reading before the model.
         let mut script = vec![0; good];
         script.push(3 << 30);
         let meter: Option<Arc<dyn MemoryMeter>> = Some(Arc::new(Scripted(script.into())));
         let machine = TrainContext { meter, ..TrainContext::<Cpu>::new(Default::default()) };
-        let ended = train(&config, &data(&MadeUp::default()), machine, &AtomicBool::new(false), |_| ());
+        let ended = train(&config, &data(&Generated::default()), machine, &AtomicBool::new(false), |_| ());
         let Err(TrainError::OutOfMemory(refused)) = ended else { panic!("over the budget") };
         assert_eq!((refused.phase, refused.asked), (Some(phase), ByteCount(3 << 30)));
         assert_eq!(refused.steps, u64::from(phase == Phase::Steady) * 2);
@@ -553,18 +560,19 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
 }
 
 #[test]
-fn an_epoch_that_ends_early_is_an_error_unless_it_was_called_off() {
-    let made = MadeUp { fails_after: 2, ..MadeUp::default() };
-    let error = train(&config(1), &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
+fn an_epoch_that_ends_early_is_an_error_unless_stopped() {
+    let generated = Generated { fails_after: 2, ..Generated::default() };
+    let error =
+        train(&config(1), &data(&generated), TrainContext::new(Default::default()), &AtomicBool::new(false), |_| ());
     assert!(matches!(error, Err(TrainError::Data(crate::Error::WorkerDied))));
     let outcome =
-        train(&config(1), &data(&made), TrainContext::new(Default::default()), &AtomicBool::new(true), |_| ())
+        train(&config(1), &data(&generated), TrainContext::new(Default::default()), &AtomicBool::new(true), |_| ())
             .expect("stopped");
     assert!(outcome.report.interrupted && outcome.report.epochs.is_empty());
 }
 
 #[test]
-fn a_rate_that_is_too_high_is_named() {
+fn a_learning_rate_that_is_too_high_is_reported() {
     let mut config = config(8);
     config.schedule.peak = 1e30;
     let error = run(&config).expect_err("diverges");
@@ -572,7 +580,7 @@ fn a_rate_that_is_too_high_is_named() {
 }
 
 #[test]
-fn every_network_takes_its_images() {
+fn every_network_accepts_its_images() {
     let device = Default::default();
     for (kind, width, side) in [
         (ModelKind::Small, 4, 32),
@@ -592,9 +600,9 @@ fn every_network_takes_its_images() {
 }
 
 #[test]
-fn networks_have_the_size_of_their_models() {
+fn networks_have_the_published_number_of_parameters() {
     // torchvision's resnet18 has 11,689,512 parameters for 1000 classes, and timm's vit_tiny_patch16_224 5,717,416, of
-    // which 192 are the class token and 192 its place.
+    // which 192 are the class token and 192 its position.
     let device = Default::default();
     let parameters = |kind| NetworkConfig::new(kind, 1000, 224).init_blank::<Cpu>(&device).num_params();
     assert_eq!(parameters(ModelKind::ResNet18), 11_689_512 + 2 * 4800, "with the running statistics of 4800 channels");

@@ -100,7 +100,7 @@ pub(super) fn micro_batch(
                 notes.push(format!("batches of {micro_batch} took {}: too much", took.account.peak))
             }
             ProbeResult::Refused(refused) => {
-                notes.push(format!("batches of {micro_batch} do not fit: {}", refused.said))
+                notes.push(format!("batches of {micro_batch} do not fit: {}", refused.message))
             }
         }
         // The next smaller one.

@@ -71,7 +71,7 @@ fn learn_on<B: AutodiffBackend>(
 ) -> Result<(), TrainError> {
     let communicator = match group.world_size() {
         1 => None,
-        _ => Some(group.join::<B::InnerBackend>(thread, &device).map_err(TrainError::Collective)?),
+        _ => Some(group.join(thread).map_err(TrainError::Collective)?),
     };
     let data = TrainData::<B>::from_loaders(setup.training.clone(), setup.validation.clone(), &device);
     // The heap is one for all threads of a process: what each of them takes cannot be told apart.

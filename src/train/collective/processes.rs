@@ -1,373 +1,326 @@
-//! Owns the exchange among processes, over the channels of `burn-communication`: all give to rank 0, which adds and
-//! gives the sum back. It must never wait without a deadline, and never take two runs for one.
+//! Sum among processes, over TCP: every process sends its vector to rank 0, which adds them and sends the sum back.
 //!
-//! It does not use the global level of burn's collective: that one answers the first sum after joining and no other,
-//! since its barrier never forgets who has passed it.
+//! A vector crosses in pieces, and each process sends and receives at once: the first pieces of the sum come back while
+//! the last of its own are still to be sent. Rank 0 adds to its own piece those of ranks 1, 2 and so on, in this order.
+//! With r ranks and a vector of b bytes, (r - 1) b cross the network of rank 0 in each direction.
 //!
-//! Each of the others has two channels to rank 0, one to give and one to take, and does both at once: a sum crosses
-//! in pieces, and the first ones are on their way back while the last are still to be given. Rank 0 adds to its own
-//! piece those of ranks 1, 2 and so on, in this order. With r ranks and a vector of b bytes, (r - 1) b cross rank 0's
-//! network in each direction.
+//! A message is a header of two numbers, the exchange and the length of the vector, and the bytes of a piece. In place
+//! of the exchange, [`END`] announces a text: the sender ends the run, and says why.
 
-use std::fmt::Debug;
-use std::sync::Once;
-use std::time::Duration;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
-use burn_communication::websocket::{WebSocket, WsServer};
-use burn_communication::{CommunicationChannel, Message, Protocol, ProtocolClient, ProtocolServer};
-use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-
-use super::wire::{FAREWELL, Hello, pack, unpack};
-use super::{CollectiveError, RankInfo};
+use super::error::{CollectiveError, LostReason, Problem, RankInfo, Ranks};
 use crate::DistributedEnv;
+use crate::host::Coordinator;
 
-type Client = <WebSocket as Protocol>::Client;
-type ClientChannel = <Client as ProtocolClient>::Channel;
-type ServerChannel = <WsServer as ProtocolServer>::Channel;
-
-/// Numbers in one message. The server refuses frames above 16 MiB; much smaller ones cross side by side.
+/// Numbers in one message: 1 MiB.
 const PIECE: usize = 1 << 18;
-const RETRY: Duration = Duration::from_millis(100);
-/// How long a farewell may take, and how long one is waited for.
-const FAREWELL_TIME: Duration = Duration::from_secs(1);
+/// First number of a greeting: "feedstk" and the version of the protocol.
+const GREETING: u64 = u64::from_le_bytes(*b"feedstk2");
+/// Number in place of an exchange: a text follows, and no sum.
+const END: u64 = u64::MAX;
+/// Maximum length of such a text, in bytes.
+const TEXT_MAX: u64 = 4096;
+/// Pause between two attempts to connect or to accept.
+const RETRY: Duration = Duration::from_millis(50);
+/// Maximum time for a greeting, and for the last message.
+const BRIEF: Duration = Duration::from_secs(1);
 
-/// This process's channels to the others.
+/// Connections of this process to the others.
+#[derive(Debug)]
 pub(super) struct Processes {
     info: RankInfo,
-    side: Side,
-    sums: u64,
-    /// Last, so that the channels are closed before what drives them ends.
-    runtime: Option<Runtime>,
+    role: Role,
 }
 
-enum Side {
-    /// Rank 0. The others stand in their order, from rank 1 on.
-    Hub {
-        others: Vec<Other>,
-        threads: usize,
-        _serving: oneshot::Sender<()>,
-    },
-    Spoke {
-        give: Box<ClientChannel>,
-        take: Box<ClientChannel>,
-        hub: String,
-    },
-}
-
-/// Rank 0's channels to another process.
-struct Other {
-    give: ServerChannel,
-    take: ServerChannel,
-}
-
-/// What went wrong with whom.
-enum Trouble {
-    Late(String),
-    Lost(String, String),
+#[derive(Debug)]
+enum Role {
+    /// Rank 0, connected to ranks 1, 2 and so on, each of a process of that many threads.
+    Hub { others: Vec<TcpStream>, threads: usize },
+    /// Any other rank, connected to rank 0.
+    Spoke { hub: TcpStream, hub_rank: Ranks },
 }
 
 impl Processes {
-    /// Returns when all processes have joined.
+    /// Connects the processes. Returns when all have joined.
     pub(super) fn join(world: &DistributedEnv, threads: usize, info: RankInfo) -> Result<Processes, CollectiveError> {
-        keep_quiet();
-        // The other threads of this process train: two are enough to move bytes.
-        let runtime =
-            Builder::new_multi_thread().worker_threads(2).thread_name("feedstock-communicator").enable_all().build();
-        let runtime = runtime.map_err(CollectiveError::Thread)?;
         let Some(coordinator) = &world.coordinator else {
             return Err(CollectiveError::Config(
-                "several processes, and no address where they meet: set MASTER_ADDR".to_owned(),
+                "several processes without the address of rank 0: set MASTER_ADDR".into(),
             ));
         };
         let deadline = Instant::now() + info.timeout;
-        let side = runtime.block_on(async {
-            if world.rank == 0 {
-                meet(coordinator.port, world.world_size, threads, deadline).await
-            } else {
-                let hello = Hello { rank: world.rank, processes: world.world_size, threads };
-                call(&format!("ws://{coordinator}"), &hello, deadline).await
-            }
-        });
-        match side {
-            Ok(side) => Ok(Processes { info, side, sums: 0, runtime: Some(runtime) }),
-            Err(trouble) => {
-                runtime.shutdown_background();
-                Err(info.trouble(trouble, 0))
-            }
-        }
-    }
-
-    pub(super) fn sum<B: Backend>(
-        &mut self,
-        tensor: Tensor<B, 1>,
-        device: &B::Device,
-    ) -> Result<Tensor<B, 1>, CollectiveError> {
-        let (dtype, shape) = (tensor.dtype(), tensor.shape());
-        let mine = tensor.into_data().convert_dtype(DType::F32).into_vec::<f32>();
-        let mut values = mine.map_err(|error| {
-            self.info.lost("its own numbers".to_owned(), self.sums, format!("they cannot be read: {error:?}"))
-        })?;
-        let (number, deadline) = (self.sums, Instant::now() + self.info.timeout);
-        self.sums += 1;
-        let Some(runtime) = &self.runtime else {
-            return Err(self.info.lost("the other processes".to_owned(), number, "they were left".to_owned()));
+        let role = if world.rank == 0 {
+            let port = coordinator.port;
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+                .map_err(|source| CollectiveError::Listen { port, source })?;
+            Role::Hub { others: accept_all(&listener, world.world_size, threads, info, deadline)?, threads }
+        } else {
+            let hub_rank = Ranks { ranks: vec![0], address: Some(coordinator.to_string()) };
+            let greeting = [GREETING, world.rank as u64, world.world_size as u64, threads as u64];
+            let hub = connect(coordinator, deadline);
+            let hub = hub.ok_or_else(|| info.error(hub_rank.clone(), Problem::Late, 0))?;
+            // Once connected, it is the other ranks that rank 0 waits for.
+            let welcomed = send(&hub, &greeting, &[], deadline).map_err(Problem::from);
+            let welcomed = welcomed.and_then(|()| receive_header(&hub, 0, 0, deadline));
+            welcomed.map_err(|problem| match problem {
+                Problem::Late => info.error(Ranks::default(), problem, 0),
+                Problem::Lost(_) => info.error(hub_rank.clone(), problem, 0),
+            })?;
+            Role::Spoke { hub, hub_rank }
         };
-        let summed = runtime.block_on(async {
-            match &mut self.side {
-                Side::Hub { others, threads, .. } => {
-                    let summed = add_up(others, *threads, number, &mut values, deadline).await;
-                    if let Err(trouble) = &summed {
-                        let whom = self.info.rank;
-                        let text = format!("rank {whom} has ended the run: {}", trouble.text());
-                        farewell(others.iter_mut().map(|other| &mut other.take), &text).await;
-                    }
-                    summed
-                }
-                Side::Spoke { give, take, hub } => swap(give, take, hub, number, &mut values, deadline).await,
+        Ok(Processes { info, role })
+    }
+
+    /// Replaces `values` by the sum over all processes.
+    pub(super) fn sum(&mut self, values: &mut [f32], exchange: u64) -> Result<(), CollectiveError> {
+        let (info, deadline) = (self.info, Instant::now() + self.info.timeout);
+        match &self.role {
+            Role::Hub { others, threads } => {
+                let summed = add_up(others, *threads, info, exchange, values, deadline);
+                summed.inspect_err(|error| end(others, &format!("rank 0 has ended the run: {}", error.summary())))
             }
-        });
-        summed.map_err(|trouble| self.info.trouble(trouble, number))?;
-        Ok(Tensor::from_data(TensorData::new(values, shape), (device, dtype)))
-    }
-}
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        // What is sent is with the system already, and a runtime waits for its tasks otherwise.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-impl RankInfo {
-    fn trouble(&self, trouble: Trouble, sums: u64) -> CollectiveError {
-        match trouble {
-            Trouble::Late(whom) => self.late(whom, self.timeout),
-            Trouble::Lost(whom, why) => self.lost(whom, sums, why),
-        }
-    }
-}
-
-impl Trouble {
-    fn text(&self) -> String {
-        match self {
-            Trouble::Late(whom) => format!("{whom} did not come in time"),
-            Trouble::Lost(whom, why) => format!("{whom} was lost ({why})"),
-        }
-    }
-}
-
-/// Servers of `burn-communication` make themselves the subscriber of all traces, and print to standard output, where
-/// nobody is that yet. Results go there.
-fn keep_quiet() {
-    static ONCE: Once = Once::new();
-    // An error says that there is a subscriber, which is as good.
-    ONCE.call_once(|| drop(tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new())));
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Way {
-    Give,
-    Take,
-}
-
-/// Rank 0 waits for all the others.
-async fn meet(port: u16, processes: usize, threads: usize, deadline: Instant) -> Result<Side, Trouble> {
-    let (arrived, mut arrivals) = mpsc::channel::<(Way, Option<Hello>, ServerChannel)>(64);
-    let door = |way: Way| {
-        let arrived = arrived.clone();
-        async move |mut channel: ServerChannel| {
-            if let Ok(Some(message)) = channel.recv().await {
-                let _ = arrived.send((way, Hello::read(&message.data), channel)).await;
+            Role::Spoke { hub, hub_rank } => {
+                swap(hub, exchange, values, deadline).map_err(|problem| info.error(hub_rank.clone(), problem, exchange))
             }
         }
-    };
-    let server = WsServer::new(port).route("give", door(Way::Give)).route("take", door(Way::Take));
-    let (serving, ended) = oneshot::channel::<()>();
-    let mut server = tokio::spawn(server.serve(async { drop(ended.await) }));
-    let mut gives: Vec<Option<ServerChannel>> = (1..processes).map(|_| None).collect();
-    let mut takes: Vec<Option<ServerChannel>> = (1..processes).map(|_| None).collect();
-    while gives.iter().chain(&takes).any(Option::is_none) {
-        let next = tokio::select! {
-            // It ends by itself only where it could not begin.
-            ended = &mut server => {
-                let why = format!("{ended:?}; another run may use that port: set MASTER_PORT to a free one");
-                return Err(Trouble::Lost(format!("its own port {port}"), why));
-            }
-            next = timeout_at(deadline, arrivals.recv()) => next,
-        };
-        let Ok(Some((way, hello, mut channel))) = next else {
-            let missing: Vec<_> =
-                (1..processes).filter(|at| takes[at - 1].is_none() || gives[at - 1].is_none()).collect();
-            let late = Trouble::Late(ranks(&missing, threads));
-            farewell(takes.iter_mut().flatten(), &format!("rank 0 has ended the run: {}", late.text())).await;
-            return Err(late);
-        };
-        let places = if way == Way::Give { &mut gives } else { &mut takes };
-        match admit(hello, processes, threads, places) {
-            Ok(place) => *place = Some(channel),
-            Err(why) => farewell([&mut channel], &why).await,
-        }
     }
-    let mut others: Vec<_> =
-        gives.into_iter().zip(takes).filter_map(|(give, take)| Some(Other { give: give?, take: take? })).collect();
-    for (at, other) in others.iter_mut().enumerate() {
-        let whom = || ranks(&[at + 1], threads);
-        within(deadline, other.take.send(pack(0, 0, &[])), whom).await?;
-    }
-    Ok(Side::Hub { others, threads, _serving: serving })
 }
 
-/// The free place of somebody who comes, or why there is none.
-fn admit(
-    hello: Option<Hello>,
+/// Waits on rank 0 for all the other processes.
+fn accept_all(
+    listener: &TcpListener,
     processes: usize,
     threads: usize,
-    places: &mut [Option<ServerChannel>],
-) -> Result<&mut Option<ServerChannel>, String> {
-    let Some(hello) = hello else {
-        return Err("rank 0 does not understand the greeting: is it another version?".into());
+    info: RankInfo,
+    deadline: Instant,
+) -> Result<Vec<TcpStream>, CollectiveError> {
+    let mut others: Vec<Option<TcpStream>> = (1..processes).map(|_| None).collect();
+    while others.iter().any(Option::is_none) {
+        match listener.accept() {
+            Ok((stream, _)) => match admit(&stream, processes, threads, &mut others) {
+                Ok(place) => *place = Some(stream),
+                Err(text) => end([&stream], &text),
+            },
+            Err(_) if Instant::now() < deadline => thread::sleep(RETRY),
+            Err(_) => {
+                let missing = (1..processes).filter(|process| others[process - 1].is_none());
+                let late = Ranks::new(missing.flat_map(|process| ranks_of(process, threads)));
+                let error = info.error(late, Problem::Late, 0);
+                end(others.iter().flatten(), &format!("rank 0 has ended the run: {}", error.summary()));
+                return Err(error);
+            }
+        }
+    }
+    let others: Vec<_> = others.into_iter().flatten().collect();
+    for (stream, process) in others.iter().zip(1..) {
+        let welcomed = send(stream, &[0, 0], &[], deadline);
+        welcomed.map_err(|error| info.error(Ranks::new(ranks_of(process, threads)), error.into(), 0))?;
+    }
+    Ok(others)
+}
+
+/// Reads a greeting. Returns the place of that process, or the reason why it has none.
+fn admit<'a>(
+    stream: &TcpStream,
+    processes: usize,
+    threads: usize,
+    others: &'a mut [Option<TcpStream>],
+) -> Result<&'a mut Option<TcpStream>, String> {
+    let prepared = stream.set_nonblocking(false).and_then(|()| stream.set_nodelay(true));
+    let greeting = prepared.and_then(|()| receive_numbers(stream, Instant::now() + BRIEF));
+    let Ok([GREETING, rank, their_processes, their_threads]) = greeting else {
+        return Err(
+            "rank 0 does not understand the greeting: use the same version of feedstock on all ranks".to_owned()
+        );
     };
-    if (hello.processes, hello.threads) != (processes, threads) {
+    if (their_processes, their_threads) != (processes as u64, threads as u64) {
         return Err(format!(
-            "rank 0 is of a run of {processes} processes with {threads} ranks each, not {} with {}",
-            hello.processes, hello.threads
+            "rank 0 is of a run of {processes} processes with {threads} ranks each, not {their_processes} with \
+             {their_threads}"
         ));
     }
-    match places.get_mut(hello.rank.wrapping_sub(1)) {
+    match others.get_mut((rank as usize).wrapping_sub(1)) {
         Some(place) if place.is_none() => Ok(place),
-        _ => Err(format!("rank {} of {processes} processes is there already, or no rank to come", hello.rank)),
+        _ => Err(format!("process {rank} of {processes} has joined already, or is out of range")),
     }
 }
 
-/// One of the others calls at rank 0.
-async fn call(hub: &str, hello: &Hello, deadline: Instant) -> Result<Side, Trouble> {
-    let name = format!("rank 0 at {}", hub.trim_start_matches("ws://"));
-    let whom = || name.clone();
-    let address = hub.parse().map_err(|why| Trouble::Lost(whom(), why))?;
-    let mut give = connect(&address, "give", deadline).await.ok_or_else(|| Trouble::Late(whom()))?;
-    within(deadline, give.send(hello.message()), whom).await?;
-    let mut take = connect(&address, "take", deadline).await.ok_or_else(|| Trouble::Late(whom()))?;
-    within(deadline, take.send(hello.message()), whom).await?;
-    let late = || format!("{name}, which is there, and for the ranks that it waits for");
-    let welcome = within(deadline, take.recv(), late).await?.ok_or_else(|| closed(whom()))?;
-    unpack(&welcome.data, 0, 0).map_err(|why| Trouble::Lost(whom(), why))?;
-    Ok(Side::Spoke { give: Box::new(give), take: Box::new(take), hub: name })
-}
-
-async fn connect(address: &burn_communication::Address, route: &str, deadline: Instant) -> Option<ClientChannel> {
+/// Connects to rank 0. Returns `None` at the deadline.
+fn connect(Coordinator { host, port }: &Coordinator, deadline: Instant) -> Option<TcpStream> {
     loop {
-        let channel = timeout_at(deadline, Client::connect(address.clone(), route)).await.ok()?;
-        if channel.is_some() {
-            return channel;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
         }
-        timeout_at(deadline, sleep(RETRY)).await.ok()?;
+        for address in (host.as_str(), *port).to_socket_addrs().into_iter().flatten() {
+            if let Ok(stream) = TcpStream::connect_timeout(&address, left)
+                // On one machine a socket may connect to itself, if its own port is the one that it looks for.
+                && stream.local_addr().ok() != stream.peer_addr().ok()
+                && stream.set_nodelay(true).is_ok()
+            {
+                return Some(stream);
+            }
+        }
+        thread::sleep(RETRY.min(left));
     }
 }
 
-/// Rank 0's part of a sum.
-async fn add_up(
-    others: &mut [Other],
+/// Sum on rank 0.
+fn add_up(
+    others: &[TcpStream],
     threads: usize,
-    number: u64,
+    info: RankInfo,
+    exchange: u64,
     values: &mut [f32],
     deadline: Instant,
-) -> Result<(), Trouble> {
-    let length = values.len();
+) -> Result<(), CollectiveError> {
+    let length = values.len() as u64;
+    let mut bytes = Vec::new();
     for piece in values.chunks_mut(PIECE) {
-        for (at, other) in others.iter_mut().enumerate() {
-            let whom = || ranks(&[at + 1], threads);
-            let given = within(deadline, other.give.recv(), whom).await?.ok_or_else(|| closed(whom()))?;
-            let given = unpack(&given.data, number, length).map_err(|why| Trouble::Lost(whom(), why))?;
-            if given.len() != size_of_val(piece) {
-                return Err(Trouble::Lost(whom(), format!("a piece of {} bytes", given.len())));
-            }
-            for (sum, value) in piece.iter_mut().zip(given.as_chunks().0) {
-                *sum += f32::from_le_bytes(*value);
-            }
+        for (stream, process) in others.iter().zip(1..) {
+            let received = receive_piece(stream, exchange, length, piece.len(), &mut bytes, deadline);
+            received.map_err(|problem| info.error(Ranks::new(ranks_of(process, threads)), problem, exchange))?;
+            piece.iter_mut().zip(bytes.as_chunks().0).for_each(|(sum, value)| *sum += f32::from_le_bytes(*value));
         }
-        let summed = pack(number, length, piece).data;
-        for (at, other) in others.iter_mut().enumerate() {
-            within(deadline, other.take.send(Message::new(summed.clone())), || ranks(&[at + 1], threads)).await?;
+        to_bytes(piece, &mut bytes);
+        for (stream, process) in others.iter().zip(1..) {
+            let sent = send(stream, &[exchange, length], &bytes, deadline);
+            sent.map_err(|error| info.error(Ranks::new(ranks_of(process, threads)), error.into(), exchange))?;
         }
     }
     Ok(())
 }
 
-/// The part that one of the others has in a sum.
-async fn swap(
-    give: &mut ClientChannel,
-    take: &mut ClientChannel,
-    hub: &str,
-    number: u64,
-    values: &mut [f32],
-    deadline: Instant,
-) -> Result<(), Trouble> {
-    let (length, whom) = (values.len(), || hub.to_owned());
-    // No piece of the sum comes before its own was given, but that is nothing to rest on.
-    let mine = values.to_vec();
-    let giving = async {
-        for piece in mine.chunks(PIECE) {
-            if let Err(trouble) = within(deadline, give.send(pack(number, length, piece)), whom).await {
-                // What rank 0 says on the other channel tells more.
-                sleep(FAREWELL_TIME).await;
-                return Err(trouble);
-            }
+/// Sum on any other rank: sends on a thread of its own, so that neither side waits for the other to read.
+fn swap(hub: &TcpStream, exchange: u64, values: &mut [f32], deadline: Instant) -> Result<(), Problem> {
+    let (own, length) = (values.to_vec(), values.len() as u64);
+    thread::scope(|scope| {
+        let sending = thread::Builder::new().name("feedstock-rank".to_owned()).spawn_scoped(scope, || {
+            let mut bytes = Vec::new();
+            own.chunks(PIECE).try_for_each(|piece| {
+                to_bytes(piece, &mut bytes);
+                send(hub, &[exchange, length], &bytes, deadline)
+            })
+        });
+        let sending = sending.map_err(|error| Problem::Lost(LostReason::Connection(error)))?;
+        let mut bytes = Vec::new();
+        let received = values.chunks_mut(PIECE).try_for_each(|piece| {
+            receive_piece(hub, exchange, length, piece.len(), &mut bytes, deadline)?;
+            piece.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, sum)| *value = f32::from_le_bytes(*sum));
+            Ok(())
+        });
+        if received.is_err() {
+            // Ends the sending too.
+            let _ = hub.shutdown(Shutdown::Both);
         }
-        Ok(())
-    };
-    let taking = async {
-        for piece in values.chunks_mut(PIECE) {
-            let sum = within(deadline, take.recv(), whom).await?.ok_or_else(|| closed(whom()))?;
-            let sum = unpack(&sum.data, number, length).map_err(|why| Trouble::Lost(whom(), why))?;
-            if sum.len() != size_of_val(piece) {
-                return Err(Trouble::Lost(whom(), format!("a piece of {} bytes", sum.len())));
-            }
-            for (value, sum) in piece.iter_mut().zip(sum.as_chunks().0) {
-                *value = f32::from_le_bytes(*sum);
-            }
-        }
-        Ok(())
-    };
-    tokio::try_join!(giving, taking).map(|_| ())
+        let sent = sending.join().unwrap_or(Ok(()));
+        received.and(sent.map_err(Problem::from))
+    })
 }
 
-/// Tells why there is no sum any more, to whoever still listens.
-async fn farewell<'a>(channels: impl IntoIterator<Item = &'a mut ServerChannel>, why: &str) {
-    for channel in channels {
-        let mut data = pack(FAREWELL, 0, &[]).data.to_vec();
-        data.extend(why.as_bytes());
-        let _ = timeout(FAREWELL_TIME, channel.send(Message::new(data.into()))).await;
-    }
-}
-
-/// Waits for a channel until the deadline.
-async fn within<T, E: Debug>(
-    deadline: Instant,
-    work: impl Future<Output = Result<T, E>>,
-    whom: impl Fn() -> String,
-) -> Result<T, Trouble> {
-    match timeout_at(deadline, work).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(Trouble::Lost(whom(), format!("the connection broke: {error:?}"))),
-        Err(_) => Err(Trouble::Late(whom())),
-    }
-}
-
-fn closed(whom: String) -> Trouble {
-    Trouble::Lost(whom, "it closed the connection".to_owned())
-}
-
-/// What ranks a process has, in words.
-fn ranks(processes: &[usize], threads: usize) -> String {
-    let names = processes.iter().map(|process| match threads {
-        1 => format!("rank {process}"),
-        _ => format!("ranks {} to {}", process * threads, (process + 1) * threads - 1),
+/// Sends the reason for which no sum follows. It waits a moment for the receivers to close: to close first, with
+/// bytes of theirs unread, would discard the text on its way.
+fn end<'a>(streams: impl IntoIterator<Item = &'a TcpStream>, text: &str) {
+    let deadline = Instant::now() + BRIEF;
+    let text = &text.as_bytes()[..text.len().min(TEXT_MAX as usize)];
+    let told = streams.into_iter().filter(|stream| {
+        send(stream, &[END, text.len() as u64], text, deadline).and_then(|()| stream.shutdown(Shutdown::Write)).is_ok()
     });
-    names.collect::<Vec<_>>().join(", ")
+    for stream in told.collect::<Vec<_>>() {
+        let mut unread = [0; 4096];
+        while receive_some(stream, &mut unread, deadline).is_ok_and(|bytes| bytes > 0) {}
+    }
+}
+
+/// Receives the bytes of a piece of `numbers` numbers.
+fn receive_piece(
+    stream: &TcpStream,
+    exchange: u64,
+    length: u64,
+    numbers: usize,
+    bytes: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<(), Problem> {
+    receive_header(stream, exchange, length, deadline)?;
+    bytes.resize(numbers * size_of::<f32>(), 0);
+    Ok(receive(stream, bytes, deadline)?)
+}
+
+/// Receives a header, and checks that it is one of this exchange and length.
+fn receive_header(stream: &TcpStream, exchange: u64, length: u64, deadline: Instant) -> Result<(), Problem> {
+    let [theirs, their_length] = receive_numbers(stream, deadline)?;
+    Err(Problem::Lost(if theirs == END {
+        let mut text = vec![0; their_length.min(TEXT_MAX) as usize];
+        receive(stream, &mut text, deadline)?;
+        LostReason::Told(String::from_utf8_lossy(&text).into_owned())
+    } else if theirs != exchange {
+        LostReason::Exchange { theirs, ours: exchange }
+    } else if their_length != length {
+        LostReason::Length { theirs: their_length, ours: length }
+    } else {
+        return Ok(());
+    }))
+}
+
+fn receive_numbers<const N: usize>(stream: &TcpStream, deadline: Instant) -> io::Result<[u64; N]> {
+    let mut bytes = [[0; 8]; N];
+    receive(stream, bytes.as_flattened_mut(), deadline)?;
+    Ok(bytes.map(u64::from_le_bytes))
+}
+
+/// Fills `bytes`.
+fn receive(stream: &TcpStream, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match receive_some(stream, bytes, deadline)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            received => bytes = &mut bytes[received..],
+        }
+    }
+    Ok(())
+}
+
+fn receive_some(mut stream: &TcpStream, bytes: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    stream.set_read_timeout(Some(time_left(deadline)?))?;
+    retry(|| stream.read(bytes))
+}
+
+/// Sends numbers, then bytes.
+fn send(mut stream: &TcpStream, numbers: &[u64], bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    let header: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    for mut part in [header.as_slice(), bytes] {
+        while !part.is_empty() {
+            stream.set_write_timeout(Some(time_left(deadline)?))?;
+            part = &part[retry(|| stream.write(part))?..];
+        }
+    }
+    Ok(())
+}
+
+fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+fn time_left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+fn to_bytes(piece: &[f32], bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
+}
+
+/// Ranks of the threads of a process.
+fn ranks_of(process: usize, threads: usize) -> std::ops::Range<usize> {
+    process * threads..(process + 1) * threads
 }

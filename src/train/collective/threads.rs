@@ -1,169 +1,152 @@
-//! Owns the exchange among threads of one process, by burn's collective. It must never be waited for without a
-//! deadline: a call here returns when all threads have made theirs, and not before.
+//! Sum among the threads of one process.
 //!
-//! Of that collective only `broadcast` is used. Its `all_reduce` adds in the order of a hash map, which differs from
-//! run to run wherever there are more than two ranks. Here the other threads hand over what they have, one after the
-//! other, and the first adds: the order is that of the threads.
+//! Each thread has a mailbox. A thread puts its vector there; the first thread takes them in thread order, adds them to
+//! its own, and puts the sum into every other mailbox. One mutex guards all mailboxes, and one condition variable wakes
+//! every waiter, which looks at its own condition again.
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorPrimitive};
-use burn_collective::{
-    BroadcastStrategy, CollectiveConfig, CollectiveError as BurnError, PeerId, broadcast, finish_collective, register,
-    reset_collective,
-};
+use super::error::{CollectiveError, LostReason, Problem, RankInfo, Ranks};
 
-use super::{CollectiveError, RankInfo};
-
-/// Burn's collective keeps one set of ranks for a process.
-static TAKEN: AtomicBool = AtomicBool::new(false);
-/// Every group has ids of its own, so that a thread that is stuck in an earlier one cannot speak in a later.
-static NEXT_ID: AtomicU32 = AtomicU32::new(0);
-
-/// The place that a group has in burn's collective, until all its ranks have left.
+/// Mailboxes of the threads of one process.
 #[derive(Debug)]
-pub(super) struct GroupSlot {
-    pub(super) arrivals: Arc<Arrivals>,
-}
-
-impl GroupSlot {
-    pub(super) fn of(threads: usize) -> Result<GroupSlot, CollectiveError> {
-        if threads > 1 && TAKEN.swap(true, Ordering::AcqRel) {
-            return Err(CollectiveError::Config(format!(
-                "{threads} ranks as threads, while others of this process still exchange: drop the other ProcessGroup and its \
-                 Communicator first, or run it as a process of its own"
-            )));
-        }
-        let first = NEXT_ID.fetch_add(threads as u32, Ordering::Relaxed);
-        let arrivals = (0..threads).map(|_| AtomicU64::new(0)).collect();
-        Ok(GroupSlot { arrivals: Arc::new(Arrivals { first, arrivals, failure: Mutex::default() }) })
-    }
-}
-
-impl Drop for GroupSlot {
-    fn drop(&mut self) {
-        if self.arrivals.threads() > 1 {
-            TAKEN.store(false, Ordering::Release);
-        }
-    }
-}
-
-/// What the threads of a group know of each other.
 pub(super) struct Arrivals {
-    first: u32,
-    /// To how many exchanges each thread has come, its joining included.
-    arrivals: Vec<AtomicU64>,
-    /// Why one of them has given up.
-    failure: Mutex<Option<String>>,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-impl fmt::Debug for Arrivals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arrivals").field("arrivals", &self.arrivals).finish_non_exhaustive()
-    }
+#[derive(Debug, Default)]
+struct State {
+    mailboxes: Vec<Mailbox>,
+    /// Message of the first thread that failed.
+    failure: Option<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Mailbox {
+    /// Number of exchanges that the thread has come to, joining included.
+    arrivals: u64,
+    left: bool,
+    given: Option<Vec<f32>>,
+    received: Option<Vec<f32>>,
 }
 
 impl Arrivals {
-    pub(super) fn threads(&self) -> usize {
-        self.arrivals.len()
+    pub(super) fn new(threads: usize) -> Arrivals {
+        let state = State { mailboxes: vec![Mailbox::default(); threads], failure: None };
+        Arrivals { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    pub(super) fn arrive(&self, thread: usize) {
-        self.arrivals[thread].fetch_add(1, Ordering::Relaxed);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who keeps a thread waiting, in words: those of this process that have not come yet, else the other processes.
-    pub(super) fn late_ranks(&self, thread: usize, info: RankInfo) -> String {
-        let come = |at: usize| self.arrivals[at].load(Ordering::Relaxed);
-        let first = info.rank - thread;
-        let late = (0..self.threads()).filter(|at| come(*at) < come(thread));
-        let names: Vec<_> = late.map(|at| format!("rank {} of the same process", first + at)).collect();
-        if names.is_empty() { "the other ranks".to_owned() } else { names.join(", ") }
-    }
-
-    /// Ends what the other threads of this process wait for. The first reason is the one that they are told.
-    pub(super) fn give_up<B: Backend>(&self, error: &CollectiveError) {
-        if self.threads() < 2 {
-            return;
-        }
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.to_string());
-        reset_collective::<B>();
-    }
-}
-
-/// One thread among those of this process.
-pub(super) struct Threads<B: Backend> {
-    arrivals: Arc<Arrivals>,
-    info: RankInfo,
-    thread: usize,
-    device: B::Device,
-}
-
-impl<B: Backend> Threads<B> {
-    /// Returns when all threads have called it.
-    pub(super) fn join(
-        arrivals: Arc<Arrivals>,
-        info: RankInfo,
+    /// Hands over the vector of a thread. The first thread gets the sum over all threads, to pass to
+    /// [`broadcast`](Self::broadcast); the others get `None`, and wait in [`receive`](Self::receive).
+    pub(super) fn reduce(
+        &self,
         thread: usize,
-        device: B::Device,
-    ) -> Result<Threads<B>, CollectiveError> {
-        let config = CollectiveConfig::default()
-            .with_num_devices(arrivals.threads())
-            .with_local_broadcast_strategy(BroadcastStrategy::Centralized);
-        let threads = Threads::<B> { arrivals, info, thread, device };
-        register::<B>(threads.id(), threads.device.clone(), config).map_err(|error| threads.lost(error, 0))?;
-        Ok(threads)
-    }
-
-    fn id(&self) -> PeerId {
-        PeerId(self.arrivals.first + self.thread as u32)
-    }
-
-    /// Hands over to the first thread, which gets the sum; the others get nothing.
-    pub(super) fn gather(&self, tensor: Tensor<B, 1>, sums: u64) -> Result<Option<Tensor<B, 1>>, CollectiveError> {
-        let length = tensor.dims()[0];
-        let mut mine = Some(tensor);
-        for giver in 1..self.arrivals.threads() {
-            let given = if giver == self.thread { mine.take() } else { None };
-            let received = self.broadcast(given, sums)?;
-            if received.dims()[0] != length {
-                let whom = format!("rank {}", self.info.rank - self.thread + giver);
-                let why = format!("it gave {} numbers, this rank has {length}", received.dims()[0]);
-                return Err(self.info.lost(whom, sums, why));
-            }
-            if self.thread == 0 {
-                mine = mine.map(|sum| sum + received);
-            }
+        values: Vec<f32>,
+        info: RankInfo,
+        exchange: u64,
+    ) -> Result<Option<Vec<f32>>, CollectiveError> {
+        let threads = {
+            let mut state = self.state();
+            state.mailboxes[thread].arrivals += 1;
+            state.mailboxes.len()
+        };
+        if thread > 0 {
+            self.state().mailboxes[thread].given = Some(values);
+            self.changed.notify_all();
+            return Ok(None);
         }
-        Ok(mine)
+        let (mut sum, deadline) = (values, Instant::now() + info.timeout);
+        for giver in 1..threads {
+            let given = self.wait(deadline, giver, |state| state.mailboxes[giver].given.take());
+            let given = given.map_err(|problem| self.error(problem, thread, info, giver, exchange))?;
+            if given.len() != sum.len() {
+                let reason = LostReason::Length { theirs: given.len() as u64, ours: sum.len() as u64 };
+                return Err(info.error(Ranks::new([info.rank + giver]), Problem::Lost(reason), exchange));
+            }
+            sum.iter_mut().zip(given).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(Some(sum))
     }
 
-    /// Gives to all threads what the first has.
-    pub(super) fn spread(&self, sum: Option<Tensor<B, 1>>, sums: u64) -> Result<Tensor<B, 1>, CollectiveError> {
-        self.broadcast(sum, sums)
+    /// Puts the sum of the first thread into the mailboxes of the others.
+    pub(super) fn broadcast(&self, sum: &[f32]) {
+        for mailbox in self.state().mailboxes.iter_mut().skip(1) {
+            mailbox.received = Some(sum.to_vec());
+        }
+        self.changed.notify_all();
     }
 
-    pub(super) fn leave(&self) {
-        // Those who are left notice at their next exchange; after a failure there is nothing to leave.
-        let _ = finish_collective::<B>(self.id());
+    /// Waits for the sum.
+    pub(super) fn receive(
+        &self,
+        thread: usize,
+        limit: Duration,
+        info: RankInfo,
+        exchange: u64,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let sum = self.wait(Instant::now() + limit, 0, |state| state.mailboxes[thread].received.take());
+        sum.map_err(|problem| self.error(problem, thread, RankInfo { timeout: limit, ..info }, 0, exchange))
     }
 
-    fn broadcast(&self, given: Option<Tensor<B, 1>>, sums: u64) -> Result<Tensor<B, 1>, CollectiveError> {
-        let given = given.map(|tensor| tensor.into_primitive().tensor());
-        let received = broadcast::<B>(self.id(), given).map_err(|error| self.lost(error, sums))?;
-        // The library moves it to everybody's device but the first caller's.
-        Ok(Tensor::from_primitive(TensorPrimitive::Float(received)).to_device(&self.device))
+    /// Ends what the other threads wait for. The first message is the one that they get.
+    pub(super) fn fail(&self, error: &CollectiveError) {
+        self.state().failure.get_or_insert_with(|| error.summary());
+        self.changed.notify_all();
     }
 
-    fn lost(&self, error: BurnError, sums: u64) -> CollectiveError {
-        let told = self.arrivals.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let why = told.unwrap_or_else(|| match error {
-            BurnError::BroadcastNoTensor => "it has left".to_owned(),
-            error => format!("burn's collective says {error:?}"),
-        });
-        self.info.lost("another rank of the same process".to_owned(), sums, why)
+    /// Marks a thread as gone.
+    pub(super) fn leave(&self, thread: usize) {
+        self.state().mailboxes[thread].left = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `ready` returns a value, which thread `whom` is to bring about.
+    fn wait<T>(
+        &self,
+        deadline: Instant,
+        whom: usize,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, Problem> {
+        let mut state = self.state();
+        loop {
+            if let Some(value) = ready(&mut state) {
+                return Ok(value);
+            }
+            if let Some(message) = &state.failure {
+                return Err(Problem::Lost(LostReason::Told(message.clone())));
+            }
+            if state.mailboxes[whom].left {
+                return Err(Problem::Lost(LostReason::Left));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Problem::Late);
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn error(&self, problem: Problem, thread: usize, info: RankInfo, whom: usize, exchange: u64) -> CollectiveError {
+        let first = info.rank - thread;
+        let ranks = match problem {
+            Problem::Late => self.late_ranks(thread, first),
+            Problem::Lost(LostReason::Told(_)) => Ranks::default(),
+            Problem::Lost(_) => Ranks::new([first + whom]),
+        };
+        info.error(ranks, problem, exchange)
+    }
+
+    /// Ranks of this process that have come to fewer exchanges than `thread`.
+    fn late_ranks(&self, thread: usize, first: usize) -> Ranks {
+        let state = self.state();
+        let arrivals = state.mailboxes[thread].arrivals;
+        let late = state.mailboxes.iter().enumerate().filter(|(_, mailbox)| mailbox.arrivals < arrivals);
+        Ranks::new(late.map(|(thread, _)| first + thread))
     }
 }

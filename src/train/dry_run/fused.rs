@@ -1,76 +1,85 @@
-//! Owns the kernels that flex has in one piece and a router spells out: activations and their gradients.
-//! It must never know what they need: only which operations belong to one, and what goes in.
+//! Kernels that flex has in one piece and a router spells out as several operations: activations and their gradients.
 
 use burn::backend::ir::{
     BaseOperationIr as Base, FloatOperationIr as Floats, NumericOperationIr as Numeric, OperationIr, TensorIr,
     TensorStatus,
 };
 
-/// What a row of operations may be.
-pub(super) enum Look {
-    /// The beginning of a kernel.
-    Unknown,
-    /// A kernel, with one input or two.
-    Whole(Vec<TensorIr>),
-    /// Not the beginning of any.
+/// Result of matching a sequence of operations with the kernels.
+pub(super) enum Match {
+    /// It is the beginning of a kernel.
+    Prefix,
+    /// It is a kernel, with one input or two.
+    Complete(Vec<TensorIr>),
+    /// It is not the beginning of a kernel.
     None,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Above,
-    Below,
-    NotAbove,
-    Fill,
-    Choose,
+enum Op {
+    Greater,
+    Lower,
+    LowerEqual,
+    MaskFill,
+    MaskWhere,
     Cast,
-    Scale,
-    Divide,
-    Shift,
-    Power,
+    MulScalar,
+    DivScalar,
+    AddScalar,
+    Powi,
     Add,
-    Times,
+    Mul,
     Erf,
     Exp,
     Log,
     Tanh,
 }
 
-use Step::{Above, Add, Below, Cast, Choose, Divide, Erf, Exp, Fill, Log, NotAbove, Power, Scale, Shift, Tanh, Times};
+use Op::{
+    Add, AddScalar, Cast, DivScalar, Erf, Exp, Greater, Log, Lower, LowerEqual, MaskFill, MaskWhere, Mul, MulScalar,
+    Powi, Tanh,
+};
 
-/// burn-backend's spelling of each, and how many inputs it has. A kernel of two writes to the first where it can.
-const KERNELS: &[(&[Step], &[usize])] = &[
+/// Operations of each kernel in burn-backend, and its number of inputs. A kernel of two writes to the first where it
+/// can.
+const KERNELS: &[(&[Op], &[usize])] = &[
     // relu, and its gradient
-    (&[NotAbove, Fill], &[1, 2]),
+    (&[LowerEqual, MaskFill], &[1, 2]),
     // clamp_min, clamp_max
-    (&[Below, Fill], &[1]),
-    (&[Above, Fill], &[1]),
+    (&[Lower, MaskFill], &[1]),
+    (&[Greater, MaskFill], &[1]),
     // leaky_relu, prelu
-    (&[Below, Scale, Choose], &[1]),
-    (&[Below, Times, Choose], &[2]),
+    (&[Lower, MulScalar, MaskWhere], &[1]),
+    (&[Lower, Mul, MaskWhere], &[2]),
     // gelu, and its gradient
-    (&[Divide, Erf, Shift, Times, Divide], &[1]),
-    (&[Power, Scale, Scale, Scale, Scale, Add, Add, Tanh, Times, Scale, Shift, Scale, Times, Shift, Add, Times], &[2]),
+    (&[DivScalar, Erf, AddScalar, Mul, DivScalar], &[1]),
+    (
+        &[
+            Powi, MulScalar, MulScalar, MulScalar, MulScalar, Add, Add, Tanh, Mul, MulScalar, AddScalar, MulScalar,
+            Mul, AddScalar, Add, Mul,
+        ],
+        &[2],
+    ),
     // sigmoid, and its gradient
-    (&[Cast, Scale, Exp, Shift, Log, Scale, Exp, Cast], &[1]),
-    (&[Scale, Shift, Times, Times], &[2]),
+    (&[Cast, MulScalar, Exp, AddScalar, Log, MulScalar, Exp, Cast], &[1]),
+    (&[MulScalar, AddScalar, Mul, Mul], &[2]),
 ];
 
-fn step(op: &OperationIr) -> Option<Step> {
+fn op_of(op: &OperationIr) -> Option<Op> {
     Some(match op {
-        OperationIr::BaseFloat(Base::MaskFill(_)) => Fill,
-        OperationIr::BaseFloat(Base::MaskWhere(_)) => Choose,
+        OperationIr::BaseFloat(Base::MaskFill(_)) => MaskFill,
+        OperationIr::BaseFloat(Base::MaskWhere(_)) => MaskWhere,
         OperationIr::BaseFloat(Base::Cast(_)) => Cast,
         OperationIr::NumericFloat(_, op) => match op {
-            Numeric::GreaterElem(_) => Above,
-            Numeric::LowerElem(_) => Below,
-            Numeric::LowerEqualElem(_) => NotAbove,
-            Numeric::MulScalar(_) => Scale,
-            Numeric::DivScalar(_) => Divide,
-            Numeric::AddScalar(_) => Shift,
-            Numeric::PowiScalar(_) => Power,
+            Numeric::GreaterElem(_) => Greater,
+            Numeric::LowerElem(_) => Lower,
+            Numeric::LowerEqualElem(_) => LowerEqual,
+            Numeric::MulScalar(_) => MulScalar,
+            Numeric::DivScalar(_) => DivScalar,
+            Numeric::AddScalar(_) => AddScalar,
+            Numeric::PowiScalar(_) => Powi,
             Numeric::Add(_) => Add,
-            Numeric::Mul(_) => Times,
+            Numeric::Mul(_) => Mul,
             _ => return None,
         },
         OperationIr::Float(_, Floats::Erf(_)) => Erf,
@@ -81,23 +90,23 @@ fn step(op: &OperationIr) -> Option<Step> {
     })
 }
 
-/// What these operations may be, in this order and with nothing in between.
-pub(super) fn look(ops: &[OperationIr]) -> Look {
-    let Some(steps) = ops.iter().map(step).collect::<Option<Vec<_>>>() else { return Look::None };
-    let mut look = Look::None;
-    for (kernel, arities) in KERNELS.iter().filter(|(kernel, _)| kernel.starts_with(&steps)) {
-        if kernel.len() > steps.len() {
-            look = Look::Unknown;
+/// Matches operations that follow each other with the kernels.
+pub(super) fn match_kernel(ops: &[OperationIr]) -> Match {
+    let Some(sequence) = ops.iter().map(op_of).collect::<Option<Vec<_>>>() else { return Match::None };
+    let mut found = Match::None;
+    for (kernel, arities) in KERNELS.iter().filter(|(kernel, _)| kernel.starts_with(&sequence)) {
+        if kernel.len() > sequence.len() {
+            found = Match::Prefix;
         } else if let Some(inputs) = inputs_of(ops)
             && arities.contains(&inputs.len())
         {
-            return Look::Whole(inputs);
+            return Match::Complete(inputs);
         }
     }
-    look
+    found
 }
 
-/// What goes in from outside, each as its last reader has it. `None` if something in between outlives the last
+/// Inputs from outside, each with the status of its last reader. `None` if an intermediate result outlives the last
 /// operation.
 fn inputs_of(ops: &[OperationIr]) -> Option<Vec<TensorIr>> {
     let made = ops.iter().rev().skip(1).flat_map(OperationIr::outputs).map(|out| out.id).collect::<Vec<_>>();

@@ -1,7 +1,7 @@
-//! Owns what the heavy kernels need: matrix products, convolutions and their gradients, linear layers.
-//! It must never guess: each workspace is one that burn-flex 0.21 allocates, by the shapes alone.
+//! Workspaces of matrix products, convolutions, linear layers and their gradients. Each is one that burn-flex 0.21
+//! allocates, and follows from the shapes alone.
 
-#![allow(clippy::needless_pass_by_value, reason = "what is passed stays alive until the end, as it does there")]
+#![allow(clippy::needless_pass_by_value, reason = "arguments stay alive until the end, as they do in burn-flex")]
 
 use std::env;
 use std::sync::LazyLock;
@@ -13,9 +13,9 @@ use burn_flex::Layout;
 
 use super::meta_tensor::{Kernel, MetaTensor};
 
-/// How a convolution's kernel moves.
+/// Parameters of a convolution.
 #[derive(Clone, Copy)]
-pub(super) struct Window<'a> {
+pub(super) struct ConvParams<'a> {
     pub(super) stride: &'a [usize],
     pub(super) padding: &'a [usize],
     pub(super) dilation: &'a [usize],
@@ -31,8 +31,8 @@ static THREADS: LazyLock<usize> = LazyLock::new(|| {
     asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
 });
 
-/// `ops::matmul::matmul`. Strided inputs are read where they are, but for kinds that the gemm library has no kernel
-/// for.
+/// `ops::matmul::matmul`. Strided inputs are read in place, except for element types without a kernel in the gemm
+/// library.
 pub(super) fn matmul(lhs: MetaTensor, rhs: MetaTensor, shape: Shape) -> MetaTensor {
     match lhs.dtype() {
         DType::BF16 => {
@@ -42,8 +42,8 @@ pub(super) fn matmul(lhs: MetaTensor, rhs: MetaTensor, shape: Shape) -> MetaTens
         }
         DType::I32 | DType::I64 => {
             let (lhs, rhs) = (lhs.to_contiguous(), rhs.to_contiguous());
-            let turned = if lhs.dtype() == DType::I32 { rhs.elements() } else { 0 };
-            let _turned = rhs.workspace(turned, lhs.dtype().size());
+            let transposed = if lhs.dtype() == DType::I32 { rhs.elements() } else { 0 };
+            let _transposed = rhs.workspace(transposed, lhs.dtype().size());
             lhs.fresh(shape, lhs.dtype())
         }
         dtype => {
@@ -51,14 +51,14 @@ pub(super) fn matmul(lhs: MetaTensor, rhs: MetaTensor, shape: Shape) -> MetaTens
             let (m, n, k) = (shape[dims - 2], shape[dims - 1], lhs.shape()[lhs.layout().num_dims() - 1]);
             let products: usize = shape[..dims - 2].iter().product();
             let made = lhs.fresh_bytes(shape, dtype);
-            // Many small products are shared out among the threads, one large one is split by the library itself.
+            // Many small products are distributed over the threads; the library splits a large one itself.
             let _packed = made.workspace(packed(m, n, k) * products.clamp(1, *THREADS), dtype.size());
             made
         }
     }
 }
 
-/// Elements that the gemm library lays out anew before an `[m, k] x [k, n]` product (`gemm_basic_generic` in gemm-
+/// Elements that the gemm library packs before an `[m, k] x [k, n]` product (`gemm_basic_generic` in gemm-
 /// common 0.19): a panel of the right side where the left has more rows than two micro-kernels, and the whole left
 /// side's panel where it is short. Depth goes by 512, and the right panel has to fit the last cache: 32 MiB, as on most
 /// servers.
@@ -75,11 +75,11 @@ fn widened(half: &MetaTensor) -> MetaTensor {
     flat.fresh(half.shape(), DType::F32)
 }
 
-/// `ops::conv`: the fast paths need nothing but their output. The general one turns its whole input to channels-last,
-/// its weights likewise, and holds on each thread a tile of im2col columns and of the product.
-pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, window: Window<'_>) -> MetaTensor {
+/// `ops::conv`: the fast paths need nothing but their output. The general one transposes its input and weights to
+/// channels-last, and holds on each thread a tile of im2col columns and of the product.
+pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, params: ConvParams<'_>) -> MetaTensor {
     if x.dtype() == DType::BF16 {
-        let out = conv(widened(&x), widened(&weight), bias.as_ref().map(widened), window);
+        let out = conv(widened(&x), widened(&weight), bias.as_ref().map(widened), params);
         return out.fresh(out.shape(), DType::BF16);
     }
     let dtype = x.dtype();
@@ -91,7 +91,7 @@ pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, 
     let (outputs, channels_each) = (weight.shape()[0], weight.shape()[1]);
     let kernel = &weight.shape()[2..];
     let side = |i: usize| {
-        let Window { stride, padding, dilation, .. } = window;
+        let ConvParams { stride, padding, dilation, .. } = params;
         calculate_conv_output_size(kernel[i], stride[i], padding[i], dilation[i], x.shape()[2 + i])
     };
     let mut dims = vec![samples, outputs];
@@ -99,16 +99,16 @@ pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, 
     let positions: usize = dims[2..].iter().product();
 
     let out = || flat_x.fresh(dims.clone(), dtype);
-    if is_fast(x, weight, window, &dims) {
+    if is_fast(x, weight, params, &dims) {
         return out();
     }
     let columns = channels_each * kernel.iter().product::<usize>();
-    let _weight_turned = flat_weight.workspace(outputs * columns, dtype.size());
-    let _x_turned = flat_x.workspace(x.elements(), dtype.size());
-    debug_assert_eq!(channels, channels_each * window.groups, "every channel belongs to one group");
+    let _weight_transposed = flat_weight.workspace(outputs * columns, dtype.size());
+    let _x_transposed = flat_x.workspace(x.elements(), dtype.size());
+    debug_assert_eq!(channels, channels_each * params.groups, "every channel belongs to one group");
     let made = out();
     let tasks = samples * positions.div_ceil(TILE);
-    let rows = outputs / window.groups;
+    let rows = outputs / params.groups;
     // Of its product, only the weights are packed: the columns are in the right order as they are.
     let tile = (columns + rows) * positions.min(TILE) + packed(rows, 0, columns);
     let _tiles = made.workspace(tile * tasks.min(*THREADS), dtype.size());
@@ -116,14 +116,14 @@ pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, 
 }
 
 /// `is_1x1_conv`, `should_use_depthwise_conv`, `should_use_small_channel_conv`, `should_use_direct_conv`.
-fn is_fast(x: &MetaTensor, weight: &MetaTensor, window: Window<'_>, out: &[usize]) -> bool {
+fn is_fast(x: &MetaTensor, weight: &MetaTensor, params: ConvParams<'_>, out: &[usize]) -> bool {
     let (channels, outputs, channels_each) = (x.shape()[1], weight.shape()[0], weight.shape()[1]);
     let kernel = &weight.shape()[2..];
-    let Window { stride, padding, dilation, groups } = window;
+    let ConvParams { stride, padding, dilation, groups } = params;
     let all = |values: &[usize], value| values.iter().all(|&it| it == value);
 
     let pointwise = all(kernel, 1) && all(stride, 1) && all(padding, 0);
-    // Volumes are treated as pictures where they are one picture deep.
+    // A volume of depth 1 is treated as an image.
     let flat = kernel.len() < 3
         || (kernel[0] == 1 && x.shape()[2] == 1 && stride[0] == 1 && padding[0] == 0 && dilation[0] == 1);
     let depthwise = channels_each == 1 && groups == channels && outputs == channels;
@@ -168,28 +168,28 @@ pub(super) fn conv_weight_backward(
     x: MetaTensor,
     weight: MetaTensor,
     grad: MetaTensor,
-    window: Window<'_>,
+    params: ConvParams<'_>,
 ) -> MetaTensor {
-    let Window { stride, padding, dilation, groups } = window;
-    let turned = Window { stride: dilation, padding, dilation: stride, groups: 1 };
+    let ConvParams { stride, padding, dilation, groups } = params;
+    let transposed = ConvParams { stride: dilation, padding, dilation: stride, groups: 1 };
     let shape = weight.shape();
     if groups == 1 {
         let (x, grad) = (moved(x, |x| x.swap(0, 1)), moved(grad, |grad| grad.swap(0, 1)));
-        let found = moved(conv(x, grad, None, turned), |found| found.swap(0, 1));
+        let found = moved(conv(x, grad, None, transposed), |found| found.swap(0, 1));
         return moved(found, |found| found.view(corner(found.layout(), &shape)));
     }
-    // Groups are alike, and come one after the other: each is written into a copy of what was there.
+    // The groups are alike and come one after the other: each is written into a copy of the result so far.
     let (x, grad) = (x.swap(0, 1), grad.swap(0, 1));
     let part = |tensor: &MetaTensor, channels: usize| tensor.view(tensor.layout().narrow(0, 0, channels));
     let so_far = weight.fresh(shape.clone(), weight.dtype());
-    let found = conv(part(&x, shape[1]), part(&grad, shape[0] / groups), None, turned).swap(0, 1);
+    let found = conv(part(&x, shape[1]), part(&grad, shape[0] / groups), None, transposed).swap(0, 1);
     let mut each = shape.to_vec();
     each[0] /= groups;
     let found = moved(found, |found| found.view(corner(found.layout(), &Shape::from(each))));
     so_far.slice_assign(found)
 }
 
-/// A view in the place of what it was taken from.
+/// Replaces a tensor by a view of it.
 fn moved(tensor: MetaTensor, view: impl FnOnce(&MetaTensor) -> MetaTensor) -> MetaTensor {
     view(&tensor)
 }

@@ -1,11 +1,9 @@
-//! Owns tensors: tensors that have a shape, a layout and a share in a storage, and no numbers; and the counter of their
-//! bytes.
-//! It must never allocate what a tensor would, and never reuse or share a storage where burn's flex backend does not.
+//! Tensors with a shape, a layout and a shared storage, but without data; and the counter of their bytes.
 //!
-//! Each function here follows one in burn-flex 0.21 line by line, down to what stays alive until it returns: its name
-//! says which. Half of a prediction is what an operation makes, the other half is what it does not.
+//! Each function follows one of burn-flex 0.21 line by line, down to the tensors that stay alive until it returns. Its
+//! comment names that function.
 
-#![allow(clippy::needless_pass_by_value, reason = "what is passed stays alive until the end, as it does there")]
+#![allow(clippy::needless_pass_by_value, reason = "arguments stay alive until the end, as they do in burn-flex")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::tensor::{DType, Shape};
 use burn_flex::Layout;
 
-/// Bytes in use now, and the most there were.
+/// Counter of bytes in use, and of their peak.
 #[derive(Debug, Default)]
 pub(super) struct ByteCounter {
     in_use: AtomicU64,
@@ -34,7 +32,7 @@ impl ByteCounter {
     }
 }
 
-/// Bytes that are in use until it is dropped: a tensor's, or an operation's workspace.
+/// Bytes in use until it is dropped, of a tensor or the workspace of an operation.
 #[derive(Debug)]
 pub(super) struct Storage {
     bytes: u64,
@@ -56,16 +54,16 @@ impl Drop for Storage {
     }
 }
 
-/// Which kernels a binary operation has: those with vector instructions know more ways to work in place.
+/// Kind of the kernels of a binary operation: those with vector instructions work in place in more cases.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kernel {
     /// Addition, subtraction, multiplication, division of f32.
     Vector,
-    /// Everything else.
+    /// All other operations.
     Plain,
 }
 
-/// A tensor without its numbers: `FlexTensor`.
+/// `FlexTensor` without data.
 #[derive(Clone, Debug)]
 pub(super) struct MetaTensor {
     storage: Arc<Storage>,
@@ -74,34 +72,34 @@ pub(super) struct MetaTensor {
 }
 
 impl MetaTensor {
-    /// A tensor with a storage of its own.
+    /// Creates a tensor with a storage of its own.
     pub(super) fn new(counter: &Arc<ByteCounter>, shape: Shape, dtype: DType) -> MetaTensor {
         let storage = Arc::new(Storage::new(counter, shape.num_elements() * dtype.size()));
         MetaTensor { storage, layout: Layout::contiguous(shape), dtype }
     }
 
-    /// Another one, with a storage of its own.
+    /// Creates another tensor, with a storage of its own.
     pub(super) fn fresh(&self, shape: impl Into<Shape>, dtype: DType) -> MetaTensor {
         MetaTensor::new(&self.storage.counter, shape.into(), dtype)
     }
 
-    /// Another one that starts as bytes: `Bytes::from_bytes_vec` copies them once, to a place of greater alignment.
+    /// Creates another tensor from bytes: `Bytes::from_bytes_vec` copies them once, to a greater alignment.
     pub(super) fn fresh_bytes(&self, shape: Shape, dtype: DType) -> MetaTensor {
         MetaTensor::new_bytes(&self.storage.counter, shape, dtype)
     }
 
-    /// A tensor that starts as bytes.
+    /// Creates a tensor from bytes.
     pub(super) fn new_bytes(counter: &Arc<ByteCounter>, shape: Shape, dtype: DType) -> MetaTensor {
         let _unaligned = Storage::new(counter, shape.num_elements() * dtype.size());
         MetaTensor::new(counter, shape, dtype)
     }
 
-    /// Workspace of so many elements of a size, until it is dropped.
+    /// Workspace of this many elements of this size, until it is dropped.
     pub(super) fn workspace(&self, elements: usize, bytes_each: usize) -> Storage {
         Storage::new(&self.storage.counter, elements * bytes_each)
     }
 
-    /// The same storage, seen in another way.
+    /// Creates a view of the same storage.
     pub(super) fn view(&self, layout: Layout) -> MetaTensor {
         MetaTensor { storage: Arc::clone(&self.storage), layout, dtype: self.dtype }
     }
@@ -130,7 +128,7 @@ impl MetaTensor {
         Arc::strong_count(&self.storage) == 1
     }
 
-    /// Nothing before it in its storage, in row-major order.
+    /// Returns true if it is row-major and begins at the start of its storage.
     fn is_plain(&self) -> bool {
         self.layout.is_contiguous() && self.layout.start_offset() == 0
     }
@@ -193,7 +191,7 @@ impl MetaTensor {
         self.fresh(self.shape(), self.dtype)
     }
 
-    /// `ops::binary::binary_op`: the left side is written to where it can be, the right side never.
+    /// `ops::binary::binary_op`: writes in place to the left side where possible, never to the right side.
     pub(super) fn binary(self, rhs: MetaTensor, kernel: Kernel) -> MetaTensor {
         let (mut lhs, rhs) = broadcast(self, rhs);
         let vector = kernel == Kernel::Vector && lhs.dtype == DType::F32;
@@ -240,7 +238,7 @@ impl MetaTensor {
         self.fresh(self.without(dim), self.dtype)
     }
 
-    /// `ops::reduce::mean_dim`: halves are summed as f32.
+    /// `ops::reduce::mean_dim`: sums f16 and bf16 in f32.
     pub(super) fn mean_dim(self, dim: usize) -> MetaTensor {
         if !self.is_half() {
             return self.reduce_dim(dim);
@@ -281,7 +279,7 @@ impl MetaTensor {
         flat.fresh(self.shape(), dtype)
     }
 
-    /// `float_cast`: by way of f64, whatever the two are.
+    /// `float_cast`: always converts through f64.
     pub(super) fn float_cast(self, dtype: DType) -> MetaTensor {
         if self.dtype == dtype {
             return self;
@@ -300,7 +298,7 @@ impl MetaTensor {
         flat.fresh_bytes(shape, self.dtype)
     }
 
-    /// `ops::slice::slice_assign`: the tensor that it was given is alive until the end, so it always writes to a copy.
+    /// `ops::slice::slice_assign`: its input is alive until the end, so it always writes to a copy.
     pub(super) fn slice_assign(self, value: MetaTensor) -> MetaTensor {
         let splat = value.layout.strides().iter().all(|&stride| stride == 0);
         let _flat = (!splat).then(|| value.to_contiguous());
@@ -333,7 +331,7 @@ fn broadcast_shape(lhs: &Shape, rhs: &Shape) -> Shape {
     Shape::from((0..dims).map(|dim| if at(lhs, dim) == 1 { at(rhs, dim) } else { at(lhs, dim) }).collect::<Vec<_>>())
 }
 
-/// `ops::binary::detect_broadcast_pattern`: one row for all, or one number for each row.
+/// `ops::binary::detect_broadcast_pattern`: one row for all rows, or one number for each row.
 fn repeats_rows(lhs: &Layout, rhs: &Layout) -> bool {
     let (shape, strides) = (lhs.shape(), rhs.strides());
     let Some(last) = strides.len().checked_sub(1) else { return false };

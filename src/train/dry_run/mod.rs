@@ -1,14 +1,13 @@
-//! A backend that computes nothing and keeps count of bytes: the very code of a training step, run on it, tells how
-//! much memory the step will need before a byte of it is there. It does to memory what burn's flex backend does,
-//! operation by operation: which tensors share a storage, which are written in place, what a kernel needs besides.
+//! A backend that computes nothing and counts bytes: the code of a training step, run on it, tells how much memory
+//! the step will need. It allocates what burn's flex backend allocates, operation by operation: which tensors share a
+//! storage, which are written in place, which workspace a kernel needs.
 //!
-//! Owns the backend [`MetaBackend`] and the count of a [`DryRun`].
-//! It must never hold a number of a tensor, nor know of models, optimizers or data.
+//! The backend is burn's router with a client that puts every operation into one [`TensorTable`].
 
 mod fused;
 mod kernel;
-mod layers;
 mod meta_tensor;
+mod modules;
 mod tensors;
 
 use std::future::ready;
@@ -27,38 +26,37 @@ use self::tensors::TensorTable;
 use super::memory::MemorySample;
 use crate::ByteCount;
 
-/// The backend without numbers. Whatever is read from it is zero.
+/// Backend of tensors without data. Every value that is read from it is zero.
 ///
-/// Its tensors belong to the [`DryRun`] that they were made in.
+/// Its tensors belong to the [`DryRun`] that they were created in.
 pub(super) type MetaBackend = BackendRouter<MetaChannel>;
 
-/// A run on [`MetaBackend`], counted from zero. There is one at a time: others wait for it to be dropped.
-///
-/// A dry_run inside another one, on the same thread, would wait for ever.
+/// A run on [`MetaBackend`], counted from zero. There is one at a time: others wait until it is dropped, and a second
+/// one on the same thread would wait for ever.
 pub(super) struct DryRun {
-    _stage: MutexGuard<'static, ()>,
+    _only: MutexGuard<'static, ()>,
 }
 
 impl DryRun {
-    /// Waits for the dry_run before, and forgets it.
+    /// Waits for the dry run before, and forgets its tensors.
     pub(super) fn begin() -> DryRun {
-        static STAGE: Mutex<()> = Mutex::new(());
-        // A dry_run that panicked leaves nothing behind that the next one reads.
-        let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+        static ONLY: Mutex<()> = Mutex::new(());
+        // A dry run that panicked leaves nothing behind that the next one reads.
+        let only = ONLY.lock().unwrap_or_else(PoisonError::into_inner);
         *tensors() = TensorTable::default();
-        DryRun { _stage: stage }
+        DryRun { _only: only }
     }
 
-    /// What is in use, and what was at most.
-    #[allow(clippy::unused_self, reason = "there is nothing to read without a dry_run")]
-    pub(super) fn reading(&self) -> MemorySample {
+    /// Bytes in use, and their peak.
+    #[allow(clippy::unused_self, reason = "there is nothing to read without a dry run")]
+    pub(super) fn sample(&self) -> MemorySample {
         let mut table = tensors();
         let counter = table.counter();
         MemorySample { in_use: ByteCount(counter.in_use()), peak: ByteCount(counter.peak()) }
     }
 
-    /// Starts the peak anew, from what is in use.
-    #[allow(clippy::unused_self, reason = "there is nothing to reset without a dry_run")]
+    /// Resets the peak to the bytes in use.
+    #[allow(clippy::unused_self, reason = "there is nothing to reset without a dry run")]
     pub(super) fn reset_peak(&self) {
         tensors().counter().reset_peak();
     }
@@ -70,12 +68,12 @@ fn tensors() -> MutexGuard<'static, TensorTable> {
 }
 
 fn new_id() -> TensorId {
-    // Unique across dry runs: what is dropped late is nobody else's.
+    // Unique across dry runs: a tensor that is dropped late has the id of no other.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     TensorId::new(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Where operations on [`MetaBackend`] go: to the one book.
+/// Client that passes the operations on to the table of tensors.
 #[derive(Clone, Debug)]
 pub(in crate::train) struct MetaClient;
 
@@ -120,7 +118,7 @@ impl RunnerClient for MetaClient {
     }
 }
 
-/// What makes [`MetaBackend`] of burn's router: flex's device and kinds of numbers, and the one client.
+/// Channel of burn's router: the device and element types of flex, and the one client.
 #[derive(Clone, Debug)]
 pub(in crate::train) struct MetaChannel;
 
@@ -149,7 +147,7 @@ impl RunnerChannel for MetaChannel {
     }
 }
 
-/// There is one device, so nothing has to cross.
+/// Bridge between devices: there is one device only.
 #[derive(Debug)]
 pub(in crate::train) struct MetaBridge;
 

@@ -1,5 +1,5 @@
-//! Owns the book of tensors: which tensor each id stands for, and what each operation makes of its inputs.
-//! It must never look at anything of an operation but shapes, kinds of numbers and who else holds its inputs.
+//! The table of tensors, and the effect of each operation on it. An operation depends on the shapes and element types
+//! of its inputs, and on whether they have another owner.
 
 use std::collections::HashMap;
 use std::mem;
@@ -13,21 +13,21 @@ use burn::backend::ir::{
 use burn::tensor::{DType, Shape};
 use burn_flex::Layout;
 
-use super::fused::{self, Look};
+use super::fused::{self, Match};
 use super::kernel;
 use super::meta_tensor::{ByteCounter, Kernel, MetaTensor, Storage};
 
-/// All tensors of a dry_run.
+/// All tensors of a dry run.
 #[derive(Debug, Default)]
 pub(super) struct TensorTable {
     counter: Arc<ByteCounter>,
     tensors: HashMap<TensorId, MetaTensor>,
-    /// Operations that may yet turn out to be the first ones of a kernel that flex has in one piece.
+    /// Operations that may be the first ones of a kernel that flex has in one piece.
     pending: Vec<OperationIr>,
 }
 
 impl TensorTable {
-    /// The counter, once everything that was registered is in it.
+    /// Counter, with everything that was registered.
     pub(super) fn counter(&mut self) -> &ByteCounter {
         for op in mem::take(&mut self.pending) {
             self.run(&op);
@@ -35,25 +35,25 @@ impl TensorTable {
         &self.counter
     }
 
-    /// A tensor with numbers from outside.
+    /// Adds a tensor with data from outside.
     pub(super) fn write(&mut self, id: TensorId, shape: Shape, dtype: DType) {
         let tensor = MetaTensor::new(&self.counter, shape, dtype);
         self.tensors.insert(id, tensor);
     }
 
-    /// A tensor's last reader may be this one.
+    /// Counts a read, which may be the last one of the tensor.
     pub(super) fn read(&mut self, tensor: &TensorIr) {
         self.counter();
         self.take(tensor);
     }
 
-    /// Does what an operation does to memory, or waits for the next one to know.
+    /// Adds an operation, which may take effect only with the next one.
     pub(super) fn register(&mut self, op: OperationIr) {
         self.pending.push(op);
         while !self.pending.is_empty() {
-            match fused::look(&self.pending) {
-                Look::Unknown => return,
-                Look::Whole(inputs) => {
+            match fused::match_kernel(&self.pending) {
+                Match::Prefix => return,
+                Match::Complete(inputs) => {
                     let ops = mem::take(&mut self.pending);
                     let mut inputs = inputs.iter().map(|input| self.take(input)).collect::<Vec<_>>().into_iter();
                     let made = match (inputs.next(), inputs.next()) {
@@ -66,7 +66,7 @@ impl TensorTable {
                     }
                     return;
                 }
-                Look::None => {
+                Match::None => {
                     let op = self.pending.remove(0);
                     self.run(&op);
                 }
@@ -74,13 +74,14 @@ impl TensorTable {
         }
     }
 
-    /// The tensor of an input: the book keeps its own copy while somebody else may read it.
+    /// Tensor of an input. The table keeps its own copy while there may be another reader.
     pub(super) fn take(&mut self, tensor: &TensorIr) -> MetaTensor {
         let found = match tensor.status {
             TensorStatus::ReadWrite => self.tensors.remove(&tensor.id),
             TensorStatus::ReadOnly | TensorStatus::NotInit => self.tensors.get(&tensor.id).cloned(),
         };
-        found.unwrap_or_else(|| panic!("{} is of a dry_run that has ended: make tensors anew in each", tensor.id))
+        found
+            .unwrap_or_else(|| panic!("{} belongs to a dry run that has ended: create tensors anew in each", tensor.id))
     }
 
     pub(super) fn maybe(&mut self, tensor: Option<&TensorIr>) -> Option<MetaTensor> {
@@ -90,7 +91,7 @@ impl TensorTable {
     fn run(&mut self, op: &OperationIr) {
         let made = match op {
             OperationIr::Drop(tensor) => {
-                // It may be left over from a dry_run before, whose bytes are counted no more.
+                // It may belong to an earlier dry run, whose bytes are no longer counted.
                 self.tensors.remove(&tensor.id);
                 return;
             }
@@ -109,8 +110,8 @@ impl TensorTable {
         }
     }
 
-    /// What most kernels do: make their inputs contiguous, and their outputs new. Pools of halves are computed as f32,
-    /// and their indices are of 64 bits.
+    /// Default effect of a kernel: contiguous inputs and new outputs. Pooling of bf16 is computed in f32, with
+    /// indices of 64 bits.
     fn other(&mut self, op: &OperationIr) {
         let inputs: Vec<MetaTensor> = op.inputs().map(|input| self.take(input)).collect();
         let _flat: Vec<MetaTensor> = inputs.iter().map(MetaTensor::to_contiguous).collect();

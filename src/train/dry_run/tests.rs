@@ -1,5 +1,4 @@
-//! What operations do to memory, by hand. `tests/training_memory.rs` holds whole steps against an allocator
-//! that counts.
+//! Bytes of single operations. `tests/training_memory.rs` compares whole steps with a counting allocator.
 
 use std::thread;
 
@@ -17,24 +16,24 @@ fn ones<const D: usize>(shape: [usize; D]) -> T<D> {
     Tensor::ones(shape, &FlexDevice)
 }
 
-/// What a piece of code adds to what is in use, and the most that it adds on its way.
+/// Bytes that a piece of code adds to those in use, and the most that it adds meanwhile.
 fn cost<R>(dry_run: &DryRun, code: impl FnOnce() -> R) -> (R, [u64; 2]) {
     dry_run.reset_peak();
-    let before = dry_run.reading().in_use.0;
+    let before = dry_run.sample().in_use.0;
     let kept = code();
-    let reading = dry_run.reading();
-    (kept, [reading.in_use.0 - before, reading.peak.0 - before])
+    let sample = dry_run.sample();
+    (kept, [sample.in_use.0 - before, sample.peak.0 - before])
 }
 
 #[test]
-fn bytes_follow_the_kind_of_number_and_go_when_the_last_view_does() {
+fn bytes_follow_the_type_and_end_with_the_last_view() {
     let dry_run = DryRun::begin();
     let x = ones([10, 100]);
     let half = x.clone().cast(FloatDType::BF16);
     let whole = Tensor::<MetaBackend, 1, Int>::from_data(TensorData::new(vec![1_i64; 50], [50]), &FlexDevice);
     let sign = x.clone().greater_elem(0.0);
-    let bytes = |dry_run: &DryRun| dry_run.reading().in_use.0;
-    // Whole numbers from outside are stored as the backend's own kind, of 32 bits.
+    let bytes = |dry_run: &DryRun| dry_run.sample().in_use.0;
+    // Integers from outside are stored as the integer type of the backend, of 32 bits.
     assert_eq!(bytes(&dry_run), 4000 + 2000 + 200 + 1000);
     let view = half.clone().swap_dims(0, 1);
     drop((half, whole, sign));
@@ -56,12 +55,12 @@ fn views_share_and_copies_do_not() {
     // Bytes are copied once more, to be aligned.
     assert_eq!(cost(&dry_run, || x.clone().repeat_dim(0, 3)).1, [4800, 9600]);
     assert_eq!(cost(&dry_run, || x.clone().repeat_dim(0, 1)).1, [0, 0]);
-    // A slice keeps all of what it was cut from.
+    // A slice keeps the whole storage alive.
     assert_eq!(cost(&dry_run, || ones([4, 100]).slice(s![0..1])).1, [1600, 1600]);
 }
 
 #[test]
-fn what_nobody_else_holds_is_written_in_place() {
+fn a_tensor_with_one_owner_is_written_in_place() {
     let dry_run = DryRun::begin();
     assert_eq!(cost(&dry_run, || ((ones([100]) + 1.0).exp() * ones([100])).sqrt()).1, [400, 800]);
     let x = ones([100]);
@@ -83,7 +82,7 @@ fn what_nobody_else_holds_is_written_in_place() {
 }
 
 #[test]
-fn a_relu_is_one_kernel_and_a_mask_of_ones_own_is_not() {
+fn a_relu_is_one_kernel_and_another_mask_is_not() {
     let dry_run = DryRun::begin();
     assert_eq!(cost(&dry_run, || relu(ones([1000]))).1, [4000, 4000]);
     let x = ones([1000]);
@@ -93,7 +92,7 @@ fn a_relu_is_one_kernel_and_a_mask_of_ones_own_is_not() {
         (x.clone().mask_fill(mask.clone(), 0.0), mask)
     };
     assert_eq!(cost(&dry_run, masked).1, [5000, 5000]);
-    // The first half of a kernel is counted as soon as somebody looks.
+    // The first half of a kernel is counted as soon as the counter is read.
     assert_eq!(cost(&dry_run, || x.clone().lower_equal_elem(0.0)).1, [1000, 1000]);
 }
 
@@ -103,8 +102,8 @@ fn casts_and_convolutions_have_their_workspace() {
     let x = ones([2, 8, 10, 10]);
     assert_eq!(cost(&dry_run, || x.clone().cast(FloatDType::BF16)).1, [3200, 1600 * 10]);
 
-    // On flex: the output, the weights and the input turned, and on each thread a tile of columns, its product, and the
-    // weights packed. Two samples are two tiles, where there are threads for two.
+    // On flex: the output, the transposed weights and input, and on each thread a tile of columns, its product, and the
+    // weights packed. Two samples are two tiles, if there are threads for two.
     let weight = ones([32, 8, 3, 3]);
     let convolve = || conv2d(x.clone(), weight.clone(), None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
     let tiles = thread::available_parallelism().map_or(1, usize::from).min(2) as u64;
@@ -120,14 +119,14 @@ fn casts_and_convolutions_have_their_workspace() {
 }
 
 #[test]
-fn what_is_read_is_zero() {
-    let _rehearsal = DryRun::begin();
+fn values_are_zero() {
+    let _dry_run = DryRun::begin();
     let sum = (ones([3, 4]) + 1.0).sum();
     assert_eq!(sum.into_scalar().to_bits(), 0.0_f32.to_bits());
 }
 
 #[test]
-fn rehearsals_wait_for_each_other_and_start_from_zero() {
+fn dry_runs_wait_for_each_other_and_start_from_zero() {
     let kept = thread::scope(|scope| {
         let threads: Vec<_> = (1..=8_usize)
             .map(|i| {
@@ -135,9 +134,9 @@ fn rehearsals_wait_for_each_other_and_start_from_zero() {
                     let dry_run = DryRun::begin();
                     let x = ones([100 * i]);
                     thread::yield_now();
-                    let reading = dry_run.reading();
+                    let sample = dry_run.sample();
                     assert_eq!(
-                        reading,
+                        sample,
                         MemorySample { in_use: ByteCount(400 * i as u64), peak: ByteCount(400 * i as u64) }
                     );
                     x
@@ -148,5 +147,5 @@ fn rehearsals_wait_for_each_other_and_start_from_zero() {
     });
     let dry_run = DryRun::begin();
     drop(kept);
-    assert_eq!(dry_run.reading(), MemorySample { in_use: ByteCount(0), peak: ByteCount(0) });
+    assert_eq!(dry_run.sample(), MemorySample { in_use: ByteCount(0), peak: ByteCount(0) });
 }

@@ -1,5 +1,4 @@
-//! Owns what a step will take, before it runs: the very code of a step, on a backend that keeps count and computes nothing.
-//! It must never take memory of the size that it predicts.
+//! Prediction of the memory of a step: the code of a step runs on a backend that counts bytes and computes nothing.
 
 use std::fmt;
 
@@ -18,19 +17,20 @@ use crate::train::optimizer::OptimizerKind;
 use crate::train::precision::Precision;
 use crate::train::step::Checkpointing;
 
-/// What training will take.
+/// Predicted or measured memory of training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Forecast {
     /// Images in a batch.
     pub micro_batch: usize,
-    /// What will be in use at each [`Phase`](crate::train::Phase).
+    /// Memory at each [`Phase`](crate::train::Phase).
     pub at: [MemorySample; 5],
-    /// Where it will go.
+    /// Memory by purpose.
     pub account: MemoryAccount,
 }
 
-/// Predicts what training takes with batches of this size, by running two steps with shapes alone. That takes
-/// milliseconds, and no memory to speak of.
+/// Predicts the memory of training with batches of this size, by running two steps with shapes alone. That takes
+/// milliseconds and a few kilobytes.
 ///
 /// ```
 /// use feedstock::train::{ModelKind, TrainConfig, forecast};
@@ -47,98 +47,110 @@ pub struct Forecast {
 pub fn forecast(config: &TrainConfig, micro_batch: usize) -> Result<Forecast, TrainError> {
     config.check()?;
     if micro_batch == 0 {
-        return Err(TrainError::Config("a batch of 0 images: it has 1 at least".to_owned()));
+        return Err(TrainError::Config("a batch of 0 images: use 1 or more".to_owned()));
     }
     let at = match config.checkpointing {
-        Checkpointing::Balanced => dry_run::<Autodiff<MetaBackend, BalancedCheckpointing>>(config, micro_batch),
-        _ => dry_run::<Autodiff<MetaBackend>>(config, micro_batch),
+        Checkpointing::Balanced => run_dry::<Autodiff<MetaBackend, BalancedCheckpointing>>(config, micro_batch),
+        _ => run_dry::<Autodiff<MetaBackend>>(config, micro_batch),
     }?;
     let account = MemoryAccount::new(&at, batch_bytes(config, micro_batch));
     Ok(Forecast { micro_batch, at, account })
 }
 
-/// Bytes of the images and labels of a batch, as they are handed over.
+/// Bytes of the images and labels of a batch.
 pub(in crate::train) fn batch_bytes(config: &TrainConfig, images: usize) -> ByteCount {
     let side = config.model.side as u64;
     ByteCount(images as u64 * (3 * side * side * size_of::<f32>() as u64 + size_of::<i64>() as u64))
 }
 
-fn dry_run<B: AutodiffBackend>(config: &TrainConfig, micro_batch: usize) -> Result<[MemorySample; 5], TrainError>
+fn run_dry<B: AutodiffBackend>(config: &TrainConfig, micro_batch: usize) -> Result<[MemorySample; 5], TrainError>
 where
     B::Device: Default,
 {
     let dry_run = DryRun::begin();
     let mut at = [MemorySample::default(); 5];
     two_steps::<B>(config, micro_batch, &B::Device::default(), &mut |phase| {
-        at[phase.place()] = dry_run.reading();
+        at[phase.index()] = dry_run.sample();
         dry_run.reset_peak();
     })?;
     Ok(at)
 }
 
-/// A change of the settings that gives memory back.
+/// Change of one setting that saves memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MemorySaving {
-    /// The flag, as it is written.
+    /// Flag of the program, with its value.
     pub flag: String,
-    /// What it costs, or what it asks for, in a few words.
+    /// Drawback, in a few words.
     pub cost: &'static str,
-    /// Bytes in use at most with it.
+    /// Peak with it.
     pub peak: ByteCount,
-    /// Bytes that it gives back.
+    /// Bytes that it saves of the peak.
     pub saved: ByteCount,
 }
 
 impl fmt::Display for MemorySaving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} gives back {} (leaves {}); {}", self.flag, self.saved, self.peak, self.cost)
+        write!(f, "{} saves {} (peak {}); {}", self.flag, self.saved, self.peak, self.cost)
     }
 }
 
-/// What would help most against running out of memory: each change is predicted by itself, and the `most` that give back
-/// most are listed, the best first.
+/// Settings that would save most memory: each change is predicted by itself, and the best `most` are returned, the best
+/// first.
 ///
 /// # Errors
 /// As [`forecast`].
 pub fn memory_savings(config: &TrainConfig, micro_batch: usize, most: usize) -> Result<Vec<MemorySaving>, TrainError> {
     let now = forecast(config, micro_batch)?.account.peak;
-    let mut changes: Vec<(String, &'static str, TrainConfig, usize)> = Vec::new();
-    let mut add = |flag: String, price, change: TrainConfig, batch| changes.push((flag, price, change, batch));
-    if config.precision == Precision::F32 {
-        let change = TrainConfig { precision: Precision::Bf16, ..config.clone() };
-        add("--precision bf16".to_owned(), "fewer digits in activations", change, micro_batch);
-    }
-    for checkpointing in [Checkpointing::Balanced, Checkpointing::Blocks] {
-        if config.checkpointing == Checkpointing::None {
-            let change = TrainConfig { checkpointing, ..config.clone() };
-            add(
-                format!("--checkpoint {checkpointing}"),
-                "the forward pass is computed again, in part",
-                change,
-                micro_batch,
-            );
-        }
-    }
-    if micro_batch > 1 && micro_batch.is_multiple_of(2) {
-        let change = TrainConfig { accumulate: config.accumulate * 2, ..config.clone() };
-        let flag = format!("--micro-batch {}", micro_batch / 2);
-        add(flag, "as many images a step, in smaller batches", change, micro_batch / 2);
-    }
-    if config.optimizer == OptimizerKind::AdamW {
-        let change = TrainConfig { optimizer: OptimizerKind::Sgd, ..config.clone() };
-        add("--optimizer sgd".to_owned(), "another recipe: one number of state for two", change, micro_batch);
-    }
-    if config.freeze == Freeze::Nothing {
-        let change = TrainConfig { freeze: Freeze::Backbone, ..config.clone() };
-        add(
+    let with = |change: fn(&mut TrainConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        config
+    };
+    let (keeps_all, half) = (config.checkpointing == Checkpointing::None, micro_batch / 2);
+    let twice = "part of the forward pass is computed twice";
+    let changes = [
+        (
+            config.precision == Precision::F32,
+            "--precision bf16".to_owned(),
+            "fewer digits in activations",
+            with(|config| config.precision = Precision::Bf16),
+        ),
+        (
+            keeps_all,
+            "--checkpoint balanced".to_owned(),
+            twice,
+            with(|config| config.checkpointing = Checkpointing::Balanced),
+        ),
+        (
+            keeps_all,
+            "--checkpoint blocks".to_owned(),
+            twice,
+            with(|config| config.checkpointing = Checkpointing::Blocks),
+        ),
+        (
+            micro_batch > 1 && micro_batch.is_multiple_of(2),
+            format!("--micro-batch {half}"),
+            "as many images a step, in smaller batches",
+            with(|config| config.accumulate *= 2),
+        ),
+        (
+            config.optimizer == OptimizerKind::AdamW,
+            "--optimizer sgd".to_owned(),
+            "another recipe: one number of state instead of two",
+            with(|config| config.optimizer = OptimizerKind::Sgd),
+        ),
+        (
+            config.freeze == Freeze::Nothing,
             "--freeze backbone".to_owned(),
-            "only the head learns: start from weights that know something",
-            change,
-            micro_batch,
-        );
-    }
+            "trains the head alone: start from pretrained weights",
+            with(|config| config.freeze = Freeze::Backbone),
+        ),
+    ];
     let mut savings = Vec::new();
-    for (flag, cost, change, batch) in changes {
+    for (_, flag, cost, change) in changes.into_iter().filter(|(applies, ..)| *applies) {
+        let batch = if change.accumulate > config.accumulate { half } else { micro_batch };
         let peak = forecast(&change, batch)?.account.peak;
         savings.push(MemorySaving { flag, cost, peak, saved: now.saturating_sub(peak) });
     }
@@ -148,8 +160,8 @@ pub fn memory_savings(config: &TrainConfig, micro_batch: usize, most: usize) -> 
     Ok(savings)
 }
 
-/// The largest batch that divides `batch` and trains within a budget, and what it takes. `None` where one image is too
-/// many.
+/// Largest batch that divides `batch` and trains within a budget, with its memory. `None` if one image exceeds the
+/// budget.
 ///
 /// # Errors
 /// As [`forecast`].
@@ -165,7 +177,7 @@ pub fn micro_batch_within(
     }
     let mut within = None;
     let divisors: Vec<usize> = (1..batch).filter(|&divisor| batch.is_multiple_of(divisor)).collect();
-    // Memory grows with the batch, so the first that fits from above is found by halving.
+    // Memory grows with the batch: a binary search.
     let (mut low, mut high) = (0, divisors.len());
     while low < high {
         let middle = low.midpoint(high);

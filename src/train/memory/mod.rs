@@ -1,5 +1,4 @@
-//! Owns what memory training takes: when it is read, what it is made of, how it is predicted, and what becomes of a refusal.
-//! It must never free anything, nor hold a batch.
+//! Memory of training: the moments at which it is measured, the meters, and its parts by purpose.
 
 use std::fmt;
 
@@ -13,26 +12,26 @@ pub use forecast::{Forecast, MemorySaving, forecast, memory_savings, micro_batch
 pub(super) use probe::warm_up;
 pub use probe::{ProbeResult, probe};
 
-/// A moment of training at which memory is read.
+/// Moment of training at which memory is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// The model is there.
+    /// After the model was loaded.
     Model,
-    /// The first forward pass is done, and its graph is alive.
+    /// After the first forward pass, with its graph.
     Forward,
-    /// The first way back is done: gradients are there, the graph is gone.
+    /// After the first backward pass: gradients, and no graph.
     Backward,
-    /// The first step is done: the optimizer has its state.
+    /// After the first step: the optimizer has its state.
     Step,
-    /// A step like every other is done.
+    /// After the second step, which is like every further one.
     Steady,
 }
 
 impl Phase {
-    /// All of them, in order.
+    /// All phases, in order.
     pub const ALL: [Phase; 5] = [Phase::Model, Phase::Forward, Phase::Backward, Phase::Step, Phase::Steady];
 
-    pub(super) fn place(self) -> usize {
+    pub(super) fn index(self) -> usize {
         self as usize
     }
 }
@@ -49,52 +48,58 @@ impl fmt::Display for Phase {
     }
 }
 
-/// What was in use at a moment, and at most since the moment before. Both without what was there before the model.
+/// Memory in use at a moment, and its peak since the moment before. Both without what was in use before the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MemorySample {
     /// Bytes in use.
     pub in_use: ByteCount,
-    /// Bytes in use at most.
+    /// Most bytes in use.
     pub peak: ByteCount,
 }
 
-/// Reads how much memory a device has given to this process.
-pub trait MemoryMeter: Send + Sync {
-    /// Bytes in use now, and at most since the peak was last reset. Waits for work under way where that is needed to know.
+/// Measures the memory that a device has given to this process.
+pub trait MemoryMeter: std::fmt::Debug + Send + Sync {
+    /// Bytes in use now, and the peak since it was last reset. May wait for the device.
     fn read(&self) -> MemorySample;
-    /// Lets the peak begin anew.
+    /// Resets the peak to the bytes in use now.
     fn reset_peak(&self);
-    /// What is held from the system, in use or not; `None` where that cannot be told. It may take milliseconds.
+    /// Statistics of the allocator; `None` where there are none. May take milliseconds.
     fn allocator_stats(&self) -> Option<AllocatorStats>;
-    /// Runs a part of a step. Where the device refuses memory meanwhile, that becomes a value and not a panic, as far as
-    /// the device lets it; whatever the part made is worth nothing then.
+    /// Runs a part of a step. If the device refuses memory meanwhile, that is an error and not a panic, as far as the
+    /// device allows it.
+    ///
+    /// # Errors
+    /// [`AllocRefused`]; the results of the part are invalid then.
     fn guard(&self, part: &mut dyn FnMut()) -> Result<(), AllocRefused> {
         part();
         Ok(())
     }
 }
 
-/// What an allocator holds from the system. What lies between `reserved` and `in_use` is free, and may be in crumbs.
+/// Memory that an allocator holds. The difference of `reserved` and `in_use` is free, and may be fragmented.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct AllocatorStats {
     /// Bytes taken from the system.
     pub reserved: ByteCount,
     /// Bytes of them that are in use.
     pub in_use: ByteCount,
-    /// The largest piece of the rest, where that can be told.
+    /// Largest free piece, if known.
     pub largest_free: Option<ByteCount>,
 }
 
-/// The device has refused memory.
+/// Refusal of memory by a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocRefused {
-    /// Bytes that were asked for, where that is known.
+    /// Bytes that were requested, if known.
     pub asked: Option<ByteCount>,
-    /// What the device said.
-    pub said: String,
+    /// Message of the device.
+    pub message: String,
 }
 
-/// The process's heap, where the program has installed [`CountingAllocator`](crate::host::CountingAllocator).
+/// Meter of the heap of this process, for a program that installs
+/// [`CountingAllocator`](crate::host::CountingAllocator).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeapMeter;
 
@@ -114,9 +119,9 @@ impl MemoryMeter for HeapMeter {
     }
 }
 
-/// The memory of burn's CUDA backend.
+/// Meter of the memory of burn's CUDA backend.
 ///
-/// burn's allocator keeps what it has taken for the next time and does not tell its peak: what it holds is taken for that.
+/// burn's allocator keeps freed memory and does not tell its peak: the memory that it holds is reported as the peak.
 #[cfg(feature = "burn-cuda")]
 #[derive(Clone, Copy, Debug)]
 pub struct GpuMeter(
@@ -141,35 +146,36 @@ impl MemoryMeter for GpuMeter {
     }
 
     fn guard(&self, part: &mut dyn FnMut()) -> Result<(), AllocRefused> {
-        // What a failed part has left in burn's graph goes with the next way back, which is this parameter's.
+        // A failed part leaves nodes in burn's graph; the next backward pass, through this parameter, frees them.
         let device = burn::backend::cuda::CudaDevice::new(self.0 as usize);
         let any = burn::module::Param::from_tensor(burn::tensor::Tensor::<super::Gpu, 1>::zeros([1], &device));
         crate::adapt::burn::survive(self.0, &any, part)
-            .map_err(|error| AllocRefused { asked: error.asked, said: error.to_string() })
+            .map_err(|error| AllocRefused { asked: error.asked, message: error.to_string() })
     }
 }
 
-/// Where the memory of a training step goes.
+/// Memory of a training step by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MemoryAccount {
-    /// The weights, and the running statistics.
+    /// Weights and running statistics.
     pub parameters: ByteCount,
-    /// One for each number that learns.
+    /// Gradients: one for each trainable number.
     pub gradients: ByteCount,
-    /// Momentum or moments; SGD has one for each number that learns, AdamW two.
+    /// State of the optimizer: one number for each trainable number for SGD, two for AdamW.
     pub optimizer: ByteCount,
-    /// What the forward pass keeps for the way back.
+    /// Activations that the forward pass keeps for the backward pass.
     pub activations: ByteCount,
     /// Images and labels.
     pub batch: ByteCount,
-    /// What comes and goes within a step, on top of the others.
+    /// Temporary memory within a step, on top of the others.
     pub workspace: ByteCount,
-    /// In use at most, at any moment of a steady step.
+    /// Peak of a steady step.
     pub peak: ByteCount,
 }
 
 impl MemoryAccount {
-    /// From readings at each [`Phase`], and the size of a batch.
+    /// Derives it from a sample at each [`Phase`], and the size of a batch.
     pub(super) fn new(at: &[MemorySample; 5], batch: ByteCount) -> Self {
         let [model, forward, backward, step, steady] = *at;
         let parameters = model.in_use;
@@ -188,7 +194,7 @@ impl MemoryAccount {
         }
     }
 
-    /// Names and sizes, in the order in which they come to be. The peak is not among them.
+    /// Names and sizes, without the peak, in the order of allocation.
     #[must_use]
     pub fn rows(&self) -> [(&'static str, ByteCount); 6] {
         [

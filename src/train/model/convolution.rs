@@ -1,5 +1,4 @@
-//! Owns the parts of residual networks: a unit of convolution and normalisation, the stem, and two kinds of block.
-//! It must never know how many of them there are.
+//! Parts of residual networks: a unit of convolution and normalization, the stem, and two kinds of block.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::relu;
@@ -12,7 +11,7 @@ use super::init::WeightInit;
 use super::layers::{Pass, as_input, keep};
 use super::norm::ChannelNorm;
 
-/// Convolution and normalisation.
+/// Convolution and normalization.
 #[derive(Module, Debug)]
 pub(super) struct Unit<B: Backend> {
     /// `[out, in, kernel, kernel]`.
@@ -37,25 +36,25 @@ impl<B: Backend> Unit<B> {
         self.norm.forward(conv2d(x, weight, None, options), pass)
     }
 
-    /// The norm of the weights that make each channel.
+    /// Norm of the weights of each output channel.
     fn channel_norms(&self) -> Tensor<B, 1> {
         let weight = self.weight.val().detach();
         let [out, from, kernel, _] = weight.dims();
         weight.reshape([out, from * kernel * kernel]).powi_scalar(2).sum_dim(1).sqrt().reshape([out])
     }
 
-    /// With these of the channels that it makes.
+    /// Selects output channels.
     fn with_outputs(self, kept: &Tensor<B, 1, Int>) -> Self {
         Unit { weight: keep(self.weight, 0, kept), norm: self.norm.with_channels(kept), ..self }
     }
 
-    /// With these of the channels that it takes.
+    /// Selects input channels.
     fn with_inputs(self, kept: &Tensor<B, 1, Int>) -> Self {
         Unit { weight: keep(self.weight, 1, kept), ..self }
     }
 }
 
-/// What a picture meets first.
+/// First layer.
 #[derive(Module, Debug)]
 pub(super) struct Stem<B: Backend> {
     unit: Unit<B>,
@@ -90,7 +89,7 @@ pub(super) struct Stage<B: Backend> {
 }
 
 impl<B: Backend> Stage<B> {
-    /// Widths: what comes in, what is inside, what comes out.
+    /// Widths: input, inside, output.
     pub(super) fn init(widths: [usize; 3], stride: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let [from, hidden, out] = widths;
         Stage {
@@ -115,33 +114,33 @@ impl<B: Backend> Stage<B> {
     }
 }
 
-/// The block of ResNet-18: two units, and a way past them.
+/// Block of ResNet-18: two units and a shortcut.
 #[derive(Module, Debug)]
 pub(super) struct Basic<B: Backend> {
     inner: Unit<B>,
     outer: Unit<B>,
-    /// Where the shape changes, the way past is a 1x1 convolution.
-    past: Option<Unit<B>>,
+    /// 1x1 convolution of the shortcut, where the shape changes.
+    shortcut: Option<Unit<B>>,
 }
 
 impl<B: Backend> Basic<B> {
-    /// Widths: what comes in, what is inside, what comes out.
+    /// Widths: input, inside, output.
     pub(super) fn init(widths: [usize; 3], stride: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let [from, hidden, out] = widths;
         Basic {
             inner: Unit::init([from, hidden], 3, stride, start, device),
             outer: Unit::init([hidden, out], 3, 1, start, device),
-            past: (from != out || stride != 1).then(|| Unit::init([from, out], 1, stride, start, device)),
+            shortcut: (from != out || stride != 1).then(|| Unit::init([from, out], 1, stride, start, device)),
         }
     }
 
     pub(super) fn forward(&self, x: Tensor<B, 4>, pass: Pass) -> Tensor<B, 4> {
         let inner = relu(self.inner.forward(x.clone(), pass));
-        let past = match &self.past {
-            Some(past) => past.forward(x, pass),
+        let shortcut = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x, pass),
             None => x,
         };
-        relu(self.outer.forward(inner, pass) + past)
+        relu(self.outer.forward(inner, pass) + shortcut)
     }
 
     pub(super) fn channel_norms(&self) -> Tensor<B, 1> {

@@ -1,4 +1,4 @@
-//! Owns where weights start. It must never give two tensors the same stream of random numbers.
+//! Initial weights.
 
 use std::f64::consts::TAU;
 
@@ -8,12 +8,12 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::{KeyedRng, SampleId, Seed};
 
-/// Sets the salt apart from every other use of the seed.
+/// Purpose of the random numbers, apart from every other use of the seed.
 const WEIGHTS: u64 = 0x7765_6967_6874_7300;
 
-/// Where weights start: each tensor has a stream of random numbers of its own.
+/// Initial weights: each tensor has a stream of random numbers of its own.
 pub(super) struct WeightInit {
-    /// `None`: all are zero.
+    /// `None` makes all weights zero.
     seed: Option<Seed>,
     next: u64,
 }

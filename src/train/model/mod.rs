@@ -1,11 +1,8 @@
-//! Owns the networks: a stem, blocks and a head, each a residual network or a transformer, chosen by name.
-//! It must never take a random number from anywhere but the seed it is given: same seed, same weights, on any backend.
+//! Networks: residual networks and a vision transformer, each with a stem, blocks and a head.
 //!
-//! A network is run block by block, so that a trainer can keep what goes into each block alone and make the rest anew.
-//! Weights are cast to the type of what they meet: with 32-bit weights, a picture in bf16 is computed in bf16.
-
-use std::fmt;
-use std::str::FromStr;
+//! A network runs part by part, so that a trainer can keep the input of each block and compute the rest again.
+//! Weights are cast to the type of their input: with f32 weights, an image in bf16 is computed in bf16. The same seed
+//! gives the same initial weights on any backend.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
@@ -26,16 +23,19 @@ use init::WeightInit;
 use layers::affine;
 use transformer::{Encoder, Norm, Patches};
 
-/// Which network.
+use super::names::named;
+
+/// Kind of a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ModelKind {
     /// A residual network for images of 32 to 96 pixels, made for the CPU: a 4x4 stem of stride 2 and two stages.
     #[default]
     Small,
     /// A residual network for images of about 224 pixels, made for the CPU: a 7x7 stem of stride 4 and four stages.
     Large,
-    /// ResNet-18 (He and others, "Deep residual learning for image recognition", 2016). Up to 96 pixels its stem is a 3x3
-    /// convolution, as is usual for CIFAR; above, a 7x7 one of stride 2 and a pool.
+    /// ResNet-18 (He and others, "Deep residual learning for image recognition", 2016). Up to 96 pixels its stem is a
+    /// 3x3 convolution, as is usual for CIFAR; above, a 7x7 one of stride 2 and a pool.
     ResNet18,
     /// ViT-Tiny (Touvron and others, "Training data-efficient image transformers", 2021), without class token: the head
     /// takes the mean over tokens (Beyer, Zhai and Kolesnikov, "Better plain ViT baselines", 2022). Patches have 16
@@ -43,20 +43,17 @@ pub enum ModelKind {
     VitTiny,
 }
 
-/// Images up to this side, in pixels, are small ones.
+/// Largest side of a small image, in pixels.
 const SMALL_SIDE_MAX: usize = 96;
 
 impl ModelKind {
-    /// Every network there is.
-    pub const ALL: [ModelKind; 4] = [ModelKind::Small, ModelKind::Large, ModelKind::ResNet18, ModelKind::VitTiny];
-
-    /// The one made for the CPU that suits images of this side, in pixels.
+    /// Network for the CPU for images of this side, in pixels.
     #[must_use]
     pub fn for_side(side: u32) -> Self {
         if side as usize <= SMALL_SIDE_MAX { ModelKind::Small } else { ModelKind::Large }
     }
 
-    /// Channels of the first block, or numbers of a token, where nothing else is asked for.
+    /// Default width: channels of the first block, or numbers of a token.
     #[must_use]
     pub fn width(self) -> usize {
         match self {
@@ -65,50 +62,28 @@ impl ModelKind {
             ModelKind::VitTiny => 192,
         }
     }
-
-    fn name(self) -> &'static str {
-        match self {
-            ModelKind::Small => "small",
-            ModelKind::Large => "large",
-            ModelKind::ResNet18 => "resnet18",
-            ModelKind::VitTiny => "vit-tiny",
-        }
-    }
 }
 
-impl fmt::Display for ModelKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+named!(ModelKind, "model", Small => "small", Large => "large", ResNet18 => "resnet18", VitTiny => "vit-tiny");
 
-impl FromStr for ModelKind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let lower = text.to_ascii_lowercase();
-        let found = ModelKind::ALL.into_iter().find(|kind| kind.name() == lower);
-        found.ok_or_else(|| format!("'{text}' is no model: use {}", ModelKind::ALL.map(ModelKind::name).join(", ")))
-    }
-}
-
-/// The shape of a [`Network`].
+/// Shape of a [`Network`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// Which network.
+    /// Kind of the network.
     pub kind: ModelKind,
-    /// Channels of the first block; every stage that halves the picture doubles them. For a transformer the numbers of a
-    /// token, a multiple of 3, the number of its heads.
+    /// Channels of the first block; every stage that halves the image doubles them. For a transformer the numbers of a
+    /// token, a multiple of its 3 heads.
     pub width: usize,
-    /// How many classes there are.
+    /// Number of classes.
     pub classes: usize,
     /// Height and width of the images, in pixels.
     pub side: usize,
-    /// Channels inside each block, where pruning has taken some; empty where none are gone.
+    /// Channels inside each block of a pruned network; empty for one that is not pruned.
     pub hidden: Vec<usize>,
 }
 
 impl NetworkConfig {
-    /// A network of its usual width, with nothing pruned.
+    /// A network of the default width, not pruned.
     #[must_use]
     pub fn new(kind: ModelKind, classes: usize, side: u32) -> Self {
         NetworkConfig { kind, width: kind.width(), classes, side: side as usize, hidden: Vec::new() }
@@ -118,7 +93,7 @@ impl NetworkConfig {
         self.side <= SMALL_SIDE_MAX
     }
 
-    /// Channels that come out of each block, and its stride.
+    /// Output channels and stride of each block.
     fn stages(&self) -> Vec<(usize, usize)> {
         let width = self.width;
         match self.kind {
@@ -142,22 +117,23 @@ impl NetworkConfig {
         self.stages().into_iter().map(inside).collect()
     }
 
-    /// What is wrong with these numbers, if anything is.
+    /// Refuses values out of range, with a message.
     pub(super) fn check(&self) -> Result<(), String> {
         let NetworkConfig { kind, width, classes, side, hidden } = self;
         if *classes == 0 || *width == 0 || *side == 0 {
             return Err(format!(
-                "a model of width {width} for {classes} classes of images of {side} pixels: each is at least 1"
+                "a model of width {width} for {classes} classes of images of {side} pixels: each must be at least 1"
             ));
         }
         if *kind == ModelKind::VitTiny {
             let patch = transformer::patch(self.is_small());
             if !width.is_multiple_of(transformer::HEADS) {
-                return Err(format!("{kind} of width {width}: it is a multiple of its {} heads", transformer::HEADS));
+                return Err(format!("{kind} of width {width}: use a multiple of its {} heads", transformer::HEADS));
             }
             if !side.is_multiple_of(patch) {
                 return Err(format!(
-                    "{kind} cuts images into patches of {patch} pixels, and {side} is no multiple of it: use --size {}",
+                    "{kind} splits images into patches of {patch} pixels, and {side} is not a multiple of it: use \
+                     --size {}",
                     side.next_multiple_of(patch)
                 ));
             }
@@ -168,13 +144,13 @@ impl NetworkConfig {
         Ok(())
     }
 
-    /// A network with weights that this seed decides.
+    /// Creates a network with the initial weights of this seed.
     #[must_use]
     pub fn init<B: Backend>(&self, seed: crate::Seed, device: &B::Device) -> Network<B> {
         self.build(WeightInit::new(seed), device)
     }
 
-    /// A network of this shape whose weights nobody will look at.
+    /// Creates a network whose weights are zero, to be loaded.
     pub(super) fn init_blank<B: Backend>(&self, device: &B::Device) -> Network<B> {
         self.build(WeightInit::blank(), device)
     }
@@ -183,10 +159,10 @@ impl NetworkConfig {
         let (stages, hidden) = (self.stages(), self.hidden());
         let mut channels = self.width;
         let stem = match (self.kind, self.is_small()) {
-            (ModelKind::Small, _) => Entry::Picture(Stem::init(channels, 4, 2, false, &mut start, device)),
-            (ModelKind::Large, _) => Entry::Picture(Stem::init(channels, 7, 4, false, &mut start, device)),
-            (ModelKind::ResNet18, true) => Entry::Picture(Stem::init(channels, 3, 1, false, &mut start, device)),
-            (ModelKind::ResNet18, false) => Entry::Picture(Stem::init(channels, 7, 2, true, &mut start, device)),
+            (ModelKind::Small, _) => Entry::Stem(Stem::init(channels, 4, 2, false, &mut start, device)),
+            (ModelKind::Large, _) => Entry::Stem(Stem::init(channels, 7, 4, false, &mut start, device)),
+            (ModelKind::ResNet18, true) => Entry::Stem(Stem::init(channels, 3, 1, false, &mut start, device)),
+            (ModelKind::ResNet18, false) => Entry::Stem(Stem::init(channels, 7, 2, true, &mut start, device)),
             (ModelKind::VitTiny, small) => {
                 Entry::Patches(Patches::init(channels, self.side, transformer::patch(small), &mut start, device))
             }
@@ -209,10 +185,9 @@ impl NetworkConfig {
     }
 }
 
-/// A network for images: a stem, blocks, and a head.
+/// Network for images: a stem, blocks, and a head.
 ///
-/// What goes from block to block is `[samples, channels, height, width]`, or `[samples, 1, tokens, width]` in a
-/// transformer.
+/// Blocks pass on `[samples, channels, height, width]`, or `[samples, 1, tokens, width]` in a transformer.
 #[derive(Module, Debug)]
 pub struct Network<B: Backend> {
     stem: Entry<B>,
@@ -223,7 +198,7 @@ pub struct Network<B: Backend> {
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one in a network")]
 enum Entry<B: Backend> {
-    Picture(Stem<B>),
+    Stem(Stem<B>),
     Patches(Patches<B>),
 }
 
@@ -235,7 +210,7 @@ enum Block<B: Backend> {
     Encoder(Encoder<B>),
 }
 
-/// The mean over the picture or the tokens, and one linear layer.
+/// Mean over the image or the tokens, and one linear layer.
 #[derive(Module, Debug)]
 struct Head<B: Backend> {
     norm: Option<Norm<B>>,
@@ -243,7 +218,7 @@ struct Head<B: Backend> {
 }
 
 impl<B: Backend> Network<B> {
-    /// Scores of images.
+    /// Computes the scores of images.
     ///
     /// # Shapes
     /// Images `[samples, 3, height, width]`, scores `[samples, classes]`.
@@ -251,19 +226,19 @@ impl<B: Backend> Network<B> {
         self.head((0..self.parts()).fold(images, |x, part| self.part(part, x, pass)))
     }
 
-    /// How many parts there are before the head: the stem and the blocks.
+    /// Number of parts before the head: the stem and the blocks.
     pub(super) fn parts(&self) -> usize {
         1 + self.blocks.len()
     }
 
-    /// What one of them makes of what the one before it made.
+    /// Computes one part.
     pub(super) fn part(&self, part: usize, x: Tensor<B, 4>, pass: Pass) -> Tensor<B, 4> {
         match part.checked_sub(1) {
             None => match &self.stem {
-                Entry::Picture(stem) => stem.forward(x, pass),
+                Entry::Stem(stem) => stem.forward(x, pass),
                 Entry::Patches(patches) => patches.forward(x),
             },
-            Some(place) => match &self.blocks[place] {
+            Some(block) => match &self.blocks[block] {
                 Block::Stage(stage) => stage.forward(x, pass),
                 Block::Basic(basic) => basic.forward(x, pass),
                 Block::Encoder(encoder) => encoder.forward(x),
@@ -271,7 +246,7 @@ impl<B: Backend> Network<B> {
         }
     }
 
-    /// Scores, from what the last part made.
+    /// Computes the scores from the output of the last part.
     pub(super) fn head(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
         let means = match &self.head.norm {
             Some(norm) => {
@@ -286,21 +261,21 @@ impl<B: Backend> Network<B> {
         affine(means, &self.head.linear)
     }
 
-    /// The first part in which something learns; as many as there are parts where the head alone does.
-    pub(super) fn first_learning_part(&self) -> usize {
-        let learns = |part: &usize| match part.checked_sub(1) {
-            None => any_learns::<B, _>(&self.stem),
-            Some(place) => any_learns::<B, _>(&self.blocks[place]),
+    /// First part with a trainable parameter; the number of parts if only the head has one.
+    pub(super) fn first_trainable_part(&self) -> usize {
+        let trainable = |part: &usize| match part.checked_sub(1) {
+            None => is_trainable::<B, _>(&self.stem),
+            Some(block) => is_trainable::<B, _>(&self.blocks[block]),
         };
-        (0..self.parts()).find(learns).unwrap_or(self.parts())
+        (0..self.parts()).find(trainable).unwrap_or(self.parts())
     }
 
-    /// The same network with another's head.
+    /// Replaces the head by that of another network.
     pub(super) fn with_head_of(self, other: &Self) -> Self {
         Network { head: other.head.clone(), ..self }
     }
 
-    /// How much each channel inside each block weighs: the norm of the weights that make it.
+    /// Norm of the weights of each channel inside each block.
     pub(super) fn channel_norms(&self) -> Vec<Tensor<B, 1>> {
         let norms = |block: &Block<B>| match block {
             Block::Stage(stage) => stage.channel_norms(),
@@ -310,7 +285,7 @@ impl<B: Backend> Network<B> {
         self.blocks.iter().map(norms).collect()
     }
 
-    /// The same network with these channels alone inside each block.
+    /// Selects channels inside each block.
     pub(super) fn with_channels(mut self, kept: &[Tensor<B, 1, Int>]) -> Self {
         let narrow = |(block, kept): (Block<B>, &Tensor<B, 1, Int>)| match block {
             Block::Stage(stage) => Block::Stage(stage.with_channels(kept)),
@@ -322,8 +297,8 @@ impl<B: Backend> Network<B> {
     }
 }
 
-/// Whether a module has a parameter that learns.
-fn any_learns<B: Backend, M: Module<B>>(module: &M) -> bool {
+/// Returns true if a module has a trainable parameter.
+fn is_trainable<B: Backend, M: Module<B>>(module: &M) -> bool {
     struct Any(bool);
     impl<B: Backend> ModuleVisitor<B> for Any {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {

@@ -1,5 +1,4 @@
-//! Owns batch normalisation: what burn's `BatchNorm` computes, in an order that its CPU backend is fast at.
-//! It must never know what it normalises.
+//! Batch normalization: the same as burn's `BatchNorm`, in an order of operations that its CPU backend is fast at.
 
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::backend::Backend;
@@ -7,19 +6,19 @@ use burn::tensor::{FloatDType, Int, Tensor};
 
 use super::layers::{Pass, cast, keep};
 
-/// Keeps a channel without variance finite.
+/// Added to the variance, so that a channel without variance stays finite.
 const EPSILON: f64 = 1e-5;
-/// Weight of the newest batch in the running statistics.
+/// Weight of the latest batch in the running statistics.
 const MOMENTUM: f64 = 0.1;
 
-/// Batch normalisation over the channels of `[samples, channels, height, width]` (Ioffe and Szegedy, 2015).
+/// Batch normalization over the channels of `[samples, channels, height, width]` (Ioffe and Szegedy, 2015).
 ///
-/// burn's own broadcasts `[1, channels, 1, 1]` over the picture, which its flex backend walks element by element. Here
-/// each of the `samples x channels` planes gets its one number, a pattern that runs in vector instructions: a training
-/// step of the small network takes a third of the time. And what is kept for the way back is one tensor, the centred
-/// input, where burn's keeps three.
+/// burn's own broadcasts `[1, channels, 1, 1]` over the image, which its flex backend processes element by element.
+/// Here each of the `samples x channels` planes has one number, which runs in vector instructions: a training step of
+/// the small network takes a third of the time. It keeps one tensor for the backward pass, the centered input; burn's
+/// keeps three.
 ///
-/// Statistics are 32-bit numbers, whatever the input is. Where scale and shift are frozen, they go on following the data.
+/// Statistics are f32, whatever the input is. They are updated also where scale and shift are frozen.
 #[derive(Module, Debug)]
 pub(super) struct ChannelNorm<B: Backend> {
     scale: Param<Tensor<B, 1>>,
@@ -46,37 +45,37 @@ impl<B: Backend> ChannelNorm<B> {
         let per_plane = |values: Tensor<B, 1>| cast(values, dtype).reshape([1, channels, 1]).repeat_dim(0, samples);
         let per_channel = |x: Tensor<B, 3>| cast(x, FloatDType::F32).mean_dim(2).mean_dim(0).reshape([channels]);
 
-        let (centred, variance) = if pass != Pass::Evaluate {
+        let (centered, variance) = if pass != Pass::Evaluate {
             let mean = per_channel(x.clone());
-            let centred = x - per_plane(mean.clone());
-            let variance = per_channel(centred.clone() * centred.clone());
+            let centered = x - per_plane(mean.clone());
+            let variance = per_channel(centered.clone() * centered.clone());
             if pass == Pass::Train {
-                follow(&self.mean, &mean);
-                follow(&self.variance, &variance);
+                update(&self.mean, &mean);
+                update(&self.variance, &variance);
             }
-            (centred, variance)
+            (centered, variance)
         } else {
             (x - per_plane(self.mean.value_sync()), self.variance.value_sync())
         };
         let scale = self.scale.val() / (variance + EPSILON).sqrt();
-        (centred * per_plane(scale) + per_plane(self.shift.val())).reshape(shape)
+        (centered * per_plane(scale) + per_plane(self.shift.val())).reshape(shape)
     }
 
-    /// With these channels alone.
+    /// Selects channels.
     pub(super) fn with_channels(self, kept: &Tensor<B, 1, Int>) -> Self {
-        let still =
+        let narrow =
             |state: RunningState<Tensor<B, 1>>| RunningState::new(state.value_sync().detach().select(0, kept.clone()));
         ChannelNorm {
             scale: keep(self.scale, 0, kept),
             shift: keep(self.shift, 0, kept),
-            mean: still(self.mean),
-            variance: still(self.variance),
+            mean: narrow(self.mean),
+            variance: narrow(self.variance),
         }
     }
 }
 
-/// Moves a running statistic towards the newest.
-fn follow<B: Backend>(running: &RunningState<Tensor<B, 1>>, newest: &Tensor<B, 1>) {
+/// Updates a running statistic.
+fn update<B: Backend>(running: &RunningState<Tensor<B, 1>>, newest: &Tensor<B, 1>) {
     let kept = running.value_sync() * (1.0 - MOMENTUM);
     running.update((kept + newest.clone().detach() * MOMENTUM).detach());
 }
@@ -92,7 +91,7 @@ mod tests {
     type B = Autodiff<Flex>;
 
     #[test]
-    fn it_computes_what_burns_own_does_forward_and_back() {
+    fn results_and_gradients_are_those_of_burns_own() {
         let device = Default::default();
         let numbers: Vec<f32> = (0..4 * 3 * 5 * 6).map(|i| ((i * 37 % 101) as f32 - 40.0) / 17.0).collect();
         let input = || Tensor::<B, 4>::from_data(TensorData::new(numbers.clone(), [4, 3, 5, 6]), &device);

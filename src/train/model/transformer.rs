@@ -1,5 +1,4 @@
-//! Owns the parts of the vision transformer (Dosovitskiy and others, "An image is worth 16x16 words", 2021).
-//! It must never know how many blocks there are.
+//! Parts of the vision transformer (Dosovitskiy and others, "An image is worth 16x16 words", 2021).
 
 use burn::module::{Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -12,13 +11,13 @@ use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use super::init::WeightInit;
 use super::layers::{affine, as_input, cast, keep};
 
-/// Blocks of ViT-Tiny.
+/// Number of blocks of ViT-Tiny.
 pub(super) const DEPTH: usize = 12;
-/// Its heads.
+/// Number of attention heads.
 pub(super) const HEADS: usize = 3;
-/// How many times as wide a block is inside.
+/// Width inside a block, as a multiple of its input.
 pub(super) const MLP: usize = 4;
-/// Weights start this far from zero.
+/// Standard deviation of the initial weights.
 const DEVIATION: f64 = 0.02;
 
 /// Side of a patch, in pixels.
@@ -26,25 +25,25 @@ pub(super) fn patch(small: bool) -> usize {
     if small { 4 } else { 16 }
 }
 
-/// Cuts a picture into patches, each a token that knows its place.
+/// Splits an image into patches, each a token with a position embedding.
 #[derive(Module, Debug)]
 pub(super) struct Patches<B: Backend> {
     /// `[width, 3, patch, patch]`.
     weight: Param<Tensor<B, 4>>,
     bias: Param<Tensor<B, 1>>,
-    /// `[1, tokens, width]`.
-    places: Param<Tensor<B, 3>>,
+    /// Position embedding, `[1, tokens, width]`.
+    positions: Param<Tensor<B, 3>>,
 }
 
 impl<B: Backend> Patches<B> {
     pub(super) fn init(width: usize, side: usize, patch: usize, start: &mut WeightInit, device: &B::Device) -> Self {
         let deviation = (1.0 / (3 * patch * patch) as f64).sqrt();
         let rows = side / patch;
-        let places = TensorData::new(waves(rows, width), [1, rows * rows, width]);
+        let positions = TensorData::new(waves(rows, width), [1, rows * rows, width]);
         Patches {
             weight: start.normal([width, 3, patch, patch], deviation, device),
             bias: Param::from_tensor(Tensor::zeros([width], device)),
-            places: Param::from_tensor(Tensor::from_data(places, device)),
+            positions: Param::from_tensor(Tensor::from_data(positions, device)),
         }
     }
 
@@ -55,12 +54,12 @@ impl<B: Backend> Patches<B> {
         let x = conv2d(x, weight, Some(bias), ConvOptions::new([patch; 2], [0; 2], [1; 2], 1));
         let [samples, _, rows, columns] = x.dims();
         let tokens = x.reshape([samples, width, rows * columns]).swap_dims(1, 2);
-        let tokens = tokens.clone() + as_input(&self.places, &tokens);
+        let tokens = tokens.clone() + as_input(&self.positions, &tokens);
         tokens.reshape([samples, 1, rows * columns, width])
     }
 }
 
-/// Where the places of tokens start: waves of growing length along both sides (Vaswani and others, "Attention is all you
+/// Initial position embedding: sine waves of growing length along both sides (Vaswani and others, "Attention is all you
 /// need", 2017, section 3.5, for two dimensions as in Beyer and others, 2022).
 fn waves(rows: usize, width: usize) -> Vec<f32> {
     let quarter = width.div_ceil(4);
@@ -73,7 +72,7 @@ fn waves(rows: usize, width: usize) -> Vec<f32> {
     (0..rows * rows).flat_map(place).collect()
 }
 
-/// Layer normalisation, computed in 32 bits.
+/// Layer normalization, computed in f32.
 #[derive(Module, Debug)]
 pub(super) struct Norm<B: Backend> {
     norm: LayerNorm<B>,
@@ -90,13 +89,13 @@ impl<B: Backend> Norm<B> {
     }
 }
 
-/// Attention over tokens, then two linear layers on each, both with a way past them.
+/// Encoder block: attention over tokens, then two linear layers for each token, both with a residual connection.
 #[derive(Module, Debug)]
 pub(super) struct Encoder<B: Backend> {
     before_attention: Norm<B>,
-    /// Queries, keys and values in one.
-    mix: Linear<B>,
-    join: Linear<B>,
+    /// Queries, keys and values in one layer.
+    qkv: Linear<B>,
+    projection: Linear<B>,
     before_mlp: Norm<B>,
     inner: Linear<B>,
     outer: Linear<B>,
@@ -111,8 +110,8 @@ impl<B: Backend> Encoder<B> {
             layer
         };
         Encoder {
-            mix: linear(width, 3 * width),
-            join: linear(width, width),
+            qkv: linear(width, 3 * width),
+            projection: linear(width, width),
             inner: linear(width, hidden),
             outer: linear(hidden, width),
             before_attention: Norm::init(width, device),
@@ -133,12 +132,12 @@ impl<B: Backend> Encoder<B> {
         let [samples, tokens, width] = x.dims();
         let size = width / HEADS;
         // [samples, tokens, 3 x heads x size] -> [3 x samples x heads, tokens, size]: one matrix for each head.
-        let mixed = affine(x, &self.mix).reshape([samples, tokens, 3 * HEADS, size]).swap_dims(1, 2);
-        let part = |n: usize| mixed.clone().narrow(1, n * HEADS, HEADS);
+        let qkv = affine(x, &self.qkv).reshape([samples, tokens, 3 * HEADS, size]).swap_dims(1, 2);
+        let part = |n: usize| qkv.clone().narrow(1, n * HEADS, HEADS);
         let queries = part(0) * (1.0 / (size as f64).sqrt());
         let weights = softmax(queries.matmul(part(1).swap_dims(2, 3)), 3);
         let values = weights.matmul(part(2)).swap_dims(1, 2).reshape([samples, tokens, width]);
-        affine(values, &self.join)
+        affine(values, &self.projection)
     }
 
     pub(super) fn channel_norms(&self) -> Tensor<B, 1> {

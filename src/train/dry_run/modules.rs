@@ -1,9 +1,8 @@
-//! Owns how convolutions and linear layers are read from the router's operations.
-//! It must never count: what they need is the kernels' matter.
+//! Convolutions and linear layers, as operations of the router.
 
 use burn::backend::ir::ModuleOperationIr as Module;
 
-use super::kernel::{self, Window};
+use super::kernel::{self, ConvParams};
 use super::meta_tensor::MetaTensor;
 use super::tensors::TensorTable;
 
@@ -13,7 +12,7 @@ impl TensorTable {
         macro_rules! conv {
             ($op:expr) => {{
                 let (x, weight, bias) = (self.take(&$op.x), self.take(&$op.weight), self.maybe($op.bias.as_ref()));
-                kernel::conv(x, weight, bias, window!($op))
+                kernel::conv(x, weight, bias, params!($op))
             }};
         }
         macro_rules! conv_transpose {
@@ -31,7 +30,7 @@ impl TensorTable {
         macro_rules! weight_backward {
             ($op:expr) => {{
                 let (x, weight, grad) = (self.take(&$op.x), self.take(&$op.weight), self.take(&$op.output_grad));
-                kernel::conv_weight_backward(x, weight, grad, window!($op))
+                kernel::conv_weight_backward(x, weight, grad, params!($op))
             }};
         }
         macro_rules! bias_backward {
@@ -40,10 +39,10 @@ impl TensorTable {
                 kernel::conv_bias_backward(x, bias, grad)
             }};
         }
-        macro_rules! window {
+        macro_rules! params {
             ($op:expr) => {{
                 let options = &$op.options;
-                Window {
+                ConvParams {
                     stride: &options.stride,
                     padding: &options.padding,
                     dilation: &options.dilation,
