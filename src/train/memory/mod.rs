@@ -4,13 +4,12 @@ use std::fmt;
 
 use crate::ByteCount;
 
-mod forecast;
-mod probe;
+mod measure;
+mod predict;
 
-pub(super) use forecast::batch_bytes;
-pub use forecast::{Forecast, MemorySaving, forecast, memory_savings, micro_batch_within};
-pub(super) use probe::warm_up;
-pub use probe::{ProbeResult, probe};
+pub use measure::{ProbeResult, probe};
+pub(super) use measure::{batch_bytes, warm_up};
+pub use predict::{forecast, memory_savings, micro_batch_within};
 
 /// Moment of training at which memory is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -205,5 +204,37 @@ impl MemoryAccount {
             ("gradients", self.gradients),
             ("workspace", self.workspace),
         ]
+    }
+}
+
+/// Predicted or measured memory of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Forecast {
+    /// Images in a batch.
+    pub micro_batch: usize,
+    /// Memory at each [`Phase`](crate::train::Phase).
+    pub at: [MemorySample; 5],
+    /// Memory by purpose.
+    pub account: MemoryAccount,
+}
+
+/// Change of one setting that saves memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct MemorySaving {
+    /// Flag of the program, with its value.
+    pub flag: String,
+    /// Drawback, in a few words.
+    pub cost: &'static str,
+    /// Peak with it.
+    pub peak: ByteCount,
+    /// Bytes that it saves of the peak.
+    pub saved: ByteCount,
+}
+
+impl fmt::Display for MemorySaving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} saves {} (peak {}); {}", self.flag, self.saved, self.peak, self.cost)
     }
 }

@@ -1,13 +1,11 @@
 //! Prediction of the memory of a step: the code of a step runs on a backend that counts bytes and computes nothing.
 
-use std::fmt;
-
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::probe::two_steps;
-use super::{MemoryAccount, MemorySample};
+use super::measure::{batch_bytes, two_steps};
+use super::{Forecast, MemoryAccount, MemorySample, MemorySaving};
 use crate::ByteCount;
 use crate::train::config::TrainConfig;
 use crate::train::dry_run::{DryRun, MetaBackend};
@@ -16,18 +14,6 @@ use crate::train::freeze::Freeze;
 use crate::train::optimizer::OptimizerKind;
 use crate::train::precision::Precision;
 use crate::train::step::Checkpointing;
-
-/// Predicted or measured memory of training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-pub struct Forecast {
-    /// Images in a batch.
-    pub micro_batch: usize,
-    /// Memory at each [`Phase`](crate::train::Phase).
-    pub at: [MemorySample; 5],
-    /// Memory by purpose.
-    pub account: MemoryAccount,
-}
 
 /// Predicts the memory of training with batches of this size, by running two steps with shapes alone. That takes
 /// milliseconds and a few kilobytes.
@@ -57,12 +43,6 @@ pub fn forecast(config: &TrainConfig, micro_batch: usize) -> Result<Forecast, Tr
     Ok(Forecast { micro_batch, at, account })
 }
 
-/// Bytes of the images and labels of a batch.
-pub(in crate::train) fn batch_bytes(config: &TrainConfig, images: usize) -> ByteCount {
-    let side = config.model.side as u64;
-    ByteCount(images as u64 * (3 * side * side * size_of::<f32>() as u64 + size_of::<i64>() as u64))
-}
-
 fn run_dry<B: AutodiffBackend>(config: &TrainConfig, micro_batch: usize) -> Result<[MemorySample; 5], TrainError>
 where
     B::Device: Default,
@@ -74,26 +54,6 @@ where
         dry_run.reset_peak();
     })?;
     Ok(at)
-}
-
-/// Change of one setting that saves memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-pub struct MemorySaving {
-    /// Flag of the program, with its value.
-    pub flag: String,
-    /// Drawback, in a few words.
-    pub cost: &'static str,
-    /// Peak with it.
-    pub peak: ByteCount,
-    /// Bytes that it saves of the peak.
-    pub saved: ByteCount,
-}
-
-impl fmt::Display for MemorySaving {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} saves {} (peak {}); {}", self.flag, self.saved, self.peak, self.cost)
-    }
 }
 
 /// Settings that would save most memory: each change is predicted by itself, and the best `most` are returned, the best

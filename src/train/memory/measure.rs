@@ -5,7 +5,8 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor};
 
-use super::{AllocRefused, Forecast, MemoryAccount, MemoryMeter, MemorySample, Phase, batch_bytes};
+use super::{AllocRefused, Forecast, MemoryAccount, MemoryMeter, MemorySample, Phase};
+use crate::ByteCount;
 use crate::train::config::TrainConfig;
 use crate::train::error::TrainError;
 use crate::train::gradients::{self, GradientSum};
@@ -52,6 +53,12 @@ pub fn probe<B: AutodiffBackend>(
     ran?;
     let account = MemoryAccount::new(&at, batch_bytes(config, micro_batch));
     Ok(ProbeResult::Fits(Forecast { micro_batch, at, account }))
+}
+
+/// Bytes of the images and labels of a batch.
+pub(in crate::train) fn batch_bytes(config: &TrainConfig, images: usize) -> ByteCount {
+    let side = config.model.side as u64;
+    ByteCount(images as u64 * (3 * side * side * size_of::<f32>() as u64 + size_of::<i64>() as u64))
 }
 
 /// Runs two steps of a small network, so that libraries allocate what they allocate once for each thread: that is not
