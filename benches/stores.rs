@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faulty_proxy::{Fault, FaultyProxy};
-use feedstock::source::{OpenOptions, Reading, Source, SourceError, open_with};
+use feedstock::source::{IoProfile, OpenOptions, Source, SourceError, open_with};
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{ByteCount, Loader, SampleId, Sampling};
 use servers::Nginx;
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
             let fault = if late == 0 { Fault::Pass } else { Fault::Late(Duration::from_millis(late)) };
             let proxy = FaultyProxy::start(server.address, move |_| fault.clone());
             let url = format!("http://{}/{name}.tar", proxy.address());
-            let options = OpenOptions { index_folder: Some(scratch.path().to_owned()), ..OpenOptions::default() };
+            let options = OpenOptions::new().index_folder(scratch.path());
             let (near, far) = (open_with(&tar, &options)?, open_with(Path::new(&url), &options)?);
             let alone: Arc<dyn Source> = Arc::new(EachByItself(far.clone()));
             for (order, sampling) in [("shuffled", Sampling::Shuffled), ("as stored", Sampling::ById)] {
@@ -133,7 +133,7 @@ impl Source for EachByItself {
     fn index_bytes(&self) -> u64 {
         self.0.index_bytes()
     }
-    fn reading(&self) -> Reading {
-        Reading { together_bytes: 0, ..self.0.reading() }
+    fn io_profile(&self) -> IoProfile {
+        IoProfile { coalesce_bytes: 0, ..self.0.io_profile() }
     }
 }

@@ -1,13 +1,13 @@
-//! A source of one's own: pictures that are drawn when they are asked for. Storage of any kind comes in the same way.
+//! A custom source, whose images are generated when they are read. Any kind of storage can be added this way.
 //!
 //! `cargo run --release --example custom_source`
-#![allow(clippy::print_stdout, reason = "an example talks to its user")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use feedstock::source::{Source, SourceError, conformance};
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{ByteCount, Loader, SampleId};
 
-/// Plain squares as uncompressed BMP files: light ones and dark ones.
+/// Squares of one color as uncompressed BMP files: light ones and dark ones.
 struct Squares {
     classes: Vec<String>,
     count: u64,
@@ -35,12 +35,12 @@ impl Source for Squares {
         FILE_BYTES as u64
     }
 
-    // What an error will call this sample.
+    // Errors name the sample by this.
     fn name(&self, id: SampleId) -> String {
         format!("square {}", id.0)
     }
 
-    // Called from the reading threads, several at a time. What cannot be read is a `SourceError`, not a panic.
+    // Called from several threads at once. A sample that cannot be read is a `SourceError`, not a panic.
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         let (header, pixels) = out.split_at_mut(HEADER_BYTES);
         header.fill(0);
@@ -64,7 +64,7 @@ impl Source for Squares {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let squares = Squares { classes: vec!["light".to_owned(), "dark".to_owned()], count: 1000 };
-    // Worth a test in your own project: it reads samples twice, from several threads, and names the first breach.
+    // Checks the rules of the trait. Use it in a test of your own source.
     conformance::check(&squares)?;
 
     let loader = Loader::builder(squares)

@@ -98,10 +98,9 @@ impl Error {
             Error::Config(_) | Error::BatchesHeld { .. } | Error::Busy => ErrorKind::Config,
             Error::OverBudget(_) => ErrorKind::Budget,
             Error::Sample(_) | Error::TooManyBadSamples { .. } => ErrorKind::Data,
-            Error::Source(SourceError::Io { .. }) | Error::Thread(_) => ErrorKind::Io,
-            #[cfg(feature = "store")]
-            Error::Source(SourceError::Store(error)) if error.is_io() => ErrorKind::Io,
+            Error::Source(error) if error.is_io() => ErrorKind::Io,
             Error::Source(_) => ErrorKind::Data,
+            Error::Thread(_) => ErrorKind::Io,
             Error::Device(_) => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Ledger(_) | Error::WorkerDied => ErrorKind::Internal,
@@ -131,7 +130,7 @@ mod tests {
             None => Error::Config("the batch size is 0".to_owned()),
             Some(Error::Config(_)) => BudgetTooSmall::new(ByteCount(2), ByteCount(1), Vec::new()).into(),
             Some(Error::OverBudget(_)) => refused().expect_err("too much").into(),
-            Some(Error::Ledger(_)) => SourceError::Choice("nothing to mix".to_owned()).into(),
+            Some(Error::Ledger(_)) => SourceError::Selection("nothing to mix".to_owned()).into(),
             Some(Error::Source(_)) => bad().into(),
             Some(Error::Sample(_)) => {
                 Error::TooManyBadSamples { bad: 2, allowed: 1, samples: 9, latest: Box::new(bad()) }

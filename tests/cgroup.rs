@@ -45,7 +45,7 @@ struct Ran {
 
 /// Runs the program with these arguments in a group of its own, from a cold file cache.
 fn run_within(limit: u64, folder: &Path, args: &str) -> Ran {
-    hostile::forget(folder);
+    hostile::drop_page_cache(folder);
     let program = feedstock(words(args, folder));
     let group = Group::make(limit);
     let child = match &group {

@@ -88,7 +88,7 @@ fn folders_that_hold_no_data_are_refused_with_their_path() {
         ("missing", 5, "cannot open"),
         ("empty", 4, "no class folders"),
         ("loose", 4, "1 image directly in it but no class folders"),
-        ("classes", 4, "no image below"),
+        ("classes", 4, "with no images in them"),
         ("file", 4, "there are no samples in it"),
     ] {
         for verb in ["plan", "bench", "train"] {

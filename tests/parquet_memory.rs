@@ -98,7 +98,7 @@ fn what_is_held_never_passes_what_was_said() {
             let before = heap().unwrap().in_use;
             let source = ParquetOptions::new().mixed(1).open([&path]).unwrap();
             let index = heap().unwrap().in_use.0 - before.0;
-            let told = source.reading().held_bytes;
+            let told = source.io_profile().buffer_bytes;
             assert!(index <= source.index_bytes() + source.blocks().unwrap().bytes() + HARNESS, "{index} bytes");
 
             let mut outs: Vec<Vec<u8>> = (0..READERS).map(|_| vec![0; 96 << 10]).collect();
@@ -145,7 +145,7 @@ fn an_epoch_brings_each_row_once_and_its_row_groups_are_in_the_budget() {
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_dictionary_enabled(false);
     let path = write(folder.path(), properties.build(), jpeg);
     let source = Arc::new(ParquetOptions::new().open([&path]).unwrap());
-    let told = source.reading().held_bytes;
+    let told = source.io_profile().buffer_bytes;
     let builder = || {
         let transform = RandomResizedCrop::new(64).flip(0.5);
         Loader::builder(Arc::clone(&source)).transform(transform).batch_size(48).workers(1)

@@ -416,7 +416,7 @@ impl Source for Storage {
         self.reads.fetch_add(1, Ordering::Relaxed);
         if id.0 % self.every_bad == self.every_bad - 1 {
             let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-            return Err(SourceError::Io { doing: "open", path: self.name(id).into(), source });
+            return Err(SourceError::io("open", self.name(id), source));
         }
         self.samples.read_into(id, out)
     }

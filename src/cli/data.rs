@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use feedstock::decode::{Options, Quality};
 use feedstock::device::{self, Device, DeviceSpec};
 use feedstock::plan::{Profile, Row};
+pub(crate) use feedstock::source::readable;
 #[cfg(feature = "store")]
 use feedstock::source::store::{IN_FLIGHT, IN_FLIGHT_MAX};
 use feedstock::source::{OpenOptions, SHARD_EXTENSIONS, SHUFFLE_BUFFER};
@@ -139,19 +140,16 @@ impl Default for SourceArgs {
 impl SourceArgs {
     /// Opens data: lists a folder, indexes shards.
     pub(crate) fn open(&self, path: &Path) -> Result<Arc<dyn Source>, Failure> {
-        let options = OpenOptions {
-            shuffle_buffer: self.shuffle_buffer,
-            index_folder: None,
-            #[cfg(feature = "store")]
-            store: source::store::StoreOptions {
-                in_flight: self.store_requests as usize,
-                cache: match &self.store_cache {
-                    Some(folder) => Some(source::store::DiskCache::open(folder, self.store_cache_size)?),
-                    None => None,
-                },
-                ..Default::default()
+        let options = OpenOptions::new().shuffle_buffer(self.shuffle_buffer);
+        #[cfg(feature = "store")]
+        let options = options.store(source::store::StoreOptions {
+            in_flight: self.store_requests as usize,
+            cache: match &self.store_cache {
+                Some(folder) => Some(source::store::DiskCache::open(folder, self.store_cache_size)?),
+                None => None,
             },
-        };
+            ..Default::default()
+        });
         Ok(source::open_with(path, &options)?)
     }
 }
@@ -451,16 +449,6 @@ pub(crate) fn profile_json(folder: &dyn Source, profile: &Profile) -> Value {
         "working_max_bytes": profile.working_max.0,
         "unreadable": folder.unreadable_count(),
     })
-}
-
-/// Bytes of a path as text; those that are not UTF-8 as `\xFF`, so that names which differ in them still differ.
-pub(crate) fn readable(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
-    }
-    text
 }
 
 #[cfg(test)]

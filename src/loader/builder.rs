@@ -358,7 +358,7 @@ impl LoaderBuilder {
                 profile.encoded_total
             ));
         }
-        self.source.forget_pages(forget);
+        self.source.set_drop_page_cache(forget);
         let request = Request {
             batch_size: self.samples_per_batch(),
             spec,
@@ -369,7 +369,7 @@ impl LoaderBuilder {
             budget,
         };
         let reads_slots = self.device.as_ref().is_none_or(|device| device.reads_slots());
-        let reading = self.source.reading();
+        let reading = self.source.io_profile();
         let facts = Facts {
             cores: self.cpu_budget.resolve(host.cpus.workers_max_of(ranks)),
             cores_reason: match self.cpu_budget {
@@ -378,10 +378,10 @@ impl LoaderBuilder {
             },
             process_overhead: self.process_overhead,
             index: ByteCount(self.source.index_bytes() + self.source.blocks().map_or(0, Blocks::bytes)),
-            read_threads: reading.at_once.max(1),
-            reading: ByteCount(reading.held_bytes),
+            read_threads: reading.concurrency.max(1),
+            reading: ByteCount(reading.buffer_bytes),
             sampling: ByteCount(self.sampling.table_bytes(&*self.source)?),
-            source_in_memory: self.source.in_memory(),
+            source_in_memory: self.source.is_in_memory(),
             output_in_ram: self.device.as_ref().is_none_or(|device| device.counts_as_ram()),
             reads_slots,
             device_overhead: self.device.as_ref().map_or(ByteCount::ZERO, |device| device.host_overhead()),

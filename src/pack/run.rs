@@ -110,16 +110,16 @@ pub(super) fn run(
     let budget = settings.ram_budget.resolve(host.memory.available, 1);
     let ShardOf { index, of } = settings.shard_of;
     let shards = (index..cut.shard_count()).step_by(usize::try_from(of).unwrap_or(usize::MAX));
-    let reading = source.reading();
+    let reading = source.io_profile();
     let mut workers = settings.workers.unwrap_or(host.cpus.workers_max()).min(shards.clone().count().max(1));
     if source.blocks().is_some() {
         // Blocks come in the order of the shards: two workers would each want others.
         workers = 1;
-    } else if reading.held_bytes > 0 {
-        workers = workers.min(reading.at_once.max(1));
+    } else if reading.buffer_bytes > 0 {
+        workers = workers.min(reading.concurrency.max(1));
     }
     let report = ByteCount(SKIPPED_BYTES_MAX as u64);
-    let index_bytes = ByteCount(source.index_bytes()) + ByteCount(reading.held_bytes) + cut.bytes(source);
+    let index_bytes = ByteCount(source.index_bytes()) + ByteCount(reading.buffer_bytes) + cut.bytes(source);
     let needs = Needs {
         fixed: index_bytes + report,
         encoded_max: cut.encoded_max,

@@ -63,7 +63,7 @@ impl Treater<'_> {
     pub(super) fn read(&self, ids: &mut Peekable<impl Iterator<Item = SampleId>>, stored: &mut VecDeque<Stored>) {
         let Some(id) = ids.next() else { return };
         stored.push_back(Stored { id, read: self.room_for(id) });
-        let together_bytes = self.source.reading().together_bytes.min(ENCODED_BYTES_MAX);
+        let coalesce_bytes = self.source.io_profile().coalesce_bytes.min(ENCODED_BYTES_MAX);
         let mut bytes = self.source.encoded_bytes(id);
         while stored.back().is_some_and(|last| last.read.is_ok())
             && stored.len() < TOGETHER_MAX
@@ -71,7 +71,7 @@ impl Treater<'_> {
         {
             let of_sample = self.source.encoded_bytes(id);
             bytes = bytes.saturating_add(of_sample);
-            if bytes > together_bytes {
+            if bytes > coalesce_bytes {
                 break;
             }
             // Only the first is waited for.
@@ -84,7 +84,7 @@ impl Treater<'_> {
             .filter_map(|Stored { id, read }| Some(SampleRead::new(*id, &mut read.as_mut().ok()?.0)))
             .collect();
         self.source.read_many(&mut reads);
-        let done: Vec<_> = reads.into_iter().map(|read| read.done).collect();
+        let done: Vec<_> = reads.into_iter().map(|read| read.result).collect();
         for (stored, done) in stored.iter_mut().filter(|stored| stored.read.is_ok()).zip(done) {
             if let Err(error) = done {
                 stored.read = Err(bad("read", &error));

@@ -14,7 +14,7 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::decode::{Limits, Slab, decode_into, probe};
-use crate::source::{Blocks, MemorySource, Reading, SampleRead, SourceError};
+use crate::source::{Blocks, IoProfile, MemorySource, SampleRead, SourceError};
 use crate::transform::ResizeCenterCrop;
 use crate::{ErrorKind, Preprocessor, SampleId};
 
@@ -495,14 +495,14 @@ fn what_is_best_read_together_is_read_together_within_the_budget() {
     let three = 3 * (0..u64::from(SAMPLES)).map(bytes).max().unwrap();
     let none = Settings { ram_budget: with_budget(0).ram_budget, ..settings(Treatment::Stored) };
     let PackError::OverBudget { needed, .. } = refused(&source(), &none, Path::new("/nowhere")) else { panic!() };
-    for (together_bytes, room, most) in [(three, 1 << 20, 3..64), (three, 0, 1..64), (0, 1 << 20, 1..2)] {
-        let together = Together(source(), together_bytes, AtomicUsize::new(0));
+    for (coalesce_bytes, room, most) in [(three, 1 << 20, 3..64), (three, 0, 1..64), (0, 1 << 20, 1..2)] {
+        let together = Together(source(), coalesce_bytes, AtomicUsize::new(0));
         let ram_budget = RamBudget::Bytes(needed + ByteCount(room));
         let folder = tempdir().unwrap();
         let report = packed(&together, &Settings { ram_budget, ..settings(Treatment::Stored) }, folder.path());
         assert!(report.ram_peak <= needed + ByteCount(room));
         let read = together.2.into_inner();
-        assert!(most.contains(&read), "{read} at once of {together_bytes} bytes with room for {room}");
+        assert!(most.contains(&read), "{read} at once of {coalesce_bytes} bytes with room for {room}");
         assert!(contents(folder.path()) == contents(one_by_one.path()));
     }
 }
@@ -574,7 +574,7 @@ as_its_first!(Together {
         self.0.read_many(reads);
     }
 
-    fn reading(&self) -> Reading {
-        Reading { together_bytes: self.1, ..self.0.reading() }
+    fn io_profile(&self) -> IoProfile {
+        IoProfile { coalesce_bytes: self.1, ..self.0.io_profile() }
     }
 });

@@ -25,7 +25,7 @@ pub(super) fn start(context: &RunContext, to_read: &Receiver<Pooled<Chunk>>, to_
 
 fn read_all(context: &RunContext, to_read: &Receiver<Pooled<Chunk>>, to_work: &Sender<Pooled<Chunk>>) {
     let counters = &context.engine.counters.read;
-    let together = context.engine.config.source.reading().together_bytes > 0;
+    let together = context.engine.config.source.io_profile().coalesce_bytes > 0;
     loop {
         let since = Instant::now();
         let Ok(mut chunk) = to_read.recv() else { return };
@@ -113,7 +113,7 @@ fn read_together(context: &RunContext, chunk: &mut Chunk, since: Instant) -> Don
     context.engine.config.source.read_many(&mut reads);
     let (mut done, ended) = (Done::default(), Instant::now());
     for (job, read) in jobs.iter_mut().zip(reads) {
-        done.add(context, job, (read.done, read.out.len()), (since, ended));
+        done.add(context, job, (read.result, read.out.len()), (since, ended));
     }
     done
 }

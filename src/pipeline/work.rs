@@ -169,7 +169,7 @@ fn substitute(context: &RunContext, attempt: Attempt) -> SampleId {
     let mut rng = KeyedRng::new(sampling.seed_at(*seed, place), context.epoch, original, salt);
     match source.blocks() {
         Some(blocks) => {
-            let among = blocks.samples(blocks.of(original));
+            let among = blocks.samples(blocks.block_of(original));
             SampleId(among.start + rng.below(among.end - among.start))
         }
         None => sampling.substitute(original, source.label(original), count, (*seed, context.epoch), &mut rng),

@@ -32,7 +32,7 @@ impl Blocked {
 
     /// The sample at a place of the whole epoch.
     pub(super) fn at(&self, place: u64) -> SampleId {
-        let mixed = self.blocks.mixed();
+        let mixed = self.blocks.shuffle_window();
         let before = |block: usize| block.checked_sub(1).map_or(0, |before| self.ends[before]);
         let first = self.ends.partition_point(|&end| end <= place) / mixed * mixed;
         let last = (first + mixed).min(self.ends.len());
@@ -61,7 +61,7 @@ mod tests {
             let mut blocks = Blocks::new(ends, mixed);
             if in_runs {
                 let count = blocks.count();
-                blocks = blocks.in_runs((1..).map(|i| (i * run as u64).min(count)).take(sizes.len().div_ceil(run)).collect::<Vec<_>>());
+                blocks = blocks.with_runs((1..).map(|i| (i * run as u64).min(count)).take(sizes.len().div_ceil(run)).collect::<Vec<_>>());
             }
             let order = Blocked::new(&blocks, Seed(seed), epoch);
             let ids: Vec<SampleId> = (0..end).map(|place| order.at(place)).collect();
@@ -74,7 +74,7 @@ mod tests {
             let mut open = std::collections::BTreeSet::new();
             let mut begun = vec![];
             for id in ids {
-                let block = blocks.of(id);
+                let block = blocks.block_of(id);
                 if open.insert(block) {
                     begun.push(block);
                 }

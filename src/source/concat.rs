@@ -1,30 +1,29 @@
-//! Owns several sources as one, each after the other. It must never read anything itself, or let two samples have a name.
+//! Several sources as one, in their order.
 
 use std::mem::size_of;
 
-use super::{Blocks, Reading, SampleRead, Source, SourceError, Unreadable};
+use super::{Blocks, IoProfile, SampleRead, Source, SourceError, Unreadable, heap_size};
 use crate::sync::Arc;
 use crate::units::SampleId;
 
-/// Titles that the title of all of them names before it says how many more there are.
+/// Maximum number of titles in the joint title.
 const TITLES_MAX: usize = 4;
 
-/// What stands in a name between the title of its source and the rest.
+/// Separators between the title of a source and the rest of a sample's name.
 const SEPARATORS: [char; 4] = ['/', ':', '#', '!'];
 
-/// Entries that could not be read that are named, of all sources together.
+/// Maximum number of unreadable entries that are listed, over all sources.
 const UNREADABLE_MAX: usize = 1000;
 
 /// Several sources as one: the samples of the first, then those of the second, and so on.
 ///
-/// * Classes are known by name. Where all sources have the same list, that is the list; else it is the union of all,
-///   sorted bytewise, and labels are places in that (a note says so).
-/// * A sample is called what its source calls it. Where two sources might use the same name, `#2 ` in front says which
-///   source it is from; where names begin with the title of their source and titles differ, as with folders, they
-///   cannot.
-/// * Where any source has [`Blocks`], so has all: a source without is cut into blocks of the mean size of the others'.
+/// * Classes are matched by name. If all sources have the same list of classes, it is kept. Otherwise the classes are
+///   the union of all lists, sorted bytewise, and a note says so.
+/// * A sample keeps its name. If two sources could use the same name, the prefix `#2 ` tells the second source's. Names
+///   that begin with the title of their source, as those of folders, need no prefix unless titles are equal.
+/// * If any source has [`Blocks`], the others are divided into blocks of the mean size.
 ///
-/// An epoch takes samples from all sources alike; [`Sampling::mixed`](crate::Sampling::mixed) gives each its share.
+/// An epoch takes every sample once; [`Sampling::mixed`](crate::Sampling::mixed) sets the share of each source.
 ///
 /// ```
 /// use feedstock::SampleId;
@@ -44,7 +43,7 @@ const UNREADABLE_MAX: usize = 1000;
 /// ```
 pub struct Concat {
     parts: Box<[Part]>,
-    /// For each part, the sample after its last.
+    /// End of each part: the id after its last sample.
     ends: Box<[u64]>,
     classes: Vec<String>,
     blocks: Option<Blocks>,
@@ -54,28 +53,28 @@ pub struct Concat {
 
 struct Part {
     source: Arc<dyn Source>,
-    /// The label in all of each of its own; none where they are the same.
+    /// Joint label of each of its own labels. `None` if they are equal.
     labels: Option<Box<[u32]>>,
-    /// Whether its names say which part they are of.
+    /// Its names begin with the number of the part.
     numbered: bool,
 }
 
 impl Concat {
-    /// These sources, in this order.
+    /// Joins sources, in this order.
     ///
     /// # Errors
-    /// [`SourceError::Choice`] where there is none, or where they have more than 2^64 samples.
+    /// [`SourceError::Selection`] for an empty list, or for more than 2^64 samples.
     pub fn new(sources: impl IntoIterator<Item = Arc<dyn Source>>) -> Result<Self, SourceError> {
         let sources: Vec<Arc<dyn Source>> = sources.into_iter().collect();
         let Some(first) = sources.first() else {
-            return Err(SourceError::Choice("no sources were put together: give one at least".to_owned()));
+            return Err(SourceError::Selection("no sources to join: give at least one".to_owned()));
         };
         let mut ends = Vec::with_capacity(sources.len());
         let mut end = 0u64;
         for source in &sources {
             let Some(next) = end.checked_add(source.len()) else {
-                let what = format!("{} sources have more samples than can be counted", sources.len());
-                return Err(SourceError::Choice(what));
+                let what = format!("{} sources have more than 2^64 samples: join fewer", sources.len());
+                return Err(SourceError::Selection(what));
             };
             end = next;
             ends.push(end);
@@ -86,7 +85,8 @@ impl Concat {
         if !same {
             let (sources, classes) = (sources.len(), classes.len());
             notes.push(format!(
-                "the {sources} sources have different classes: labels are places in the union of them, {classes} sorted by name"
+                "the {sources} sources have different classes: labels index the union of them, {classes} classes \
+                 sorted by name"
             ));
         }
         for source in &sources {
@@ -95,14 +95,14 @@ impl Concat {
         let numbered = ambiguous(&sources);
         let parts = sources.iter().zip(numbered).map(|(source, numbered)| Part {
             source: source.clone(),
-            labels: (!same).then(|| places(source.classes(), &classes)),
+            labels: (!same).then(|| positions(source.classes(), &classes)),
             numbered,
         });
         let unreadable = sources.iter().flat_map(|source| source.unreadable()).take(UNREADABLE_MAX).cloned().collect();
         Ok(Concat { parts: parts.collect(), blocks: blocks(&sources), ends: ends.into(), classes, notes, unreadable })
     }
 
-    /// For each source, the sample after its last.
+    /// End of each source: the id after its last sample.
     #[must_use]
     pub fn ends(&self) -> &[u64] {
         &self.ends
@@ -113,13 +113,13 @@ impl Concat {
         self.parts.iter().map(|part| &part.source)
     }
 
-    /// The place of the source that a sample is of, and what it is there.
+    /// Index of the source of a sample, and the sample's id in that source.
     ///
     /// # Panics
     /// Panics if `id` is not in `0..len`.
     #[must_use]
     pub fn origin(&self, id: SampleId) -> (usize, SampleId) {
-        assert!(id.0 < self.len(), "{id} was asked of {} samples", self.len());
+        assert!(id.0 < self.len(), "{id} is outside of {} samples", self.len());
         let place = self.ends.partition_point(|&end| end <= id.0);
         (place, SampleId(id.0 - self.start(place)))
     }
@@ -166,7 +166,7 @@ impl Source for Concat {
     }
 
     fn read_many(&self, reads: &mut [SampleRead<'_>]) {
-        // Each source is asked for those of its samples that stand together.
+        // One call for each run of samples of the same source.
         for reads in reads.chunk_by_mut(|a, b| self.origin(a.id).0 == self.origin(b.id).0) {
             let Some(first) = reads.first() else { continue };
             let (place, _) = self.origin(first.id);
@@ -177,28 +177,23 @@ impl Source for Concat {
         }
     }
 
-    /// A source that is in it twice, or elsewhere as well, counts each time.
+    /// A source that is listed twice, or is used elsewhere too, counts each time.
     fn index_bytes(&self) -> u64 {
-        let strings = |list: &Vec<String>| {
-            list.capacity() * size_of::<String>() + list.iter().map(String::capacity).sum::<usize>()
-        };
         let labels =
             self.parts.iter().flat_map(|part| &part.labels).map(|labels| size_of_val(&**labels)).sum::<usize>();
-        let unreadable = self.unreadable.capacity() * size_of::<Unreadable>()
-            + self.unreadable.iter().map(|entry| entry.path.capacity() + entry.cause.capacity()).sum::<usize>();
         let own = size_of::<Self>()
             + size_of_val(&*self.parts)
             + size_of_val(&*self.ends)
-            + strings(&self.classes)
-            + strings(&self.notes)
-            + labels
-            + unreadable;
+            + heap_size::strings(&self.classes)
+            + heap_size::strings(&self.notes)
+            + heap_size::unreadable(&self.unreadable)
+            + labels;
         let of_parts = self.sources().map(|source| source.index_bytes() + source.blocks().map_or(0, Blocks::bytes));
         own as u64 + of_parts.sum::<u64>()
     }
 
-    fn in_memory(&self) -> bool {
-        self.sources().all(Source::in_memory)
+    fn is_in_memory(&self) -> bool {
+        self.sources().all(Source::is_in_memory)
     }
 
     fn title(&self) -> String {
@@ -211,7 +206,7 @@ impl Source for Concat {
         &self.notes
     }
 
-    /// Source by source; the first 1000.
+    /// The first 1000, source by source.
     fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable
     }
@@ -229,18 +224,19 @@ impl Source for Concat {
         self.blocks.as_ref()
     }
 
-    /// As many reads as the source that wants the most. All of them may be of one source, so what each holds is counted as
-    /// often as that is more than it asked for. Together goes what the least of those that want it so can take.
-    fn reading(&self) -> Reading {
-        let all: Vec<Reading> = self.sources().map(Source::reading).collect();
-        let at_once = all.iter().map(|reading| reading.at_once).max().unwrap_or(1);
-        let held =
-            |reading: &Reading| reading.held_bytes.saturating_mul(at_once.div_ceil(reading.at_once.max(1)) as u64);
-        let together = all.iter().map(|reading| reading.together_bytes).filter(|&bytes| bytes > 0);
-        Reading {
-            at_once,
-            held_bytes: all.iter().map(held).fold(0, u64::saturating_add),
-            together_bytes: together.min().unwrap_or(0),
+    /// Concurrency is the maximum of all sources. All reads may be of one source, so its buffers count as often as the
+    /// concurrency exceeds its own. The coalescing size is the minimum of those that are not 0.
+    fn io_profile(&self) -> IoProfile {
+        let all: Vec<IoProfile> = self.sources().map(Source::io_profile).collect();
+        let concurrency = all.iter().map(|profile| profile.concurrency).max().unwrap_or(1);
+        let buffers = all.iter().map(|profile| {
+            profile.buffer_bytes.saturating_mul(concurrency.div_ceil(profile.concurrency.max(1)) as u64)
+        });
+        let coalesce = all.iter().map(|profile| profile.coalesce_bytes).filter(|&bytes| bytes > 0);
+        IoProfile {
+            concurrency,
+            buffer_bytes: buffers.fold(0, u64::saturating_add),
+            coalesce_bytes: coalesce.min().unwrap_or(0),
         }
     }
 
@@ -250,7 +246,7 @@ impl Source for Concat {
         while let Some(&first) = rest.first() {
             let (place, _) = self.origin(first);
             let (start, end) = (self.start(place), self.ends[place]);
-            // They ascend, so those of one source stand together.
+            // Ids ascend, so those of one source are adjacent.
             let count = rest.iter().take_while(|id| (start..end).contains(&id.0)).count();
             of_part.clear();
             of_part.extend(rest[..count].iter().map(|id| SampleId(id.0 - start)));
@@ -259,8 +255,8 @@ impl Source for Concat {
         }
     }
 
-    fn forget_pages(&self, forget: bool) {
-        self.sources().for_each(|source| source.forget_pages(forget));
+    fn set_drop_page_cache(&self, drop: bool) {
+        self.sources().for_each(|source| source.set_drop_page_cache(drop));
     }
 }
 
@@ -270,6 +266,7 @@ impl std::fmt::Debug for Concat {
     }
 }
 
+/// Union of the classes of all sources, sorted bytewise.
 fn union(sources: &[Arc<dyn Source>]) -> Vec<String> {
     let mut all: Vec<String> = sources.iter().flat_map(|source| source.classes()).cloned().collect();
     all.sort_unstable();
@@ -277,40 +274,40 @@ fn union(sources: &[Arc<dyn Source>]) -> Vec<String> {
     all
 }
 
-/// The place of each class in a sorted list of all.
-fn places(own: &[String], all: &[String]) -> Box<[u32]> {
+/// Position of each class in the sorted list of all.
+fn positions(own: &[String], all: &[String]) -> Box<[u32]> {
     own.iter().map(|class| all.partition_point(|other| other < class) as u32).collect()
 }
 
-/// Whose names could be those of another source.
+/// Returns for each source true if its names could be those of another one.
 fn ambiguous(sources: &[Arc<dyn Source>]) -> Vec<bool> {
     let mut numbered = vec![sources.len() > 1; sources.len()];
     let mut known: Vec<(String, usize)> =
-        sources.iter().enumerate().filter_map(|(place, source)| Some((beginning(&**source)?, place))).collect();
+        sources.iter().enumerate().filter_map(|(place, source)| Some((common_prefix(&**source)?, place))).collect();
     known.sort_unstable();
-    for (at, (beginning, place)) in known.iter().enumerate() {
-        // In sorted order, the next shows whether any other begins like this.
-        numbered[*place] = known.get(at + 1).is_some_and(|(next, _)| next.starts_with(beginning));
+    for (at, (prefix, place)) in known.iter().enumerate() {
+        // In sorted order, a prefix of any other is a prefix of the next.
+        numbered[*place] = known.get(at + 1).is_some_and(|(next, _)| next.starts_with(prefix));
     }
     numbered
 }
 
-/// What all names of a source begin with, where that is its title: looked at are the first and the last.
-fn beginning(source: &dyn Source) -> Option<String> {
+/// Title and separator that all names of a source begin with, judged by the first name and the last.
+fn common_prefix(source: &dyn Source) -> Option<String> {
     let last = SampleId(source.len().checked_sub(1)?);
     let title = source.title();
     let title = title.trim_end_matches('/');
     let after = source.name(SampleId(0)).strip_prefix(title)?.chars().next()?;
-    let beginning = format!("{title}{after}");
-    // With the stroke behind it, `data` is no beginning of `data2`.
-    (SEPARATORS.contains(&after) && source.name(last).starts_with(&beginning)).then_some(beginning)
+    let prefix = format!("{title}{after}");
+    // The separator keeps `data` from being a prefix of `data2`.
+    (SEPARATORS.contains(&after) && source.name(last).starts_with(&prefix)).then_some(prefix)
 }
 
-/// The blocks of all sources, if any has some.
+/// Blocks of all sources, if any source has blocks.
 fn blocks(sources: &[Arc<dyn Source>]) -> Option<Blocks> {
     let all: Vec<&Blocks> = sources.iter().filter_map(|source| source.blocks()).collect();
-    // A source holds twice as many as it mixes: with the least of these, none is asked for more.
-    let mixed = all.iter().map(|blocks| blocks.mixed()).min()?;
+    // A source caches twice its shuffle window, so the minimum is within the cache of each.
+    let shuffle_window = all.iter().map(|blocks| blocks.shuffle_window()).min()?;
     let (samples, count) = all.iter().fold((0, 0), |sum, b| (sum.0 + b.sample_count(), sum.1 + b.count()));
     let mean = samples.checked_div(count).unwrap_or(1).max(1);
     let in_runs = all.iter().any(|blocks| blocks.run_count() < blocks.count());
@@ -324,15 +321,15 @@ fn blocks(sources: &[Arc<dyn Source>]) -> Option<Blocks> {
                 run_ends.extend((0..blocks.run_count()).map(|run| first + blocks.run(run).end));
             }
             None => {
-                let cut = 1..=source.len().div_ceil(mean);
-                ends.extend(cut.clone().map(|block| start + block.saturating_mul(mean).min(source.len())));
-                run_ends.extend(cut.map(|block| first + block));
+                let count = 1..=source.len().div_ceil(mean);
+                ends.extend(count.clone().map(|block| start + block.saturating_mul(mean).min(source.len())));
+                run_ends.extend(count.map(|block| first + block));
             }
         }
         start += source.len();
     }
-    let blocks = Blocks::new(ends, mixed);
-    Some(if in_runs { blocks.in_runs(run_ends) } else { blocks })
+    let blocks = Blocks::new(ends, shuffle_window);
+    Some(if in_runs { blocks.with_runs(run_ends) } else { blocks })
 }
 
 #[cfg(test)]

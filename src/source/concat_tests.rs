@@ -1,4 +1,4 @@
-//! Owns what is expected of sources put together. It must never touch storage but in a folder of its own.
+//! Tests of joined sources.
 
 use std::fs;
 
@@ -11,10 +11,10 @@ pub(in crate::source) struct Storage {
     samples: MemorySource,
     title: &'static str,
     blocks: Option<Blocks>,
-    reading: Reading,
+    io_profile: IoProfile,
     notes: Vec<String>,
     in_memory: bool,
-    /// What it was told to read ahead.
+    /// Ids of each `read_ahead` call.
     pub(in crate::source) ahead: Mutex<Vec<Vec<u64>>>,
 }
 
@@ -25,7 +25,7 @@ pub(in crate::source) fn storage(title: &'static str, classes: &[&str], labels: 
         samples: MemorySource::new(classes.iter().map(|&class| class.to_owned()).collect(), samples).unwrap(),
         title,
         blocks: None,
-        reading: Reading::default(),
+        io_profile: IoProfile::default(),
         notes: vec![],
         in_memory: true,
         ahead: Mutex::default(),
@@ -39,28 +39,21 @@ impl Storage {
 }
 
 impl Source for Storage {
-    fn len(&self) -> u64 {
-        self.samples.len()
-    }
-    fn classes(&self) -> &[String] {
-        self.samples.classes()
-    }
-    fn label(&self, id: SampleId) -> u32 {
-        self.samples.label(id)
-    }
-    fn encoded_bytes(&self, id: SampleId) -> u64 {
-        self.samples.encoded_bytes(id)
+    delegate! {
+        this => this.samples;
+        len() -> u64;
+        classes() -> &[String];
+        label(id: SampleId) -> u32;
+        encoded_bytes(id: SampleId) -> u64;
+        read_into(id: SampleId, out: &mut [u8]) -> Result<(), SourceError>;
     }
     fn name(&self, id: SampleId) -> String {
         format!("{}/{}", self.title, id.0)
     }
-    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
-        self.samples.read_into(id, out)
-    }
     fn index_bytes(&self) -> u64 {
         1000
     }
-    fn in_memory(&self) -> bool {
+    fn is_in_memory(&self) -> bool {
         self.in_memory
     }
     fn title(&self) -> String {
@@ -75,8 +68,8 @@ impl Source for Storage {
     fn blocks(&self) -> Option<&Blocks> {
         self.blocks.as_ref()
     }
-    fn reading(&self) -> Reading {
-        self.reading
+    fn io_profile(&self) -> IoProfile {
+        self.io_profile
     }
     fn read_ahead(&self, ids: &[SampleId]) {
         self.ahead.lock().unwrap().push(ids.iter().map(|id| id.0).collect());
@@ -92,7 +85,7 @@ fn names(source: &dyn Source) -> Vec<String> {
 }
 
 #[test]
-fn it_is_a_source_and_each_sample_is_what_it_was() {
+fn samples_keep_their_properties() {
     let empty = storage("empty", &["b"], &[]);
     let both = concat(vec![storage("a", &["b", "a"], &[0, 1, 1]), empty, storage("bb", &["c", "b"], &[0, 1])]);
     conformance::check(&both).unwrap();
@@ -121,12 +114,12 @@ fn equal_lists_of_classes_stay_as_they_are() {
 }
 
 #[test]
-fn names_that_could_meet_say_which_source_they_are_of() {
+fn ambiguous_names_get_the_number_of_their_source() {
     let of =
         |titles: &[&'static str]| names(&concat(titles.iter().map(|title| storage(title, &["x"], &[0])).collect()));
     assert_eq!(of(&["data", "data2"]), ["data/0", "data2/0"]);
     assert_eq!(of(&["data", "other", "data"]), ["#1 data/0", "other/0", "data/0"]);
-    // A class of the first may be the root of the second.
+    // A class of the second may be the root of the first.
     assert_eq!(of(&["data/cat", "data"]), ["data/cat/0", "#2 data/0"]);
     let memory = || Arc::new(MemorySource::new(vec!["x".into()], vec![(vec![1], 0)]).unwrap()) as Arc<dyn Source>;
     let both = Concat::new([memory(), memory()]).unwrap();
@@ -150,46 +143,47 @@ fn folders_keep_their_paths() {
 }
 
 #[test]
-fn what_all_of_them_say_comes_together() {
-    let reading = |at_once, held_bytes, together_bytes| Reading { at_once, held_bytes, together_bytes };
-    let first = Storage { reading: reading(2, 100, 0), notes: vec!["dusty".into()], ..storage("a", &["x"], &[0; 3]) };
-    let second = Storage { reading: reading(7, 10, 50), in_memory: false, ..storage("b", &["x"], &[0; 3]) };
+fn profiles_and_notes_are_joined() {
+    let profile = |concurrency, buffer_bytes, coalesce_bytes| IoProfile { concurrency, buffer_bytes, coalesce_bytes };
+    let first =
+        Storage { io_profile: profile(2, 100, 0), notes: vec!["dusty".into()], ..storage("a", &["x"], &[0; 3]) };
+    let second = Storage { io_profile: profile(7, 10, 50), in_memory: false, ..storage("b", &["x"], &[0; 3]) };
     let both = concat(vec![first, second]);
-    // Seven reads of the first may be under way at once.
-    assert_eq!(both.reading(), reading(7, 4 * 100 + 10, 50));
-    assert_eq!((both.in_memory(), both.notes()), (false, &["a: dusty".to_owned()][..]));
-    assert!(concat(vec![storage("a", &["x"], &[0])]).in_memory());
+    // All seven concurrent reads may be of the first.
+    assert_eq!(both.io_profile(), profile(7, 4 * 100 + 10, 50));
+    assert_eq!((both.is_in_memory(), both.notes()), (false, &["a: dusty".to_owned()][..]));
+    assert!(concat(vec![storage("a", &["x"], &[0])]).is_in_memory());
 }
 
 #[test]
-fn reading_ahead_is_told_to_each_source_in_its_own_ids() {
+fn read_ahead_translates_ids_for_each_source() {
     let parts =
         [storage("a", &["x"], &[0; 3]), storage("b", &["x"], &[0; 2]), storage("c", &["x"], &[0; 4])].map(Arc::new);
     let all = Concat::new(parts.iter().map(|part| part.clone() as Arc<dyn Source>)).unwrap();
     all.read_ahead(&[0, 2, 5, 8].map(SampleId));
     all.read_ahead(&[]);
-    let told = parts.map(|part| part.ahead.lock().unwrap().clone());
-    assert_eq!(told, [vec![vec![0, 2]], vec![], vec![vec![0, 3]]]);
+    let announced = parts.map(|part| part.ahead.lock().unwrap().clone());
+    assert_eq!(announced, [vec![vec![0, 2]], vec![], vec![vec![0, 3]]]);
 }
 
 #[test]
-fn reads_of_several_go_to_each_source_in_its_own_ids() {
+fn read_many_translates_ids_for_each_source() {
     let all = concat(vec![storage("a", &["x"], &[0; 3]), storage("bb", &["x"], &[0; 2])]);
     let ids = [3, 4, 0, 3].map(SampleId);
     let mut outs = [1, 2, 1, 1].map(|bytes| vec![0; bytes]);
     let mut reads: Vec<SampleRead<'_>> = ids.iter().zip(&mut outs).map(|(&id, out)| SampleRead::new(id, out)).collect();
     all.read_many(&mut reads);
-    assert!(reads.iter().map(|read| read.id).eq(ids) && reads.iter().all(|read| read.done.is_ok()));
+    assert!(reads.iter().map(|read| read.id).eq(ids) && reads.iter().all(|read| read.result.is_ok()));
     assert_eq!(outs, [vec![32], vec![33; 2], vec![16], vec![32]]);
 }
 
 #[test]
-fn blocks_are_joined_and_what_has_none_is_cut() {
+fn sources_without_blocks_are_divided() {
     assert_eq!(concat(vec![storage("a", &["x"], &[0])]).blocks(), None);
-    let blocked = |runs: Option<Vec<u64>>, mixed| {
-        let blocks = Blocks::new([3, 5], mixed);
+    let blocked = |runs: Option<Vec<u64>>, shuffle_window| {
+        let blocks = Blocks::new([3, 5], shuffle_window);
         storage("a", &["x"], &[0; 5]).in_blocks(match runs {
-            Some(runs) => blocks.in_runs(runs),
+            Some(runs) => blocks.with_runs(runs),
             None => blocks,
         })
     };
@@ -198,15 +192,15 @@ fn blocks_are_joined_and_what_has_none_is_cut() {
     // The mean of 3, 2, 3 and 2 is 2.
     assert_eq!(both.blocks(), Some(&Blocks::new([2, 4, 6, 7, 10, 12, 15, 17], 2)));
     let runs = concat(vec![blocked(Some(vec![2]), 2), plain(), blocked(None, 2)]);
-    let joined = Blocks::new([3, 5, 7, 9, 11, 12, 15, 17], 2).in_runs([2, 3, 4, 5, 6, 7, 8]);
+    let joined = Blocks::new([3, 5, 7, 9, 11, 12, 15, 17], 2).with_runs([2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(runs.blocks(), Some(&joined));
     conformance::check(&runs).unwrap();
 }
 
 #[test]
-fn nothing_put_together_is_refused() {
+fn an_empty_list_is_refused() {
     let error = Concat::new([]).unwrap_err();
-    assert_eq!(error.to_string(), "no sources were put together: give one at least");
+    assert_eq!(error.to_string(), "no sources to join: give at least one");
     let none = concat(vec![storage("a", &["x"], &[])]);
     assert!(none.is_empty());
     conformance::check(&none).unwrap();

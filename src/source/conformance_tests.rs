@@ -1,4 +1,4 @@
-//! Owns the faulty sources that the check has to find out. It must never let a fault go by another name.
+//! Faulty sources, each of which the conformance check must detect by name.
 
 use super::super::{SourceError, Unreadable};
 use super::*;
@@ -11,7 +11,7 @@ struct Faulty {
     classes: Vec<String>,
     fault: &'static str,
     calls: AtomicU64,
-    told: AtomicBool,
+    announced: AtomicBool,
     blocks: OnceLock<Blocks>,
 }
 
@@ -21,7 +21,7 @@ impl Faulty {
             classes: vec!["a".into(), "b".into()],
             fault,
             calls: AtomicU64::new(0),
-            told: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
             blocks: OnceLock::new(),
         }
     }
@@ -48,7 +48,7 @@ impl Source for Faulty {
     fn label(&self, id: SampleId) -> u32 {
         match self.fault {
             "label" => id.0 as u32,
-            "told" => u32::from(self.told.load(Ordering::Relaxed)),
+            "announced" => u32::from(self.announced.load(Ordering::Relaxed)),
             "labels" => u32::from(self.has_read()),
             _ => 1,
         }
@@ -76,7 +76,7 @@ impl Source for Faulty {
             "read" => {
                 return Err(SourceError::Changed { path: "x".into(), indexed_bytes: 16, found_bytes: 1 });
             }
-            "panic" if calls >= 27 => panic!("a fault that this test asked for"),
+            "panic" if calls >= 27 => panic!("a fault of this test"),
             _ => {}
         }
         Ok(())
@@ -86,7 +86,7 @@ impl Source for Faulty {
             match self.fault {
                 "many" => read.out.fill(1),
                 "moved" => read.id.0 += 1,
-                _ => read.done = self.read_into(read.id, read.out),
+                _ => read.result = self.read_into(read.id, read.out),
             }
         }
     }
@@ -118,16 +118,16 @@ impl Source for Faulty {
             _ => None,
         }
     }
-    fn reading(&self) -> Reading {
+    fn io_profile(&self) -> IoProfile {
         match self.fault {
-            "no reads" => Reading { at_once: 0, ..Reading::default() },
-            "more held" if self.has_read() => Reading { held_bytes: 1, ..Reading::default() },
-            _ => Reading::default(),
+            "no concurrency" => IoProfile { concurrency: 0, ..IoProfile::default() },
+            "more buffers" if self.has_read() => IoProfile { buffer_bytes: 1, ..IoProfile::default() },
+            _ => IoProfile::default(),
         }
     }
     fn read_ahead(&self, ids: &[SampleId]) {
-        assert!(self.fault != "hint" || !ids.is_empty(), "a fault that this test asked for");
-        self.told.store(true, Ordering::Relaxed);
+        assert!(self.fault != "hint" || !ids.is_empty(), "a fault of this test");
+        self.announced.store(true, Ordering::Relaxed);
     }
 }
 
@@ -137,27 +137,27 @@ fn each_fault_is_found_and_named() {
         ("len", "it must never change"),
         ("empty", "is_empty() is true"),
         ("label", "sample 2 ('sample 2') has label 2, but there are 2 classes"),
-        ("size", "must be the same each time"),
-        ("huge", "no memory for"),
-        ("name", "sample 0 has no name"),
-        ("twins", "sample 0 and sample 1 are both called 'twin'"),
-        ("short", "two reads gave different bytes"),
-        ("many", "sample 3 ('sample 3'): read_many gave other bytes than read_into"),
+        ("size", "they must never change"),
+        ("huge", "cannot allocate"),
+        ("name", "sample 0 has an empty name"),
+        ("twins", "sample 0 and sample 1 are both named 'twin'"),
+        ("short", "two reads returned different bytes"),
+        ("many", "sample 3 ('sample 3'): read_many returned other bytes than read_into"),
         ("moved", "sample 3 ('sample 3') was sample 4 after read_many"),
-        ("threads", "reads from several threads gave different bytes"),
+        ("threads", "reads from several threads returned different bytes"),
         ("read", "cannot be read: x had 16 bytes"),
         ("panic", "a read panicked"),
         ("title", "title() is empty"),
-        ("titles", "title() was 'faulty' and is 'another' after reading"),
+        ("titles", "title() was 'faulty' and is 'another' after reads"),
         ("unreadable", "unreadable_count() is 0, but unreadable() lists 1"),
         ("dimensions", "dimensions were Some((7, 0)) and are Some((7, 1))"),
-        ("blocks", "len() is 9, but there are 8 samples in blocks()"),
-        ("other blocks", "blocks() are others than before after reading"),
-        ("no reads", "reading() wants 0 reads at once"),
-        ("more held", "held_bytes: 1, together_bytes: 0 } after reading"),
+        ("blocks", "len() is 9, but blocks() has 8 samples"),
+        ("other blocks", "blocks() changed after reads"),
+        ("no concurrency", "io_profile().concurrency is 0"),
+        ("more buffers", "buffer_bytes: 1, coalesce_bytes: 0 } after reads"),
         ("hint", "read_ahead of 0 samples panicked"),
-        ("told", "have changed since it was read, from (0, 16"),
-        ("labels", "have changed since it was read, from (0, 16"),
+        ("announced", "changed during reads, from (0, 16"),
+        ("labels", "changed during reads, from (0, 16"),
     ] {
         let breach = check(&Faulty::with(fault)).expect_err(fault);
         assert!(breach.contains(text), "{fault}: {breach}");
@@ -165,7 +165,7 @@ fn each_fault_is_found_and_named() {
     assert_eq!(check(&Faulty::with("none")), Ok(()));
 }
 
-/// A source that notes the block of each read.
+/// A source that records the block of each read.
 struct Blocked {
     classes: Vec<String>,
     blocks: Blocks,
@@ -190,7 +190,7 @@ impl Source for Blocked {
     }
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         out.fill(id.0 as u8);
-        self.reads.lock().expect("no panic").push(self.blocks.of(id));
+        self.reads.lock().expect("no panic").push(self.blocks.block_of(id));
         Ok(())
     }
     fn index_bytes(&self) -> u64 {
@@ -202,21 +202,21 @@ impl Source for Blocked {
 }
 
 #[test]
-fn what_comes_in_blocks_is_read_block_by_block() {
-    for (blocks, runs, looked_at) in [
+fn blocks_are_read_one_after_another() {
+    for (blocks, runs, checked) in [
         (30, None, (0..30).collect::<Vec<u64>>()),
         (1000, None, (0..16).map(|i| i * 999 / 15).collect()),
         (1000, Some(vec![10, 600, 1000]), vec![0, 10, 600]),
     ] {
         let all = Blocks::new((1..=blocks).map(|block| block * 7).collect::<Vec<u64>>(), 2);
-        let all = runs.into_iter().fold(all, Blocks::in_runs);
+        let all = runs.into_iter().fold(all, Blocks::with_runs);
         let source = Blocked { classes: vec!["a".into()], blocks: all, reads: Mutex::default() };
         assert_eq!(check(&source), Ok(()));
         let reads = source.reads.into_inner().expect("no panic");
-        // Alone, each block is done before the next is begun.
-        let alone = &reads[..looked_at.len() * 14];
-        assert_eq!(alone.chunk_by(|a, b| a == b).map(|block| block[0]).collect::<Vec<_>>(), looked_at);
-        assert_eq!(reads.len(), looked_at.len() * 7 * 7);
+        // The single reads finish a block before the next.
+        let alone = &reads[..checked.len() * 14];
+        assert_eq!(alone.chunk_by(|a, b| a == b).map(|block| block[0]).collect::<Vec<_>>(), checked);
+        assert_eq!(reads.len(), checked.len() * 7 * 7);
     }
 }
 

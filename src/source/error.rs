@@ -1,203 +1,278 @@
-//! Owns what can go wrong with a source, in words that name the path, the numbers and what to do next.
-//! It must never know about any single source's inner parts.
+//! Errors of sources.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::scan::{IMAGE_EXTENSIONS, Unreadable};
+use super::extensions::IMAGE_EXTENSIONS;
+#[cfg(feature = "store")]
+use super::store::error::StoreError;
+use crate::sync::Arc;
 
-/// What went wrong with a source, with the path and the numbers.
-#[derive(Debug)]
+/// An error of a source: the path, the place in it and the numbers.
+///
+/// `Display` writes the error's own message; the cause, where there is one, is in
+/// [`source`](std::error::Error::source).
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// The operating system refused something.
+    /// The operating system refused an operation.
+    #[error("cannot {doing} {}{}", path.display(), io_hint(source))]
     Io {
-        /// What was being done: "open", "read", "list".
+        /// The operation: "open", "read", "list".
         doing: &'static str,
-        /// To which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// What it said.
-        source: io::Error,
+        /// The error of the operating system.
+        source: Arc<io::Error>,
     },
     /// A file has another size than when it was indexed.
+    #[error(
+        "{} had {indexed_bytes} bytes when it was indexed and now has {found_bytes}: leave the data alone during a \
+         run, or open the source again", path.display()
+    )]
     Changed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its size in the index, bytes.
         indexed_bytes: u64,
-        /// Its size now (or as far as it could be read), bytes.
+        /// Its size now, or the part of it that could be read, bytes.
         found_bytes: u64,
     },
-    /// Something else stands where an image was indexed.
+    /// A path that was indexed as an image is no regular file any more.
+    #[error(
+        "{} was an image file when it was indexed and is {found} now: leave the data alone during a run, or open the \
+         source again", path.display()
+    )]
     NotAFile {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What stands there: "a folder", "a FIFO".
+        /// The kind of file that was found: "a folder", "a FIFO".
         found: &'static str,
     },
-    /// The root of an image folder is something else.
+    /// The root of an image folder is not a folder.
+    #[error(
+        "{} is not a folder: give the folder that holds the class folders, as in <folder>/<class>/<image>",
+        path.display()
+    )]
     NotAFolder {
-        /// Which path.
+        /// The root.
         path: PathBuf,
     },
-    /// The root has no class folder.
+    /// The root of an image folder has no class folder.
+    #[error(
+        "{} has no class folders{}: put the images of each class into a folder, as in <folder>/<class>/<image>{}",
+        path.display(), loose_images(*loose_image_count), FirstUnreadable(unreadable)
+    )]
     NoClasses {
         /// The root.
         path: PathBuf,
-        /// Images that lie directly in it.
+        /// Number of images directly in the root.
         loose_image_count: u64,
-        /// The first entry of it that could not be read, if any.
+        /// The first entry of the root that could not be read, if any.
         unreadable: Option<Unreadable>,
     },
-    /// There are class folders, but not one image in them.
+    /// The class folders hold no images.
+    #[error(
+        "{} has {} with no images in them ({}); images are recognized by their extensions: {}{}",
+        path.display(), counted(*class_count as u64, "class folder"), counted(*other_file_count, "other file"),
+        IMAGE_EXTENSIONS.join(", "), FirstUnreadable(unreadable)
+    )]
     NoImages {
         /// The root.
         path: PathBuf,
-        /// How many class folders it has.
+        /// Number of class folders.
         class_count: usize,
-        /// Files in them whose names have no image extension.
+        /// Number of files without an image extension.
         other_file_count: u64,
         /// The first entry that could not be read, if any.
         unreadable: Option<Unreadable>,
     },
-    /// More folders than a scan follows.
+    /// A scan found more folders than it follows.
+    #[error(
+        "{} leads to more than {folder_count_max} folders: remove symbolic links that multiply each other, or give a \
+         folder closer to the images", path.display()
+    )]
     TooManyFolders {
         /// The root.
         path: PathBuf,
-        /// How many a scan follows.
+        /// Limit of the scan.
         folder_count_max: u64,
     },
-    /// A pattern of shards that stands for none.
+    /// A pattern that matches no shards.
+    #[error("'{pattern}' matches no shards: {cause}")]
     Pattern {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The reason.
         cause: String,
     },
-    /// A sample's label has no class.
+    /// A label without a class.
+    #[error(
+        "sample {index} has label {label}, but there are {class_count} classes: a label is an index into the list of \
+         classes, from 0"
+    )]
     LabelOutOfRange {
-        /// The place of the sample in what was given.
+        /// Index of the sample in the list that was given.
         index: usize,
         /// Its label.
         label: u32,
-        /// How many classes there are.
+        /// Number of classes.
         class_count: usize,
     },
-    /// The block that a sample is in could not be read.
-    Block {
-        /// Why, with the path where there is one.
-        cause: String,
+    /// A read panicked in another thread while this one waited for the same block of samples.
+    #[error("the thread that read the block of this sample panicked; its message is in the program's output")]
+    BlockPanicked,
+    /// Memory that could not be allocated.
+    #[error("cannot allocate {bytes} bytes for a block of samples: free memory, or lower the shuffle buffer")]
+    OutOfMemory {
+        /// Size of the allocation, bytes.
+        bytes: usize,
     },
-    /// A file of samples, or a place in it, cannot be used.
-    Unusable {
-        /// Which file.
+    /// A file, or a part of it, that is damaged.
+    #[error("{}: {cause}", At(path, place))]
+    Damaged {
+        /// The file.
         path: PathBuf,
-        /// Where in it: "row group 2, row 7", "at byte 512". Empty: all of it.
+        /// The place in it: "row group 2, row 7", "at byte 512". Empty for the whole file.
         place: String,
-        /// What is wrong, and what to do.
+        /// The damage, and the remedy.
         cause: String,
     },
-    /// Sources cannot be put together or divided like this: what was asked, and what there is.
-    Choice(String),
-    /// Something went wrong with an object store.
+    /// A file that is larger than its limit.
+    #[error("{} has {bytes} bytes, and at most {bytes_max} are read: make it smaller, or move it away", path.display())]
+    TooLarge {
+        /// The file or object.
+        path: PathBuf,
+        /// Its size, bytes.
+        bytes: u64,
+        /// The limit, bytes.
+        bytes_max: u64,
+    },
+    /// A file that is sound and cannot be used: its format is not supported, it has no samples, or its classes do not
+    /// fit those of other files.
+    #[error("{}: {cause}", At(path, place))]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// The place in it: "row group 2, row 7", "at byte 512". Empty for the whole file.
+        place: String,
+        /// The reason, and the remedy.
+        cause: String,
+    },
+    /// Sources that cannot be joined or divided as requested.
+    #[error("{0}")]
+    Selection(String),
+    /// An error of an object store.
     #[cfg(feature = "store")]
-    Store(Box<super::store::StoreError>),
+    #[error(transparent)]
+    Store(Box<StoreError>),
 }
 
 impl SourceError {
-    /// Something is wrong with a file, or with what lies at a byte of it.
-    pub(super) fn unusable(path: &Path, offset: Option<u64>, cause: impl Into<String>) -> Self {
-        let place = offset.map_or(String::new(), |offset| format!("at byte {offset}"));
-        SourceError::Unusable { path: path.into(), place, cause: cause.into() }
+    /// Creates an error of the operating system: it could not do `doing` ("open", "read") to `path`.
+    pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        SourceError::Io { doing, path: path.into(), source: Arc::new(source.into()) }
     }
-}
 
-impl fmt::Display for SourceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Returns true if a file or object does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
         match self {
-            Self::Io { doing, path, source } => {
-                write!(f, "cannot {doing} {}: {source}", path.display())?;
-                match source.kind() {
-                    io::ErrorKind::NotFound => f.write_str("; check the path, and whether it was moved or deleted"),
-                    io::ErrorKind::PermissionDenied => {
-                        f.write_str("; check the permissions of it and of the folders above it")
-                    }
-                    _ => Ok(()),
-                }
-            }
-            Self::Changed { path, indexed_bytes, found_bytes } => write!(
-                f,
-                "{} had {indexed_bytes} bytes when it was indexed and now has {found_bytes}: leave the data alone \
-                 during a run, or open the source again",
-                path.display()
-            ),
-            Self::NotAFile { path, found } => write!(
-                f,
-                "{} was an image file when it was indexed and is {found} now: leave the data alone during a run, or \
-                 open the source again",
-                path.display()
-            ),
-            Self::NotAFolder { path } => write!(
-                f,
-                "{} is not a folder: give the folder that holds the class folders, as in <folder>/<class>/<image>",
-                path.display()
-            ),
-            Self::NoClasses { path, loose_image_count: 0, unreadable } => {
-                write!(
-                    f,
-                    "{} has no class folders: it should hold one folder for each class, as in <folder>/<class>/<image>",
-                    path.display()
-                )?;
-                first_unreadable(f, unreadable.as_ref())
-            }
-            Self::NoClasses { path, loose_image_count, unreadable } => {
-                write!(
-                    f,
-                    "{} has {} directly in it but no class folders: put each class in a folder of its own, as in \
-                     <folder>/<class>/<image>",
-                    path.display(),
-                    counted(*loose_image_count, "image")
-                )?;
-                first_unreadable(f, unreadable.as_ref())
-            }
-            Self::NoImages { path, class_count, other_file_count, unreadable } => {
-                write!(
-                    f,
-                    "{} has {} but no image below ({}); images are known by their extensions: {}",
-                    path.display(),
-                    counted(*class_count as u64, "class folder"),
-                    counted(*other_file_count, "other file"),
-                    IMAGE_EXTENSIONS.join(", ")
-                )?;
-                first_unreadable(f, unreadable.as_ref())
-            }
-            Self::TooManyFolders { path, folder_count_max } => write!(
-                f,
-                "{} leads to more than {folder_count_max} folders: do symbolic links in it multiply each other? Take \
-                 them out, or point closer to the images",
-                path.display()
-            ),
-            Self::Pattern { pattern, cause } => write!(f, "'{pattern}' stands for no shards: {cause}"),
-            Self::LabelOutOfRange { index, label, class_count } => write!(
-                f,
-                "sample {index} has label {label}, but there are {class_count} classes: a label is a place in the \
-                 list of classes, from 0"
-            ),
-            Self::Block { cause } => write!(f, "the block that this sample is in could not be read: {cause}"),
-            Self::Unusable { path, place, cause } if place.is_empty() => write!(f, "{}: {cause}", path.display()),
-            Self::Unusable { path, place, cause } => write!(f, "{}, {place}: {cause}", path.display()),
-            Self::Choice(what) => f.write_str(what),
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
             #[cfg(feature = "store")]
-            Self::Store(error) => error.fmt(f),
+            Self::Store(error) => error.is_not_found(),
+            _ => false,
         }
     }
+
+    /// Returns true if storage, or the way to it, failed, rather than the data or the request.
+    #[must_use]
+    pub fn is_io(&self) -> bool {
+        match self {
+            Self::Io { .. } => true,
+            #[cfg(feature = "store")]
+            Self::Store(error) => error.is_io(),
+            _ => false,
+        }
+    }
+
+    /// Creates an error for a file, or for a byte offset in it, that is sound and cannot be used.
+    pub(super) fn unusable(path: &Path, offset: Option<u64>, cause: impl Into<String>) -> Self {
+        SourceError::Unusable { path: path.into(), place: at_byte(offset), cause: cause.into() }
+    }
+
+    /// Creates an error for a file, or for a byte offset in it, that is damaged.
+    pub(super) fn damaged(path: &Path, offset: Option<u64>, cause: impl Into<String>) -> Self {
+        SourceError::Damaged { path: path.into(), place: at_byte(offset), cause: cause.into() }
+    }
+
+    /// The message, followed by the messages of all causes.
+    pub(crate) fn full_message(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    }
 }
 
-fn first_unreadable(f: &mut fmt::Formatter<'_>, unreadable: Option<&Unreadable>) -> fmt::Result {
-    match unreadable {
-        Some(entry) => write!(f, "; something in it could not be read: {entry}"),
-        None => Ok(()),
+#[cfg(feature = "store")]
+impl From<StoreError> for SourceError {
+    fn from(error: StoreError) -> Self {
+        SourceError::Store(Box::new(error))
+    }
+}
+
+/// A folder entry or shard member that may be or hold a sample and could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unreadable {
+    /// Path of the entry, or of the shard.
+    pub path: PathBuf,
+    /// Reason, with the place in the shard.
+    pub cause: String,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.cause)
+    }
+}
+
+fn at_byte(offset: Option<u64>) -> String {
+    offset.map_or(String::new(), |offset| format!("at byte {offset}"))
+}
+
+fn io_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => " (check the path, and whether it was moved or deleted)",
+        io::ErrorKind::PermissionDenied => " (check the permissions of it and of the folders above it)",
+        _ => "",
+    }
+}
+
+fn loose_images(count: u64) -> String {
+    if count > 0 { format!(", but {} directly in it", counted(count, "image")) } else { String::new() }
+}
+
+/// A path and a place in it, which may be empty.
+struct At<'a>(&'a Path, &'a str);
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.1.is_empty() { "" } else { ", " };
+        write!(f, "{}{separator}{}", self.0.display(), self.1)
+    }
+}
+
+struct FirstUnreadable<'a>(&'a Option<Unreadable>);
+
+impl fmt::Display for FirstUnreadable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |entry| write!(f, "; an entry in it could not be read: {entry}"))
     }
 }
 
@@ -206,6 +281,12 @@ pub(super) fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The text already carries what the operating system said, so there is no `source()` to print a second time; the
-/// `io::Error` itself is a field of [`SourceError::Io`].
-impl std::error::Error for SourceError {}
+/// Maximum number of names in a message.
+const NAMES_MAX: usize = 8;
+
+/// The first eight names of a list, and a mark if there are more.
+pub(super) fn first_names<T: AsRef<str>>(names: &[T]) -> String {
+    let first: Vec<&str> = names.iter().take(NAMES_MAX).map(AsRef::as_ref).collect();
+    let more = if names.len() > NAMES_MAX { ", ..." } else { "" };
+    format!("{}{more}", first.join(", "))
+}

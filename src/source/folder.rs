@@ -1,31 +1,27 @@
-//! Owns the image folder: one folder for each class, images in them at any depth, read by plain system calls.
-//! It must never decode, and it keeps no file open between two reads, only the root.
+//! Image folder: one folder for each class, with images at any depth. No file but the root stays open between reads.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::mem::size_of;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use rustix::fs::{Advice, CWD, FileType, Mode, OFlags, fadvise, fstat, openat};
 use rustix::io::{Errno, read, retry_on_intr};
 
-use super::error::counted;
+use super::error::{counted, first_names};
 use super::index::Index;
-use super::scan::{Scan, Unreadable, open_directory, scan, special_kind};
-use super::{Source, SourceError};
+use super::path::readable;
+use super::scan::{Scan, open_directory, scan, special_kind};
+use super::{Source, SourceError, Unreadable, heap_size};
 use crate::sync::{AtomicBool, Ordering};
 use crate::units::SampleId;
 
-/// Scanning threads where nobody asks for a number: as many as there are cores, and at least this many, for a network
-/// file system answers several questions as fast as one.
+/// Minimum number of scanning threads by default. A network file system answers several requests as fast as one.
 const SCAN_THREADS_MIN: usize = 4;
-
-/// Classes that a note names before it says "and so on".
-const NOTE_NAMES_MAX: usize = 8;
 
 /// A folder of class folders, as torchvision's `ImageFolder` reads it.
 ///
@@ -35,22 +31,23 @@ const NOTE_NAMES_MAX: usize = 8;
 /// train/dog/3.png
 /// ```
 ///
-/// * Each folder directly below the root is a class. Classes are sorted by name, bytewise; the place in that order is
-///   the label. A class folder without images stays a class, so that labels do not shift, and is named in [`notes`].
+/// * Each folder directly below the root is a class. Classes are sorted by name, bytewise, and the position in that
+///   order is the label. A class folder without images stays a class, so that labels do not shift, and is named in
+///   [`notes`].
 /// * Each file with an image extension ([`IMAGE_EXTENSIONS`], any case) at any depth below a class folder is a sample.
 ///   In a class, samples are sorted by the path of their folder, then by name, bytewise: torchvision's order.
-/// * Symbolic links to files and folders are followed; one that leads back to a folder above itself is not, and is
+/// * Symbolic links to files and folders are followed. A link to a folder above itself is not followed, and is
 ///   reported.
-/// * Names that begin with a dot are passed over, unlike in torchvision: `.ipynb_checkpoints` is no class and macOS's
-///   `._1.jpg` no image. Their number is in [`notes`].
-/// * What might be a sample or hold some and cannot be read (a folder without permission, a dangling link, a FIFO called
-///   `1.jpg`) is listed in [`unreadable`]. Whether a file may be opened and holds an image shows when it is read; an
-///   empty file is a sample that no decoder will accept.
+/// * Names that begin with a dot are skipped, unlike in torchvision: `.ipynb_checkpoints` is not a class and macOS's
+///   `._1.jpg` is not an image. Their number is in [`notes`].
+/// * Entries that may be or hold samples and cannot be read (a folder without permission, a dangling link, a FIFO named
+///   `1.jpg`) are listed in [`unreadable`]. Image files are first opened when they are read: an empty file is a sample
+///   that does not decode.
 ///
-/// Names may be any bytes. Where they are shown as text, bytes that are not UTF-8 are written `\xFF`.
+/// Names may be any bytes. In text, bytes that are not UTF-8 are written `\xFF`.
 ///
-/// The index takes about 11 bytes a sample for names such as ImageNet's; in a tree with a folder for each image, about 40
-/// bytes and the length of the path.
+/// The index takes about 11 bytes a sample for names such as ImageNet's, and about 40 bytes and the length of the path
+/// in a tree with a folder for each image.
 ///
 /// # Example
 /// ```no_run
@@ -80,33 +77,32 @@ pub struct ImageFolder {
     unreadable: Vec<Unreadable>,
     unreadable_count: u64,
     notes: Vec<String>,
-    /// Whether the page cache is given back after each read.
-    forget_pages: AtomicBool,
+    drop_page_cache: AtomicBool,
 }
 
 impl ImageFolder {
     /// Scans a folder and indexes what it finds.
     ///
     /// # Errors
-    /// * [`SourceError::Io`] where the root cannot be opened or listed.
-    /// * [`SourceError::NotAFolder`], [`SourceError::NoClasses`], [`SourceError::NoImages`] where it is no folder of
-    ///   class folders.
-    /// * [`SourceError::TooManyFolders`] past 16,777,216 folders.
+    /// * [`SourceError::Io`] if the root cannot be opened or listed.
+    /// * [`SourceError::NotAFolder`], [`SourceError::NoClasses`], [`SourceError::NoImages`] if it is not a folder of
+    ///   class folders with images.
+    /// * [`SourceError::TooManyFolders`] beyond 16,777,216 folders.
     pub fn open(root: impl AsRef<Path>) -> Result<Self, SourceError> {
         let cores = available_parallelism().map_or(1, NonZeroUsize::get);
         Self::open_with_threads(root, NonZeroUsize::MIN.saturating_add(cores.max(SCAN_THREADS_MIN) - 1))
     }
 
-    /// Scans with so many threads (64 at most); the result is the same with any number. A folder on a busy network file
-    /// system gains from more of them than there are cores.
+    /// Scans with `threads` threads, at most 64. The result does not depend on their number. A folder on a busy network
+    /// file system gains from more threads than cores.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub fn open_with_threads(root: impl AsRef<Path>, threads: NonZeroUsize) -> Result<Self, SourceError> {
         let root = root.as_ref().to_path_buf();
         let root_fd = open_directory(CWD, &root).map_err(|errno| match errno {
             Errno::NOTDIR => SourceError::NotAFolder { path: root.clone() },
-            errno => SourceError::Io { doing: "open", path: root.clone(), source: errno.into() },
+            errno => SourceError::io("open", &root, errno),
         })?;
         let found = scan(&root, root_fd.as_fd(), threads)?;
         if found.classes.is_empty() {
@@ -124,17 +120,17 @@ impl ImageFolder {
         let classes: Vec<String> = found.classes.iter().map(|name| readable(name)).collect();
         let notes = notes(&classes, &found);
         let Scan { index, unreadable, unreadable_count, .. } = found;
-        let forget_pages = AtomicBool::new(false);
-        Ok(ImageFolder { root, root_fd, classes, index, unreadable, unreadable_count, notes, forget_pages })
+        let drop_page_cache = AtomicBool::new(false);
+        Ok(ImageFolder { root, root_fd, classes, index, unreadable, unreadable_count, notes, drop_page_cache })
     }
 
-    /// The folder, as it was given to [`open`](Self::open).
+    /// The root, as it was given to [`open`](Self::open).
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path of a sample's file, below [`root`](Self::root).
+    /// Path of a sample's file, which begins with [`root`](Self::root).
     ///
     /// # Panics
     /// Panics if `id` is not in `0..len`.
@@ -144,14 +140,14 @@ impl ImageFolder {
     }
 
     fn relative_path(&self, id: SampleId) -> Vec<u8> {
-        // Room for a class folder and the longest name, so that paths of the usual depth grow no further.
+        // Enough for a class folder and the longest name, so that paths of the usual depth are allocated once.
         let mut path = Vec::with_capacity(512);
         self.index.push_path(id, &mut path);
         path
     }
 
     fn io_error(&self, doing: &'static str, id: SampleId, errno: Errno) -> SourceError {
-        SourceError::Io { doing, path: self.path(id), source: errno.into() }
+        SourceError::io(doing, self.path(id), errno)
     }
 }
 
@@ -173,11 +169,11 @@ impl Source for ImageFolder {
     }
 
     fn name(&self, id: SampleId) -> String {
-        readable(&self.path(id).into_os_string().into_vec())
+        readable(self.path(id).as_os_str().as_bytes())
     }
 
-    /// Four system calls: open (relative to the root; through a descriptor of the class folder it is no faster), fstat,
-    /// read, close.
+    /// Takes four system calls: open (relative to the root; a descriptor of the class folder would be no faster),
+    /// fstat, read, close.
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         let indexed_bytes = self.index.size_bytes(id);
         assert_eq!(out.len() as u64, indexed_bytes, "{id} has {indexed_bytes} bytes");
@@ -187,7 +183,7 @@ impl Source for ImageFolder {
             open_file(&self.root_fd, path)
         });
         let file = file.map_err(|errno| self.io_error("open", id, errno))?;
-        let stat = fstat(&file).map_err(|errno| self.io_error("look at", id, errno))?;
+        let stat = fstat(&file).map_err(|errno| self.io_error("read the metadata of", id, errno))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::RegularFile {
             return Err(SourceError::NotAFile { path: self.path(id), found: special_kind(kind) });
@@ -205,8 +201,8 @@ impl Source for ImageFolder {
                 Err(errno) => return Err(self.io_error("read", id, errno)),
             }
         }
-        if self.forget_pages.load(Ordering::Relaxed) {
-            // Advice: where it is not taken, nothing is wrong.
+        if self.drop_page_cache.load(Ordering::Relaxed) {
+            // Advice only: a refusal does no harm.
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         Ok(())
@@ -220,7 +216,7 @@ impl Source for ImageFolder {
         &self.notes
     }
 
-    /// Sorted by path; the first 1000.
+    /// The first 1000, sorted by path.
     fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable
     }
@@ -229,41 +225,26 @@ impl Source for ImageFolder {
         self.unreadable_count
     }
 
-    fn forget_pages(&self, forget: bool) {
-        self.forget_pages.store(forget, Ordering::Relaxed);
+    fn set_drop_page_cache(&self, drop: bool) {
+        self.drop_page_cache.store(drop, Ordering::Relaxed);
     }
 
     fn index_bytes(&self) -> u64 {
-        let strings = |list: &Vec<String>| {
-            list.capacity() * size_of::<String>() + list.iter().map(String::capacity).sum::<usize>()
-        };
-        let unreadable = self.unreadable.capacity() * size_of::<Unreadable>()
-            + self.unreadable.iter().map(|entry| entry.path.capacity() + entry.cause.capacity()).sum::<usize>();
-        let rest =
-            size_of::<Self>() + self.root.capacity() + strings(&self.classes) + strings(&self.notes) + unreadable;
+        let lists = heap_size::strings(&self.classes) + heap_size::strings(&self.notes);
+        let rest = size_of::<Self>() + self.root.capacity() + lists + heap_size::unreadable(&self.unreadable);
         self.index.heap_bytes() + rest as u64
     }
 }
 
 thread_local! {
-    /// The path of the file that a thread reads: reading allocates nothing once it has its length.
+    /// Path of the file that a thread reads. It is reused, so that reads do not allocate.
     static PATH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 fn open_file(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    // Without NONBLOCK, a file that has become a FIFO since would hold this thread for ever.
+    // Without NONBLOCK, a file that was replaced by a FIFO would block this thread.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     retry_on_intr(|| openat(root, OsStr::from_bytes(path), flags, Mode::empty()))
-}
-
-/// Bytes as text; those that are not UTF-8 as `\xFF`, so that names which differ in them still differ.
-pub(super) fn readable(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
-    }
-    text
 }
 
 fn notes(classes: &[String], found: &Scan) -> Vec<String> {
@@ -271,12 +252,11 @@ fn notes(classes: &[String], found: &Scan) -> Vec<String> {
     let empty: Vec<&str> =
         (0..classes.len()).filter(|&i| found.index.class_len(i) == 0).map(|i| &*classes[i]).collect();
     if !empty.is_empty() {
-        let named = empty[..empty.len().min(NOTE_NAMES_MAX)].join(", ");
-        let more = if empty.len() > NOTE_NAMES_MAX { ", and so on" } else { "" };
         notes.push(format!(
-            "no images in {} of {} classes (which keep their labels): {named}{more}",
+            "no images in {} of {} classes (which keep their labels): {}",
             empty.len(),
-            classes.len()
+            classes.len(),
+            first_names(&empty)
         ));
     }
     if found.loose_image_count > 0 {
@@ -284,12 +264,12 @@ fn notes(classes: &[String], found: &Scan) -> Vec<String> {
         notes.push(format!("not used: {images} directly in the root, outside of any class folder"));
     }
     if found.hidden_count > 0 {
-        let names = counted(found.hidden_count, "name");
-        notes.push(format!("passed over: {names} of images and folders with a dot in front"));
+        let entries = counted(found.hidden_count, "image or folder name");
+        notes.push(format!("skipped: {entries} beginning with a dot"));
     }
     let splits = ["train", "training", "val", "valid", "validation", "test"];
     if classes.iter().all(|class| splits.contains(&class.to_lowercase().as_str())) {
-        notes.push(format!("the classes are called {}: should it be a folder in this one?", classes.join(", ")));
+        notes.push(format!("the classes are named {}: give the folder of one split", classes.join(", ")));
     }
     notes
 }

@@ -1,43 +1,41 @@
-//! Owns the table of an image folder: for each sample its path, size and label, in few bytes.
-//! It must never touch storage.
+//! Compact table of samples: path, size and label of each. It does no I/O.
 //!
-//! Samples are grouped by directory, and the names of a directory are sorted, so neighbours differ in a digit or two.
-//! A name is written as what sets it apart from the name before it: how many bytes it shares at the front, how many at
-//! the end, and the bytes between. Every sixteenth name is written whole, so finding one decodes at most sixteen.
+//! Samples are grouped by directory, and the names of a directory are sorted, so neighbors differ in a digit or two. A
+//! name is stored as its difference from the name before it: the number of bytes shared at the front, the number shared
+//! at the end, and the bytes between. Every sixteenth name is stored whole, so a lookup decodes at most sixteen.
 //!
-//! For the names of ImageNet (`n01440764/n01440764_10026.JPEG`) this comes to 11 bytes a sample: 4 for the size, half
-//! a byte for the table of blocks, the rest for the name. Ten million samples take about 110 MB.
+//! The names of ImageNet (`n01440764/n01440764_10026.JPEG`) take 11 bytes a sample: 4 for the size, half a byte for the
+//! table of blocks, the rest for the name. Ten million samples take about 110 MB.
 
 use std::cmp::min;
 use std::mem::size_of_val;
 
 use crate::units::SampleId;
 
-/// Names in a block: the first is written whole.
+/// Names in a block. The first name of a block is stored whole.
 const BLOCK: usize = 16;
 
-/// The longest name of a file, in bytes: what one byte counts, and what file systems allow (`NAME_MAX`).
+/// Maximum length of a file name, bytes: the limit of file systems (`NAME_MAX`), which fits into one byte.
 pub(super) const NAME_BYTES_MAX: usize = 255;
 
-/// Stands in the table of sizes for one that is kept in `large`, because it does not fit into 32 bits.
+/// Mark in the table of sizes for a size that does not fit into 32 bits and is in `large`.
 const LARGE: u32 = u32::MAX;
 
-/// The samples of one directory, encoded.
+/// Names and sizes of the samples of one directory.
 #[derive(Debug, Default)]
 pub(super) struct DirectoryIndex {
     names: Vec<u8>,
-    /// Where each block starts in `names`.
+    /// Start of each block in `names`.
     blocks: Vec<u64>,
     sizes: Vec<u32>,
-    /// Place in this directory and size, bytes.
+    /// Position in this directory, and size, bytes.
     large: Vec<(u64, u64)>,
-    /// The name that came last.
+    /// Name added last.
     last: Vec<u8>,
 }
 
 impl DirectoryIndex {
-    /// Encodes names and sizes (bytes). Names that resemble the one before take little room. A name has at most
-    /// [`NAME_BYTES_MAX`] bytes.
+    /// Encodes names of at most [`NAME_BYTES_MAX`] bytes, and sizes in bytes.
     pub(super) fn encode<'a>(entries: impl Iterator<Item = (&'a [u8], u64)>) -> Self {
         let mut encoded = DirectoryIndex::default();
         entries.for_each(|(name, size_bytes)| encoded.push(name, size_bytes));
@@ -48,8 +46,8 @@ impl DirectoryIndex {
 
     /// Adds a name and a size.
     pub(super) fn push(&mut self, name: &[u8], size_bytes: u64) {
-        let place = self.sizes.len();
-        if place.is_multiple_of(BLOCK) {
+        let position = self.sizes.len();
+        if position.is_multiple_of(BLOCK) {
             self.blocks.push(self.names.len() as u64);
             self.last.clear();
         }
@@ -65,35 +63,35 @@ impl DirectoryIndex {
             Ok(size) if size != LARGE => self.sizes.push(size),
             _ => {
                 self.sizes.push(LARGE);
-                self.large.push((place as u64, size_bytes));
+                self.large.push((position as u64, size_bytes));
             }
         }
         self.last.clear();
         self.last.extend(name);
     }
 
-    /// How many samples it has.
+    /// Number of samples.
     pub(super) fn len(&self) -> usize {
         self.sizes.len()
     }
 
-    /// What it is made of: names, where their blocks start, sizes, and those beyond 32 bits.
+    /// The tables of the index.
     pub(super) fn parts(&self) -> Parts<'_> {
         (&self.names, &self.blocks, &self.sizes, &self.large)
     }
 
-    /// Put together again from its parts; none where they do not fit each other.
+    /// Creates an index from its tables. `None` if they are inconsistent.
     pub(super) fn from_parts(
         names: Vec<u8>,
         blocks: Vec<u64>,
         sizes: Vec<u32>,
         large: Vec<(u64, u64)>,
     ) -> Option<Self> {
-        let mut listed = large.iter();
+        let mut large_sizes = large.iter();
         let (mut at, mut before) = (0, 0);
-        for (place, &size) in sizes.iter().enumerate() {
-            if place.is_multiple_of(BLOCK) {
-                (*blocks.get(place / BLOCK)? == at as u64).then_some(())?;
+        for (position, &size) in sizes.iter().enumerate() {
+            if position.is_multiple_of(BLOCK) {
+                (*blocks.get(position / BLOCK)? == at as u64).then_some(())?;
                 before = 0;
             }
             let &[front, back, middle] = names.get(at..at + 3)? else { return None };
@@ -103,24 +101,21 @@ impl DirectoryIndex {
             before = front + middle + back;
             (before <= NAME_BYTES_MAX).then_some(())?;
             if size == LARGE {
-                listed.next().filter(|(listed, _)| *listed == place as u64)?;
+                large_sizes.next().filter(|(at, _)| *at == position as u64)?;
             }
         }
-        let whole = at == names.len() && blocks.len() == sizes.len().div_ceil(BLOCK) && listed.next().is_none();
+        let whole = at == names.len() && blocks.len() == sizes.len().div_ceil(BLOCK) && large_sizes.next().is_none();
         whole.then_some(DirectoryIndex { names, blocks, sizes, large, last: Vec::new() })
     }
 
-    /// The size of one of its samples, bytes.
-    pub(super) fn size_bytes(&self, place: usize) -> u64 {
-        match self.sizes[place] {
-            LARGE => self.large[self.large.partition_point(|&(large, _)| large < place as u64)].1,
-            size => u64::from(size),
-        }
+    /// Size of a sample, bytes.
+    pub(super) fn size_bytes(&self, position: usize) -> u64 {
+        size_at(&self.sizes, &self.large, position)
     }
 
-    /// The largest of its sizes, bytes.
+    /// Largest size, bytes.
     pub(super) fn largest_bytes(&self) -> u64 {
-        (0..self.len()).map(|place| self.size_bytes(place)).max().unwrap_or(0)
+        (0..self.len()).map(|position| self.size_bytes(position)).max().unwrap_or(0)
     }
 
     pub(super) fn shrink(&mut self) {
@@ -131,44 +126,60 @@ impl DirectoryIndex {
     }
 }
 
-/// Names, where their blocks start, sizes, and place and size of those beyond 32 bits.
+/// Names, starts of their blocks, sizes, and position and size of those beyond 32 bits.
 pub(super) type Parts<'a> = (&'a [u8], &'a [u64], &'a [u32], &'a [(u64, u64)]);
 
-/// Its class, its path relative to the root, and its samples.
-pub(super) type ClassDirectory = (u32, Vec<u8>, DirectoryIndex);
+/// One directory and its samples.
+#[derive(Debug)]
+pub(super) struct ClassDirectory {
+    pub(super) class: u32,
+    /// Path relative to the root.
+    pub(super) path: Vec<u8>,
+    pub(super) samples: DirectoryIndex,
+}
 
-/// One directory that holds samples.
+/// Looks up a size in a table of sizes and the list of those beyond 32 bits.
+fn size_at(sizes: &[u32], large: &[(u64, u64)], position: usize) -> u64 {
+    match sizes[position] {
+        LARGE => large[large.partition_point(|&(at, _)| at < position as u64)].1,
+        size => u64::from(size),
+    }
+}
+
+/// One directory of the joined index.
 #[derive(Debug, Clone, Copy)]
 struct Directory {
     first_sample: u64,
     first_block: u64,
-    /// Where its path, relative to the root, starts in `paths`; it ends where the next one starts.
+    /// Start of its path, relative to the root, in `paths`. The path ends at the start of the next one.
     path_start: u64,
 }
 
-/// Paths, sizes and labels of all samples.
+/// Paths, sizes and labels of all samples of a source.
 #[derive(Debug)]
 pub(super) struct Index {
     len: u64,
-    /// Sorted by class, then by path; closed by one that stands past the end.
+    /// Sorted by class, then by path, followed by a sentinel.
     directories: Box<[Directory]>,
     paths: Box<[u8]>,
     blocks: Box<[u64]>,
     names: Box<[u8]>,
     sizes: Box<[u32]>,
     large: Box<[(u64, u64)]>,
-    /// For each class, the sample after its last.
+    /// End of each class: the id after its last sample.
     class_ends: Box<[u64]>,
 }
 
 impl Index {
-    /// Joins directories (class, path relative to the root, samples), sorted by class and path.
+    /// Joins directories, which are sorted by class and path.
     pub(super) fn assemble(mut directories: Vec<ClassDirectory>, class_count: usize) -> Self {
-        debug_assert!(directories.is_sorted_by(|a, b| (a.0, &a.1) < (b.0, &b.1)));
-        if let [(class, path, part)] = &mut directories[..] {
-            // Nothing has to be joined, so nothing is copied.
-            let (len, path, part) = (part.sizes.len() as u64, std::mem::take(path), std::mem::take(part));
-            let ends = |after: usize| if after >= *class as usize { len } else { 0 };
+        debug_assert!(directories.is_sorted_by(|a, b| (a.class, &a.path) < (b.class, &b.path)));
+        if directories.len() == 1
+            && let Some(ClassDirectory { class, path, samples: part }) = directories.pop()
+        {
+            // A single directory is moved, not copied.
+            let len = part.sizes.len() as u64;
+            let ends = |other: usize| if other >= class as usize { len } else { 0 };
             let (first_block, path_start) = (part.blocks.len() as u64, path.len() as u64);
             let first = Directory { first_sample: 0, first_block: 0, path_start: 0 };
             return Index {
@@ -182,17 +193,18 @@ impl Index {
                 class_ends: (0..class_count).map(ends).collect(),
             };
         }
-        let total = |count: &dyn Fn(&DirectoryIndex) -> usize| directories.iter().map(|d| count(&d.2)).sum::<usize>();
+        let total =
+            |count: &dyn Fn(&DirectoryIndex) -> usize| directories.iter().map(|d| count(&d.samples)).sum::<usize>();
         let mut names = Vec::with_capacity(total(&|d| d.names.len()));
         let mut blocks = Vec::with_capacity(total(&|d| d.blocks.len()));
         let mut sizes: Vec<u32> = Vec::with_capacity(total(&|d| d.sizes.len()));
         let mut large = Vec::with_capacity(total(&|d| d.large.len()));
-        let mut paths = Vec::with_capacity(directories.iter().map(|d| d.1.len()).sum());
+        let mut paths = Vec::with_capacity(directories.iter().map(|d| d.path.len()).sum());
         let mut table = Vec::with_capacity(directories.len() + 1);
         let mut class_ends = vec![0; class_count];
 
-        // Each part is dropped as soon as it is copied, so that the peak stays near one index, not two.
-        for (class, path, part) in directories {
+        // Each part is dropped after it is copied, so that the peak stays near one index, not two.
+        for ClassDirectory { class, path, samples: part } in directories {
             let (first_sample, names_start) = (sizes.len() as u64, names.len() as u64);
             table.push(Directory { first_sample, first_block: blocks.len() as u64, path_start: paths.len() as u64 });
             paths.extend(path);
@@ -202,7 +214,7 @@ impl Index {
             sizes.extend(part.sizes);
             class_ends[class as usize] = sizes.len() as u64;
         }
-        // A class without samples ends where the one before it does.
+        // A class without samples ends where its predecessor ends.
         let mut end = 0;
         for class_end in &mut class_ends {
             end = end.max(*class_end);
@@ -226,31 +238,25 @@ impl Index {
         self.len
     }
 
-    /// How many samples a class has.
+    /// Number of samples of a class.
     pub(super) fn class_len(&self, class: usize) -> u64 {
         self.class_ends[class] - class.checked_sub(1).map_or(0, |before| self.class_ends[before])
     }
 
     pub(super) fn label(&self, id: SampleId) -> u32 {
-        self.admit(id);
+        self.check(id);
         self.class_ends.partition_point(|&end| end <= id.0) as u32
     }
 
-    /// Bytes of the sample's file when it was indexed.
+    /// Size of a sample when it was indexed, bytes.
     pub(super) fn size_bytes(&self, id: SampleId) -> u64 {
-        self.admit(id);
-        match self.sizes[id.0 as usize] {
-            LARGE => {
-                let place = self.large.partition_point(|&(sample, _)| sample < id.0);
-                self.large[place].1
-            }
-            size => u64::from(size),
-        }
+        self.check(id);
+        size_at(&self.sizes, &self.large, id.0 as usize)
     }
 
     /// Appends the sample's path, relative to the root, to `path`.
     pub(super) fn push_path(&self, id: SampleId, path: &mut Vec<u8>) {
-        self.admit(id);
+        self.check(id);
         let after = self.directories.partition_point(|directory| directory.first_sample <= id.0);
         let (directory, next) = (self.directories[after - 1], self.directories[after]);
         path.extend(&self.paths[directory.path_start as usize..next.path_start as usize]);
@@ -262,7 +268,7 @@ impl Index {
         for _ in 0..=place % BLOCK {
             let [front, back, middle] = [self.names[at], self.names[at + 1], self.names[at + 2]].map(usize::from);
             at += 3;
-            // What the name shares with the one before stays where it is or moves as it is; nothing is allocated for it.
+            // The shared front stays in place and the shared end is moved; nothing is allocated.
             let (old_end, middle_start) = (path.len(), name_start + front);
             let new_end = middle_start + middle + back;
             path.resize(old_end.max(new_end), 0);
@@ -273,7 +279,7 @@ impl Index {
         }
     }
 
-    /// The heap memory of the index, bytes. Boxed slices have no spare capacity.
+    /// Heap memory, bytes. Boxed slices have no spare capacity.
     pub(super) fn heap_bytes(&self) -> u64 {
         let bytes = size_of_val(&*self.directories)
             + size_of_val(&*self.paths)
@@ -285,8 +291,8 @@ impl Index {
         bytes as u64
     }
 
-    fn admit(&self, id: SampleId) {
-        assert!(id.0 < self.len, "{id} was asked of an index of {} samples", self.len);
+    fn check(&self, id: SampleId) {
+        assert!(id.0 < self.len, "{id} is outside of an index of {} samples", self.len);
     }
 }
 
@@ -307,10 +313,12 @@ mod tests {
 
     fn assemble(directories: &[Listed<'_>], class_count: usize) -> Index {
         let encode = |names: &[(Vec<u8>, u64)]| DirectoryIndex::encode(names.iter().map(|(n, size)| (&n[..], *size)));
-        Index::assemble(
-            directories.iter().map(|(c, d, names)| (*c, d.as_bytes().to_vec(), encode(names))).collect(),
-            class_count,
-        )
+        let directory = |(class, path, names): &Listed<'_>| ClassDirectory {
+            class: *class,
+            path: path.as_bytes().to_vec(),
+            samples: encode(names),
+        };
+        Index::assemble(directories.iter().map(directory).collect(), class_count)
     }
 
     #[test]
@@ -346,13 +354,13 @@ mod tests {
         }
         let per_sample = index.heap_bytes() as f64 / index.len() as f64;
         println!("{per_sample:.2} bytes a sample");
-        // The documentation says 11; the promise is 40 (ten million in 400 MB).
+        // The documentation says 11; the limit is 40 (ten million in 400 MB).
         assert!((10.0..11.5).contains(&per_sample), "{per_sample}");
     }
 
     #[test]
-    fn names_without_likeness_stay_within_the_promise() {
-        // 28 bytes of file name that share nothing but the extension: the worst that the promise speaks of.
+    fn dissimilar_names_stay_within_the_limit() {
+        // File names of 28 bytes that share nothing but the extension: the worst case of the documented limit.
         let mut state = 1u64;
         let mut names: Vec<(Vec<u8>, u64)> = (0..100_000)
             .map(|_| {
@@ -380,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_without_samples_own_no_label() {
+    fn classes_without_samples_keep_their_place() {
         let one = |name: &str| vec![(name.as_bytes().to_vec(), 1)];
         let index = assemble(&[(1, "b", one("x")), (1, "b/c", one("y")), (3, "d", one("z"))], 5);
         let labels: Vec<u32> = (0..3).map(|id| index.label(SampleId(id))).collect();
@@ -389,8 +397,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "sample 1 was asked of an index of 1 samples")]
-    fn an_id_past_the_end_is_misuse() {
+    #[should_panic(expected = "sample 1 is outside of an index of 1 samples")]
+    fn an_id_past_the_end_panics() {
         let index = assemble(&[(0, "a", vec![(b"x".to_vec(), 1)])], 1);
         index.label(SampleId(1));
     }
@@ -400,7 +408,11 @@ mod tests {
         fn every_path_and_size_comes_back(
             // Few letters, so that names share fronts and ends, and those overlap.
             tree in prop::collection::vec(
-                prop::collection::btree_map("[ab.]{1,9}|[a-z]{250,255}", any::<u32>().prop_map(|s| u64::from(s) * 3), 1..70),
+                prop::collection::btree_map(
+                    "[ab.]{1,9}|[a-z]{250,255}",
+                    any::<u32>().prop_map(|size| u64::from(size) * 3),
+                    1..70,
+                ),
                 1..6,
             )
         ) {

@@ -1,12 +1,11 @@
-//! Owns the source whose samples lie in memory: for tests, for examples, for data made on the spot.
-//! It must never touch storage.
+//! Source of samples in memory: for tests, examples, and generated data.
 
 use std::mem::size_of;
 
-use super::{Source, SourceError};
+use super::{Source, SourceError, heap_size};
 use crate::units::SampleId;
 
-/// Samples in memory. Everything that it holds counts as its index.
+/// Samples in memory. All of them count as its index.
 ///
 /// ```
 /// use feedstock::SampleId;
@@ -25,10 +24,10 @@ pub struct MemorySource {
 }
 
 impl MemorySource {
-    /// A source of `samples`: encoded bytes and label each, in the order of their ids.
+    /// Creates a source of `samples`: encoded bytes and label each, in the order of their ids.
     ///
     /// # Errors
-    /// [`SourceError::LabelOutOfRange`] for the first label that is no place in `classes`.
+    /// [`SourceError::LabelOutOfRange`] for the first label that is not below `classes.len()`.
     pub fn new(classes: Vec<String>, samples: Vec<(Vec<u8>, u32)>) -> Result<Self, SourceError> {
         match samples.iter().position(|(_, label)| *label as usize >= classes.len()) {
             Some(index) => {
@@ -71,14 +70,13 @@ impl Source for MemorySource {
 
     fn index_bytes(&self) -> u64 {
         let bytes = size_of::<Self>()
-            + self.classes.capacity() * size_of::<String>()
-            + self.classes.iter().map(String::capacity).sum::<usize>()
+            + heap_size::strings(&self.classes)
             + self.samples.capacity() * size_of::<(Vec<u8>, u32)>()
             + self.samples.iter().map(|(bytes, _)| bytes.capacity()).sum::<usize>();
         bytes as u64
     }
 
-    fn in_memory(&self) -> bool {
+    fn is_in_memory(&self) -> bool {
         true
     }
 }
@@ -89,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_a_source() {
+    fn memory_source_keeps_the_rules() {
         let classes = ["a", "b", "c"].map(String::from).to_vec();
         let samples = (0..50u32).map(|i| (vec![i as u8; i as usize * 7], i % 3)).collect();
         let source = MemorySource::new(classes.clone(), samples).unwrap();

@@ -1,49 +1,50 @@
-//! Owns what a pattern of shards stands for: braces (`train-{0000..0146}.tar`, `{train,val}.tar`) and stars in file names.
-//! It must never open a file.
+//! Patterns of shards: braces (`train-{0000..0146}.tar`, `{train,val}.tar`) and stars in file names.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::SourceError;
-use super::file::io_error;
+use super::index_file::INDEX_EXTENSION;
 
-/// More shards than this are a typing error.
+/// Maximum number of shards of one pattern.
 pub(super) const SHARDS_MAX: usize = 1 << 20;
 
-/// The paths that a pattern stands for: those of braces in their order, those of a star sorted by name. A text without
-/// either stands for itself.
+/// Expands a pattern to paths: braces in their order, stars sorted by name. A text without either is a path.
 pub(super) fn expand(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
     let refuse = |cause: String| SourceError::Pattern { pattern: pattern.to_owned(), cause };
     let mut paths = Vec::new();
-    for text in braces(pattern).map_err(refuse)? {
-        match text.contains('*') {
-            true => paths.extend(stars(&text).map_err(|error| error.unwrap_or_else(refuse))?),
-            false => paths.push(PathBuf::from(text)),
+    for text in expand_braces(pattern).map_err(refuse)? {
+        if !text.contains('*') {
+            paths.push(PathBuf::from(text));
+        } else if Path::new(&text).parent().is_some_and(|folder| folder.as_os_str().as_bytes().contains(&b'*')) {
+            return Err(refuse("'*' matches file names only, not folders".to_owned()));
+        } else {
+            paths.extend(match_files(Path::new(&text))?);
         }
     }
-    if paths.is_empty() {
-        return Err(refuse("no file has such a name".to_owned()));
+    match paths.is_empty() {
+        true => Err(refuse("no file name matches".to_owned())),
+        false => Ok(paths),
     }
-    Ok(paths)
 }
 
-/// Whether a text is more than a path.
+/// Returns true if a text has braces or stars.
 pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['{', '*'])
 }
 
-/// The texts that braces stand for, first brace outermost.
-fn braces(pattern: &str) -> Result<Vec<String>, String> {
+/// Expands braces; the first one varies slowest.
+fn expand_braces(pattern: &str) -> Result<Vec<String>, String> {
     let mut texts = vec![String::new()];
     let mut rest = pattern;
     while let Some(open) = rest.find('{') {
         let after = &rest[open + 1..];
         let close = after.find(['}', '{']).filter(|&at| after.as_bytes()[at] == b'}');
         let close = close.ok_or_else(|| "a '{' without its '}' (braces do not nest)".to_owned())?;
-        let choices = choices(&after[..close])?;
+        let choices = brace_choices(&after[..close])?;
         if texts.len().saturating_mul(choices.len()) > SHARDS_MAX {
-            return Err(format!("it stands for more than {SHARDS_MAX} files"));
+            return Err(format!("it has more than {SHARDS_MAX} files"));
         }
         let before = &rest[..open];
         texts = texts.iter().flat_map(|text| choices.iter().map(move |one| format!("{text}{before}{one}"))).collect();
@@ -53,8 +54,8 @@ fn braces(pattern: &str) -> Result<Vec<String>, String> {
     Ok(texts)
 }
 
-/// What stands between braces: `0000..0146`, or `a,b,c`.
-fn choices(inside: &str) -> Result<Vec<String>, String> {
+/// Expands the inside of a brace: `0000..0146` or `a,b,c`.
+fn brace_choices(inside: &str) -> Result<Vec<String>, String> {
     let Some((first, last)) = inside.split_once("..") else {
         return match inside.contains(',') {
             true => Ok(inside.split(',').map(str::to_owned).collect()),
@@ -66,34 +67,30 @@ fn choices(inside: &str) -> Result<Vec<String>, String> {
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let number = digits.then(|| text.parse::<u64>().ok()).flatten();
-        number.ok_or_else(|| format!("'{text}' in '{{{inside}}}' is no number"))
+        number.ok_or_else(|| format!("'{text}' in '{{{inside}}}' is not a number"))
     };
     let (from, to) = (number(first)?, number(last)?);
     if to < from || to - from >= SHARDS_MAX as u64 {
         return Err(format!(
-            "'{{{inside}}}' goes from {from} to {to}: write a range that rises, over at most {SHARDS_MAX}"
+            "'{{{inside}}}' goes from {from} to {to}: expected an ascending range of at most {SHARDS_MAX}"
         ));
     }
-    // As in a shell: zeros in front of either end make all numbers as wide.
+    // As in a shell: leading zeros at either end pad all numbers to the same width.
     let padded = [first, last].iter().any(|text| text.len() > 1 && text.starts_with('0'));
     let width = if padded { first.len().max(last.len()) } else { 0 };
     Ok((from..=to).map(|number| format!("{number:0width$}")).collect())
 }
 
-/// The files whose names fit a pattern with stars in its last part, sorted; or an error, or what is wrong with the pattern.
-fn stars(pattern: &str) -> Result<Vec<PathBuf>, Result<SourceError, String>> {
-    let path = Path::new(pattern);
-    let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
-    if folder.as_os_str().as_bytes().contains(&b'*') {
-        return Err(Err("a '*' stands for file names only, not for folders".to_owned()));
-    }
+/// Lists the files that match a pattern with stars in its file name, sorted.
+fn match_files(pattern: &Path) -> Result<Vec<PathBuf>, SourceError> {
+    let (folder, name) = (pattern.parent().unwrap_or(Path::new("")), pattern.file_name().unwrap_or_default());
     let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let refuse = |source| Ok(io_error("list", listed, source));
+    let failed = |error| SourceError::io("list", listed, error);
     let mut found = Vec::new();
-    for entry in fs::read_dir(listed).map_err(refuse)? {
-        let entry = entry.map_err(refuse)?.file_name();
-        let ours = entry.as_bytes().ends_with(super::open::INDEX_SUFFIX.as_bytes());
-        if fits(name.as_bytes(), entry.as_bytes()) && !entry.as_bytes().starts_with(b".") && !ours {
+    for entry in fs::read_dir(listed).map_err(failed)? {
+        let entry = entry.map_err(failed)?.file_name();
+        let is_index = entry.as_bytes().ends_with(INDEX_EXTENSION.as_bytes());
+        if matches(name.as_bytes(), entry.as_bytes()) && !entry.as_bytes().starts_with(b".") && !is_index {
             found.push(folder.join(entry));
         }
     }
@@ -101,8 +98,8 @@ fn stars(pattern: &str) -> Result<Vec<PathBuf>, Result<SourceError, String>> {
     Ok(found)
 }
 
-/// Whether a name is the pattern's pieces in their order, with anything for each star.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
+/// Returns true if a name matches a pattern, in which each star stands for any bytes.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let mut pieces = pattern.split(|&byte| byte == b'*');
     let first = pieces.next().unwrap_or_default();
     let Some(mut rest) = name.strip_prefix(first) else { return false };
@@ -130,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn braces_stand_for_what_they_do_in_a_shell() {
+    fn braces_expand_as_in_a_shell() {
         assert_eq!(texts("a.tar"), ["a.tar"]);
         assert_eq!(texts("x-{0008..0011}.tar"), ["x-0008.tar", "x-0009.tar", "x-0010.tar", "x-0011.tar"]);
         assert_eq!(texts("{9..11}"), ["9", "10", "11"]);
@@ -140,17 +137,17 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_for_nothing_is_refused_with_its_text() {
+    fn bad_patterns_are_refused_with_their_text() {
         for (pattern, cause) in [
             ("x{", "without its '}'"),
             ("{0..{1}", "do not nest"),
             ("{abc}", "neither a range"),
-            ("{5..3}", "a range that rises"),
-            ("{a..c}", "'a' in '{a..c}' is no number"),
+            ("{5..3}", "expected an ascending range"),
+            ("{a..c}", "'a' in '{a..c}' is not a number"),
             ("{0..99999999}", "at most 1048576"),
             ("{0..9999}{0..9999}", "more than 1048576"),
             ("no/such*/x.tar", "file names only"),
-            ("no-such-name-*.tar", "no file has such a name"),
+            ("no-such-name-*.tar", "no file name matches"),
             ("no-such-folder/*.tar", "cannot list no-such-folder"),
         ] {
             let error = expand(pattern).unwrap_err().to_string();
@@ -159,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn stars_stand_for_names_in_order() {
+    fn stars_match_file_names_in_order() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["t-2.tar", "t-10.tar", "t-1.tar", "u-1.tar", ".t-0.tar", "t-1.tar.feedstock-index"] {
             fs::write(folder.path().join(name), "").unwrap();
@@ -170,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_found_in_their_order() {
+    fn pieces_match_in_order() {
         for (pattern, name, expected) in [
             ("a*b", "ab", true),
             ("a*b", "aXbYb", true),
@@ -181,7 +178,7 @@ mod tests {
             ("*x*y*", "1y2x3", false),
             ("abc", "abcd", false),
         ] {
-            assert_eq!(fits(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
         }
     }
 }

@@ -1,23 +1,20 @@
-//! Owns a part of a source as a source: a range, every so many-th sample, a drawn share, some of the classes, or a list.
-//! It must never hold more than 8 bytes a sample, or change what a sample is.
+//! A part of a source as a source: a range, a stride, a random share, some classes, or a list of ids.
 
 use std::mem::size_of;
 use std::ops::Range;
 
-use super::{Blocks, Reading, SampleRead, Source, SourceError, Unreadable};
+use super::error::first_names;
+use super::{Blocks, IoProfile, SampleRead, Source, SourceError, Unreadable, heap_size};
 use crate::sync::Arc;
 use crate::units::{KeyedRng, SampleId, Seed};
 
-/// Separates this use of a seed from every other: "division" in ASCII.
+/// Key of this use of a seed: "division" in ASCII.
 const SALT: u64 = u64::from_be_bytes(*b"division");
-
-/// Class names that an error lists before it says "and so on".
-const NAMES_MAX: usize = 8;
 
 /// Some samples of a source, renumbered from 0. They keep their names.
 ///
-/// A range and a stride take no memory, a list 4 bytes a sample (8 past 4 billion samples). The index of the source counts
-/// as this one's; two subsets of one source, in two loaders, both count it.
+/// A range and a stride take no memory, a list takes 4 bytes a sample (8 beyond 4 billion samples). The index of the
+/// source counts as the subset's; two subsets of one source, in two loaders, both count it.
 ///
 /// ```
 /// use feedstock::SampleId;
@@ -35,15 +32,15 @@ const NAMES_MAX: usize = 8;
 /// ```
 pub struct Subset {
     source: Arc<dyn Source>,
-    picks: Picks,
-    /// Classes and the new label of each old one, where only some are kept.
-    relabelled: Option<Relabelled>,
+    selection: Selection,
+    /// `None` if all classes are kept.
+    relabeled: Option<Relabeled>,
     blocks: Option<Blocks>,
 }
 
-/// Which samples of the source are kept.
+/// The ids of the selected samples.
 #[derive(Debug)]
-enum Picks {
+enum Selection {
     /// `start`, `start + step`, and so on.
     Stride {
         start: u64,
@@ -54,172 +51,178 @@ enum Picks {
     Wide(Box<[u64]>),
 }
 
-struct Relabelled {
+/// The kept classes.
+struct Relabeled {
     classes: Vec<String>,
+    /// New label of each label of the source; `u32::MAX` for classes that are not kept.
     labels: Box<[u32]>,
 }
 
 impl Subset {
-    /// The samples with these ids, in this order; in the order of their ids where the source has
+    /// Selects the samples with these ids, in this order; in ascending order if the source has
     /// [`blocks`](Source::blocks).
     ///
     /// # Errors
-    /// [`SourceError::Choice`] for the first id that the source does not have, or that comes twice.
+    /// [`SourceError::Selection`] for the first id that is out of range or repeated.
     pub fn new(source: Arc<dyn Source>, ids: impl Into<Vec<u64>>) -> Result<Self, SourceError> {
         let mut ids = ids.into();
         let len = source.len();
-        if let Some((place, id)) = ids.iter().enumerate().find(|&(_, &id)| id >= len) {
-            let what = format!(
-                "id {id} (at place {place} of what was chosen) is none of {}, whose ids are below {len}",
-                source.title()
-            );
-            return Err(SourceError::Choice(what));
+        if let Some((index, id)) = ids.iter().enumerate().find(|&(_, &id)| id >= len) {
+            let what =
+                format!("id {id} (index {index}) is out of range for {}, whose ids are below {len}", source.title());
+            return Err(SourceError::Selection(what));
         }
         if !ids.is_sorted_by(|a, b| a < b) {
             let mut sorted = ids.clone();
             sorted.sort_unstable();
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                let what = format!("id {} was chosen more than once: choose each sample once", pair[0]);
-                return Err(SourceError::Choice(what));
+                let what = format!("id {} is given more than once: give each id once", pair[0]);
+                return Err(SourceError::Selection(what));
             }
             if source.blocks().is_some() {
                 ids = sorted;
             }
         }
-        Ok(Self::of(source, Picks::list(ids.into_iter(), len), None))
+        Ok(Self::of(source, Selection::list(ids.into_iter(), len), None))
     }
 
-    /// The samples whose ids are in a range.
+    /// Selects the samples whose ids are in a range.
     ///
     /// # Errors
-    /// [`SourceError::Choice`] for a range that ends before it begins, or past the source's end.
+    /// [`SourceError::Selection`] for a range that ends before it begins, or beyond the source's end.
     pub fn range(source: Arc<dyn Source>, ids: Range<u64>) -> Result<Self, SourceError> {
         let Range { start, end } = ids;
         if start > end || end > source.len() {
-            let what = format!("samples {start}..{end} are no range of {}, which has {}", source.title(), source.len());
-            return Err(SourceError::Choice(what));
+            let what = format!(
+                "{start}..{end} is not a range of the samples of {}, which has {}",
+                source.title(),
+                source.len()
+            );
+            return Err(SourceError::Selection(what));
         }
-        Ok(Self::of(source, Picks::Stride { start, step: 1, count: end - start }, None))
+        Ok(Self::of(source, Selection::Stride { start, step: 1, count: end - start }, None))
     }
 
-    /// Every `step`th sample, from `offset` on: `offset`, `offset + step`, and so on. With offsets from 0 up to `step`,
-    /// such subsets cover all samples.
+    /// Selects every `step`th sample from `offset` on: `offset`, `offset + step`, ... Subsets with the offsets
+    /// `0..step` cover all samples.
     ///
     /// # Errors
-    /// [`SourceError::Choice`] where `offset` is not below `step`.
+    /// [`SourceError::Selection`] if `offset` is not below `step`.
     pub fn every(source: Arc<dyn Source>, step: u64, offset: u64) -> Result<Self, SourceError> {
         if offset >= step {
             let what =
-                format!("a stride of {step} from {offset} on: give a stride of 1 or more, and an offset below it");
-            return Err(SourceError::Choice(what));
+                format!("stride {step} with offset {offset}: expected a stride of at least 1 and an offset below it");
+            return Err(SourceError::Selection(what));
         }
         let count = source.len().saturating_sub(offset).div_ceil(step);
-        Ok(Self::of(source, Picks::Stride { start: offset, step, count }, None))
+        Ok(Self::of(source, Selection::Stride { start: offset, step, count }, None))
     }
 
-    /// Divides a source in two: `share` of its samples, drawn at random, and the others; both in the order of their ids.
-    /// Which are drawn follows from the seed and the number of samples alone.
+    /// Splits a source in two: a random `share` of its samples, and the rest, both in the order of their ids. The split
+    /// depends on the seed and the number of samples alone.
     ///
     /// # Errors
-    /// [`SourceError::Choice`] for a share that is not in `[0, 1]`.
+    /// [`SourceError::Selection`] for a share that is not in `[0, 1]`.
     pub fn split(source: Arc<dyn Source>, share: f64, seed: u64) -> Result<(Self, Self), SourceError> {
         if !(0.0..=1.0).contains(&share) {
-            return Err(SourceError::Choice(format!("{share} is no share of samples: write a number from 0 to 1")));
+            return Err(SourceError::Selection(format!("invalid share {share}: expected a number from 0 to 1")));
         }
         let len = source.len();
         let count = ((len as f64 * share).round() as u64).min(len);
-        let drawn = Picks::list(draw(len, count, Seed(seed)).filter_map(|(id, drawn)| drawn.then_some(id)), len);
-        let others = Picks::list(draw(len, count, Seed(seed)).filter_map(|(id, drawn)| (!drawn).then_some(id)), len);
+        let drawn = Selection::list(draw(len, count, Seed(seed)).filter_map(|(id, drawn)| drawn.then_some(id)), len);
+        let others =
+            Selection::list(draw(len, count, Seed(seed)).filter_map(|(id, drawn)| (!drawn).then_some(id)), len);
         Ok((Self::of(source.clone(), drawn, None), Self::of(source, others, None)))
     }
 
-    /// The samples of these classes, which keep their order; labels are places in `names`.
+    /// Selects the samples of these classes, in their order. Labels index `names`.
     ///
     /// # Errors
-    /// [`SourceError::Choice`] for a name that is no class of the source's, or that comes twice.
+    /// [`SourceError::Selection`] for a name that is not a class of the source, or that is repeated.
     pub fn of_classes(source: Arc<dyn Source>, names: &[impl AsRef<str>]) -> Result<Self, SourceError> {
         let classes: Vec<String> = names.iter().map(|name| name.as_ref().to_owned()).collect();
         for (place, name) in classes.iter().enumerate() {
             if !source.classes().contains(name) {
                 let known = source.classes();
-                let listed = known[..known.len().min(NAMES_MAX)].join(", ");
-                let more = if known.len() > NAMES_MAX { ", and so on" } else { "" };
-                let what =
-                    format!("'{name}' is no class of {}; its {} are {listed}{more}", source.title(), known.len());
-                return Err(SourceError::Choice(what));
+                return Err(SourceError::Selection(format!(
+                    "unknown class '{name}': {} has {} classes: {}",
+                    source.title(),
+                    known.len(),
+                    first_names(known)
+                )));
             }
             if classes[..place].contains(name) {
-                return Err(SourceError::Choice(format!("class '{name}' was chosen more than once")));
+                return Err(SourceError::Selection(format!("class '{name}' is given more than once")));
             }
         }
         let new_label = |class: &String| classes.iter().position(|name| name == class);
         let labels: Box<[u32]> =
             source.classes().iter().map(|class| new_label(class).map_or(u32::MAX, |label| label as u32)).collect();
         let kept = |id: &u64| labels[source.label(SampleId(*id)) as usize] != u32::MAX;
-        let picks = Picks::list((0..source.len()).filter(kept), source.len());
-        Ok(Self::of(source, picks, Some(Relabelled { classes, labels })))
+        let selection = Selection::list((0..source.len()).filter(kept), source.len());
+        Ok(Self::of(source, selection, Some(Relabeled { classes, labels })))
     }
 
-    fn of(source: Arc<dyn Source>, picks: Picks, relabelled: Option<Relabelled>) -> Self {
-        let blocks = source.blocks().map(|blocks| picks.blocks(blocks));
-        Subset { source, picks, relabelled, blocks }
+    fn of(source: Arc<dyn Source>, selection: Selection, relabeled: Option<Relabeled>) -> Self {
+        let blocks = source.blocks().map(|blocks| selection.blocks(blocks));
+        Subset { source, selection, relabeled, blocks }
     }
 
-    /// What a sample of this is in the source that it was chosen from.
+    /// Id of a sample in the source that it was selected from.
     ///
     /// # Panics
     /// Panics if `id` is not in `0..len`.
     #[must_use]
     pub fn origin(&self, id: SampleId) -> SampleId {
-        assert!(id.0 < self.len(), "{id} was asked of {} samples", self.len());
-        SampleId(self.picks.at(id.0))
+        assert!(id.0 < self.len(), "{id} is outside of {} samples", self.len());
+        SampleId(self.selection.at(id.0))
     }
 }
 
-impl Picks {
-    /// A list of ids below `len`.
+impl Selection {
+    /// Creates a list of ids, all below `len`.
     fn list(ids: impl Iterator<Item = u64>, len: u64) -> Self {
         if len <= u64::from(u32::MAX) {
-            Picks::Narrow(ids.map(|id| id as u32).collect())
+            Selection::Narrow(ids.map(|id| id as u32).collect())
         } else {
-            Picks::Wide(ids.collect())
+            Selection::Wide(ids.collect())
         }
     }
 
     fn len(&self) -> u64 {
         match self {
-            Picks::Stride { count, .. } => *count,
-            Picks::Narrow(ids) => ids.len() as u64,
-            Picks::Wide(ids) => ids.len() as u64,
+            Selection::Stride { count, .. } => *count,
+            Selection::Narrow(ids) => ids.len() as u64,
+            Selection::Wide(ids) => ids.len() as u64,
         }
     }
 
     fn at(&self, place: u64) -> u64 {
         match self {
-            Picks::Stride { start, step, .. } => start + place * step,
-            Picks::Narrow(ids) => u64::from(ids[place as usize]),
-            Picks::Wide(ids) => ids[place as usize],
+            Selection::Stride { start, step, .. } => start + place * step,
+            Selection::Narrow(ids) => u64::from(ids[place as usize]),
+            Selection::Wide(ids) => ids[place as usize],
         }
     }
 
-    /// How many are below an id, where they ascend.
+    /// Number of ids below `id`, if they ascend.
     fn below(&self, id: u64) -> u64 {
         match self {
-            Picks::Stride { start, step, count } => id.saturating_sub(*start).div_ceil(*step).min(*count),
-            Picks::Narrow(ids) => ids.partition_point(|&other| u64::from(other) < id) as u64,
-            Picks::Wide(ids) => ids.partition_point(|&other| other < id) as u64,
+            Selection::Stride { start, step, count } => id.saturating_sub(*start).div_ceil(*step).min(*count),
+            Selection::Narrow(ids) => ids.partition_point(|&other| u64::from(other) < id) as u64,
+            Selection::Wide(ids) => ids.partition_point(|&other| other < id) as u64,
         }
     }
 
     fn table_bytes(&self) -> usize {
         match self {
-            Picks::Stride { .. } => 0,
-            Picks::Narrow(ids) => size_of_val(&**ids),
-            Picks::Wide(ids) => size_of_val(&**ids),
+            Selection::Stride { .. } => 0,
+            Selection::Narrow(ids) => size_of_val(&**ids),
+            Selection::Wide(ids) => size_of_val(&**ids),
         }
     }
 
-    /// What is left of blocks when only these samples are kept.
+    /// The parts of blocks that are selected.
     fn blocks(&self, blocks: &Blocks) -> Blocks {
         let (mut ends, mut run_ends) = (Vec::new(), Vec::new());
         for run in 0..blocks.run_count() {
@@ -234,13 +237,13 @@ impl Picks {
                 run_ends.push(end);
             }
         }
-        let kept = Blocks::new(ends, blocks.mixed());
-        if blocks.run_count() < blocks.count() { kept.in_runs(run_ends) } else { kept }
+        let kept = Blocks::new(ends, blocks.shuffle_window());
+        if blocks.run_count() < blocks.count() { kept.with_runs(run_ends) } else { kept }
     }
 }
 
-/// For each id, whether it is one of `count` that are drawn of `len`: each as likely as all that are left make it (Knuth,
-/// "The Art of Computer Programming", volume 2, algorithm S).
+/// Draws `count` of `len` ids: returns for each id true if it is drawn (Knuth, "The Art of Computer Programming",
+/// volume 2, algorithm S: selection sampling).
 fn draw(len: u64, count: u64, seed: Seed) -> impl Iterator<Item = (u64, bool)> {
     let mut rng = KeyedRng::new(seed, 0, SampleId(0), SALT);
     let mut left = count;
@@ -252,17 +255,27 @@ fn draw(len: u64, count: u64, seed: Seed) -> impl Iterator<Item = (u64, bool)> {
 }
 
 impl Source for Subset {
+    delegate! {
+        this => this.source;
+        is_in_memory() -> bool;
+        notes() -> &[String];
+        unreadable() -> &[Unreadable];
+        unreadable_count() -> u64;
+        io_profile() -> IoProfile;
+        set_drop_page_cache(drop: bool);
+    }
+
     fn len(&self) -> u64 {
-        self.picks.len()
+        self.selection.len()
     }
 
     fn classes(&self) -> &[String] {
-        self.relabelled.as_ref().map_or(self.source.classes(), |relabelled| &relabelled.classes)
+        self.relabeled.as_ref().map_or(self.source.classes(), |relabeled| &relabeled.classes)
     }
 
     fn label(&self, id: SampleId) -> u32 {
         let label = self.source.label(self.origin(id));
-        self.relabelled.as_ref().map_or(label, |relabelled| relabelled.labels[label as usize])
+        self.relabeled.as_ref().map_or(label, |relabeled| relabeled.labels[label as usize])
     }
 
     fn encoded_bytes(&self, id: SampleId) -> u64 {
@@ -285,33 +298,16 @@ impl Source for Subset {
     }
 
     fn index_bytes(&self) -> u64 {
-        let relabelled = self.relabelled.as_ref().map_or(0, |Relabelled { classes, labels }| {
-            size_of_val(&**labels)
-                + classes.capacity() * size_of::<String>()
-                + classes.iter().map(String::capacity).sum::<usize>()
-        });
-        let own = size_of::<Self>() + self.picks.table_bytes() + relabelled;
+        let relabeled = self
+            .relabeled
+            .as_ref()
+            .map_or(0, |Relabeled { classes, labels }| size_of_val(&**labels) + heap_size::strings(classes));
+        let own = size_of::<Self>() + self.selection.table_bytes() + relabeled;
         own as u64 + self.source.index_bytes() + self.source.blocks().map_or(0, Blocks::bytes)
-    }
-
-    fn in_memory(&self) -> bool {
-        self.source.in_memory()
     }
 
     fn title(&self) -> String {
         format!("{} ({} of {} samples)", self.source.title(), self.len(), self.source.len())
-    }
-
-    fn notes(&self) -> &[String] {
-        self.source.notes()
-    }
-
-    fn unreadable(&self) -> &[Unreadable] {
-        self.source.unreadable()
-    }
-
-    fn unreadable_count(&self) -> u64 {
-        self.source.unreadable_count()
     }
 
     fn dimensions(&self, id: SampleId) -> Option<(u32, u32)> {
@@ -322,18 +318,10 @@ impl Source for Subset {
         self.blocks.as_ref()
     }
 
-    fn reading(&self) -> Reading {
-        self.source.reading()
-    }
-
     fn read_ahead(&self, ids: &[SampleId]) {
-        let mut there: Vec<SampleId> = ids.iter().map(|&id| self.origin(id)).collect();
-        there.sort_unstable();
-        self.source.read_ahead(&there);
-    }
-
-    fn forget_pages(&self, forget: bool) {
-        self.source.forget_pages(forget);
+        let mut origins: Vec<SampleId> = ids.iter().map(|&id| self.origin(id)).collect();
+        origins.sort_unstable();
+        self.source.read_ahead(&origins);
     }
 }
 

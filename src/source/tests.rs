@@ -1,4 +1,4 @@
-//! Owns the tests of the image folder as its users meet it: real folders, good and bad.
+//! Tests of image folders: real folders, good and bad.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -100,7 +100,7 @@ fn classes_and_samples_come_in_torchvisions_order() {
 }
 
 #[test]
-fn it_keeps_the_rules_of_a_source() {
+fn image_folder_keeps_the_rules() {
     let root = tempfile::tempdir().unwrap();
     for i in 0..300 {
         write(root.path(), format!("class{}/{}/{i}.jpg", i % 7, i % 3), &vec![i as u8; i * 41 % 5000]);
@@ -110,7 +110,7 @@ fn it_keeps_the_rules_of_a_source() {
 }
 
 #[test]
-fn any_number_of_threads_finds_the_same() {
+fn the_result_does_not_depend_on_threads() {
     let root = tempfile::tempdir().unwrap();
     for i in 0..400 {
         write(root.path(), format!("c{}/{}/{}/{i}.jpg", i % 9, i % 5, i % 2), &[]);
@@ -161,18 +161,18 @@ fn symbolic_links_are_followed_without_loops() {
     );
     assert_eq!(read(&folder, 7).unwrap(), b"outside.d/deep/3.jpg");
     let found = unreadable(&folder);
-    let leads_back = "a symbolic link that leads back to a folder above it; not followed";
+    let leads_back = "a symbolic link to a folder above itself; not followed";
     let causes = |path: &str| found.iter().find(|entry| entry.0 == path).map(|entry| entry.1.as_str());
     for path in ["a/up", "a/self", "a/cross/cross", "b/cross/cross", "b/cross/up", "b/cross/self"] {
         assert_eq!(causes(path), Some(leads_back), "{path}");
     }
-    assert_eq!(causes("a/ring1.jpg"), Some("a symbolic link that leads in a circle"));
-    assert_eq!(causes("b/dangling"), Some("a symbolic link that leads nowhere"));
+    assert_eq!(causes("a/ring1.jpg"), Some("a symbolic link to itself, through others"));
+    assert_eq!(causes("b/dangling"), Some("a symbolic link to a missing file"));
     assert_eq!(folder.unreadable_count(), found.len() as u64);
 }
 
 #[test]
-fn links_that_multiply_end_in_an_error() {
+fn multiplying_links_end_in_an_error() {
     // 2^10 paths through ten folders; the real limit is 2^24.
     let root = tree(&["c0/1.jpg"]);
     for i in 0..9 {
@@ -190,7 +190,7 @@ fn links_that_multiply_end_in_an_error() {
 }
 
 #[test]
-fn names_of_any_bytes_are_read_and_shown() {
+fn names_of_any_bytes_are_supported() {
     let root = tree(&["plain/1.jpg"]);
     let class = OsStr::from_bytes(b"caf\xE9");
     write(root.path(), Path::new(class).join(OsStr::from_bytes(b"\xFF\xFE.jpg")), b"bytes");
@@ -205,9 +205,9 @@ fn names_of_any_bytes_are_read_and_shown() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_reported_and_never_opened() {
+fn special_files_are_reported_and_never_opened() {
     let root = tree(&["a/1.jpg", "a/folder.jpg/2.jpg"]);
-    // Opening a FIFO that nobody writes to would hang this test.
+    // Opening a FIFO without a writer would hang this test.
     mkfifoat(CWD, root.path().join("a/fifo.jpg"), Mode::RUSR | Mode::WUSR).unwrap();
     mkfifoat(CWD, root.path().join("a/fifo.txt"), Mode::RUSR | Mode::WUSR).unwrap();
     let _socket = UnixListener::bind(root.path().join("a/socket.png")).unwrap();
@@ -222,12 +222,12 @@ fn what_is_no_regular_file_is_reported_and_never_opened() {
 }
 
 #[test]
-fn hidden_names_are_passed_over_and_counted() {
+fn hidden_names_are_skipped_and_counted() {
     let root =
         tree(&["a/1.jpg", "a/._1.jpg", "a/.cache/2.jpg", ".ipynb_checkpoints/3.jpg", "a/.DS_Store", ".hidden.jpg"]);
     let folder = open(&root);
     assert_eq!((folder.classes(), paths(&folder)), (&["a".to_owned()][..], vec!["a/1.jpg".to_owned()]));
-    assert_eq!(folder.notes(), ["passed over: 4 names of images and folders with a dot in front"]);
+    assert_eq!(folder.notes(), ["skipped: 4 image or folder names beginning with a dot"]);
 }
 
 #[test]
@@ -240,9 +240,9 @@ fn classes_without_images_keep_their_labels() {
 }
 
 #[test]
-fn the_folder_above_is_noticed() {
+fn a_folder_of_splits_is_noted() {
     let folder = open(&tree(&["train/cat/1.jpg", "val/cat/1.jpg"]));
-    assert_eq!(folder.notes(), ["the classes are called train, val: should it be a folder in this one?"]);
+    assert_eq!(folder.notes(), ["the classes are named train, val: give the folder of one split"]);
 }
 
 fn refusal(path: &Path) -> (SourceError, String) {
@@ -253,7 +253,7 @@ fn refusal(path: &Path) -> (SourceError, String) {
 }
 
 #[test]
-fn what_is_no_image_folder_is_refused_with_advice() {
+fn other_folders_are_refused_with_advice() {
     let (error, text) = refusal(Path::new("/no/such/folder"));
     assert!(matches!(error, SourceError::Io { doing: "open", .. }) && text.contains("check the path"), "{text}");
 
@@ -268,17 +268,17 @@ fn what_is_no_image_folder_is_refused_with_advice() {
     let root = tree(&["1.jpg", "2.jpg"]);
     let (error, text) = refusal(root.path());
     assert!(matches!(error, SourceError::NoClasses { loose_image_count: 2, .. }));
-    assert!(text.contains("has 2 images directly in it but no class folders: put each class"), "{text}");
+    assert!(text.contains("has no class folders, but 2 images directly in it: put the images"), "{text}");
 
     let root = tree(&["a/1.txt", "b/2.zip"]);
     symlink("nowhere", root.path().join("a/1.jpg")).unwrap();
     let (error, text) = refusal(root.path());
     assert!(matches!(error, SourceError::NoImages { class_count: 2, other_file_count: 2, unreadable: Some(_), .. }));
-    assert!(text.contains("2 class folders") && text.contains("a symbolic link that leads nowhere"), "{text}");
+    assert!(text.contains("2 class folders") && text.contains("a symbolic link to a missing file"), "{text}");
 }
 
 #[test]
-fn a_file_that_changed_since_is_an_error() {
+fn a_changed_file_is_an_error() {
     let root = tree(&["a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg", "a/5.jpg", "a/6.jpg"]);
     let folder = open(&root);
     let at = |id: u64| folder.path(SampleId(id));
@@ -315,20 +315,20 @@ fn an_empty_file_is_a_sample_of_no_bytes() {
 
 #[test]
 #[should_panic(expected = "sample 0 has 7 bytes")]
-fn memory_of_another_size_is_misuse() {
+fn a_buffer_of_another_size_panics() {
     let root = tree(&["a/1.jpg"]);
     let _ = open(&root).read_into(SampleId(0), &mut [0; 8]);
 }
 
 #[test]
-fn folders_and_files_without_permission_are_told() {
+fn entries_without_permission_are_reported() {
     use std::os::unix::fs::PermissionsExt;
     let root = tree(&["a/1.jpg", "a/locked.jpg", "b/2.jpg", "c/3.jpg"]);
     let mode =
         |path: &str, mode| fs::set_permissions(root.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
     mode("a/locked.jpg", 0o000);
     mode("b", 0o000);
-    // May be listed, not entered.
+    // Can be listed, but not entered.
     mode("c", 0o400);
     if File::open(root.path().join("a/locked.jpg")).is_ok() {
         println!("skipped: this user may read everything");
@@ -372,7 +372,7 @@ fn the_unreadable_are_listed_up_to_a_thousand() {
 }
 
 #[test]
-fn the_working_directory_and_the_roots_name_may_change() {
+fn the_root_may_be_renamed() {
     let root = tree(&["data/a/1.jpg"]);
     let folder = ImageFolder::open(root.path().join("data")).unwrap();
     fs::rename(root.path().join("data"), root.path().join("moved")).unwrap();
@@ -380,7 +380,7 @@ fn the_working_directory_and_the_roots_name_may_change() {
 }
 
 #[test]
-fn the_index_of_a_small_folder_is_small_too() {
+fn the_index_of_a_small_folder_is_small() {
     let root = tempfile::tempdir().unwrap();
     for i in 0..320 {
         write(root.path(), format!("n0144076{}/n01440764_{i}.JPEG", i % 2), b"x");
@@ -391,9 +391,9 @@ fn the_index_of_a_small_folder_is_small_too() {
     assert!((10.0..20.0).contains(&per_sample), "{per_sample}");
 }
 
-/// The real trees, where they are.
+/// Uses the data set beside the repository, if it is there.
 #[test]
-fn real_photographs_are_indexed() {
+fn real_images_are_indexed() {
     let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/datasets/imagenet-sample-500"));
     if !root.is_dir() {
         println!("skipped: no {}", root.display());

@@ -1,5 +1,5 @@
-//! Owns a folder that is as unkind to a loader as image folders get: tiny and huge pictures of every format side by side,
-//! and everything that is broken. Deterministic, and made within seconds. It must never hold a file by chance.
+//! A difficult image folder: tiny and huge images of every format, and broken files. It is deterministic and made
+//! within seconds.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::common::{encoded, jpeg, jpeg_header, picture};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 
-/// A picture whose pixels cost next to nothing to make.
+/// An image that is quick to generate.
 fn slopes(width: u32, height: u32) -> RgbImage {
     let mut pixels = vec![0; width as usize * height as usize * 3];
     for (y, row) in pixels.chunks_exact_mut(width as usize * 3).enumerate() {
@@ -32,15 +32,15 @@ fn large_jpeg(width: u32, height: u32) -> Vec<u8> {
     bytes
 }
 
-fn large_png(picture: &DynamicImage) -> Vec<u8> {
+fn large_png(image: &DynamicImage) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Up);
-    picture.write_with_encoder(encoder).expect("encoded");
+    image.write_with_encoder(encoder).expect("encoded");
     bytes
 }
 
-/// A PNG that announces a size of one colour and has hardly any data.
-fn png_of_one_colour(width: u32, height: u32) -> Vec<u8> {
+/// A PNG whose header states a size, with hardly any data.
+fn png_without_data(width: u32, height: u32) -> Vec<u8> {
     let crc = |bytes: &[u8]| {
         !bytes.iter().fold(!0u32, |crc, &byte| {
             (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 })
@@ -54,13 +54,13 @@ fn png_of_one_colour(width: u32, height: u32) -> Vec<u8> {
         file.extend(crc(&body).to_be_bytes());
     };
     chunk(b"IHDR", &[&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat());
-    // An empty deflate stream: a decoder that believes the header alone has taken the memory by now.
+    // An empty deflate stream: a decoder that trusts the header has allocated the memory by now.
     chunk(b"IDAT", &[0x78, 0x9C, 0x03, 0, 0, 0, 0, 1]);
     chunk(b"IEND", &[]);
     file
 }
 
-/// Small pictures of every kind that there are fixtures of, and drawn ones.
+/// Small images: all fixtures, and generated ones.
 pub fn small(folder: &Path) {
     let class = folder.join("small");
     fs::create_dir_all(&class).expect("a folder");
@@ -77,7 +77,7 @@ pub fn small(folder: &Path) {
     }
 }
 
-/// Files that can never be samples; returns how many.
+/// Files that cannot be samples. Returns their number.
 pub fn broken(folder: &Path) -> usize {
     let class = folder.join("broken");
     fs::create_dir_all(&class).expect("a folder");
@@ -91,15 +91,15 @@ pub fn broken(folder: &Path) -> usize {
         ("zeros.jpg", vec![0; 4096]),
         ("text.jpg", b"<html>not found</html>".to_vec()),
         ("huge.jpg", jpeg_header(65_500, 65_500)),
-        ("huge.png", png_of_one_colour(30_000, 30_000)),
-        // Its header is within all limits.
-        ("nothing.png", png_of_one_colour(300, 200)),
+        ("huge.png", png_without_data(30_000, 30_000)),
+        // The header is within all limits.
+        ("nothing.png", png_without_data(300, 200)),
     ];
     files.iter().for_each(|(name, bytes)| fs::write(class.join(name), bytes).expect("written"));
     files.len()
 }
 
-/// Pictures of up to fifty megapixels, one of them cut off, in every format; returns how many are broken.
+/// Images of up to fifty megapixels in every format, one of them truncated. Returns the number of broken ones.
 pub fn large(folder: &Path) -> usize {
     let class = folder.join("large");
     fs::create_dir_all(&class).expect("a folder");
@@ -128,15 +128,15 @@ pub fn large(folder: &Path) -> usize {
     1
 }
 
-/// Lets the kernel forget what the files hold, so that a run reads them from the disk and is charged for their cache.
-pub fn forget(folder: &Path) {
+/// Drops the page cache of all files, so that a run reads them from disk and is charged for their cache.
+pub fn drop_page_cache(folder: &Path) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            forget(&path);
+            drop_page_cache(&path);
         } else {
             let file = File::open(&path).expect("opened");
-            // Only pages that are on the disk can be forgotten; where a file system cannot, the cache stays warm.
+            // Only clean pages can be dropped; some file systems keep the cache.
             let _ = file.sync_all().map(|()| fadvise(&file, 0, None, Advice::DontNeed));
         }
     }

@@ -43,7 +43,7 @@ fn tar(bad: Option<u64>, compressed: bool) -> Vec<u8> {
 fn open(folder: &Path, name: &str, bytes: &[u8]) -> Arc<dyn Source> {
     let path = folder.join(name);
     fs::write(&path, bytes).unwrap();
-    let options = OpenOptions { shuffle_buffer: ByteCount(200_000), ..OpenOptions::default() };
+    let options = OpenOptions::new().shuffle_buffer(ByteCount(200_000));
     Arc::new(TarShards::open_with(path, &options).unwrap())
 }
 

@@ -45,7 +45,7 @@ fn filled() -> tempfile::TempDir {
 }
 
 fn options(index: &Path, store: StoreOptions) -> OpenOptions {
-    OpenOptions { shuffle_buffer: ByteCount(300_000), index_folder: Some(index.to_owned()), store }
+    OpenOptions::new().shuffle_buffer(ByteCount(300_000)).index_folder(index).store(store)
 }
 
 /// Pixels, labels and ids of two epochs; and that the ledger was kept.
@@ -87,7 +87,7 @@ fn shards_in_a_bucket_give_the_batches_that_they_give_from_a_disk() {
             for _ in 0..2 {
                 let far = open_with(format!("s3://bucket/set/{names}"), &options).unwrap();
                 assert_eq!((far.len(), far.classes()[4].as_str()), (count, "eel"), "{names}");
-                assert!(far.reading().at_once >= 16 && far.reading().held_bytes > 0);
+                assert!(far.io_profile().concurrency >= 16 && far.io_profile().buffer_bytes > 0);
                 assert_eq!(digest(&far).unwrap(), digest(&near).unwrap(), "{names}, cached: {cached}");
                 assert!(far.name(feedstock::SampleId(0)).starts_with("s3://bucket/set/"));
             }
@@ -158,7 +158,7 @@ fn what_cannot_be_had_is_said_of_each_sample() {
     let read = |outs: &mut [Vec<u8>]| {
         let mut reads: Vec<SampleRead<'_>> = ids.iter().zip(outs).map(|(&id, out)| SampleRead::new(id, out)).collect();
         far.read_many(&mut reads);
-        reads.into_iter().map(|read| read.done.map_err(|error| error.to_string())).collect::<Vec<_>>()
+        reads.into_iter().map(|read| read.result.map_err(|error| error.to_string())).collect::<Vec<_>>()
     };
     // The first two lie together; the third is far from them.
     let seen = proxy.count();
@@ -195,10 +195,33 @@ fn what_is_not_there_is_said() {
     let options = options(index.path(), store);
     for (url, said) in [
         ("s3://bucket/set/missing.tar", "s3://bucket/set/missing.tar"),
-        ("s3://bucket/none/", "there are no shards"),
-        ("s3://bucket/set/*.tar", "a '*' stands for local files only"),
+        ("s3://bucket/none/", "no shards (*.tar, *.tar.zst) found"),
+        ("s3://bucket/set/*.tar", "'*' matches local files only"),
     ] {
         let error = open_with(url, &options).err().unwrap().to_string();
         assert!(error.contains(said), "{url}: {error}");
     }
+}
+
+#[test]
+fn a_refused_class_list_is_an_error_and_a_missing_one_is_absent() {
+    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+    let server = S3::start(root.path());
+    let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
+    let store = StoreOptions { settings: s3_settings(proxy.address()), attempts: 2, ..quick() };
+    let options = options(index.path(), store);
+    let open = || open_with("s3://bucket/set/train-0.tar", &options);
+    for fault in [Fault::Status(403, ""), Fault::Status(503, ""), Fault::Reset] {
+        for list in ["manifest.json", "classes.txt"] {
+            let of_list = fault.clone();
+            proxy.plan(move |request| if request.path.contains(list) { of_list.clone() } else { Fault::Pass });
+            let error = open().err().unwrap();
+            assert!(error.is_io() && !error.is_not_found(), "{fault:?} {list}: {error}");
+            assert!(error.to_string().contains(&format!("s3://bucket/set/{list}")), "{fault:?}: {error}");
+        }
+    }
+    proxy.plan(|request| if request.path.contains("classes.txt") { Fault::Status(404, "") } else { Fault::Pass });
+    assert_eq!(open().unwrap().classes(), ["0", "1", "2", "3", "4"]);
+    proxy.plan(|_| Fault::Pass);
+    assert_eq!(open().unwrap().classes()[4], "eel");
 }

@@ -59,7 +59,7 @@ impl DataFile {
         let mark = |at: u64| {
             let mut mark = [0; 4];
             let read = opened.file.read_exact_at(&mut mark, at);
-            read.map(|()| mark).map_err(|source| SourceError::Io { doing: "read", path: path.into(), source })
+            read.map(|()| mark).map_err(|error| SourceError::io("read", path, error))
         };
         let is_long_enough = data.bytes >= FILE_BYTES_MIN;
         match (is_long_enough, is_long_enough.then(|| mark(0)).transpose()?.as_ref()) {
@@ -120,7 +120,7 @@ impl DataFile {
             ParquetError::External(inner) => match inner.downcast::<io::Error>() {
                 // What a decompressor finds wrong comes as an I/O error as well, but has no number of the system's.
                 Ok(source) if source.raw_os_error().is_some() => {
-                    return SourceError::Io { doing: "read", path: self.path.clone(), source: *source };
+                    return SourceError::io("read", &self.path, *source);
                 }
                 Ok(source) => source.to_string(),
                 Err(inner) => inner.to_string(),
@@ -128,15 +128,13 @@ impl DataFile {
             ParquetError::General(told) | ParquetError::EOF(told) | ParquetError::NYI(told) => told,
             other => other.to_string(),
         };
-        self.unusable(
-            place,
-            format!("it is damaged, or of a kind that is not supported ({told}); fetch or write it anew"),
-        )
+        let cause = format!("it is damaged, or of a kind that is not supported ({told}); fetch or write it anew");
+        SourceError::Damaged { path: self.path.clone(), place: place.into(), cause }
     }
 }
 
 fn open(path: &Path) -> Result<(File, Metadata), SourceError> {
-    let io_error = |doing, source| SourceError::Io { doing, path: path.into(), source };
+    let io_error = |doing, error: io::Error| SourceError::io(doing, path, error);
     // Without NONBLOCK, a FIFO would hold this thread for ever.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| io_error("open", error))?;

@@ -20,8 +20,8 @@ use parquet::errors::ParquetError;
 use parquet::schema::types::ColumnDescPtr;
 use rustix::fs::Advice;
 
-use super::held::{BlockBuffer, HeldBlocks};
-use super::{Blocks, Reading, Source, SourceError};
+use super::block_cache::{BlockBuffer, BlockCache};
+use super::{Blocks, IoProfile, Source, SourceError};
 use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::units::{ByteCount, SampleId};
 pub use options::ParquetOptions;
@@ -63,7 +63,7 @@ const BLOCK_BYTES_NOTED: u64 = 256 << 20;
 pub struct ParquetSource {
     files: Vec<Part>,
     groups: Vec<Group>,
-    held: HeldBlocks,
+    held: BlockCache,
     blocks: Blocks,
     /// For each sample, its bytes, or what it lacks.
     sizes: Vec<u32>,
@@ -71,7 +71,7 @@ pub struct ParquetSource {
     classes: Vec<String>,
     notes: Vec<String>,
     load_bytes_max: u64,
-    forget_pages: AtomicBool,
+    drop_page_cache: AtomicBool,
 }
 
 /// A file, and the sample that is its first row.
@@ -136,15 +136,26 @@ impl ParquetSource {
                 "the largest row group has {} of images, and up to {} are held at once: written with smaller row groups \
                  (of 100 to 1000 rows), the files would take less RAM and mix better",
                 ByteCount(block_bytes_max),
-                (blocks.held() as u64).min(blocks.count())
+                (blocks.resident() as u64).min(blocks.count())
             ));
         }
         sizes.shrink_to_fit();
         labels.shrink_to_fit();
         groups.shrink_to_fit();
-        let held = HeldBlocks::new(blocks.clone(), block_bytes_max, LOADS_MAX);
-        let forget_pages = AtomicBool::new(false);
-        Ok(ParquetSource { files, groups, held, blocks, sizes, labels, classes, notes, load_bytes_max, forget_pages })
+        let held = BlockCache::new(blocks.clone(), block_bytes_max, LOADS_MAX);
+        let drop_page_cache = AtomicBool::new(false);
+        Ok(ParquetSource {
+            files,
+            groups,
+            held,
+            blocks,
+            sizes,
+            labels,
+            classes,
+            notes,
+            load_bytes_max,
+            drop_page_cache,
+        })
     }
 
     fn part_of(&self, id: SampleId) -> &Part {
@@ -154,7 +165,7 @@ impl ParquetSource {
 
     /// Where a sample is: its file, and the row group and the row in that.
     fn place_of(&self, id: SampleId) -> (&DataFile, String) {
-        let block = self.blocks.of(id);
+        let block = self.blocks.block_of(id);
         let group = &self.groups[block as usize];
         let row = id.0 - self.blocks.samples(block).start;
         (&self.files[group.part as usize].file, place(group.number, row))
@@ -176,11 +187,11 @@ impl ParquetSource {
                 let told = format!("the image has {} bytes, {} in the index", bytes.len(), image_bytes(size));
                 return Err(ParquetError::General(told));
             }
-            buffer.sample_at(start..buffer.len());
+            buffer.add_sample(start..buffer.len());
             Ok(())
         };
         let read = read_values::<ByteArrayType>(&opened, images, chunk, sizes.len() as u64, 1, put);
-        if self.forget_pages.load(Ordering::Relaxed) {
+        if self.drop_page_cache.load(Ordering::Relaxed) {
             opened.advise(chunk.start, chunk.bytes, Advice::DontNeed);
         }
         read.map(drop).map_err(|bad| file.damaged(&place(*number, bad.row), bad.cause))
@@ -298,17 +309,17 @@ impl Source for ParquetSource {
         Some(&self.blocks)
     }
 
-    fn reading(&self) -> Reading {
-        let held_bytes = self.held.held_bytes().saturating_add(LOADS_MAX as u64 * self.load_bytes_max);
-        Reading { at_once: LOADS_MAX, held_bytes, together_bytes: 0 }
+    fn io_profile(&self) -> IoProfile {
+        let buffer_bytes = self.held.capacity_bytes().saturating_add(LOADS_MAX as u64 * self.load_bytes_max);
+        IoProfile { concurrency: LOADS_MAX, buffer_bytes, coalesce_bytes: 0 }
     }
 
     /// Asks the system to read the row groups that these samples are in, but no more of them than are held.
     fn read_ahead(&self, ids: &[SampleId]) {
         let mut last = None;
         let mut asked = 0;
-        for block in ids.iter().map(|&id| self.blocks.of(id)) {
-            if last.replace(block) == Some(block) || self.held.holds(block) {
+        for block in ids.iter().map(|&id| self.blocks.block_of(id)) {
+            if last.replace(block) == Some(block) || self.held.contains(block) {
                 continue;
             }
             let group = &self.groups[block as usize];
@@ -317,14 +328,14 @@ impl Source for ParquetSource {
                 opened.advise(group.chunk.start, group.chunk.bytes, Advice::WillNeed);
             }
             asked += 1;
-            if asked == self.blocks.held() {
+            if asked == self.blocks.resident() {
                 return;
             }
         }
     }
 
-    fn forget_pages(&self, forget: bool) {
-        self.forget_pages.store(forget, Ordering::Relaxed);
+    fn set_drop_page_cache(&self, forget: bool) {
+        self.drop_page_cache.store(forget, Ordering::Relaxed);
     }
 
     fn index_bytes(&self) -> u64 {

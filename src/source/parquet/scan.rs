@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::thread::{self, available_parallelism};
+use std::thread::available_parallelism;
 
 use parquet::data_type::{ByteArrayType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
@@ -18,7 +18,8 @@ use super::file::{DataFile, Opened};
 use super::options::ParquetOptions;
 use super::pages::{Bad, Chunk, Pieces, read_values};
 use super::sizes::{NO_IMAGE, ONLY_PATH, Sizes};
-use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, STACK_BYTES, lock};
+use crate::source::parallel::try_map;
+use crate::sync::Arc;
 
 /// In place of a label: the row has none.
 pub(super) const NO_LABEL: u32 = u32::MAX;
@@ -231,36 +232,13 @@ impl Scan<'_> {
 
     /// Finds the sizes of all images, several row groups at once.
     fn sizes(&self, groups: &[(u32, &RowGroupMetaData, u64)], chunks: &[Chunk]) -> Result<Sizes, SourceError> {
-        let next = AtomicUsize::new(0);
-        let found = Mutex::new(BTreeMap::new());
-        let work = || {
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some((&(number, group, rows), chunk)) = groups.get(at).zip(chunks.get(at)) else { return };
-                let sizes = self.sizes_of(number, group, rows, chunk);
-                if sizes.is_err() {
-                    // Those before it are under way, and may have an error that comes first.
-                    next.fetch_max(groups.len(), Ordering::Relaxed);
-                }
-                lock(&found).insert(at, sizes);
-            }
-        };
-        let threads = available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX).min(groups.len());
-        thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads)
-                .map_while(|number| {
-                    let builder = thread::Builder::new().name(format!("feed-scan-{number}")).stack_size(STACK_BYTES);
-                    // Where the system grants no more threads, those that there are do the work.
-                    builder.spawn_scoped(scope, work).ok()
-                })
-                .collect();
-            work();
-            helpers.into_iter().for_each(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        });
+        let threads = available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
+        let found = try_map(groups.len(), threads, |at| {
+            let (number, group, rows) = groups[at];
+            self.sizes_of(number, group, rows, &chunks[at])
+        })?;
         let mut sizes = Sizes::default();
-        let found = std::mem::take(&mut *lock(&found));
-        for (group, (.., rows)) in found.into_values().zip(groups) {
-            let (group_sizes, pieces) = group?;
+        for ((group_sizes, pieces), (.., rows)) in found.into_iter().zip(groups) {
             sizes.rows.extend(group_sizes);
             sizes.groups.push((*rows, pieces));
         }

@@ -1,17 +1,15 @@
 //! Owns the sizes of the images of a Parquet file, and the small file that they are kept in from one run to the next.
 //! It must never take sizes for a file's that were found in another, or in the same before it was written anew.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::file::DataFile;
 use super::pages::Pieces;
-use crate::sync::{AtomicU64, Ordering};
+use crate::source::index_file::{candidates, write_atomically};
 
 /// In place of a size: the row has no image.
 pub(super) const NO_IMAGE: u32 = u32::MAX;
@@ -21,9 +19,6 @@ pub(super) const ONLY_PATH: u32 = u32::MAX - 1;
 
 /// The first bytes of an index file. The digit is the version of what follows.
 const MAGIC: &[u8; 8] = b"FEEDPQI1";
-
-/// What its name ends with.
-const EXTENSION: &str = ".feedstock-index";
 
 /// Bytes of an index file for a row group, and around all of them.
 const GROUP_BYTES: u64 = 32;
@@ -49,7 +44,7 @@ impl Sizes {
         let is_same = |sizes: &Sizes| sizes.groups.iter().map(|(rows, _)| *rows).eq(group_rows.iter().copied());
         let rows = group_rows.iter().try_fold(0u64, |sum, rows| sum.checked_add(*rows))?;
         let bytes = FRAME_BYTES + column.len() as u64 + GROUP_BYTES * group_rows.len() as u64 + rows.checked_mul(4)?;
-        places(&file.path, folder).iter().find_map(|path| {
+        candidates(&file.path, folder, "parquet").iter().find_map(|path| {
             let index = File::open(path).ok()?;
             // As long as it has to be, so that whatever else lies there takes no memory.
             if index.metadata().ok()?.len() != bytes {
@@ -73,8 +68,8 @@ impl Sizes {
     ) -> Result<PathBuf, (PathBuf, io::Error)> {
         let text = self.text(file, column);
         let mut first = None;
-        for path in places(&file.path, folder) {
-            match replace(&path, &text) {
+        for path in candidates(&file.path, folder, "parquet") {
+            match write_atomically(&path, |file| file.write_all(&text)) {
                 Ok(()) => return Ok(path),
                 Err(error) => first = first.or(Some((path, error))),
             }
@@ -127,39 +122,4 @@ impl Sizes {
         let is_whole = odd.is_empty() && groups.iter().map(|(rows, _)| rows).sum::<u64>() == rows.len() as u64;
         (is_whole && name == column.as_bytes()).then_some(Sizes { rows, groups })
     }
-}
-
-/// Where the index of a file may lie, the best place first.
-fn places(file: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
-    // In a folder for many files, two of the same name have to differ.
-    let whole = fs::canonicalize(file).unwrap_or_else(|_| file.into());
-    let hashed = format!("{:032x}{EXTENSION}", xxh3_128(whole.as_os_str().as_bytes()));
-    if let Some(folder) = folder {
-        return vec![folder.join(hashed)];
-    }
-    let mut beside = file.as_os_str().to_owned();
-    beside.push(EXTENSION);
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    let cached = cache.map(|cache| cache.join("feedstock/parquet").join(hashed));
-    [Some(beside.into()), cached].into_iter().flatten().collect()
-}
-
-/// Puts a file in its place at once: whoever reads it meanwhile reads the old one or the new one.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    // The ranks of a run may all be at it.
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}-{number}", process::id()));
-    let new = PathBuf::from(name);
-    let written =
-        File::create_new(&new).and_then(|mut file| file.write_all(text)).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
 }

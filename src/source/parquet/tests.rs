@@ -95,7 +95,7 @@ fn what_was_written_comes_back_in_every_layout() {
             conformance::check(&source).unwrap();
             // What was kept says the same as what was found.
             let again = ParquetSource::open([&first, &second]).unwrap();
-            assert_eq!((&again.sizes, again.reading()), (&source.sizes, source.reading()));
+            assert_eq!((&again.sizes, again.io_profile()), (&source.sizes, source.io_profile()));
             compare(&again, &rows(0, 45 + number as u64));
             assert_eq!(source.name(SampleId(36)), format!("{}: row 1", second.display()));
             assert_eq!(source.title(), format!("{} and 1 more", first.display()));
@@ -115,7 +115,7 @@ fn many_threads_read_in_any_order() {
                 let mut ids: Vec<u64> = (0..200).collect();
                 ids.sort_by_key(|&id| mix64(id ^ thread << 32));
                 source.read_ahead(&[SampleId(0), SampleId(1), SampleId(55), SampleId(199)]);
-                source.forget_pages(thread % 2 == 0);
+                source.set_drop_page_cache(thread % 2 == 0);
                 ids.into_iter().for_each(|id| assert_eq!(read(source, id).unwrap(), image(id)));
             });
         }
@@ -429,7 +429,7 @@ fn large_row_groups_are_noted() {
     scanned.sizes.rows[3] = 300 << 20;
     let source = ParquetSource::assemble(vec![scanned], texts, |_| 2).unwrap();
     assert!(source.notes()[0].starts_with("the largest row group has 300"), "{:?}", source.notes());
-    assert!(source.reading().held_bytes > 600 << 20);
+    assert!(source.io_profile().buffer_bytes > 600 << 20);
     // And as it is not so, it is seen.
     let error = read(&source, 0).unwrap_err().to_string();
     assert!(error.contains("in the index"), "{error}");

@@ -1,160 +1,177 @@
-//! Owns the way from a path or a pattern to shards that can be read: which files, their indices (loaded or made by a scan),
-//! and the classes of them all. It must never start more threads than there are shards.
+//! Opening of shards: indices are loaded or made by a scan, and joined.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::thread::{self, available_parallelism};
+use std::thread::available_parallelism;
 
-use serde_json::Value;
-
-use super::super::error::counted;
-use super::super::file::io_error;
-use super::super::folder::readable;
-use super::super::index::Index;
-use super::super::medium::{Medium, Stores};
-use super::super::{OpenOptions, SourceError, Unreadable};
-use super::bench::{Benches, Needs};
+use super::classes::Classes;
+use super::decompressors::{BufferSizes, DecompressorPool};
 use super::index::{Compression, ShardIndex, load, save};
+use super::scan;
+use super::source::{Shard, ShardLayout, TarShards};
 use super::stream::{self, Streams};
-use super::walk::Stream;
-use super::zst::{self, Frame, WINDOW_BYTES_MAX};
-use super::{Shard, Storage, TarShards, scan};
-use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
+use super::zst::{self, WINDOW_BYTES_MAX};
+use crate::source::error::counted;
+use crate::source::index::{ClassDirectory, Index};
+use crate::source::opener::ShardOpener;
+use crate::source::parallel::try_map;
+use crate::source::path::{display_name, readable};
+use crate::source::resolve::resolve;
+use crate::source::shard_io::ShardIo;
+use crate::source::skip_read::NoSeek;
+use crate::source::{OpenOptions, SourceError, Unreadable};
 use crate::units::ByteCount;
 
-/// The largest frame whose content is held to read a part of it, bytes of content.
+/// Maximum content of a frame that is decompressed to read a part of it, bytes.
 const FRAME_BYTES_MAX: u64 = 16 << 20;
-/// Scanning threads where nobody asks for a number: a scan waits for storage most of the time.
+/// Minimum number of scanning threads: a scan waits for storage most of the time.
 const SCAN_THREADS_MIN: usize = 4;
+/// Maximum number of unreadable entries that are listed.
 const UNREADABLE_MAX: usize = 1000;
-/// The largest number that is a label.
-const LABEL_MAX: u32 = 1 << 20;
-/// The largest list of classes beside shards that is read, bytes.
-const LIST_BYTES_MAX: u64 = 256 << 20;
 
-pub(super) fn open(
-    title: &str,
-    paths: &[PathBuf],
-    options: &OpenOptions,
-    stores: &Stores,
-) -> Result<TarShards, SourceError> {
-    if paths.is_empty() {
-        return Err(SourceError::unusable(Path::new(title), None, "there are no shards (*.tar, *.tar.zst) there"));
+impl TarShards {
+    /// Opens the shards of a path or a pattern (`train-{0000..0146}.tar`, `train-*.tar`), and scans those that have no
+    /// index yet.
+    ///
+    /// # Errors
+    /// * [`SourceError::Pattern`] for a pattern without matches.
+    /// * [`SourceError::Io`] for a shard that cannot be opened or read.
+    /// * [`SourceError::Damaged`] for a shard that is not a tar, or is truncated before its first sample.
+    /// * [`SourceError::Unusable`] for an unsupported compression, a shard without samples, or labels that do not fit
+    ///   those of other shards.
+    /// * Any of these, and [`SourceError::TooLarge`], for a list of classes beside the shards.
+    pub fn open(pattern: impl AsRef<Path>) -> Result<Self, SourceError> {
+        Self::open_with(pattern, &OpenOptions::default())
     }
-    let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (shard, index, note) in index_all(paths, options.index_folder.as_deref(), stores)? {
-        shards.push(shard);
-        indices.push(index);
-        notes.extend(note);
+
+    /// Opens shards, as [`open`](Self::open), with options.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(pattern: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, SourceError> {
+        let path = pattern.as_ref();
+        let opener = ShardOpener::new(options);
+        let files = resolve(path, &opener)?.unwrap_or_default();
+        Self::from_files(&display_name(path), &files, options, &opener)
     }
-    assemble(title.to_owned(), shards, indices, notes.into_iter().collect(), options.shuffle_buffer)
+
+    /// Opens shards, which together have the title `title`.
+    pub(in crate::source) fn from_files(
+        title: &str,
+        files: &[PathBuf],
+        options: &OpenOptions,
+        opener: &ShardOpener,
+    ) -> Result<Self, SourceError> {
+        if files.is_empty() {
+            return Err(SourceError::unusable(Path::new(title), None, "no shards (*.tar, *.tar.zst) found"));
+        }
+        let (mut shards, mut indices, mut notes) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (shard, index, note) in index_all(files, options.index_folder.as_deref(), opener)? {
+            shards.push(shard);
+            indices.push(index);
+            notes.extend(note);
+        }
+        let notes = notes.into_iter().collect();
+        assemble(title.to_owned(), shards, indices, notes, options.shuffle_buffer, opener)
+    }
 }
 
+/// A shard, its index, and a note.
 type Indexed = (Shard, ShardIndex, Option<String>);
 
-/// Maps every shard, and loads or makes its index. The first error, by the order of the shards, wins.
-fn index_all(paths: &[PathBuf], folder: Option<&Path>, stores: &Stores) -> Result<Vec<Indexed>, SourceError> {
+/// Opens every shard, and loads or makes its index. A shard that is listed twice is opened once.
+fn index_all(paths: &[PathBuf], folder: Option<&Path>, opener: &ShardOpener) -> Result<Vec<Indexed>, SourceError> {
+    let mut seen = HashSet::new();
+    let paths: Vec<&PathBuf> = paths.iter().filter(|path| seen.insert(*path)).collect();
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(BTreeMap::new());
-    let work = || {
-        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let indexed = index_one(path, folder, stores);
-            if indexed.is_err() {
-                // Nobody needs the rest; those before it are under way.
-                next.store(paths.len(), Ordering::Relaxed);
-            }
-            lock(&done).insert(path, indexed);
-        }
-    };
-    thread::scope(|scope| {
-        for number in 1..cores.max(SCAN_THREADS_MIN).min(paths.len()) {
-            // Where the system grants no more threads, those that there are do the work.
-            let _ = thread::Builder::new().name(format!("feed-shard-{number}")).spawn_scoped(scope, work);
-        }
-        work();
-    });
-    let mut done = done.into_inner().unwrap_or_else(crate::sync::PoisonError::into_inner);
-    // One that is named twice is there once.
-    paths.iter().filter_map(|path| done.remove(path)).collect()
+    try_map(paths.len(), cores.max(SCAN_THREADS_MIN), |at| index_one(paths[at], folder, opener))
 }
 
-fn index_one(path: &Path, folder: Option<&Path>, stores: &Stores) -> Result<Indexed, SourceError> {
-    let medium = Medium::open(path, stores)?;
-    let identity = medium.identity();
-    // As the medium calls itself: a URL may carry a signature, which is another one each time and nobody's business.
-    let path = medium.path();
+fn index_one(path: &Path, folder: Option<&Path>, opener: &ShardOpener) -> Result<Indexed, SourceError> {
+    let io = opener.open(path)?;
+    let identity = io.identity();
+    // The shard's own name for itself: the URL given may carry a signature, which changes and must not be stored.
+    let path = io.path();
     let (index, note) = match load(path, identity, folder) {
         Some(index) => (index, None),
         None => {
-            let made = scan_one(&medium)?;
+            let made = scan_one(&*io)?;
             let note = save(path, identity, &made, folder).err().map(|error| {
                 let folder = path.parent().unwrap_or(Path::new(".")).display();
                 format!(
-                    "the index of shards in {folder} cannot be kept ({error}), so they are scanned each time: make the \
-                     folder writable once, or set XDG_CACHE_HOME"
+                    "the index of shards in {folder} cannot be saved ({error}), so they are scanned each time: make \
+                     the folder writable once, or set XDG_CACHE_HOME"
                 )
             });
             (made, note)
         }
     };
-    let storage = match &index.compression {
-        Compression::None => Storage::Plain,
-        Compression::Frames(frames) => Storage::Frames(frames.clone().into()),
-        Compression::Stream { .. } => Storage::Stream,
+    let layout = match &index.compression {
+        Compression::None => ShardLayout::Plain,
+        Compression::Frames(frames) => ShardLayout::Frames(frames.clone().into()),
+        Compression::Stream { .. } => ShardLayout::Stream,
     };
-    Ok((Shard { medium: Arc::new(medium), storage }, index, note))
+    Ok((Shard { io, layout }, index, note))
 }
 
-/// Reads a shard from front to back.
-fn scan_one(medium: &Medium) -> Result<ShardIndex, SourceError> {
-    let (path, bytes) = (medium.path(), medium.bytes());
-    let failed = |offset: Option<u64>| move |cause: String| SourceError::unusable(path, offset, cause);
+/// Scans a shard from its beginning to its end.
+fn scan_one(io: &dyn ShardIo) -> Result<ShardIndex, SourceError> {
+    let (path, bytes) = (io.path(), io.bytes());
     let mut magic = [0; 6];
     let read = magic.len().min(bytes as usize);
-    medium.read_at(0, &mut magic[..read])?;
+    io.read_at(0, &mut magic[..read])?;
     let compression = match magic[..read] {
-        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => compression(medium)?,
-        [0x1F, 0x8B, ..] => return Err(failed(None)(foreign("gzip"))),
-        [b'B', b'Z', b'h', ..] => return Err(failed(None)(foreign("bzip2"))),
-        [0xFD, b'7', b'z', b'X', b'Z', 0] => return Err(failed(None)(foreign("xz"))),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => compression(io)?,
+        [0x1F, 0x8B, ..] => return Err(unsupported(path, "gzip")),
+        [b'B', b'Z', b'h', ..] => return Err(unsupported(path, "bzip2")),
+        [0xFD, b'7', b'z', b'X', b'Z', 0] => return Err(unsupported(path, "xz")),
         _ => Compression::None,
     };
-    let reader = medium.reader()?;
-    let mut found = if compression == Compression::None {
-        scan::scan(reader, Some(bytes)).map_err(failed(None))?
+    let reader = io.reader()?;
+    let found = if compression == Compression::None {
+        scan::scan(reader, Some(bytes))
     } else {
-        let mut decoder = zstd::stream::read::Decoder::new(reader).map_err(|e| io_error("read", path, e))?;
-        let limit = decoder.window_log_max(WINDOW_BYTES_MAX.ilog2());
-        limit.map_err(|source| io_error("read", path, source))?;
-        scan::scan(Stream(decoder), None).map_err(failed(None))?
+        let failed = |error| SourceError::io("decompress", path, error);
+        let mut decoder = zstd::stream::read::Decoder::new(reader).map_err(failed)?;
+        decoder.window_log_max(WINDOW_BYTES_MAX.ilog2()).map_err(failed)?;
+        scan::scan(NoSeek(decoder), None)
     };
+    let mut found = found.map_err(|cause| SourceError::unusable(path, None, cause))?;
     found.compression = compression;
-    medium.check()?;
-    if found.len() == 0 && found.problem_count > 0 {
-        let (offset, _, cause) = &found.problems[0];
-        return Err(failed(Some(*offset))(format!("nothing in it can be used: {cause}")));
+    io.check_unchanged()?;
+    match found.problems.first() {
+        Some((offset, member, cause)) if found.len() == 0 => {
+            let cause = format!("the shard has no usable sample: {cause}");
+            // A problem without a member is one of the tar.
+            let error = if member.is_empty() { SourceError::damaged } else { SourceError::unusable };
+            Err(error(path, Some(*offset), cause))
+        }
+        _ => Ok(found),
     }
-    Ok(found)
 }
 
-fn foreign(format: &str) -> String {
-    format!(
-        "it is compressed with {format}, which cannot be read from the middle: decompress it (pictures hardly gain from \
-         it), or compress it anew with zstd"
-    )
+fn unsupported(path: &Path, format: &str) -> SourceError {
+    let cause = format!(
+        "{format} compression is not supported, because it allows no random access: decompress the shard (images \
+         hardly gain from compression), or compress it with zstd"
+    );
+    SourceError::unusable(path, None, cause)
 }
 
-/// How a shard that begins as zstd does is compressed.
-fn compression(medium: &Medium) -> Result<Compression, SourceError> {
-    let bytes = medium.bytes();
-    let failed = |(offset, cause): (u64, String)| SourceError::unusable(medium.path(), Some(offset), cause);
-    let mut read_at = |at: u64, out: &mut [u8]| medium.read_at(at, out).map_err(|error| error.to_string());
+/// Determines how a zstd file is divided into frames.
+fn compression(io: &dyn ShardIo) -> Result<Compression, SourceError> {
+    let bytes = io.bytes();
+    let damaged = |(offset, cause): (u64, String)| SourceError::damaged(io.path(), Some(offset), cause);
+    let mut io_error = None;
+    let mut read_at = |at: u64, out: &mut [u8]| io.read_at(at, out).map_err(|error| io_error.insert(error).to_string());
     let frames = match zst::seek_table(bytes, &mut read_at) {
-        // Without a table that fits, the frames tell where they end; where each look is a request, that is too much asked.
-        None if medium.is_near() => zst::frames(bytes, &mut read_at).map_err(failed)?,
+        // Without a valid table, each frame is visited. On a store, that would take a request for each.
+        None if io.is_local() => {
+            let found = zst::frames(bytes, &mut read_at);
+            found.map_err(|failure| io_error.unwrap_or_else(|| damaged(failure)))?
+        }
         found => found,
     };
     if let Some(frames) = frames.filter(|frames| frames.iter().all(|frame| frame.content_bytes <= FRAME_BYTES_MAX)) {
@@ -162,11 +179,14 @@ fn compression(medium: &Medium) -> Result<Compression, SourceError> {
     }
     let mut head = [0; zst::HEADER_BYTES_MAX];
     let len = head.len().min(bytes as usize);
-    read_at(0, &mut head[..len]).map_err(|cause| failed((0, cause)))?;
-    let window_bytes = zst::FrameHeader::read(&head[..len]).map_err(|cause| failed((0, cause)))?.window_bytes;
+    io.read_at(0, &mut head[..len])?;
+    let window_bytes = zst::FrameHeader::read(&head[..len]).map_err(|cause| damaged((0, cause)))?.window_bytes;
     if window_bytes > WINDOW_BYTES_MAX {
-        let cause = format!("it wants a window of {window_bytes} bytes; {WINDOW_BYTES_MAX} are the most");
-        return Err(failed((0, cause)));
+        let cause = format!(
+            "the zstd window has {window_bytes} bytes, and at most {WINDOW_BYTES_MAX} are supported: compress the \
+             shard with a smaller window (--long=27)"
+        );
+        return Err(SourceError::unusable(io.path(), Some(0), cause));
     }
     Ok(Compression::Stream { window_bytes })
 }
@@ -178,38 +198,34 @@ fn assemble(
     indices: Vec<ShardIndex>,
     mut notes: Vec<String>,
     shuffle_buffer: ByteCount,
+    opener: &ShardOpener,
 ) -> Result<TarShards, SourceError> {
-    let refuse = |cause: String| SourceError::unusable(Path::new(&title), None, cause);
     let streams = streams(&shards, &indices, shuffle_buffer, &mut notes);
     let classes = Classes::of(&shards, &indices)?;
-    let count: usize = indices.iter().map(ShardIndex::len).sum();
     let any_content = indices.iter().any(|index| !index.contents.is_empty());
     let (mut offsets, mut labels, mut dimensions, mut contents) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut unreadable, mut unreadable_count, mut beside_count) = (Vec::new(), 0, 0);
-    let (mut tables, mut needs) = (Vec::with_capacity(shards.len()), Needs::default());
-    for (number, (shard, index)) in shards.iter().zip(indices).enumerate() {
-        let path = shard.medium.path();
-        let of_shard = classes.labels(&index.classes, path)?;
-        // In place, so that a single shard's are not copied.
-        let mut index = index;
-        index.labels.iter_mut().for_each(|label| *label = of_shard[*label as usize]);
-        let samples = index.len();
-        append(&mut labels, index.labels);
-        let compressed = (0..index.contents.len()).filter(|&place| index.contents[place] > 0);
-        needs.member = compressed.map(|place| index.table.size_bytes(place)).max().unwrap_or(0).max(needs.member);
-        if any_content {
-            let plain = samples - index.contents.len();
-            append(&mut contents, index.contents);
-            contents.resize(contents.len() + plain, 0);
+    let (mut unreadable, mut unreadable_count, mut extra_count) = (Vec::new(), 0, 0);
+    let (mut tables, mut sizes) = (Vec::with_capacity(shards.len()), BufferSizes::default());
+    let mut sample_bytes_max = 0;
+    for (number, (shard, mut index)) in shards.iter().zip(indices).enumerate() {
+        let path = shard.io.path();
+        sample_bytes_max = index.table.largest_bytes().max(sample_bytes_max);
+        sizes.member = index.compressed_sizes().max().unwrap_or(0).max(sizes.member);
+        for frame in shard.frames() {
+            (sizes.frame, sizes.content) = (sizes.frame.max(frame.bytes), sizes.content.max(frame.content_bytes));
         }
+        let of_shard = classes.labels(&index.classes, path)?;
+        // In place, so that the lists of a single shard are not copied.
+        index.labels.iter_mut().for_each(|label| *label = of_shard[*label as usize]);
+        if any_content {
+            index.contents.resize(index.len(), 0);
+        }
+        append(&mut labels, index.labels);
+        append(&mut contents, index.contents);
         append(&mut offsets, index.offsets);
         append(&mut dimensions, index.dimensions);
-        for frame in shard.frames() {
-            let Frame { content_bytes, bytes, .. } = *frame;
-            (needs.frame, needs.content) = (needs.frame.max(bytes), needs.content.max(content_bytes));
-        }
         unreadable_count += index.problem_count;
-        beside_count += index.beside_count;
+        extra_count += index.extra_count;
         let room = UNREADABLE_MAX - unreadable.len();
         unreadable.extend(index.problems.into_iter().take(room).map(|(offset, member, cause)| Unreadable {
             path: path.to_owned(),
@@ -218,20 +234,20 @@ fn assemble(
                 false => format!("{} (at byte {offset}): {cause}", readable(&member)),
             },
         }));
-        tables.push((number as u32, path.as_os_str().as_bytes().to_vec(), index.table));
+        let path = path.as_os_str().as_bytes().to_vec();
+        tables.push(ClassDirectory { class: number as u32, path, samples: index.table });
     }
-    if count == 0 {
-        return Err(refuse(format!(
-            "there are no samples in it: a sample is a picture and beside it its class (000017.jpg, 000017.cls), or a \
-             picture in a folder of its class{}",
-            unreadable.first().map_or(String::new(), |first| format!("; the first that cannot be used: {first}"))
-        )));
+    if offsets.is_empty() {
+        let first = unreadable.first().map_or(String::new(), |first| format!("; the first unusable member: {first}"));
+        let cause = format!(
+            "there are no samples in it: a sample is an image with its class beside it (000017.jpg, 000017.cls), or an \
+             image in a folder named after its class{first}"
+        );
+        return Err(SourceError::unusable(Path::new(&title), None, cause));
     }
-    if beside_count > 0 {
-        notes.push(format!("not used: {} with the key of another one before it", counted(beside_count, "picture")));
+    if extra_count > 0 {
+        notes.push(format!("not used: {} with the key of the image before", counted(extra_count, "image")));
     }
-    let sample_bytes_max = tables.iter().map(|(_, _, table)| table.largest_bytes()).max().unwrap_or(0);
-    let stores_bytes = stores_bytes(&shards, sample_bytes_max.max(needs.frame));
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
     Ok(TarShards {
         title,
@@ -242,16 +258,16 @@ fn assemble(
         dimensions: dimensions.into(),
         contents: contents.into(),
         shards,
-        benches: Benches::new(cores.clamp(2, 8), needs),
+        decompressors: DecompressorPool::new(cores.clamp(2, 8), sizes),
         streams,
-        stores_bytes,
+        stores_bytes: opener.buffer_bytes(sample_bytes_max.max(sizes.frame)),
         notes,
         unreadable,
         unreadable_count,
     })
 }
 
-/// Adds a list to what has been joined so far; the first is what there is.
+/// Appends a list. The first list is moved, not copied.
 fn append<T>(joined: &mut Vec<T>, list: Vec<T>) {
     match joined.is_empty() {
         true => *joined = list,
@@ -259,7 +275,7 @@ fn append<T>(joined: &mut Vec<T>, list: Vec<T>) {
     }
 }
 
-/// How shards are read that can only be read front to back, where there are any.
+/// Sets up the shards that can only be read in order, if there are any.
 fn streams(
     shards: &[Shard],
     indices: &[ShardIndex],
@@ -271,103 +287,15 @@ fn streams(
         _ => None,
     });
     let window_bytes_max = windows.clone().max()?;
-    let in_stream = |shard: &Shard| matches!(shard.storage, Storage::Stream);
-    let sizes = |index: &ShardIndex, place: usize| {
-        let content = index.contents.get(place).copied().unwrap_or(0);
-        if content > 0 { u64::from(content) } else { index.table.size_bytes(place) }
-    };
-    let each = shards.iter().zip(indices);
-    let cut =
-        each.clone().map(|(shard, index)| ((0..index.len()).map(move |place| sizes(index, place)), in_stream(shard)));
-    let (blocks, block_bytes_max) = stream::cut(cut, shuffle_buffer.0);
-    let compressed = each.filter(|(shard, _)| in_stream(shard)).flat_map(|(_, index)| {
-        let places = (0..index.contents.len()).filter(|&place| index.contents[place] > 0);
-        places.map(|place| index.table.size_bytes(place))
-    });
+    let is_stream = |shard: &Shard| matches!(shard.layout, ShardLayout::Stream);
+    let each = || shards.iter().zip(indices);
+    let sizes = each().map(|(shard, index)| (index.encoded_sizes(), is_stream(shard)));
+    let (blocks, block_bytes_max) = stream::partition(sizes, shuffle_buffer.0);
+    let compressed = each().filter(|(shard, _)| is_stream(shard)).flat_map(|(_, index)| index.compressed_sizes());
     notes.push(format!(
-        "{} compressed in one piece, read front to back and shuffled within {shuffle_buffer} at a time: for a shuffle over \
-         everything compress in frames (feedstock pack), or not at all",
+        "{} compressed as a single frame: read in order and shuffled within {shuffle_buffer} at a time; compress in \
+         frames (feedstock pack) or not at all for a full shuffle",
         counted(windows.count() as u64, "shard")
     ));
     Some(Streams::new(blocks, block_bytes_max, window_bytes_max, compressed.max().unwrap_or(0)))
-}
-
-/// The classes of all shards, and how labels are found in them.
-struct Classes {
-    names: Vec<String>,
-    /// Whether labels are numbers already.
-    numbers: bool,
-}
-
-impl Classes {
-    fn of(shards: &[Shard], indices: &[ShardIndex]) -> Result<Self, SourceError> {
-        let all: BTreeSet<&str> = indices.iter().flat_map(|index| &index.classes).map(String::as_str).collect();
-        let numbers = all.iter().all(|class| number(class).is_some());
-        let names = match (list_beside(shards)?, numbers) {
-            (Some(names), _) => names,
-            (None, false) => all.into_iter().map(str::to_owned).collect(),
-            (None, true) => {
-                let most = all.iter().filter_map(|class| number(class)).max();
-                (0..most.map_or(0, |most| most + 1)).map(|number| number.to_string()).collect()
-            }
-        };
-        Ok(Classes { names, numbers })
-    }
-
-    /// The label of each class of a shard.
-    fn labels(&self, classes: &[String], shard: &Path) -> Result<Vec<u32>, SourceError> {
-        let places: BTreeMap<&str, u32> =
-            if self.numbers { BTreeMap::new() } else { self.names.iter().map(String::as_str).zip(0..).collect() };
-        let label = |class: &String| {
-            let label = if self.numbers { number(class) } else { places.get(class.as_str()).copied() };
-            label.filter(|&label| (label as usize) < self.names.len()).ok_or_else(|| {
-                let listed = self.names.len();
-                let cause = format!(
-                    "a sample is of class '{class}', and that is none of the {listed} listed beside the shards"
-                );
-                SourceError::unusable(shard, None, cause)
-            })
-        };
-        classes.iter().map(label).collect()
-    }
-}
-
-fn number(class: &str) -> Option<u32> {
-    let digits = class.bytes().all(|byte| byte.is_ascii_digit());
-    class.parse().ok().filter(|&number| digits && number < LABEL_MAX)
-}
-
-/// The names of classes as a file beside the shards lists them.
-fn list_beside(shards: &[Shard]) -> Result<Option<Vec<String>>, SourceError> {
-    let Some(first) = shards.first() else { return Ok(None) };
-    if let Some(list) = first.medium.beside("manifest.json", LIST_BYTES_MAX)? {
-        // Other programs have manifests too; only one that lists classes is meant.
-        let value: Value = serde_json::from_slice(&list).unwrap_or_default();
-        let classes = value.get("classes").and_then(Value::as_array);
-        let classes = classes.and_then(|all| all.iter().map(|one| one.as_str().map(str::to_owned)).collect());
-        if let Some(classes) = classes {
-            return Ok(Some(classes));
-        }
-    }
-    let list = first.medium.beside("classes.txt", LIST_BYTES_MAX)?;
-    Ok(list.map(|list| String::from_utf8_lossy(&list).lines().map(str::to_owned).collect()))
-}
-
-/// What requests to the stores of these shards hold, at most, where no sample is larger than so many bytes.
-#[cfg(feature = "store")]
-fn stores_bytes(shards: &[Shard], sample_bytes_max: u64) -> u64 {
-    /// Threads that serve connections and look up names, and what a client keeps of its own.
-    const STORE_BYTES: u64 = 4 << 20;
-    let mut seen: Vec<&super::super::store::Store> = Vec::new();
-    for store in shards.iter().filter_map(|shard| shard.medium.store()) {
-        if !seen.iter().any(|one| one.is(store)) {
-            seen.push(store);
-        }
-    }
-    seen.iter().map(|store| store.held_bytes(sample_bytes_max) + STORE_BYTES).sum()
-}
-
-#[cfg(not(feature = "store"))]
-fn stores_bytes(_: &[Shard], _: u64) -> u64 {
-    0
 }

@@ -1,208 +1,210 @@
-//! Owns shards that can only be read front to back: their blocks, the decoders that stand somewhere in them, and the way
-//! of a block into memory. It must never have more decoders than it counts, nor load two blocks at once: the next one
-//! begins where the one before it ends.
+//! Shards that can only be read in order: blocks, and decoders that continue where they stopped.
+//!
+//! Blocks are loaded one at a time, since a block begins where its predecessor ends. Up to two decoders wait for the
+//! next block; a block in front of all of them takes a new decoder.
 
 use std::io::{self, BufReader, Read};
 
 use zstd::stream::read::Decoder;
 
-use super::super::held::{BlockBuffer, HeldBlocks};
-use super::super::medium::Medium;
-use super::super::{Blocks, SourceError};
 use super::zst::{CONTEXT_BYTES, Decompressor, WINDOW_BYTES_MAX};
+use crate::source::block_cache::{BlockBuffer, BlockCache};
+use crate::source::shard_io::ShardIo;
+use crate::source::{Blocks, SourceError};
 use crate::sync::{Arc, Mutex, lock};
 use crate::units::SampleId;
 
-/// Decoders that wait where they stopped: of the shard being read, and of the one before it, whose last samples may be
-/// asked for once more.
+/// Number of waiting decoders: of the shard being read, and of the one before, whose last samples may be read again.
 const DECODERS: usize = 2;
-/// What is read of a shard at a time, bytes.
+/// Size of one read from a shard, bytes.
 const INPUT_BYTES: usize = 128 << 10;
 
-/// Shards of which some are streams.
+/// Shards of which at least one is a stream.
 #[derive(Debug)]
 pub(super) struct Streams {
     blocks: Blocks,
-    held: HeldBlocks,
-    decoders: Mutex<Vec<Live>>,
-    /// The largest window of any stream, bytes.
+    cache: BlockCache,
+    waiting: Mutex<Vec<OpenDecoder>>,
+    /// Largest window of a stream, bytes.
     window_bytes_max: u64,
-    /// The largest member that is compressed by itself, bytes.
+    /// Largest compressed member, bytes.
     member_bytes_max: u64,
 }
 
-/// A decoder that stands in a shard.
-struct Live {
+/// A decoder at a position in a shard.
+struct OpenDecoder {
     shard: u32,
-    /// How much of the shard's content it has given.
+    /// Number of bytes of the shard's content that were decompressed.
     at: u64,
-    decoder: Decoder<'static, BufReader<Compressed>>,
+    decoder: Decoder<'static, BufReader<ShardReader>>,
 }
 
-impl std::fmt::Debug for Live {
+impl std::fmt::Debug for OpenDecoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Live(shard {}, at byte {})", self.shard, self.at)
+        write!(f, "OpenDecoder(shard {}, at byte {})", self.shard, self.at)
     }
 }
 
-/// A shard's bytes, from the first on.
-struct Compressed {
-    medium: Arc<Medium>,
+/// Reader of a shard's bytes from its beginning.
+struct ShardReader {
+    io: Arc<dyn ShardIo>,
     at: u64,
 }
 
-/// What members that are compressed by themselves are decompressed with, while a block is loaded.
+/// Decompressor and buffer for compressed members of one block.
 #[derive(Default)]
-struct Member {
+struct MemberDecompressor {
     compressed: Vec<u8>,
     decompressor: Option<Decompressor>,
 }
 
-/// One sample of a block: where it lies in the shard's content.
+/// Range of one sample in a shard's content.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct MemberRange {
     pub(super) offset: u64,
     pub(super) bytes: u64,
-    /// What comes out, where it is compressed by itself.
+    /// Decompressed size of a compressed member.
     pub(super) content_bytes: Option<u64>,
 }
 
 impl Streams {
-    /// `block_bytes_max` is the most that the samples of one block take, as they are handed out.
+    /// Creates streams whose largest block has `block_bytes_max` bytes of encoded samples.
     pub(super) fn new(blocks: Blocks, block_bytes_max: u64, window_bytes_max: u64, member_bytes_max: u64) -> Self {
-        let held = HeldBlocks::new(blocks.clone(), block_bytes_max, 1);
-        Streams { blocks, held, decoders: Mutex::default(), window_bytes_max, member_bytes_max }
+        let cache = BlockCache::new(blocks.clone(), block_bytes_max, 1);
+        Streams { blocks, cache, waiting: Mutex::default(), window_bytes_max, member_bytes_max }
     }
 
     pub(super) fn blocks(&self) -> &Blocks {
         &self.blocks
     }
 
-    /// What blocks and decoders take, at most, bytes.
-    pub(super) fn held_bytes(&self) -> u64 {
-        // Beside its window a decoder has a block of output and one of input.
+    /// Upper limit of the memory of blocks and decoders, bytes.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        // A decoder has a block of output and one of input besides its window.
         let decoder = self.window_bytes_max + CONTEXT_BYTES + 3 * INPUT_BYTES as u64;
-        self.held.held_bytes() + DECODERS as u64 * decoder + self.member_bytes_max + CONTEXT_BYTES
+        self.cache.capacity_bytes() + DECODERS as u64 * decoder + self.member_bytes_max + CONTEXT_BYTES
     }
 
-    /// Reads a sample of a stream. `place` tells where a sample lies; all of a block are in `medium`, which is `shard`.
+    /// Reads a sample of shard number `shard`. `range` returns the range of a sample of the same shard.
     pub(super) fn read(
         &self,
         id: SampleId,
         out: &mut [u8],
-        (shard, medium): (u32, &Arc<Medium>),
-        place: impl Fn(SampleId) -> Place,
+        (shard, io): (u32, &Arc<dyn ShardIo>),
+        range: impl Fn(SampleId) -> MemberRange,
     ) -> Result<(), SourceError> {
-        self.held.read(id, out, |block, buffer| {
+        self.cache.read(id, out, |block, buffer| {
             let ids = self.blocks.samples(block);
-            let mut live = self.decoder(shard, medium, place(SampleId(ids.start)).offset)?;
-            let mut member = Member::default();
+            let mut decoder = self.decoder(shard, io, range(SampleId(ids.start)).offset)?;
+            let mut member = MemberDecompressor::default();
             for id in ids.map(SampleId) {
-                live.sample(place(id), buffer, &mut member).map_err(|cause| {
-                    let cause = format!("{cause} (the offset is in what it decompresses to)");
-                    SourceError::unusable(medium.path(), Some(live.at), cause)
+                decoder.read_sample(range(id), buffer, &mut member).map_err(|cause| {
+                    let cause = format!("{cause} (the offset is in the decompressed content)");
+                    SourceError::damaged(io.path(), Some(decoder.at), cause)
                 })?;
             }
-            let mut waiting = lock(&self.decoders);
+            let mut waiting = lock(&self.waiting);
             if waiting.len() == DECODERS {
                 waiting.remove(0);
             }
-            waiting.push(live);
+            waiting.push(decoder);
             Ok(())
         })
     }
 
-    /// The decoder that stands nearest in front of a place; a new one where all are behind it.
-    fn decoder(&self, shard: u32, medium: &Arc<Medium>, offset: u64) -> Result<Live, SourceError> {
-        let mut waiting = lock(&self.decoders);
+    /// Takes the decoder that is nearest before an offset, or creates one.
+    fn decoder(&self, shard: u32, io: &Arc<dyn ShardIo>, offset: u64) -> Result<OpenDecoder, SourceError> {
+        let mut waiting = lock(&self.waiting);
         let nearest = (0..waiting.len()).filter(|&i| waiting[i].shard == shard && waiting[i].at <= offset);
         if let Some(nearest) = nearest.max_by_key(|&i| waiting[i].at) {
             return Ok(waiting.remove(nearest));
         }
         if waiting.len() == DECODERS {
-            // The new one takes its place.
             waiting.remove(0);
         }
         drop(waiting);
-        let refuse = |source| super::super::file::io_error("decompress", medium.path(), source);
-        let input = BufReader::with_capacity(INPUT_BYTES, Compressed { medium: Arc::clone(medium), at: 0 });
-        let mut decoder = Decoder::with_buffer(input).map_err(refuse)?;
-        // No more than it said when it was indexed.
+        let failed = |error| SourceError::io("decompress", io.path(), error);
+        let input = BufReader::with_capacity(INPUT_BYTES, ShardReader { io: Arc::clone(io), at: 0 });
+        let mut decoder = Decoder::with_buffer(input).map_err(failed)?;
+        // The limit is the window that was found during the scan.
         let window = self.window_bytes_max.clamp(1 << 10, WINDOW_BYTES_MAX).next_power_of_two();
-        decoder.window_log_max(window.ilog2()).map_err(refuse)?;
-        Ok(Live { shard, at: 0, decoder })
+        decoder.window_log_max(window.ilog2()).map_err(failed)?;
+        Ok(OpenDecoder { shard, at: 0, decoder })
     }
 }
 
-impl Live {
+impl OpenDecoder {
     /// Reads one sample into a block.
-    fn sample(&mut self, place: Place, buffer: &mut BlockBuffer, member: &mut Member) -> Result<(), String> {
-        let gap = place.offset.checked_sub(self.at).ok_or("samples of a block are not in their order")?;
+    fn read_sample(
+        &mut self,
+        range: MemberRange,
+        buffer: &mut BlockBuffer,
+        member: &mut MemberDecompressor,
+    ) -> Result<(), String> {
+        let gap = range.offset.checked_sub(self.at).ok_or("the samples of a block are not in order")?;
         let skipped = io::copy(&mut self.decoder.by_ref().take(gap), &mut io::sink()).map_err(|e| e.to_string())?;
         self.at += skipped;
         if skipped < gap {
-            return Err("it ends there: it is another file than when it was indexed".to_owned());
+            return Err("the content ends there: the file was replaced after it was indexed".to_owned());
         }
-        let beyond = || "a block is larger than any was when it was indexed".to_owned();
+        let too_large = || "a block is larger than when it was indexed".to_owned();
         let start = buffer.len();
-        let bytes = place.content_bytes.unwrap_or(place.bytes) as usize;
-        let out = buffer.grow(bytes).ok_or_else(beyond)?;
-        match place.content_bytes {
+        let bytes = range.content_bytes.unwrap_or(range.bytes) as usize;
+        let out = buffer.grow(bytes).ok_or_else(too_large)?;
+        match range.content_bytes {
             None => self.decoder.read_exact(out).map_err(|error| error.to_string())?,
             Some(_) => {
-                member.compressed.resize(place.bytes as usize, 0);
+                member.compressed.resize(range.bytes as usize, 0);
                 self.decoder.read_exact(&mut member.compressed).map_err(|error| error.to_string())?;
                 member.decompressor.get_or_insert_with(Decompressor::new).frame(&member.compressed, out)?;
             }
         }
-        self.at += place.bytes;
-        buffer.sample_at(start..start + bytes);
+        self.at += range.bytes;
+        buffer.add_sample(start..start + bytes);
         Ok(())
     }
 }
 
-impl Read for Compressed {
+impl Read for ShardReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = (out.len() as u64).min(self.medium.bytes() - self.at) as usize;
-        self.medium.read_at(self.at, &mut out[..count]).map_err(|error| io::Error::other(error.to_string()))?;
+        let count = (out.len() as u64).min(self.io.bytes() - self.at) as usize;
+        self.io.read_at(self.at, &mut out[..count]).map_err(|error| io::Error::other(error.full_message()))?;
         self.at += count as u64;
         Ok(count)
     }
 }
 
-/// Cuts the samples of shards into blocks of about `bytes` bytes each. `shards` has, for each shard, its samples' bytes and
-/// whether it is a stream: the blocks of a stream are one run, those of another shard can be read in any order.
+/// Partitions the samples of shards into blocks of about `bytes` bytes. `shards` has the sizes of each shard's samples,
+/// and true for a stream. The blocks of a stream are one run; those of other shards can be read in any order.
 ///
-/// Gives the blocks, and the most bytes that are in one of a stream.
-pub(super) fn cut<I: Iterator<Item = u64>>(shards: impl Iterator<Item = (I, bool)>, bytes: u64) -> (Blocks, u64) {
+/// Returns the blocks, and the size of the largest block of a stream, bytes.
+pub(super) fn partition<I: Iterator<Item = u64>>(shards: impl Iterator<Item = (I, bool)>, bytes: u64) -> (Blocks, u64) {
     let (mut ends, mut run_ends, mut largest) = (Vec::new(), Vec::new(), 0);
     let mut sample = 0u64;
     for (sizes, is_stream) in shards {
-        let (before, mut in_block) = (ends.len(), 0);
-        let mut end_block = |in_block: &mut u64, sample: u64, ends: &mut Vec<u64>, run_ends: &mut Vec<u64>| {
-            ends.push(sample);
-            if is_stream {
-                largest = largest.max(*in_block);
-            } else {
-                run_ends.push(ends.len() as u64);
-            }
-            *in_block = 0;
-        };
+        let (first_block, mut block_bytes) = (ends.len(), 0);
         for size in sizes {
-            if in_block > 0 && in_block + size > bytes {
-                end_block(&mut in_block, sample, &mut ends, &mut run_ends);
+            if block_bytes > 0 && block_bytes + size > bytes {
+                ends.push(sample);
+                block_bytes = 0;
             }
-            in_block += size;
+            block_bytes += size;
             sample += 1;
+            if is_stream {
+                largest = largest.max(block_bytes);
+            }
         }
         if ends.last().copied().unwrap_or(0) < sample {
-            end_block(&mut in_block, sample, &mut ends, &mut run_ends);
+            ends.push(sample);
         }
-        if is_stream && ends.len() > before {
-            run_ends.push(ends.len() as u64);
+        let blocks = first_block as u64..ends.len() as u64;
+        if is_stream && !blocks.is_empty() {
+            run_ends.push(blocks.end);
+        } else {
+            run_ends.extend(blocks.map(|block| block + 1));
         }
     }
-    (Blocks::new(ends, 1).in_runs(run_ends), largest)
+    (Blocks::new(ends, 1).with_runs(run_ends), largest)
 }
 
 #[cfg(test)]
@@ -210,9 +212,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_cut_by_bytes_and_streams_are_runs() {
+    fn blocks_are_limited_by_bytes_and_streams_are_runs() {
         let shards = [(vec![5, 5, 5, 20, 1], true), (vec![], true), (vec![9, 9], false), (vec![3, 3, 3, 3], true)];
-        let (blocks, largest) = cut(shards.into_iter().map(|(sizes, stream)| (sizes.into_iter(), stream)), 10);
+        let (blocks, largest) = partition(shards.into_iter().map(|(sizes, stream)| (sizes.into_iter(), stream)), 10);
         let all: Vec<_> = (0..blocks.count()).map(|block| blocks.samples(block)).collect();
         assert_eq!(all, [0..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..10, 10..11]);
         assert_eq!(largest, 20);

@@ -1,4 +1,4 @@
-//! Owns the tests of shards as their users meet them: real tars, good and bad.
+//! Tests of shards: real tars, good and bad.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,21 +6,22 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::super::conformance;
 use super::zst::tests::{frame, open_frame, seekable};
 use super::*;
+use crate::source::{OpenOptions, Source, SourceError, conformance};
+use crate::units::{ByteCount, SampleId};
 
 fn buffer(bytes: u64) -> OpenOptions {
-    OpenOptions { shuffle_buffer: crate::units::ByteCount(bytes), ..OpenOptions::default() }
+    OpenOptions::new().shuffle_buffer(ByteCount(bytes))
 }
 
-/// A tar of files: name and bytes each.
+/// A tar of files with these names and bytes.
 fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(vec![]);
     for (name, bytes) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
-        // As it is given: the builder would refuse a path that leads upward.
+        // Set directly: the builder refuses a path with `..`.
         header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
         header.set_cksum();
         builder.append(&header, *bytes).unwrap();
@@ -43,7 +44,7 @@ fn labels(source: &TarShards) -> Vec<u32> {
     (0..source.len()).map(|id| source.label(SampleId(id))).collect()
 }
 
-fn picture(width: u32, height: u32) -> Vec<u8> {
+fn ppm(width: u32, height: u32) -> Vec<u8> {
     format!("P6\n{width} {height}\n255\n")
         .into_bytes()
         .into_iter()
@@ -51,11 +52,11 @@ fn picture(width: u32, height: u32) -> Vec<u8> {
         .collect()
 }
 
-/// Enough samples for several blocks and frames, under the key and with the class that WebDataset gives them.
+/// Enough samples for several blocks and frames, named as in WebDataset.
 fn many(count: usize, start: usize) -> Vec<u8> {
     let mut files = vec![];
     for i in start..start + count {
-        files.push((format!("{i:06}.ppm"), picture(1 + i as u32 % 40, 9)));
+        files.push((format!("{i:06}.ppm"), ppm(1 + i as u32 % 40, 9)));
         files.push((format!("{i:06}.cls"), (i % 7).to_string().into_bytes()));
     }
     tar(&files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect::<Vec<_>>())
@@ -68,7 +69,7 @@ fn samples_are_grouped_by_their_key() {
         ("./a/0001.jpg", b"one"),
         ("./a/0001.seg.png", b"beside"),
         ("./a/0002.json", br#"{"label": 0}"#),
-        ("./a/0002.txt", b"a caption that nobody needs"),
+        ("./a/0002.txt", b"an unused caption"),
         ("./a/0002.JPEG", b"two"),
         ("./a/notes.md", b"text"),
         ("./a/._0002.jpg", b"hidden"),
@@ -85,7 +86,7 @@ fn samples_are_grouped_by_their_key() {
         (3, &["0", "1", "2"].map(String::from)[..], vec![2, 0, 1])
     );
     assert_eq!([0, 1, 2].map(|id| read(&source, id).unwrap()), [&b"one"[..], b"two", b"three"]);
-    assert_eq!(source.notes(), ["not used: 1 picture with the key of another one before it"]);
+    assert_eq!(source.notes(), ["not used: 1 image with the key of the image before"]);
     assert_eq!(source.unreadable_count(), 1);
     assert!(source.unreadable()[0].cause.contains("./a/0004.png (at byte"), "{}", source.unreadable()[0]);
     assert!(source.unreadable()[0].cause.contains("its .cls is empty"));
@@ -95,7 +96,7 @@ fn samples_are_grouped_by_their_key() {
 }
 
 #[test]
-fn the_tar_of_a_folder_of_class_folders_works_as_it_is() {
+fn the_tar_of_an_image_folder_is_a_shard() {
     let shard = tar(&[
         ("train/dog/x.1.jpg", b"1"),
         ("train/dog/x.2.jpg", b"2"),
@@ -112,11 +113,11 @@ fn the_tar_of_a_folder_of_class_folders_works_as_it_is() {
 }
 
 #[test]
-fn every_container_is_a_source() {
+fn every_compression_is_a_source() {
     let plain = many(300, 0);
     let compressed: Vec<(String, Vec<u8>)> = (0..40u32)
         .flat_map(|i| {
-            let ppm = frame(&picture(8, 1 + i));
+            let ppm = frame(&ppm(8, 1 + i));
             [(format!("{i}.ppm.zst"), ppm), (format!("{i}.cls"), b"3".to_vec())]
         })
         .collect();
@@ -148,13 +149,13 @@ fn every_container_is_a_source() {
         assert_eq!(source.blocks().is_some(), ["f.tar.zst", "g.tar.zst", "*.tar*"].contains(&name), "{name}");
         assert_eq!(source.len(), len, "{name}");
         conformance::check(&source).unwrap_or_else(|breach| panic!("{name}: {breach}"));
-        assert_eq!(source.reading().held_bytes > 0, held, "{name}");
+        assert_eq!(source.io_profile().buffer_bytes > 0, held, "{name}");
         source.read_ahead(&(0..len).map(SampleId).collect::<Vec<_>>());
-        source.forget_pages(true);
+        source.set_drop_page_cache(true);
         for id in [0, 7, len - 1] {
             let bytes = read(&source, id).unwrap();
             let (width, height) = source.dimensions(SampleId(id)).unwrap();
-            assert_eq!(bytes, picture(width, height), "{name} {id}");
+            assert_eq!(bytes, ppm(width, height), "{name} {id}");
         }
         if ["a-0.tar", "b.tar.zst", "c.tar.zst", "f.tar.zst"].contains(&name) {
             for id in 0..len {
@@ -167,7 +168,7 @@ fn every_container_is_a_source() {
 }
 
 #[test]
-fn a_hundred_thousand_members_take_less_than_48_bytes_each() {
+fn a_member_takes_less_than_48_bytes() {
     let names: Vec<(String, Vec<u8>)> = (0..100_000u32)
         .map(|i| (format!("n{:08}/n{:08}_{}.JPEG", i / 1300, i / 1300, i * 17 % 99_991), vec![7; 3]))
         .collect();
@@ -180,14 +181,14 @@ fn a_hundred_thousand_members_take_less_than_48_bytes_each() {
 }
 
 #[test]
-fn an_index_is_kept_and_used_until_the_shard_is_another() {
+fn a_saved_index_is_used_until_the_shard_changes() {
     let folder = folder(&[("x.tar", &many(50, 0))]);
     let shard = folder.path().join("x.tar");
     let kept = folder.path().join("x.tar.feedstock-index");
     let first = TarShards::open(&shard).unwrap();
     let made = fs::metadata(&kept).unwrap();
     let again = TarShards::open(&shard).unwrap();
-    assert_eq!(fs::metadata(&kept).unwrap().ino(), made.ino(), "nothing was written anew");
+    assert_eq!(fs::metadata(&kept).unwrap().ino(), made.ino(), "nothing was written");
     assert_eq!((again.len(), labels(&again), again.name(SampleId(9))), (50, labels(&first), first.name(SampleId(9))));
 
     fs::write(&shard, many(51, 3)).unwrap();
@@ -202,10 +203,10 @@ fn an_index_is_kept_and_used_until_the_shard_is_another() {
 }
 
 #[test]
-fn what_comes_before_damage_is_used_and_the_damage_told() {
+fn samples_before_damage_are_used() {
     let whole = many(20, 0);
     let member = whole.windows(10).position(|bytes| bytes == b"000010.ppm").unwrap();
-    for (cut, told) in [(member + 600, "cut off"), (member + 100, "ends within a header"), (member, "")] {
+    for (cut, told) in [(member + 600, "truncated"), (member + 100, "ends within a header"), (member, "")] {
         let folder = folder(&[("x.tar", &whole[..cut])]);
         let source = TarShards::open(folder.path().join("x.tar")).unwrap();
         assert!(source.len() == 10, "{cut}: {}", source.len());
@@ -221,31 +222,31 @@ fn what_comes_before_damage_is_used_and_the_damage_told() {
     assert_eq!((source.len(), source.unreadable_count()), (10, 1));
     let said = source.unreadable()[0].to_string();
     assert!(
-        said.contains(&format!("at byte {at}: no header")) && said.contains("what comes after it is lost"),
+        said.contains(&format!("at byte {at}: not a tar header")) && said.contains("members after it are lost"),
         "{said}"
     );
 }
 
 #[test]
-fn what_is_no_shard_is_refused_with_advice() {
+fn other_files_are_refused_with_advice() {
     let gz: &[u8] = &[0x1F, 0x8B, 8, 0, 0, 0];
     let empty = tar(&[("readme.md", b"x")]);
-    let unlabelled = tar(&[("1.jpg", b"x")]);
+    let unlabeled = tar(&[("1.jpg", b"x")]);
     let folder = folder(&[
         ("gz.tar", gz),
         ("empty.tar", &empty),
         ("zero.tar", b""),
         ("text.tar", &[b't'; 2000]),
-        ("unlabelled.tar", &unlabelled),
+        ("unlabeled.tar", &unlabeled),
         ("cut.tar.zst", &frame(&many(9, 0))[..300]),
     ]);
     for (name, told) in [
-        ("gz.tar", "compressed with gzip"),
+        ("gz.tar", "gzip compression is not supported"),
         ("empty.tar", "there are no samples in it"),
         ("zero.tar", "there are no samples in it"),
-        ("text.tar", "no header of a member is there"),
-        ("unlabelled.tar", "no label: it has no .cls"),
-        ("cut.tar.zst", "at byte 0: a zstd frame goes on to byte 496, and the file has 300"),
+        ("text.tar", "not a tar header"),
+        ("unlabeled.tar", "no label: add a .cls"),
+        ("cut.tar.zst", "at byte 0: a zstd frame ends at byte 496, and the file has 300"),
         ("missing.tar", "check the path"),
     ] {
         let error = TarShards::open(folder.path().join(name)).unwrap_err().to_string();
@@ -254,14 +255,50 @@ fn what_is_no_shard_is_refused_with_advice() {
 }
 
 #[test]
-fn names_of_classes_come_from_beside_the_shards() {
+fn a_list_beside_the_shards_names_the_classes() {
     let numbers = tar(&[("1.jpg", b"x"), ("1.cls", b"1"), ("2.jpg", b"y"), ("2.cls", b"0")]);
     let folder = folder(&[("x.tar", &numbers), ("classes.txt", b"cat\ndog\nhorse\n")]);
     let source = TarShards::open(folder.path()).unwrap();
     assert_eq!((source.classes(), labels(&source)), (&["cat", "dog", "horse"].map(String::from)[..], vec![1, 0]));
     fs::write(folder.path().join("manifest.json"), r#"{"classes": ["only"]}"#).unwrap();
     let error = TarShards::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("class '1', and that is none of the 1 listed"), "{error}");
+    assert!(error.contains("class '1', which is none of the 1 listed"), "{error}");
+}
+
+#[test]
+fn a_bad_class_list_is_an_error_and_never_other_labels() {
+    let names = tar(&[("b/1.jpg", b"x"), ("a/2.jpg", b"y")]);
+    let refused = |folder: &TempDir, file: &str| {
+        let error = TarShards::open(folder.path()).unwrap_err();
+        let text = error.full_message();
+        assert!(text.contains(folder.path().join(file).to_str().unwrap()), "{text}");
+        error
+    };
+    for (file, content) in [
+        ("manifest.json", &b"{\"classes\": [\"a\", "[..]),
+        ("manifest.json", br#"{"classes": ["a", 7]}"#),
+        ("manifest.json", br#"{"classes": {"a": 0}}"#),
+        ("classes.txt", b"a\nb\xFF\n"),
+    ] {
+        let folder = folder(&[("x.tar", &names), (file, content)]);
+        assert!(matches!(refused(&folder, file), SourceError::Damaged { .. }));
+    }
+    for file in ["manifest.json", "classes.txt"] {
+        let folder = folder(&[("x.tar", &names), (file, b"")]);
+        fs::File::options().write(true).open(folder.path().join(file)).unwrap().set_len((256 << 20) + 1).unwrap();
+        assert!(matches!(refused(&folder, file), SourceError::TooLarge { .. }));
+    }
+    let folder = folder(&[("x.tar", &names)]);
+    fs::create_dir(folder.path().join("classes.txt")).unwrap();
+    assert!(matches!(refused(&folder, "classes.txt"), SourceError::Unusable { .. }));
+    fs::remove_dir(folder.path().join("classes.txt")).unwrap();
+    // A link to itself can be neither opened nor said to be absent.
+    std::os::unix::fs::symlink("manifest.json", folder.path().join("manifest.json")).unwrap();
+    assert!(matches!(refused(&folder, "manifest.json"), SourceError::Io { .. }));
+    fs::remove_file(folder.path().join("manifest.json")).unwrap();
+    // Manifests of other programs have no classes.
+    fs::write(folder.path().join("manifest.json"), r#"{"version": 3}"#).unwrap();
+    assert_eq!(TarShards::open(folder.path()).unwrap().classes(), ["a", "b"]);
 }
 
 #[test]
@@ -275,7 +312,7 @@ fn shards_share_their_classes() {
 }
 
 #[test]
-fn a_damaged_frame_fails_its_samples_and_names_the_place() {
+fn a_damaged_frame_fails_its_samples_with_the_offset() {
     let whole = many(300, 0);
     let mut file = seekable(&whole, 30_000);
     let middle = file.len() / 2;
@@ -283,7 +320,7 @@ fn a_damaged_frame_fails_its_samples_and_names_the_place() {
     let folder = folder(&[("x.tar.zst", &seekable(&whole, 30_000))]);
     let path: PathBuf = folder.path().join("x.tar.zst");
     let _ = TarShards::open(&path).unwrap();
-    // The index is of the file before it was damaged; the damage keeps size and time.
+    // The index was made before the damage, which keeps size and time.
     let before = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, &file).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_modified(before).unwrap();
@@ -300,31 +337,31 @@ fn a_damaged_frame_fails_its_samples_and_names_the_place() {
 }
 
 #[test]
-fn a_member_that_states_a_wrong_content_is_refused() {
-    let unknown = open_frame(&picture(100, 100));
-    let shard = tar(&[("1.ppm.zst", &unknown), ("1.cls", b"0"), ("2.ppm", &picture(2, 2)), ("2.cls", b"0")]);
+fn a_compressed_member_without_content_size_is_refused() {
+    let unknown = open_frame(&ppm(100, 100));
+    let shard = tar(&[("1.ppm.zst", &unknown), ("1.cls", b"0"), ("2.ppm", &ppm(2, 2)), ("2.cls", b"0")]);
     let folder = folder(&[("x.tar", &shard)]);
     let source = TarShards::open(folder.path()).unwrap();
     assert_eq!((source.len(), source.unreadable_count()), (1, 1));
-    assert!(source.unreadable()[0].to_string().contains("does not say how large its content is"));
+    assert!(source.unreadable()[0].to_string().contains("has no content size"));
 }
 
 #[test]
-fn a_stream_is_decompressed_once_for_an_epoch_and_damage_named() {
+fn a_stream_is_decompressed_once_an_epoch() {
     let whole = many(300, 0);
     let folder = folder(&[("x.tar.zst", &open_frame(&whole)), ("y.tar.zst", &open_frame(&many(100, 300)))]);
     let source = TarShards::open_with(folder.path(), &buffer(30_000)).unwrap();
     let blocks = source.blocks().unwrap();
     assert!(blocks.count() > 6 && blocks.run_count() == 2, "{}", blocks.count());
-    assert!(source.notes()[0].contains("2 shards compressed in one piece"), "{:?}", source.notes());
-    // Within the blocks in any order, the blocks in theirs: every sample comes, and decoders only go forward.
+    assert!(source.notes()[0].contains("2 shards compressed as a single frame"), "{:?}", source.notes());
+    // Blocks in order and their samples in reverse: decoders only go forward.
     for block in (0..blocks.run(1).start).chain(blocks.run(1)) {
         for id in blocks.samples(block).rev() {
             let (width, height) = source.dimensions(SampleId(id)).unwrap();
-            assert_eq!(read(&source, id).unwrap(), picture(width, height));
+            assert_eq!(read(&source, id).unwrap(), ppm(width, height));
         }
     }
-    let held = source.reading().held_bytes;
+    let held = source.io_profile().buffer_bytes;
     assert!((60_000..8 << 20).contains(&held), "{held}");
 
     let mut damaged = open_frame(&whole);
@@ -334,17 +371,19 @@ fn a_stream_is_decompressed_once_for_an_epoch_and_damage_named() {
     let source = TarShards::open(folder.path().join("z.tar.zst")).unwrap();
     assert!(source.len() < 300 && source.len() > 20, "{}", source.len());
     let said = source.unreadable()[0].to_string();
-    assert!(said.contains("z.tar.zst: at byte ") && said.contains("is lost"), "{said}");
+    assert!(said.contains("z.tar.zst: at byte ") && said.contains("are lost"), "{said}");
 }
 
 #[test]
-fn a_window_beyond_the_limit_is_refused_with_its_numbers() {
-    // A frame whose header asks for a window of 2 GiB.
+fn a_window_beyond_the_limit_is_refused() {
+    // A frame header with a window of 2 GiB.
     let file = [&[0x28, 0xB5, 0x2F, 0xFD, 0x00, 21 << 3][..], &[1, 0, 0]].concat();
     let folder = folder(&[("x.tar.zst", &file)]);
     let error = TarShards::open(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains("x.tar.zst, at byte 0: it wants a window of 2147483648 bytes; 134217728 are the most"),
+        error.contains(
+            "x.tar.zst, at byte 0: the zstd window has 2147483648 bytes, and at most 134217728 are supported"
+        ),
         "{error}"
     );
 }

@@ -1,14 +1,13 @@
-//! Owns what a zstd file says of itself: its frames, where each lies and what it holds, and the window it wants; and the
-//! decompression of one frame into memory that is given.
-//! It must never trust a size before it has been compared with a limit. Formats: RFC 8878, and zstd's seekable format 0.1.
+//! Structure of zstd files: frame headers, frames and seek tables (RFC 8878, and zstd's seekable format 0.1); and
+//! decompression of single frames. Sizes in a file are checked against limits before they are used.
 
 use std::io::Read;
 
 use zstd::zstd_safe::{DCtx, get_error_name};
 
-/// The largest window that is accepted, as in zstd's own tools.
+/// Maximum window, bytes: the default limit of zstd's own tools.
 pub(super) const WINDOW_BYTES_MAX: u64 = 128 << 20;
-/// What a decompressor takes besides windows and what it is given, at most (its state and tables).
+/// Upper limit of a decompressor's state and tables, without its window, bytes.
 pub(super) const CONTEXT_BYTES: u64 = 256 << 10;
 
 const MAGIC: u32 = 0xFD2F_B528;
@@ -17,40 +16,40 @@ const SEEK_TABLE_FRAME: u32 = 0x184D_2A5E;
 const SEEK_TABLE_MAGIC: u32 = 0x8F92_EAB1;
 const BLOCK_BYTES_MAX: u64 = 128 << 10;
 
-/// Fills memory with what lies at an offset of a file.
+/// Fills a buffer with the bytes of a file from an offset on.
 pub(super) type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'a;
 
-/// What the header of a frame says.
+/// Header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHeader {
-    /// Bytes of the header itself.
+    /// Size of the header, bytes.
     pub(super) header_bytes: u64,
-    /// Bytes of what was decompressed last that have to be kept.
+    /// Window, bytes.
     pub(super) window_bytes: u64,
-    /// Bytes of the whole content, if the header says so.
+    /// Size of the content, bytes, if the header states it.
     pub(super) content_bytes: Option<u64>,
     has_checksum: bool,
 }
 
-/// The most bytes that a header takes.
+/// Maximum size of a header, bytes.
 pub(super) const HEADER_BYTES_MAX: usize = 18;
 
 impl FrameHeader {
-    /// Reads the header that bytes begin with.
+    /// Parses the header at the beginning of `bytes`.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
-        let short = || "a zstd frame ends within its header".to_owned();
+        let short = || "truncated zstd frame header".to_owned();
         let number = |at: usize, len: usize| -> Result<u64, String> {
             let mut number = [0; 8];
             number[..len].copy_from_slice(bytes.get(at..at + len).ok_or_else(short)?);
             Ok(u64::from_le_bytes(number))
         };
         if number(0, 4)? != u64::from(MAGIC) {
-            return Err("no zstd frame begins there".to_owned());
+            return Err("not a zstd frame".to_owned());
         }
         let descriptor = number(4, 1)? as u8;
         let (single, has_checksum) = (descriptor & 0x20 != 0, descriptor & 4 != 0);
         if descriptor & 8 != 0 {
-            return Err("a zstd frame of a later format".to_owned());
+            return Err("unsupported version of the zstd format".to_owned());
         }
         let mut at = 5;
         let mut window_bytes = 0;
@@ -62,7 +61,7 @@ impl FrameHeader {
         }
         let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
         if number(at, dictionary)? != 0 {
-            return Err("a zstd frame that needs a dictionary, which a shard has no place for".to_owned());
+            return Err("zstd dictionaries are not supported: compress the shard without one".to_owned());
         }
         at += dictionary;
         let len = [usize::from(single), 2, 4, 8][usize::from(descriptor >> 6)];
@@ -79,19 +78,19 @@ impl FrameHeader {
 /// A frame of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Where its content begins, in all that the file decompresses to.
+    /// Offset of its content in the decompressed file.
     pub(super) content_start: u64,
     pub(super) content_bytes: u64,
-    /// Where it lies in the file.
+    /// Offset in the file.
     pub(super) offset: u64,
     pub(super) bytes: u64,
 }
 
-/// Finds the frames of a file of `bytes` bytes, of which `read_at` fills parts. None where a frame does not say how much
-/// it holds: such a file can only be read front to back.
+/// Finds the frames of a file of `bytes` bytes. `None` if a frame does not state the size of its content: such a file
+/// can only be read in order.
 ///
 /// # Errors
-/// The offset, and what is wrong there.
+/// The offset and the damage.
 pub(super) fn frames(bytes: u64, read_at: &mut ReadAt<'_>) -> Result<Option<Vec<Frame>>, (u64, String)> {
     let mut frames: Vec<Frame> = Vec::new();
     let (mut offset, mut content_start) = (0, 0u64);
@@ -112,14 +111,14 @@ pub(super) fn frames(bytes: u64, read_at: &mut ReadAt<'_>) -> Result<Option<Vec<
                 Some(content_bytes) => {
                     frames.push(Frame { content_start, content_bytes, offset: start, bytes: offset - start });
                     let end = content_start.checked_add(content_bytes);
-                    content_start = end.ok_or_else(|| failed(format!("a content of {content_bytes} bytes")))?;
+                    content_start = end.ok_or_else(|| failed(format!("invalid content size {content_bytes}")))?;
                 }
                 None => known = false,
             }
         }
         if offset > bytes {
             return Err(failed(format!(
-                "a zstd frame goes on to byte {offset}, and the file has {bytes}: it was cut off"
+                "a zstd frame ends at byte {offset}, and the file has {bytes} bytes: the file is truncated"
             )));
         }
         if !known {
@@ -129,21 +128,21 @@ pub(super) fn frames(bytes: u64, read_at: &mut ReadAt<'_>) -> Result<Option<Vec<
     Ok(Some(frames))
 }
 
-/// Where a frame ends: after its last block, which only walking its blocks tells.
+/// End of a frame, found by following its blocks.
 fn frame_end(start: u64, header: FrameHeader, bytes: u64, read_at: &mut ReadAt<'_>) -> Result<u64, String> {
     let mut at = start + header.header_bytes;
     loop {
         if at + 3 > bytes {
-            return Err(format!("a zstd frame is cut off at byte {bytes}"));
+            return Err(format!("a zstd frame is truncated at byte {bytes}"));
         }
         let mut block = [0; 4];
         read_at(at, &mut block[..3])?;
         let block = u64::from(u32::from_le_bytes(block));
         let size = block >> 3;
         if size > BLOCK_BYTES_MAX {
-            return Err(format!("a zstd block at byte {at} is said to have {size} bytes"));
+            return Err(format!("invalid zstd block at byte {at}: {size} bytes"));
         }
-        // A block of one byte over and over takes that byte.
+        // A run-length block stores one byte.
         at += 3 + if block >> 1 & 3 == 1 { 1 } else { size };
         if block & 1 == 1 {
             return Ok(at + if header.has_checksum { 4 } else { 0 });
@@ -151,7 +150,7 @@ fn frame_end(start: u64, header: FrameHeader, bytes: u64, read_at: &mut ReadAt<'
     }
 }
 
-/// The frames as the table at the file's end lists them, where there is one and it fits the file.
+/// Reads the seek table at the end of a file. `None` if there is none, or it does not match the file.
 pub(super) fn seek_table(bytes: u64, read_at: &mut ReadAt<'_>) -> Option<Vec<Frame>> {
     let mut footer = [0; 9];
     read_at(bytes.checked_sub(9)?, &mut footer).ok()?;
@@ -173,11 +172,11 @@ pub(super) fn seek_table(bytes: u64, read_at: &mut ReadAt<'_>) -> Option<Vec<Fra
             frame
         })
         .collect();
-    // The frames that it lists are all that lies in front of it.
+    // The listed frames must be all of the file before the table.
     (offset == start).then(|| frames.into_iter().filter(|frame| frame.content_bytes > 0).collect())
 }
 
-/// Decompresses frames one at a time; its state is used again.
+/// Decompressor of single frames, which reuses its state.
 pub(super) struct Decompressor(DCtx<'static>);
 
 impl Decompressor {
@@ -185,25 +184,25 @@ impl Decompressor {
         Decompressor(DCtx::create())
     }
 
-    /// Decompresses one frame: all of `out`, no more and no less.
+    /// Decompresses one frame, whose content must have the length of `out`.
     pub(super) fn frame(&mut self, compressed: &[u8], out: &mut [u8]) -> Result<(), String> {
         let expected = out.len();
         match self.0.decompress(out, compressed) {
             Ok(count) if count == expected => Ok(()),
-            Ok(count) => Err(format!("zstd: {count} bytes came out, and {expected} were expected")),
+            Ok(count) => Err(format!("zstd: decompressed to {count} bytes instead of {expected}")),
             Err(code) => Err(format!("zstd: {}", get_error_name(code))),
         }
     }
 }
 
-/// The first bytes of what bytes decompress to, as far as they go; `compressed` may be cut off.
+/// Decompresses the beginning of `compressed`, which may be truncated. Returns the number of bytes in `out`.
 pub(super) fn head(compressed: &[u8], out: &mut [u8]) -> usize {
     let Ok(mut decoder) = zstd::stream::read::Decoder::with_buffer(compressed) else { return 0 };
     let mut filled = 0;
     while filled < out.len() {
         match decoder.read(&mut out[filled..]) {
             Ok(count @ 1..) => filled += count,
-            // Cut off, damaged or at its end: what came before counts.
+            // Truncated, damaged or at its end: the bytes before count.
             Ok(0) | Err(_) => break,
         }
     }
@@ -226,14 +225,14 @@ pub(super) mod tests {
         encoder.finish().unwrap()
     }
 
-    /// A frame that does not say how much it holds.
+    /// A frame without its content size.
     pub(crate) fn open_frame(content: &[u8]) -> Vec<u8> {
         let mut encoder = zstd::stream::write::Encoder::new(vec![], 1).unwrap();
         encoder.write_all(content).unwrap();
         encoder.finish().unwrap()
     }
 
-    /// Independent frames of so many bytes of content each, with a seek table.
+    /// Independent frames of `each` bytes of content, with a seek table.
     pub(crate) fn seekable(content: &[u8], each: usize) -> Vec<u8> {
         let (mut file, mut table) = (vec![], vec![]);
         for part in content.chunks(each) {
@@ -286,7 +285,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn headers_are_read_as_zstd_writes_them() {
+    fn headers_match_zstds_encoder() {
         for len in [0, 1, 255, 256, 70_000, 400_000] {
             let content = &content()[..len];
             let compressed = frame(content);
@@ -302,31 +301,31 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn damage_is_told_with_its_place() {
+    fn damage_is_reported_with_its_offset() {
         let content = content();
         let file: Vec<u8> = content.chunks(200_000).flat_map(frame).collect();
         let second = found(&file).unwrap().unwrap()[1].offset;
         let (at, cause) = found(&file[..file.len() - 10]).unwrap_err();
-        assert_eq!((at, cause.contains("cut off")), (second, true), "{cause}");
+        assert_eq!((at, cause.contains("truncated")), (second, true), "{cause}");
         let mut wrong = file.clone();
         wrong[second as usize] ^= 1;
-        assert_eq!(found(&wrong), Err((second, "no zstd frame begins there".to_owned())));
+        assert_eq!(found(&wrong), Err((second, "not a zstd frame".to_owned())));
         let first = &mut wrong[..second as usize];
         first[1000] ^= 1;
         let error = Decompressor::new().frame(first, &mut vec![0; 200_000]).unwrap_err();
         assert!(error.starts_with("zstd: "), "{error}");
         let error = Decompressor::new().frame(&file[..second as usize], &mut vec![0; 200_001]).unwrap_err();
-        assert_eq!(error, "zstd: 200000 bytes came out, and 200001 were expected");
+        assert_eq!(error, "zstd: decompressed to 200000 bytes instead of 200001");
         let mut table = seekable(&content, 100_000);
         let whole = found(&table).unwrap().unwrap();
         for at in 1..45 {
             let at = table.len() - at;
             table[at] ^= 1;
-            // What the table says is not believed, or is the content of a frame, which shows when that is decompressed.
+            // The table is rejected, or a content size is wrong, which shows in decompression.
             let same = |frames: &[Frame]| frames.iter().zip(&whole).all(|(a, b)| a.offset == b.offset);
             match found(&table) {
                 Ok(frames) => assert!(same(&frames.unwrap())),
-                Err((_, cause)) => assert!(cause.contains("cut off"), "{cause}"),
+                Err((_, cause)) => assert!(cause.contains("truncated"), "{cause}"),
             }
             table[at] ^= 1;
         }
@@ -334,7 +333,9 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn no_damage_makes_it_panic(at in prop::collection::vec((0usize..100_000, any::<u8>()), 0..8), cut in 0usize..70_000) {
+        fn arbitrary_damage_does_not_panic(
+            at in prop::collection::vec((0usize..100_000, any::<u8>()), 0..8), cut in 0usize..70_000,
+        ) {
             let mut file = seekable(&content()[..60_000], 20_000);
             for (at, byte) in at {
                 let len = file.len();

@@ -5,7 +5,6 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Identity;
-use crate::source::SourceError;
 
 /// What went wrong with a store.
 #[derive(Clone, Debug)]
@@ -39,6 +38,8 @@ pub enum StoreError {
         attempts: u32,
         /// How long all of it took.
         elapsed: Duration,
+        /// HTTP status of the last answer; `None` where no answer came.
+        status: Option<u16>,
         /// What went wrong last.
         cause: String,
         /// What to do about it, where that is known.
@@ -79,6 +80,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Returns true if the object does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, StoreError::Request { status: Some(404 | 410), .. })
+    }
+
     /// Whether storage or the way to it is at fault, and not what was asked for or found there.
     #[must_use]
     pub fn is_io(&self) -> bool {
@@ -95,7 +102,7 @@ impl fmt::Display for StoreError {
                  az://container/path or https://host/path"
             ),
             Self::Setup { url, reason } => write!(f, "cannot set up {url}: {reason}"),
-            Self::Request { doing, url, offset, bytes, attempts, elapsed, cause, hint } => {
+            Self::Request { doing, url, offset, bytes, attempts, elapsed, cause, hint, .. } => {
                 write!(f, "cannot {doing} {url}")?;
                 if *bytes > 0 {
                     write!(f, " (bytes {offset} to {}, {bytes} in all)", offset + bytes)?;
@@ -130,9 +137,3 @@ impl fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
-
-impl From<StoreError> for SourceError {
-    fn from(error: StoreError) -> Self {
-        SourceError::Store(Box::new(error))
-    }
-}

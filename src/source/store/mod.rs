@@ -3,7 +3,7 @@
 
 mod backend;
 mod cache;
-mod error;
+pub(super) mod error;
 mod fetch;
 mod flight;
 mod http;
@@ -14,6 +14,7 @@ mod object;
 mod options;
 mod reader;
 mod retry;
+pub(super) mod shard;
 mod target;
 
 pub use cache::DiskCache;
@@ -147,11 +148,7 @@ impl Store {
             .enable_io()
             .enable_time()
             .build()
-            .map_err(|source| SourceError::Io {
-                doing: "start threads for",
-                path: target.root.clone().into(),
-                source,
-            })?;
+            .map_err(|error| SourceError::io("start threads for", &target.root, error))?;
         let core = Arc::new(Core::new(backend, target.kind, target.root, options));
         Ok((
             Store { core, threads: Arc::new(Threads { handle: runtime.handle().clone(), runtime: Some(runtime) }) },
@@ -199,7 +196,7 @@ impl Store {
     /// Reads that can be under way at once without waiting for each other: all places but those that are kept for what
     /// is sent a second time.
     #[must_use]
-    pub fn at_once(&self) -> usize {
+    pub fn concurrency(&self) -> usize {
         let options = &self.core.options;
         options.in_flight - fetch::kept_places(options)
     }
@@ -231,11 +228,6 @@ impl Store {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.core.options.cache.iter().filter_map(DiskCache::note).collect()
-    }
-
-    /// Whether it is the same store, and not one like it.
-    pub(in crate::source) fn is(&self, other: &Store) -> bool {
-        Arc::ptr_eq(&self.core, &other.core)
     }
 
     /// The path of a URL that names an object of this store; none where it names another, or carries a query of its own.

@@ -63,11 +63,7 @@ impl Reader {
         self.ask(self.ahead + 1);
         let Some(chunk) = self.coming.pop_front() else { return Ok(false) };
         let chunk = self.object.store.threads.handle.block_on(chunk);
-        let chunk = chunk.map_err(|error| SourceError::Io {
-            doing: "read",
-            path: self.object.url().into(),
-            source: io::Error::other(error),
-        })?;
+        let chunk = chunk.map_err(|error| SourceError::io("read", self.object.url(), io::Error::other(error)))?;
         self.current = chunk?;
         Ok(true)
     }

@@ -201,7 +201,9 @@ impl<'a> Tries<'a> {
     }
 
     fn error(&self, hint: &'static str) -> StoreError {
+        let numbers = self.last.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
         StoreError::Request {
+            status: numbers.into_iter().find(|status| (400..600).contains(status)),
             doing: self.doing,
             url: self.url.to_owned(),
             offset: self.offset,

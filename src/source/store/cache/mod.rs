@@ -77,7 +77,7 @@ impl DiskCache {
     /// and its checksums.
     pub fn open(folder: impl AsRef<Path>, limit: ByteCount) -> Result<Self, SourceError> {
         let folder = folder.as_ref().to_path_buf();
-        let failed = |doing, source| SourceError::Io { doing, path: folder.clone(), source };
+        let failed = |doing, error: io::Error| SourceError::io(doing, &folder, error);
         if limit.0 < block::file_bytes(BLOCK_BYTES) {
             let least = ByteCount(block::file_bytes(BLOCK_BYTES));
             let small = io::Error::new(
@@ -102,7 +102,7 @@ impl DiskCache {
     /// # Errors
     /// Where the folder cannot be read.
     pub fn used_bytes(&self) -> Result<ByteCount, SourceError> {
-        let failed = |source| SourceError::Io { doing: "list", path: self.0.folder.clone(), source };
+        let failed = |error: io::Error| SourceError::io("list", &self.0.folder, error);
         room::sum(&self.0.folder).map(ByteCount).map_err(failed)
     }
 
