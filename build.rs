@@ -8,9 +8,9 @@ fn main() {
 
 #[cfg(feature = "turbo")]
 fn shim() {
-    const SHIM: &str = "src/decode/turbo/shim.c";
+    const SHIM: &str = "src/decode/jpeg/turbo/shim.c";
     println!("cargo::rerun-if-changed={SHIM}");
-    println!("cargo::rerun-if-changed=src/decode/turbo/huffman.h");
+    println!("cargo::rerun-if-changed=src/decode/jpeg/turbo/huffman.h");
     println!("cargo::rerun-if-env-changed=DEP_TURBOJPEG_INCLUDE");
     let mut build = cc::Build::new();
     if let Ok(folders) = std::env::var("DEP_TURBOJPEG_INCLUDE") {

@@ -59,8 +59,8 @@ impl Preprocessor {
     /// # Errors
     /// [`SampleError`] if the header is unknown, damaged, or beyond the limits.
     pub fn working_set(&self, encoded: &[u8]) -> Result<ByteCount, SampleError> {
-        let WorkingSet { pixel_bytes, codec_bytes } = self.plan(encoded, (Seed(0), 0, SampleId(0)))?.working_set();
-        Ok(ByteCount(pixel_bytes.max(self.memory.len() as u64)) + ByteCount(codec_bytes))
+        let WorkingSet { buffer_bytes, codec_bytes } = self.plan(encoded, (Seed(0), 0, SampleId(0)))?.working_set();
+        Ok(ByteCount(buffer_bytes.max(self.memory.len() as u64)) + ByteCount(codec_bytes))
     }
 
     /// Preprocesses an encoded image into `out`: u8, height x width x channel, of the transform's output size. Random
@@ -86,7 +86,7 @@ impl Preprocessor {
         out: &mut [u8],
     ) -> Result<(), SampleError> {
         let plan = self.plan(encoded, (seed, epoch, id))?;
-        let needed = plan.working_set().pixel_bytes;
+        let needed = plan.working_set().buffer_bytes;
         let len = usize::try_from(needed).unwrap_or(usize::MAX);
         if len > self.memory.len() {
             self.memory = Vec::new();

@@ -178,10 +178,12 @@ impl From<&DecodeError> for SampleErrorKind {
         match error {
             DecodeError::Empty => SampleErrorKind::Empty,
             DecodeError::UnknownFormat { .. } => SampleErrorKind::UnknownFormat,
-            DecodeError::HeaderTruncated { .. } | DecodeError::Incomplete { .. } => SampleErrorKind::Truncated,
-            DecodeError::BadHeader { .. } | DecodeError::NoPixels { .. } | DecodeError::Codec { .. } => {
-                SampleErrorKind::Damaged
-            }
+            DecodeError::TruncatedHeader { .. } | DecodeError::Truncated { .. } => SampleErrorKind::Truncated,
+            DecodeError::InvalidHeader { .. }
+            | DecodeError::ZeroSize { .. }
+            | DecodeError::Damaged { .. }
+            | DecodeError::HeaderMismatch { .. } => SampleErrorKind::Damaged,
+            DecodeError::CodecPanicked { .. } => SampleErrorKind::Panic,
             DecodeError::Unsupported { .. } => SampleErrorKind::Unsupported,
             DecodeError::TooLarge { .. } => SampleErrorKind::TooLarge,
             DecodeError::OutOfMemory { .. } => SampleErrorKind::NoMemory,
@@ -242,7 +244,7 @@ mod tests {
     #[test]
     fn kinds_tell_truncated_from_too_large_from_no_memory() {
         let format = Format::Jpeg;
-        let truncated = SampleError::Decode(DecodeError::Incomplete { format, encoded_bytes: 10 });
+        let truncated = SampleError::Decode(DecodeError::Truncated { format, encoded_bytes: 10 });
         assert_eq!((truncated.kind().code(), truncated.stage()), ("truncated", Stage::Decode));
         let (bytes, limit) = (ByteCount(300 << 20), ByteCount(256 << 20));
         let large = SampleError::FileTooLarge { bytes, limit };

@@ -7,6 +7,7 @@
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use std::any::Any;
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
@@ -20,6 +21,12 @@ pub(crate) fn spawn<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(body)
+}
+
+/// Message of a panic that was caught.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    message.unwrap_or("(no message)")
 }
 
 /// Locks, whatever a thread that panicked in between has left: every critical section here leaves its data whole.

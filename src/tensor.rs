@@ -218,50 +218,6 @@ impl Orientation {
     }
 }
 
-/// An RGB picture in somebody else's memory: rows of `width * 3` bytes, top to bottom, without padding.
-#[derive(Clone, Copy)]
-pub struct ImageView<'a> {
-    data: &'a [u8],
-    width: u32,
-    height: u32,
-}
-
-impl<'a> ImageView<'a> {
-    /// A picture of `width` x `height` pixels in `data`.
-    ///
-    /// # Panics
-    /// Panics if `data` is not exactly `width * height * 3` bytes long.
-    #[must_use]
-    pub fn new(data: &'a [u8], width: u32, height: u32) -> Self {
-        assert_eq!(data.len(), width as usize * height as usize * CHANNELS, "{width}x{height} RGB");
-        ImageView { data, width, height }
-    }
-
-    /// The pixels, row by row, three bytes each.
-    #[must_use]
-    pub const fn data(&self) -> &'a [u8] {
-        self.data
-    }
-
-    /// Columns.
-    #[must_use]
-    pub const fn width(&self) -> u32 {
-        self.width
-    }
-
-    /// Rows.
-    #[must_use]
-    pub const fn height(&self) -> u32 {
-        self.height
-    }
-}
-
-impl fmt::Debug for ImageView<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ImageView({}x{})", self.width, self.height)
-    }
-}
-
 /// Mean and standard deviation per channel, on the scale where white is 1: an element becomes `(v / 255 - mean) / std`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalize {
@@ -335,11 +291,5 @@ mod tests {
             assert_eq!(Orientation::from_exif(value), Orientation::UPRIGHT);
         }
         assert_eq!(Orientation::default(), Orientation::UPRIGHT);
-    }
-
-    #[test]
-    #[should_panic(expected = "2x2 RGB")]
-    fn a_view_holds_its_picture_exactly() {
-        let _ = ImageView::new(&[0; 11], 2, 2);
     }
 }

@@ -31,8 +31,8 @@ const PUBLIC_API_ONLY: &[&str] = &["adapt", "pack", "train"];
 
 /// The only files with `unsafe` in them, and the reason.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/decode/turbo/sample.rs", "the tests' files come from an encoder in C"),
-    ("src/decode/turbo/shim.rs", "libjpeg-turbo is in C"),
+    ("src/decode/jpeg/turbo/fixtures.rs", "the tests' files come from an encoder in C"),
+    ("src/decode/jpeg/turbo/shim.rs", "libjpeg-turbo is in C"),
     ("src/adapt/burn/cuda.rs", "memory of burn is passed by address, and its stream by id"),
     ("src/device/cuda.rs", "copies and kernels are given addresses"),
     ("src/device/cuda/driver.rs", "NVIDIA's driver is a library in C"),

@@ -317,7 +317,7 @@ fn inspect_tells_of_every_kind_of_file() {
         .expect("written");
     fs::write(root.join("h16.png"), encoded(&DynamicImage::ImageRgb16(flat.to_rgb16()), ImageFormat::Png))
         .expect("written");
-    fs::write(root.join("i_grey.png"), encoded(&DynamicImage::ImageLuma8(flat.to_luma8()), ImageFormat::Png))
+    fs::write(root.join("i_gray.png"), encoded(&DynamicImage::ImageLuma8(flat.to_luma8()), ImageFormat::Png))
         .expect("written");
     fs::write(root.join("notes.txt"), "no image").expect("written");
     let good = run(words("inspect DIR --json", root)).ok();
@@ -326,7 +326,7 @@ fn inspect_tells_of_every_kind_of_file() {
     let names: Vec<&str> =
         lines.iter().filter_map(|line| line["path"].as_str()?.strip_prefix(root.to_str()?)).collect();
     let expected =
-        ["/a.png", "/b.bmp", "/c.TIFF", "/d.webp", "/deep/e.png", "/f.jpg", "/g.gif", "/h16.png", "/i_grey.png"];
+        ["/a.png", "/b.bmp", "/c.TIFF", "/d.webp", "/deep/e.png", "/f.jpg", "/g.gif", "/h16.png", "/i_gray.png"];
     assert_eq!(names, expected);
     for line in &lines {
         assert_eq!(
@@ -364,7 +364,7 @@ fn inspect_tells_of_every_kind_of_file() {
 
     let named = run([Path::new("inspect"), &root.join("notes.txt"), &root.join("missing"), &root.join("a.png")]);
     assert_eq!(named.code, Some(4), "{named:?}");
-    assert!(named.out.contains("3 files: 1 ok") && named.out.contains("no known image format"), "{named:?}");
+    assert!(named.out.contains("3 files: 1 ok") && named.out.contains("unknown image format"), "{named:?}");
     let nothing = tempdir().expect("a folder");
     assert_eq!(run(words("inspect DIR", nothing.path())).code, Some(4));
 }

@@ -1,5 +1,4 @@
-//! What is transparent shows the background that was asked for, whatever the format says it with; and it is black where
-//! nothing was asked for.
+//! Transparent pixels show the configured background, black by default, in every format that has transparency.
 
 use std::io::Cursor;
 
@@ -19,7 +18,7 @@ fn rgba() -> RgbaImage {
     })
 }
 
-/// The sample that shows the whole picture, pixel for pixel.
+/// Makes the sample that shows the whole image, pixel for pixel.
 fn made(encoded: &[u8], background: Option<[u8; 3]>) -> Vec<u8> {
     let mut options = Options::default();
     options.background = background.unwrap_or(options.background);
@@ -29,7 +28,7 @@ fn made(encoded: &[u8], background: Option<[u8; 3]>) -> Vec<u8> {
     out
 }
 
-/// Each pixel seen over the background, in floats.
+/// Composites each pixel on the background, in floats.
 fn expected(pixels: &[[f64; 4]], background: [u8; 3]) -> Vec<u8> {
     let over = |[r, g, b, a]: &[f64; 4]| {
         let [red, green, blue] = background.map(f64::from);
@@ -52,17 +51,17 @@ fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 }
 
 #[test]
-fn eight_and_sixteen_bits_of_colour_and_of_grey() {
+fn alpha_of_eight_and_sixteen_bits_is_composited() {
     let image = DynamicImage::from(rgba());
     let of8 = |image: &DynamicImage| -> Vec<[f64; 4]> {
         let level = |p: &image::Rgba<u8>| [p[0], p[1], p[2], p[3]].map(f64::from);
         image.to_rgba8().pixels().map(level).map(|[r, g, b, a]| [r, g, b, a / 255.0]).collect()
     };
-    let grey = DynamicImage::from(image.to_luma_alpha8());
-    for (format, has_grey) in [(ImageFormat::Png, true), (ImageFormat::WebP, false), (ImageFormat::Tiff, false)] {
+    let gray = DynamicImage::from(image.to_luma_alpha8());
+    for (format, has_gray) in [(ImageFormat::Png, true), (ImageFormat::WebP, false), (ImageFormat::Tiff, false)] {
         check(&format!("{format:?} RGBA"), &encode(&image, format), &of8(&image));
-        if has_grey {
-            check(&format!("{format:?} LA"), &encode(&grey, format), &of8(&grey));
+        if has_gray {
+            check(&format!("{format:?} LA"), &encode(&gray, format), &of8(&gray));
         }
     }
     for format in [ImageFormat::Qoi, ImageFormat::Tga, ImageFormat::Pnm] {
@@ -81,12 +80,12 @@ fn eight_and_sixteen_bits_of_colour_and_of_grey() {
     let deep = DynamicImage::from(deep);
     check("PNG RGBA of 16 bits", &encode(&deep, ImageFormat::Png), &of16(&deep));
     check("TIFF RGBA of 16 bits", &encode(&deep, ImageFormat::Tiff), &of16(&deep));
-    let grey = DynamicImage::from(deep.to_luma_alpha16());
-    check("PNG LA of 16 bits", &encode(&grey, ImageFormat::Png), &of16(&grey));
+    let gray = DynamicImage::from(deep.to_luma_alpha16());
+    check("PNG LA of 16 bits", &encode(&gray, ImageFormat::Png), &of16(&gray));
 }
 
 #[test]
-fn a_palette_with_transparent_colours() {
+fn transparent_palette_entries_are_composited() {
     let palette: Vec<u8> = (0..16 * 3).map(|v| (v * 5) as u8).collect();
     let alpha: Vec<u8> = (0..10).map(|v| (v * 28) as u8).collect();
     let indices: Vec<u8> = (0..WIDTH * HEIGHT).map(|v| (v % 16) as u8).collect();
@@ -107,8 +106,8 @@ fn a_palette_with_transparent_colours() {
 }
 
 #[test]
-fn a_transparent_gif() {
-    // Few colours, each opaque or not there at all, so that the palette holds them as they are.
+fn transparent_gif_pixels_are_composited() {
+    // Few colors, each opaque or fully transparent, so that the palette holds them unchanged.
     let image = RgbaImage::from_fn(WIDTH, HEIGHT, |x, y| match (x + y) % 3 {
         0 => image::Rgba([0; 4]),
         1 => image::Rgba([250, 20, 30, 255]),

@@ -1,5 +1,5 @@
-//! Every kind of file that Pillow (or, for what it cannot write, a few lines of Python) makes is decoded to the pixels
-//! that Pillow reads from it. `tests/fixtures/make_fixtures.py` made the files.
+//! Compares decoded pixels with those that Pillow reads from the same files. `tests/fixtures/make_fixtures.py` made the
+//! files, with Pillow, or with a few lines of Python for formats that it cannot write.
 
 #![allow(clippy::print_stdout, reason = "a skipped part is reported")]
 
@@ -7,7 +7,12 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use feedstock::decode::{DecodeError, Format, Limits, Slab, decode_into, probe, working_set};
+use feedstock::decode::{DecodeError, Format, Limits, probe};
+
+#[path = "common/decoding.rs"]
+mod decoding;
+
+use decoding::decode;
 
 struct Fixture {
     name: String,
@@ -52,8 +57,8 @@ fn format_of_name(name: &str) -> Format {
     }
 }
 
-/// How far lossy codecs may differ: their inverse transforms and the way they enlarge colour are free to. Greatest and
-/// mean difference, in levels.
+/// Tolerance for lossy codecs, whose inverse transforms and color upsampling may differ: maximum and mean difference,
+/// in levels.
 fn tolerance(name: &str) -> (u8, f64) {
     match name {
         _ if name.contains("jpg") || name == "lossy.webp" || name == "orientation3.webp" => (24, 1.5),
@@ -65,14 +70,11 @@ fn tolerance(name: &str) -> (u8, f64) {
 }
 
 #[test]
-fn every_kind_of_file_is_decoded_as_pillow_does() {
-    let mut slab = Slab::new();
+fn pixels_are_those_of_pillow() {
     let fixtures = fixtures();
     assert!(fixtures.len() > 65);
     let mut complaints = Vec::new();
     for Fixture { name, encoded, width, height, pixels } in &fixtures {
-        // What an earlier picture left in the slab must not matter.
-        slab.prepare(1 << 16).expect("small").fill(0xA5);
         let header = match probe(encoded, &Limits::default()) {
             Ok(header) => header,
             Err(error) => {
@@ -84,12 +86,11 @@ fn every_kind_of_file_is_decoded_as_pillow_does() {
         let orientation = name.split('.').next().and_then(|stem| stem.strip_prefix("orientation"));
         let orientation: u8 = orientation.map_or(1, |digit| digit.parse().expect("digit"));
         assert_eq!(header.orientation, orientation, "{name}");
-        assert!(working_set(&header).pixel_bytes >= pixels.len() as u64, "{name}");
-        match decode_into(encoded, &header, &mut slab) {
+        match decode(encoded, &header) {
             Err(error) => complaints.push(format!("{name}: {error}")),
             Ok(image) => {
                 let (most, mean) = tolerance(name);
-                let differences = || image.data().iter().zip(pixels).map(|(a, b)| a.abs_diff(*b));
+                let differences = || image.iter().zip(pixels).map(|(a, b)| a.abs_diff(*b));
                 let found_most = differences().max().unwrap_or(0);
                 let found_mean = differences().map(f64::from).sum::<f64>() / pixels.len() as f64;
                 if found_most > most || found_mean > mean {
@@ -102,24 +103,22 @@ fn every_kind_of_file_is_decoded_as_pillow_does() {
 }
 
 #[test]
-fn what_is_cut_off_is_an_error_wherever_it_is_cut() {
-    let mut slab = Slab::new();
+fn a_file_truncated_anywhere_is_an_error() {
     for Fixture { name, encoded, pixels, .. } in &fixtures() {
         let whole = probe(encoded, &Limits::default()).expect("whole");
-        let whole = decode_into(encoded, &whole, &mut slab).expect("whole").data().to_vec();
+        let whole = decode(encoded, &whole).expect("whole");
         let mut first_good = None;
         for length in 0..encoded.len() {
             let cut = &encoded[..length];
-            let outcome = probe(cut, &Limits::default())
-                .and_then(|header| decode_into(cut, &header, &mut slab).map(|image| image.data().to_vec()));
+            let outcome = probe(cut, &Limits::default()).and_then(|header| decode(cut, &header));
             match outcome {
                 Err(DecodeError::Empty) => assert_eq!(length, 0),
                 Err(error) => assert!(!error.to_string().is_empty()),
-                // What comes after the last pixel (end marks, checksums, metadata, later frames) may be missing.
+                // Bytes after the last pixel (end marks, checksums, metadata, later frames) may be missing.
                 Ok(image) => {
                     assert_eq!(image.len(), pixels.len(), "{name}");
                     if image != whole {
-                        panic!("{name}: cut to {length} of {} bytes, it is another picture", encoded.len());
+                        panic!("{name}: truncated to {length} of {} bytes, it is another image", encoded.len());
                     }
                     first_good = first_good.or(Some(length));
                 }
@@ -131,7 +130,7 @@ fn what_is_cut_off_is_an_error_wherever_it_is_cut() {
     }
 }
 
-/// Every file below a folder that an environment variable names, or that lies beside the repository.
+/// Returns all files below a folder: one that an environment variable names, or one beside the repository.
 fn real_files(variable: &str, beside: &str) -> Vec<PathBuf> {
     fn collect(folder: &Path, deeper: usize, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -154,8 +153,7 @@ fn real_files(variable: &str, beside: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn real_photographs_are_decoded_as_the_image_crate_does() {
-    let mut slab = Slab::new();
+fn photos_are_decoded_as_by_the_image_crate() {
     let mut files = real_files("FEEDSTOCK_IMAGENET", "../shared/datasets/imagenet-sample-500");
     files.extend(real_files("FEEDSTOCK_CIFAR", "../shared/datasets/cifar10"));
     for path in files.iter().filter(|path| {
@@ -164,17 +162,17 @@ fn real_photographs_are_decoded_as_the_image_crate_does() {
         let name = path.display();
         let encoded = fs::read(path).expect("file");
         let header = probe(&encoded, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let image = decode_into(&encoded, &header, &mut slab).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let image = decode(&encoded, &header).unwrap_or_else(|error| panic!("{name}: {error}"));
         let reader = image::ImageReader::new(Cursor::new(&encoded)).with_guessed_format().expect("format");
-        let expected = reader.decode().expect("picture").into_rgb8();
-        assert_eq!((image.width(), image.height()), expected.dimensions(), "{name}");
+        let expected = reader.decode().expect("image").into_rgb8();
+        assert_eq!((header.width, header.height), expected.dimensions(), "{name}");
         if cfg!(feature = "turbo") {
-            // Another codec: it rounds in other places, and enlarges colour more smoothly.
+            // Another codec: it rounds in other places, and upsamples color more smoothly.
             let difference = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
-            let mean = image.data().iter().zip(expected.as_raw()).map(difference).sum::<f64>() / expected.len() as f64;
+            let mean = image.iter().zip(expected.as_raw()).map(difference).sum::<f64>() / expected.len() as f64;
             assert!(mean < 1.5, "{name}: differs by {mean:.3} in the mean");
         } else {
-            assert!(image.data() == expected.as_raw(), "{name}: other pixels");
+            assert!(&image == expected.as_raw(), "{name}: other pixels");
         }
     }
 }

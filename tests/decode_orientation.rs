@@ -1,27 +1,32 @@
-//! A picture that is stored on its side and says so gives the sample that its upright copy gives: for each of the eight
-//! orientations, in every format that can say it. And it gives what is stored where nobody wants it turned.
+//! EXIF orientation: an image that is stored turned gives the same sample as its upright copy, for each of the eight
+//! orientations, in every format that stores one. With the option off, it gives the stored image.
 
 use std::io::Cursor;
 
-use feedstock::decode::{Limits, Options, Slab, decode_into, probe};
+use feedstock::decode::{Limits, Options, probe};
 use feedstock::transform::{RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
 use feedstock::{Preprocessor, SampleId, Seed};
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat, RgbImage};
+
+#[path = "common/decoding.rs"]
+mod decoding;
+
+use decoding::decode;
 
 const WIDTH: u32 = 97;
 const HEIGHT: u32 = 61;
 const OUT: u32 = 40;
 
 /// Slopes and grain, nowhere symmetric.
-fn picture() -> RgbImage {
+fn image() -> RgbImage {
     RgbImage::from_fn(WIDTH, HEIGHT, |x, y| {
         let grain = (x.wrapping_mul(73_856_093) ^ y.wrapping_mul(19_349_663)).wrapping_mul(2_654_435_761) >> 26;
         image::Rgb([x * 2, y * 3, x + y].map(|v| (v + grain) as u8))
     })
 }
 
-/// EXIF data, which is a TIFF directory, with the orientation alone.
+/// EXIF data, which is a TIFF directory, with nothing but the orientation.
 fn exif(orientation: u8) -> Vec<u8> {
     let mut data = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     data.extend([orientation, 0, 0, 0, 0, 0, 0]);
@@ -102,7 +107,7 @@ fn tiff(image: &RgbImage, orientation: u8) -> Vec<u8> {
     file
 }
 
-/// The picture as it is meant to be seen.
+/// Turns the stored image upright.
 fn turned(stored: &RgbImage, orientation: u8) -> RgbImage {
     let image = DynamicImage::from(stored.clone());
     let image = match orientation {
@@ -119,17 +124,16 @@ fn turned(stored: &RgbImage, orientation: u8) -> RgbImage {
     image.into_rgb8()
 }
 
-/// The pixels as the file stores them, decoded.
+/// Decodes the pixels as they are stored.
 fn stored(encoded: &[u8]) -> RgbImage {
-    let mut slab = Slab::new();
     let header = probe(encoded, &Limits::default()).expect("header");
-    let image = decode_into(encoded, &header, &mut slab).expect("picture");
-    RgbImage::from_raw(image.width(), image.height(), image.data().to_vec()).expect("as long as its sides say")
+    let pixels = decode(encoded, &header).expect("image");
+    RgbImage::from_raw(header.width, header.height, pixels).expect("all pixels")
 }
 
 fn made(transform: impl Transform, encoded: &[u8], orient: bool, id: u64) -> Vec<u8> {
     let mut options = Options::default();
-    options.orient = orient;
+    options.apply_exif_orientation = orient;
     let mut maker = Preprocessor::new(transform).options(options);
     let mut out = vec![0; (OUT * OUT * 3) as usize];
     maker.process_as(encoded, Seed(3), 1, SampleId(id), &mut out).expect("made");
@@ -142,7 +146,7 @@ const FORMATS: [(&str, Encode); 4] = [("jpeg", jpeg), ("png", png), ("webp", web
 fn check(name: &str, make: impl Fn(&[u8], bool, u64) -> Vec<u8>) {
     for (format, encode) in FORMATS {
         for orientation in 1..=8 {
-            let file = encode(&picture(), orientation);
+            let file = encode(&image(), orientation);
             let header = probe(&file, &Limits::default()).expect("header");
             assert_eq!((header.orientation, header.width), (orientation, WIDTH), "{format}");
             let as_stored = stored(&file);
@@ -167,16 +171,16 @@ fn encode_png(image: &RgbImage) -> Vec<u8> {
 }
 
 #[test]
-fn the_centre_of_a_turned_picture_is_that_of_its_upright_copy() {
-    check("centre", |file, orient, id| made(ResizeCenterCrop::new(48, OUT), file, orient, id));
+fn the_center_of_a_turned_image_is_upright() {
+    check("center", |file, orient, id| made(ResizeCenterCrop::new(48, OUT), file, orient, id));
 }
 
 #[test]
-fn the_whole_turned_picture_is_its_upright_copy() {
+fn the_whole_of_a_turned_image_is_upright() {
     check("whole", |file, orient, id| made(Resize::exact(OUT, OUT), file, orient, id));
 }
 
 #[test]
-fn a_random_part_of_a_turned_picture_is_that_of_its_upright_copy() {
+fn a_random_crop_of_a_turned_image_is_upright() {
     check("random", |file, orient, id| made(RandomResizedCrop::new(OUT).flip(0.5), file, orient, id));
 }

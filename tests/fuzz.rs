@@ -1,6 +1,6 @@
-//! The fuzz targets' entry functions over damaged fixtures: always the same few cases, so that CI runs them without a
-//! fuzzer. By hand, `FEEDSTOCK_FUZZ_SECONDS=600 FEEDSTOCK_FUZZ_SEED=1 cargo test --release --test fuzz` goes on for as
-//! long. It must never depend on what a coverage-guided fuzzer once found: that goes into the fixtures.
+//! Runs the fuzz targets' entry functions over damaged fixtures: always the same few cases, so that CI runs them
+//! without a fuzzer. By hand, `FEEDSTOCK_FUZZ_SECONDS=600 FEEDSTOCK_FUZZ_SEED=1 cargo test --release --test fuzz`
+//! continues for as long.
 #![allow(clippy::print_stdout, clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::fs;
@@ -15,10 +15,10 @@ mod fuzzing;
 
 use fuzzing::{CHOICES, any_header, any_sample};
 
-/// What a run in CI does.
+/// Number of cases in CI.
 const CASES: u64 = 20_000;
 
-/// Numbers that depend on a case alone, so that each can be run again by itself.
+/// Random numbers that depend only on the case, so that each can be run again by itself.
 struct Dice(u64);
 
 impl Dice {
@@ -31,8 +31,8 @@ impl Dice {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// A place in a file; every other time near its front, where headers are.
-    fn place(&mut self, length: usize) -> usize {
+    /// An offset in a file; every other time near its front, where headers are.
+    fn offset(&mut self, length: usize) -> usize {
         let end = if self.next().is_multiple_of(2) { length.min(700) } else { length };
         self.below(end)
     }
@@ -45,14 +45,14 @@ fn fixtures() -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).expect("fixture")).collect()
 }
 
-/// A fixture with a few things wrong, behind the bytes that choose what is done with it.
+/// A damaged fixture, after the bytes that choose the transform and the options.
 fn case(dice: &mut Dice, fixtures: &[Vec<u8>]) -> Vec<u8> {
     let mut file = fixtures[dice.below(fixtures.len())].clone();
     for _ in 0..dice.below(7) {
         if file.is_empty() {
             break;
         }
-        let at = dice.place(file.len());
+        let at = dice.offset(file.len());
         match dice.below(9) {
             0 => file[at] ^= 1 << dice.below(8),
             1 => file[at] = dice.next() as u8,
@@ -64,12 +64,12 @@ fn case(dice: &mut Dice, fixtures: &[Vec<u8>]) -> Vec<u8> {
             }
             5 => {
                 let part = file[at..(at + 1 + dice.below(200)).min(file.len())].to_vec();
-                let to = dice.place(file.len());
+                let to = dice.offset(file.len());
                 file.splice(to..to, part);
             }
             6 => {
                 let other = &fixtures[dice.below(fixtures.len())];
-                let from = dice.place(other.len());
+                let from = dice.offset(other.len());
                 file.truncate(at);
                 file.extend(&other[from..]);
             }
@@ -78,7 +78,7 @@ fn case(dice: &mut Dice, fixtures: &[Vec<u8>]) -> Vec<u8> {
                 let end = (at + noise.len()).min(file.len());
                 file[at..end].copy_from_slice(&noise[..end - at]);
             }
-            // A length or a side that is all but nothing or all but everything, in either order of bytes.
+            // An extreme length or side, in either byte order.
             _ => {
                 let value = [0u16, 1, 2, 0x100, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF][dice.below(8)];
                 let bytes = if dice.below(2) == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
@@ -93,13 +93,13 @@ fn case(dice: &mut Dice, fixtures: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[test]
-fn whatever_bytes_come_nothing_panics_and_nothing_is_left_behind() {
+fn damaged_fixtures_do_not_panic() {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
     let seed = number("FEEDSTOCK_FUZZ_SEED").unwrap_or(0);
     let until = number("FEEDSTOCK_FUZZ_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let fixtures = fixtures();
     // Codecs that panic are caught by the decoder, and would fill the screen.
-    let talkative = std::panic::take_hook();
+    let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut at = 0;
     while until.map_or(at < CASES, |until| Instant::now() < until) {
@@ -117,11 +117,11 @@ fn whatever_bytes_come_nothing_panics_and_nothing_is_left_behind() {
             let kept = std::env::temp_dir().join(format!("feedstock-fuzz-{seed}-{at}"));
             let _ = fs::write(&kept, &input);
             println!("case {at} of seed {seed}, kept as {}", kept.display());
-            std::panic::set_hook(talkative);
+            std::panic::set_hook(hook);
             resume_unwind(panic);
         }
         at += 1;
     }
-    std::panic::set_hook(talkative);
+    std::panic::set_hook(hook);
     println!("{at} cases of seed {seed}");
 }

@@ -35,16 +35,16 @@ fn mixed_set() -> TempDir {
     }
     let write = |name: &str, bytes: &[u8]| fs::write(set.path().join(name), bytes).expect("written");
     let base = jpeg(1, 80, 60);
-    let grey = encoded(&DynamicImage::ImageLuma8(picture(2, 64, 64).to_luma8()), ImageFormat::Jpeg);
+    let gray = encoded(&DynamicImage::ImageLuma8(picture(2, 64, 64).to_luma8()), ImageFormat::Jpeg);
     write("train/ant/base.jpg", &base);
-    write("train/ant/grey.jpg", &grey);
+    write("train/ant/gray.jpg", &gray);
     write("train/ant/alpha.png", &png(&DynamicImage::ImageRgba8(picture(3, 40, 30).to_rgba8())));
     write("train/ant/dot.png", &png(&picture(4, 1, 1)));
     write("train/bee/progressive.jpg", &fixture("progressive.jpg"));
     write("train/bee/turned.jpg", &fixture("orientation6.jpg"));
     write("train/bee/wide.png", &png(&picture(5, 2000, 8)));
     write("train/bee/base_again.jpg", &base);
-    write("val/ant/grey_again.jpg", &grey);
+    write("val/ant/gray_again.jpg", &gray);
     let cut = jpeg(6, 120, 90);
     write("train/bee/cut.jpg", &cut[..cut.len() / 2]);
     write("train/bee/empty.jpg", b"");
@@ -70,7 +70,7 @@ fn a_summary_counts_every_kind_and_names_what_sticks_out() {
         .sum();
     assert_eq!((&told["bytes"], &told["quick"]), (&bytes.into(), &false.into()));
     assert_eq!(told["formats"], json!({ "jpeg": 7, "png": 3 }));
-    assert_eq!(told["colours"], json!({ "rgb": 7, "grey": 2, "rgb+alpha": 1 }));
+    assert_eq!(told["colours"], json!({ "rgb": 7, "gray": 2, "rgb+alpha": 1 }));
     assert_eq!((&told["progressive"], &told["orientations"]["6"]), (&1.into(), &1.into()));
     let classes = &told["classes"];
     assert_eq!((&classes[0]["part"], &classes[1]["part"]), (&"train".into(), &"val".into()));
@@ -96,7 +96,7 @@ fn a_summary_counts_every_kind_and_names_what_sticks_out() {
     assert_eq!((&duplicates["groups_across_parts"], &duplicates["groups_across_classes"]), (&1.into(), &1.into()));
     let named = |at: usize| duplicates["named"][at]["paths"].as_array().expect("paths").clone();
     let ends = |path: &Value, end: &str| path.as_str().is_some_and(|path| path.ends_with(end));
-    assert!(ends(&named(0)[0], "train/ant/grey.jpg") && ends(&named(0)[1], "val/ant/grey_again.jpg"), "{duplicates}");
+    assert!(ends(&named(0)[0], "train/ant/gray.jpg") && ends(&named(0)[1], "val/ant/gray_again.jpg"), "{duplicates}");
     assert!(ends(&named(1)[0], "train/ant/base.jpg") && ends(&named(1)[1], "train/bee/base_again.jpg"), "{duplicates}");
     assert_eq!(
         told["bad_reasons"],
@@ -116,11 +116,11 @@ fn people_get_the_bad_files_and_a_summary_or_every_file() {
     assert_eq!(text.code, Some(4), "{text:?}");
     assert!(text.err.contains("3 files cannot be used") && !text.err.contains("files/s"), "{text:?}");
     for expected in [
-        "cut.jpg (decode): jpeg: the file is cut off",
+        "cut.jpg (decode): jpeg: truncated file: it ends after",
         "empty.jpg (probe): the file is empty",
         "12 files: 9 ok, 2 no usable header, 1 not decoded\n",
         "jpeg 7 (70.0 %), png 3 (30.0 %)",
-        "rgb 7 (70.0 %), grey 2 (20.0 %), rgb+alpha 1 (10.0 %)",
+        "rgb 7 (70.0 %), gray 2 (20.0 %), rgb+alpha 1 (10.0 %)",
         "1 (14.3 %) of the JPEG files",
         "1 (10.0 %): 1 with 6",
         "2 classes, from 4 files (ant) to 7 (bee): 1 to 1.8\n",
@@ -192,8 +192,8 @@ fn colour_and_passes_are_what_the_header_says() {
         let name = path.rsplit('/').next().expect("a name");
         let expected = match name {
             "bilevel.bmp" => "palette",
-            _ if name.starts_with("grey_alpha") => "grey+alpha",
-            _ if ["grey", "bilevel", "progressive_grey"].iter().any(|kind| name.starts_with(kind)) => "grey",
+            _ if name.starts_with("gray_alpha") => "gray+alpha",
+            _ if ["gray", "bilevel", "progressive_gray"].iter().any(|kind| name.starts_with(kind)) => "gray",
             _ if name.ends_with("gif") || name.starts_with("palette") => "palette",
             _ if ["rgba", "rgb_transparent", "lossy_alpha", "lossless_alpha"]
                 .iter()
@@ -201,7 +201,7 @@ fn colour_and_passes_are_what_the_header_says() {
             {
                 "rgb+alpha"
             }
-            "plain.pbm" | "plain.pgm" => "grey",
+            "plain.pbm" | "plain.pgm" => "gray",
             _ if name.starts_with("rgb") || ["420.jpg", "lossy.webp", "plain.ppm"].contains(&name) => "rgb",
             "cmyk.jpg" | "ycck.jpg" | "cmyk.tif" => "cmyk",
             _ => continue,

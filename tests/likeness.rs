@@ -1,19 +1,24 @@
-//! How close a sample is to what decoding the whole picture, cutting and resampling gives: `Exact` nearly to the bit,
-//! `Fast` as close as scaling in the frequency domain allows. Pictures are made on the spot; the ImageNet sample counts too
-//! where `FEEDSTOCK_IMAGENET` names it.
+//! Compares samples with those of decoding the whole image, cropping and resampling: `Exact` gives nearly the same
+//! bits, `Fast` is as close as scaling in the frequency domain allows. The images are made by the tests; with
+//! `FEEDSTOCK_IMAGENET` set, those of that folder count too.
 #![allow(clippy::print_stdout, clippy::expect_used, reason = "a skipped part is reported, and a panic is the report")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use feedstock::decode::{Format, Limits, Options, Quality, Slab, decode_into, probe};
+use feedstock::decode::{Format, Limits, Options, Quality, probe};
 use feedstock::tensor::{Orientation, SampleSpec};
-use feedstock::transform::{Geometry, KeyedRng, RandomResizedCrop, Resampler, Transform};
+use feedstock::transform::{Geometry, KeyedRng, RandomResizedCrop, Resampler, Transform, TransformError};
 use feedstock::{Preprocessor, SampleId, Seed};
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 
-/// Shows what was chosen before, so that both ways show the same.
+#[path = "common/decoding.rs"]
+mod decoding;
+
+use decoding::decode;
+
+/// Takes a given geometry, so that both ways take the same.
 struct Fixed(Geometry, SampleSpec);
 
 impl Transform for Fixed {
@@ -26,7 +31,7 @@ impl Transform for Fixed {
     }
 }
 
-/// Mean PSNR over samples that are the same to the bit (counted as 99 dB) and others, and how many there were.
+/// Mean PSNR over all samples (identical ones count as 99 dB), the worst, and their number.
 #[derive(Default)]
 struct Likeness {
     sum: f64,
@@ -55,18 +60,24 @@ fn compare(files: &[Vec<u8>], side: u32) -> (Likeness, Likeness) {
     let transform = RandomResizedCrop::new(side).flip(0.5);
     let spec = transform.out_spec();
     let (mut exact, mut fast) = (Likeness::default(), Likeness::default());
-    let (mut slab, mut workspace) = (Slab::new(), Vec::new());
+    let mut workspace = Vec::new();
     let [mut expected, mut found] = [(); 2].map(|()| vec![0; spec.elements()]);
     for (at, file) in (0..).zip(files) {
         let header = probe(file, &Limits::default()).expect("header");
         let (width, height) = (header.width, header.height);
         let geometry = transform.geometry(width, height, &mut KeyedRng::new(Seed(5), 0, SampleId(at), 0));
-        let whole = decode_into(file, &header, &mut slab).expect("decodes");
+        let whole = decode(file, &header).expect("decodes");
         let needed = Resampler::working_set(width, height, spec, Orientation::UPRIGHT) as usize;
         workspace.resize(needed.max(workspace.len()), 0);
-        Resampler::new(geometry, spec).apply(whole, &mut workspace, &mut expected).expect("resamples");
+        let mut rows = whole.chunks_exact(width as usize * 3).skip(geometry.crop.y as usize);
+        let next_row = |row: &mut [u8]| {
+            row.copy_from_slice(rows.next().expect("a row"));
+            Ok::<(), TransformError>(())
+        };
+        let resampler = Resampler::new(geometry, spec);
+        resampler.apply(width, geometry.crop.x, next_row, &mut workspace, &mut expected).expect("resamples");
         let mut options = Options::default();
-        options.orient = false;
+        options.apply_exif_orientation = false;
         let mut add = |quality, likeness: &mut Likeness| {
             options.quality = quality;
             let mut maker = Preprocessor::new(Fixed(geometry, spec)).options(options);
@@ -74,16 +85,16 @@ fn compare(files: &[Vec<u8>], side: u32) -> (Likeness, Likeness) {
             likeness.add(&expected, &found);
         };
         add(Quality::Exact, &mut exact);
-        if geometry.region.width.min(geometry.region.height) >= 2 * side {
+        if geometry.crop.width.min(geometry.crop.height) >= 2 * side {
             add(Quality::Fast, &mut fast);
         }
     }
     (exact, fast)
 }
 
-/// Slopes, curves and edges with a little grain, as photographs have them.
-fn made_up(seed: u32, width: u32, height: u32) -> Vec<u8> {
-    let picture = RgbImage::from_fn(width, height, |x, y| {
+/// A JPEG of slopes, curves and edges with a little grain, as in photos.
+fn synthetic(seed: u32, width: u32, height: u32) -> Vec<u8> {
+    let image = RgbImage::from_fn(width, height, |x, y| {
         let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
         let turn = seed as f32;
         let waves = [(7.0, 3.0), (5.0, 11.0), (13.0, 6.0)].map(|(a, b)| ((a * u + b * v + turn) * 3.0).sin() * 50.0);
@@ -92,7 +103,7 @@ fn made_up(seed: u32, width: u32, height: u32) -> Vec<u8> {
         image::Rgb(waves.map(|wave| (110.0 + wave + edge + grain as f32).clamp(0.0, 255.0) as u8))
     });
     let mut file = Vec::new();
-    JpegEncoder::new_with_quality(&mut file, 90).encode_image(&picture).expect("encodes");
+    JpegEncoder::new_with_quality(&mut file, 90).encode_image(&image).expect("encodes");
     file
 }
 
@@ -104,14 +115,14 @@ fn check(name: &str, files: &[Vec<u8>], side: u32) {
 }
 
 #[test]
-fn made_up_pictures_come_out_as_the_whole_decoded_gives_them() {
-    let files: Vec<_> = (0..12).map(|seed| made_up(seed, 1200 + 37 * seed, 900 - 11 * seed)).collect();
-    check("made-up pictures", &files, 224);
-    check("made-up pictures", &files, 96);
+fn synthetic_images_match_the_whole_decoded() {
+    let files: Vec<_> = (0..12).map(|seed| synthetic(seed, 1200 + 37 * seed, 900 - 11 * seed)).collect();
+    check("synthetic images", &files, 224);
+    check("synthetic images", &files, 96);
 }
 
 #[test]
-fn photographs_come_out_as_the_whole_decoded_gives_them() {
+fn photos_match_the_whole_decoded() {
     let Some(root) = std::env::var_os("FEEDSTOCK_IMAGENET") else {
         println!("skipped: FEEDSTOCK_IMAGENET is not set");
         return;
@@ -126,7 +137,7 @@ fn photographs_come_out_as_the_whole_decoded_gives_them() {
     paths.sort();
     let read = paths.iter().filter_map(|path| fs::read(path).ok());
     let files: Vec<_> = read.filter(|file| Format::of(file) == Some(Format::Jpeg)).take(500).collect();
-    assert!(!files.is_empty(), "no photographs in {}", root.display());
-    check("photographs", &files, 224);
-    check("photographs", &files, 96);
+    assert!(!files.is_empty(), "no photos in {}", root.display());
+    check("photos", &files, 224);
+    check("photos", &files, 96);
 }

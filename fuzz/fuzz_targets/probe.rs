@@ -1,4 +1,4 @@
-//! Any bytes as a picture: the header, and the whole picture behind it. See `tests/common/fuzzing.rs` for what has to hold.
+//! Decodes any bytes as a whole image. `tests/common/fuzzing.rs` has the properties that hold.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 #[allow(dead_code, reason = "the other target's function")]
 mod fuzzing;
 
-// The fuzzer's hook ends the process at any panic; those of codecs are caught and are errors, as in a run.
+// The fuzzer's hook ends the process at any panic, but a codec's panic is contained and becomes an error.
 fuzz_target!(
     init: drop(std::panic::take_hook()),
     |input: &[u8]| fuzzing::any_header(input)

@@ -1,4 +1,5 @@
-//! Any bytes as a sample, cut and decoded as the first four say. See `tests/common/fuzzing.rs` for what has to hold.
+//! Makes a sample of any bytes; the first four choose the transform and the options. `tests/common/fuzzing.rs` has the
+//! properties that hold.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 #[allow(dead_code, reason = "the other target's function")]
 mod fuzzing;
 
-// The fuzzer's hook ends the process at any panic; those of codecs are caught and are errors, as in a run.
+// The fuzzer's hook ends the process at any panic, but a codec's panic is contained and becomes an error.
 fuzz_target!(
     init: drop(std::panic::take_hook()),
     |input: &[u8]| fuzzing::any_sample(input)

@@ -90,7 +90,7 @@ impl DecodeArgs {
     pub(crate) fn options(&self) -> Options {
         let mut options = Options::default();
         options.quality = self.quality;
-        options.orient = !self.no_orient;
+        options.apply_exif_orientation = !self.no_orient;
         options.accept_truncated = self.truncated == Truncated::Accept;
         options.background = self.background.0;
         options
@@ -98,7 +98,9 @@ impl DecodeArgs {
 
     /// A loader that decodes so.
     pub(crate) fn apply(&self, builder: LoaderBuilder) -> LoaderBuilder {
-        let Options { quality, orient, accept_truncated, background: [red, green, blue], .. } = self.options();
+        let Options {
+            quality, apply_exif_orientation: orient, accept_truncated, background: [red, green, blue], ..
+        } = self.options();
         builder.quality(quality).orient(orient).accept_truncated(accept_truncated).background(red, green, blue)
     }
 }

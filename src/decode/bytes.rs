@@ -1,13 +1,13 @@
-//! Owns reading numbers out of a header. It must never read past the end: what is not there is `None`.
+//! Integers at an offset of a byte slice; `None` past its end.
 
-/// A byte order.
+/// Byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Big,
     Little,
 }
 
-/// The `N` bytes at `at`.
+/// Returns the `N` bytes at `at`.
 pub(super) fn array<const N: usize>(data: &[u8], at: usize) -> Option<[u8; N]> {
     data.get(at..at.checked_add(N)?)?.try_into().ok()
 }

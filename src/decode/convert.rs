@@ -1,17 +1,16 @@
-//! Owns the step from what a codec writes to RGB8, in place. It must never allocate.
+//! Conversion of a codec's output to RGB8, in place and without allocating.
 //!
-//! - Grey is repeated over the three channels.
+//! - Gray is repeated over the three channels.
 //! - 16 bits are rounded, not cut: `(v * 255 + 32767) / 65535`, so that white stays white and the mean does not sink.
-//! - Alpha (never premultiplied) is composited on a background colour, black unless another is asked for: what is
-//!   transparent shows it, whatever colour hides under it. The sum is rounded once, at 8 bits, also where both have 16.
+//! - Alpha (never premultiplied) is composited on a background color. The sum is rounded once, at 8 bits, also where
+//!   both have 16.
 //! - Floats are taken as `[0, 1]` and clamped; NaN is 0.
-//! - Numbers are taken as they are: colour profiles and gamma are not looked at.
+//! - Color profiles and gamma are ignored.
 
 use image::ColorType;
 
-/// Turns `pixels` pixels of `color`, which lie at the front of `bytes`, into RGB8 at the front of `bytes`, on
-/// `background` where they are transparent.
-/// `None` where this colour type is not known; `bytes` is then as before.
+/// Converts `pixels` pixels of type `color` at the front of `bytes` to RGB8, composited on `background`. Returns `None`
+/// for an unknown color type, and leaves `bytes` as it was.
 pub(super) fn to_rgb8(bytes: &mut [u8], pixels: usize, color: ColorType, background: [u8; 3]) -> Option<()> {
     let [red, green, blue] = background;
     match color {
@@ -60,7 +59,7 @@ fn rewrite<const S: usize>(bytes: &mut [u8], pixels: usize, convert: impl Fn([u8
     }
 }
 
-/// The colour that is seen through `alpha` of `value`, rounded to the nearest.
+/// Composites `value` on `background`, rounded to the nearest.
 fn over(background: u8, value: u8, alpha: u8) -> u8 {
     let (seen, through) = (u32::from(alpha), u32::from(255 - alpha));
     ((u32::from(value) * seen + u32::from(background) * through + 127) / 255) as u8
@@ -70,7 +69,7 @@ fn round16(low: u8, high: u8) -> u8 {
     ((u32::from(u16::from_ne_bytes([low, high])) * 255 + 32_767) / 65_535) as u8
 }
 
-/// As [`over`], of 16 bits: 255 and 65535 are the same white.
+/// Composites a 16-bit value as [`over`] does: 255 and 65535 are the same white.
 fn over16(background: u8, value: [u8; 2], alpha: [u8; 2]) -> u8 {
     const WHITE: u64 = 65_535 * 65_535;
     let alpha = u64::from(u16::from_ne_bytes(alpha));
@@ -78,7 +77,7 @@ fn over16(background: u8, value: [u8; 2], alpha: [u8; 2]) -> u8 {
     ((product * 255 + WHITE / 2) / WHITE) as u8
 }
 
-/// The float at place `index`, in `[0, 1]`.
+/// Returns the float at `index`, clamped to `[0, 1]`.
 fn float(pixel: &[u8], index: usize) -> f32 {
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&pixel[index * 4..][..4]);
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn every_colour_type_becomes_rgb() {
+    fn every_color_type_becomes_rgb() {
         let float = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_ne_bytes()).collect() };
         assert_eq!(converted(&[1, 2, 3, 4], 4, ColorType::L8), [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]);
         assert_eq!(converted(&[200, 255, 200, 128, 9, 0], 3, ColorType::La8), [200, 200, 200, 100, 100, 100, 0, 0, 0]);
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_transparent_shows_the_background() {
+    fn transparent_pixels_show_the_background() {
         let background = [10, 100, 255];
         let on = |native: &[u8], color| converted_on(background, native, 1, color);
         assert_eq!(on(&[200, 0], ColorType::La8), background);
@@ -137,7 +136,7 @@ mod tests {
         let float = |values: [f32; 4]| -> Vec<u8> { values.iter().flat_map(|v| v.to_ne_bytes()).collect() };
         assert_eq!(on(&float([1.0, 1.0, 1.0, f32::NAN]), ColorType::Rgba32F), background);
         assert_eq!(on(&float([0.0, 0.0, 0.0, 0.2]), ColorType::Rgba32F), [8, 80, 204]);
-        // What has no alpha does not.
+        // Color types without alpha do not.
         assert_eq!(on(&[7, 8, 9], ColorType::Rgb8), [7, 8, 9]);
         assert_eq!(on(&[7], ColorType::L8), [7; 3]);
     }

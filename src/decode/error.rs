@@ -1,153 +1,126 @@
-//! Owns what can be wrong with an encoded image, in words and numbers that a person can act on.
-//! It must never hold a path: the caller knows which sample it asked for.
+//! Decoding errors. They hold no path: the caller knows which sample it asked for.
 
-use std::fmt;
+use super::header::Format;
 
-use super::Format;
-
-/// How many of a file's first bytes an error shows.
+/// Number of a file's first bytes that an error shows.
 const SHOWN_BYTES: usize = 8;
 
-/// Why an image could not be decoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Failure to decode an image.
+///
+/// It is `Clone` and `Eq`, so that it can travel with a sample into reports. What a codec of another crate reports is
+/// kept as text: its error types are neither.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// There is nothing to decode.
+    /// The file has no bytes.
+    #[error("the file is empty (0 bytes)")]
     Empty,
-    /// The content is that of no known image format.
+    /// The content matches no known image format.
+    #[error(
+        "unknown image format: the file starts with {}; expected JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, QOI or TGA",
+        hex(first_bytes)
+    )]
     UnknownFormat {
-        /// The first bytes, at most eight.
-        starts_with: Vec<u8>,
+        /// First bytes of the file, at most eight.
+        first_bytes: Vec<u8>,
     },
     /// The file ends inside its header.
-    HeaderTruncated {
-        /// What its first bytes say it is.
+    #[error("{format}: truncated file: it ends after {encoded_bytes} bytes, inside its header")]
+    TruncatedHeader {
+        /// Detected format.
         format: Format,
-        /// How long it is.
+        /// Length of the file.
         encoded_bytes: usize,
     },
     /// The header contradicts itself or the format's rules.
-    BadHeader {
-        /// What its first bytes say it is.
+    #[error("{format}: invalid header: {reason}")]
+    InvalidHeader {
+        /// Detected format.
         format: Format,
-        /// What is wrong.
-        cause: String,
+        /// Offending value and the accepted ones.
+        reason: String,
     },
-    /// A valid file of a kind that is not decoded here.
+    /// The file is valid, and of a variant that is not decoded here.
+    #[error("{format}: unsupported: {feature}")]
     Unsupported {
-        /// What its first bytes say it is.
+        /// Detected format.
         format: Format,
-        /// What it asks for.
+        /// Feature that the file uses.
         feature: String,
     },
-    /// The header announces a picture without pixels.
-    NoPixels {
-        /// What its first bytes say it is.
+    /// The header declares an image without pixels.
+    #[error("{format}: the header declares an image of {width}x{height} pixels")]
+    ZeroSize {
+        /// Detected format.
         format: Format,
-        /// Columns, as stored.
+        /// Stored columns.
         width: u32,
-        /// Rows, as stored.
+        /// Stored rows.
         height: u32,
     },
-    /// The header announces a picture that is larger than the [`Limits`](super::Limits) admit.
+    /// The header declares an image larger than the [`Limits`](super::Limits).
+    #[error(
+        "{format}: the header declares {width}x{height} = {} pixels, above the limit of {pixels_max} pixels and \
+         {side_max} per side: raise the decode limits if this image is wanted",
+        u64::from(*width) * u64::from(*height)
+    )]
     TooLarge {
-        /// What its first bytes say it is.
+        /// Detected format.
         format: Format,
-        /// Columns, as stored.
+        /// Stored columns.
         width: u32,
-        /// Rows, as stored.
+        /// Stored rows.
         height: u32,
-        /// The most pixels that are admitted.
+        /// Maximum number of pixels.
         pixels_max: u64,
-        /// The longest side that is admitted.
+        /// Maximum length of a side.
         side_max: u32,
     },
-    /// The file ends before its picture does.
-    Incomplete {
-        /// What its first bytes say it is.
+    /// The file ends before its image data does.
+    #[error("{format}: truncated file: it ends after {encoded_bytes} bytes, before its image data does")]
+    Truncated {
+        /// Detected format.
         format: Format,
-        /// How long it is.
+        /// Length of the file.
         encoded_bytes: usize,
     },
-    /// The codec refused the data, or what it found is not what the header promised.
-    Codec {
-        /// What its first bytes say it is.
+    /// The codec refused the image data.
+    #[error("{format}: damaged data: {reason}")]
+    Damaged {
+        /// Detected format.
         format: Format,
-        /// What the codec said.
-        cause: String,
+        /// Message of the codec.
+        reason: String,
     },
-    /// The allocator could not give the slab this many bytes.
+    /// The bytes are not those whose header was read.
+    #[error("{format}: the image data does not match the header that was read")]
+    HeaderMismatch {
+        /// Format of the header.
+        format: Format,
+    },
+    /// The codec panicked, which is contained here.
+    #[error("{format}: the codec panicked: {message}")]
+    CodecPanicked {
+        /// Detected format.
+        format: Format,
+        /// Message of the panic.
+        message: String,
+    },
+    /// The decoder's memory could not be allocated, or is too small.
+    #[error("decoding takes {bytes} bytes of memory, which are not available")]
     OutOfMemory {
-        /// How many were asked for.
+        /// Bytes that decoding takes.
         bytes: u64,
     },
 }
 
 impl DecodeError {
     pub(super) fn unknown(encoded: &[u8]) -> Self {
-        DecodeError::UnknownFormat { starts_with: encoded[..encoded.len().min(SHOWN_BYTES)].to_vec() }
-    }
-
-    pub(super) fn codec(format: Format, cause: impl fmt::Display) -> Self {
-        DecodeError::Codec { format, cause: cause.to_string() }
+        DecodeError::UnknownFormat { first_bytes: encoded[..encoded.len().min(SHOWN_BYTES)].to_vec() }
     }
 }
 
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DecodeError::Empty => f.write_str("the file is empty (0 bytes)"),
-            DecodeError::UnknownFormat { starts_with } => {
-                f.write_str("starts with")?;
-                for byte in starts_with {
-                    write!(f, " {byte:02x}")?;
-                }
-                f.write_str(": no known image format (known: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, QOI, TGA)")
-            }
-            DecodeError::HeaderTruncated { format, encoded_bytes } => {
-                write!(f, "{format}: the file ends inside its header, after {encoded_bytes} bytes")
-            }
-            DecodeError::BadHeader { format, cause } => write!(f, "{format}: bad header: {cause}"),
-            DecodeError::Unsupported { format, feature } => write!(f, "{format}: not supported: {feature}"),
-            DecodeError::NoPixels { format, width, height } => {
-                write!(f, "{format}: the header announces {width}x{height}, a picture without pixels")
-            }
-            DecodeError::TooLarge { format, width, height, pixels_max, side_max } => write!(
-                f,
-                "{format}: the header announces {width}x{height} = {} pixels; at most {pixels_max} pixels and {side_max} \
-                 a side are admitted (raise the decode limits if this picture is wanted)",
-                u64::from(*width) * u64::from(*height)
-            ),
-            DecodeError::Incomplete { format, encoded_bytes } => {
-                write!(f, "{format}: the file is cut off: it ends after {encoded_bytes} bytes, before its picture does")
-            }
-            DecodeError::Codec { format, cause } => write!(f, "{format}: {cause}"),
-            DecodeError::OutOfMemory { bytes } => {
-                write!(f, "the allocator refused {bytes} bytes for the decoded pixels")
-            }
-        }
-    }
-}
-
-impl std::error::Error for DecodeError {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_name_their_numbers() {
-        let html = DecodeError::unknown(b"<html><body>");
-        assert!(html.to_string().starts_with("starts with 3c 68 74 6d 6c 3e 3c 62: no known image format"), "{html}");
-        assert_eq!(DecodeError::Empty.to_string(), "the file is empty (0 bytes)");
-        let large = DecodeError::TooLarge {
-            format: Format::Jpeg,
-            width: 65_500,
-            height: 65_500,
-            pixels_max: 1 << 27,
-            side_max: 65_535,
-        };
-        let text = large.to_string();
-        assert!(text.contains("65500x65500 = 4290250000 pixels; at most 134217728 pixels and 65535"), "{text}");
-    }
+fn hex(bytes: &[u8]) -> String {
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.join(" ")
 }

@@ -1,5 +1,4 @@
-//! Owns reading tags out of a TIFF directory, which is also what EXIF data is. It must never allocate, and never follow
-//! more than one directory.
+//! Tags of the first directory of a TIFF structure, which is also the layout of EXIF data. Nothing is allocated.
 //!
 //! Source: TIFF 6.0 (1992), section 2; "BigTIFF" for 64-bit offsets; CIPA DC-008 (Exif 2.32), 4.6.4 for orientation.
 
@@ -13,12 +12,12 @@ pub(super) struct Ifd<'a> {
     data: &'a [u8],
     order: Order,
     big: bool,
-    /// Where its entries begin.
+    /// Offset of its entries.
     start: usize,
     entry_count: usize,
 }
 
-/// One tag: how many values of which type, and where they lie.
+/// Values of one tag: type, count and offset.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     kind: u16,
@@ -39,7 +38,7 @@ impl Entry {
 }
 
 impl<'a> Ifd<'a> {
-    /// Finds the first directory; `None` where the data is no TIFF structure or ends too early.
+    /// Finds the first directory; `None` if the data is not a TIFF structure, or ends too early.
     pub(super) fn parse(data: &'a [u8]) -> Option<Self> {
         let order = match &array::<2>(data, 0)? {
             b"II" => Order::Little,
@@ -57,7 +56,7 @@ impl<'a> Ifd<'a> {
         let start = at.checked_add(header_bytes)?;
         let entry_count = usize::try_from(entry_count).ok()?;
         let ifd = Ifd { data, order, big, start, entry_count };
-        // The whole directory has to be there, which also bounds every walk over it by the file's size.
+        // The directory has to be complete, which also bounds every walk over it by the file's size.
         data.get(start..start.checked_add(entry_count.checked_mul(ifd.entry_bytes())?)?)?;
         Some(ifd)
     }
@@ -66,7 +65,7 @@ impl<'a> Ifd<'a> {
         if self.big { 20 } else { 12 }
     }
 
-    /// All tags with their numbers.
+    /// Returns all tags with their numbers.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u16, Entry)> {
         let ifd = *self;
         (0..ifd.entry_count).filter_map(move |index| {
@@ -91,18 +90,18 @@ impl<'a> Ifd<'a> {
         })
     }
 
-    /// The entry of a tag.
+    /// Returns the entry of a tag.
     pub(super) fn entry(&self, tag: u16) -> Option<Entry> {
         self.entries().find(|(found, _)| *found == tag).map(|(_, entry)| entry)
     }
 
-    /// Whether all values of a tag are there.
+    /// Returns true if the data holds all values of the entry.
     pub(super) fn holds(&self, entry: Entry) -> bool {
         let bytes = entry.count.checked_mul(entry.value_bytes()).and_then(|bytes| usize::try_from(bytes).ok());
         bytes.and_then(|bytes| entry.at.checked_add(bytes)).is_some_and(|end| end <= self.data.len())
     }
 
-    /// The whole number at `index` of a tag's values.
+    /// Returns the integer at `index` of the entry's values.
     pub(super) fn value(&self, entry: Entry, index: u64) -> Option<u64> {
         if index >= entry.count {
             return None;
@@ -117,12 +116,12 @@ impl<'a> Ifd<'a> {
         }
     }
 
-    /// The first value of a tag.
+    /// Returns the first value of a tag.
     pub(super) fn first(&self, tag: u16) -> Option<u64> {
         self.value(self.entry(tag)?, 0)
     }
 
-    /// How the picture has to be turned to stand upright, 1..=8; 1 where nothing (or nonsense) is said.
+    /// EXIF orientation, 1..=8; 1 if the tag is absent or invalid.
     pub(super) fn orientation(&self) -> u8 {
         match self.first(ORIENTATION) {
             Some(value @ 1..=8) => value as u8,
@@ -131,7 +130,7 @@ impl<'a> Ifd<'a> {
     }
 }
 
-/// The orientation in EXIF data, with or without the `Exif\0\0` that JPEG puts before it.
+/// EXIF orientation in EXIF data, with or without the `Exif\0\0` that JPEG puts before it.
 pub(super) fn exif_orientation(exif: &[u8]) -> u8 {
     let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
     Ifd::parse(tiff).map_or(1, |ifd| ifd.orientation())

@@ -1,19 +1,19 @@
-//! Owns the headers of PNM: PBM, PGM and PPM, as text or binary, and PAM. It must never read past them, nor let one be
-//! longer than a header has reason to be: the codec copies the lines of PAM's.
+//! Header of PNM: PBM, PGM and PPM, text or binary, and PAM. Its length is limited, since the codec copies a PAM's
+//! lines.
 //!
 //! Source: Netpbm's format specifications pbm(5), pgm(5), ppm(5), pam(5).
 
 use super::bytes::u8_at;
-use super::{Colour, Facts, Flaw};
+use super::header::{ColorType, Format, Header, HeaderError};
 
-/// Most bytes of a header, comments included.
+/// Maximum length of a header, comments included.
 const HEADER_BYTES_MAX: usize = 16 << 10;
 /// PAM's lines, each in a vector that doubles, and its type once more; the text of an error that shows one.
 const FIXED_BYTES: u64 = 8 << 10;
 const COPIES: u64 = 8;
 
-/// Whether these first bytes are a magic number: `P1` to `P6` and white space or a comment, or `P7` and a new line. (A
-/// `P7` that goes on in another way is a thumbnail of the program xv.)
+/// Returns true if the bytes begin with a magic number: `P1` to `P6` and white space or a comment, or `P7` and a new
+/// line. (A `P7` that continues in another way is a thumbnail of the program xv.)
 pub(super) fn is_header(encoded: &[u8]) -> bool {
     match encoded {
         [b'P', b'1'..=b'6', next, ..] => is_space(*next) || *next == b'#',
@@ -22,7 +22,7 @@ pub(super) fn is_header(encoded: &[u8]) -> bool {
     }
 }
 
-/// Whether the samples are text that ends in the middle of a number, or may do so.
+/// Returns true if the samples are text that ends, or may end, in the middle of a number.
 pub(super) fn ends_in_a_number(encoded: &[u8]) -> bool {
     matches!(encoded, [b'P', b'2' | b'3', .., b'0'..=b'9'])
 }
@@ -32,15 +32,15 @@ const fn is_space(byte: u8) -> bool {
 }
 
 /// Reads the size and the range of samples.
-pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
-    let kind = u8_at(encoded, 1).ok_or(Flaw::Truncated)?;
+pub(super) fn probe(encoded: &[u8]) -> Result<Header, HeaderError> {
+    let kind = u8_at(encoded, 1).ok_or(HeaderError::Truncated)?;
     let header = &encoded[..encoded.len().min(HEADER_BYTES_MAX)];
-    // A header that fills all it may have, and ends there, is too long and not cut.
+    // A header as long as the maximum is too long, not truncated.
     let short = || match encoded.len() > HEADER_BYTES_MAX {
-        true => Flaw::bad(format!("more than {HEADER_BYTES_MAX} bytes of header")),
-        false => Flaw::Truncated,
+        true => HeaderError::invalid(format!("longer than {HEADER_BYTES_MAX} bytes")),
+        false => HeaderError::Truncated,
     };
-    let (width, height, channels, sample_max, data_at) = if kind == b'7' {
+    let (width, height, channels, sample_max, header_bytes) = if kind == b'7' {
         arbitrary(header, short)?
     } else {
         let mut at = 2;
@@ -49,24 +49,16 @@ pub(super) fn probe(encoded: &[u8]) -> Result<Facts, Flaw> {
         (width, height, if matches!(kind, b'3' | b'6') { 3 } else { 1 }, sample_max, at)
     };
     if !(1..=65_535).contains(&sample_max) {
-        return Err(Flaw::bad(format!("samples up to {sample_max} (1 to 65535 are possible)")));
+        return Err(HeaderError::invalid(format!("maximum sample value {sample_max}: expected 1 to 65535")));
     }
     let sample_bytes = if sample_max > 255 { 2 } else { 1 };
-    Ok(Facts {
-        width,
-        height,
-        orientation: 1,
-        colour: Colour::of_channels(channels),
-        native_pixel_bytes: channels * sample_bytes,
-        codec_bytes: FIXED_BYTES + COPIES * data_at as u64,
-        codec_limit_bytes: 0,
-        data_at,
-        jpeg: None,
-    })
+    let color = ColorType::of_channels(channels);
+    let header = Header::new(Format::Pnm, (width, height), color, channels * sample_bytes);
+    Ok(Header { codec_bytes: FIXED_BYTES + COPIES * header_bytes as u64, ..header })
 }
 
-/// The next number of a header of `P1` to `P6`, behind white space and comments, and one more byte of white space.
-fn number(header: &[u8], at: &mut usize, short: impl Fn() -> Flaw) -> Result<u32, Flaw> {
+/// Reads the next number of a header of `P1` to `P6`, after white space and comments, and one byte of white space.
+fn number(header: &[u8], at: &mut usize, short: impl Fn() -> HeaderError) -> Result<u32, HeaderError> {
     let mut value = None;
     let mut in_comment = false;
     loop {
@@ -78,19 +70,21 @@ fn number(header: &[u8], at: &mut usize, short: impl Fn() -> Flaw) -> Result<u32
             b'0'..=b'9' => {
                 let digit = u32::from(byte - b'0');
                 let longer = value.unwrap_or(0u32).checked_mul(10).and_then(|value| value.checked_add(digit));
-                value = Some(longer.ok_or_else(|| Flaw::bad("a number beyond 32 bits"))?);
+                value = Some(longer.ok_or_else(|| HeaderError::invalid("a number above 32 bits"))?);
             }
             _ if is_space(byte) => match value {
                 Some(value) => return Ok(value),
                 None => continue,
             },
-            other => return Err(Flaw::bad(format!("{other:02x} at byte {} where a number belongs", *at - 1))),
+            other => {
+                return Err(HeaderError::invalid(format!("expected a number at byte {}, found {other:02x}", *at - 1)));
+            }
         }
     }
 }
 
-/// Width, height, channels, the greatest sample and where the data begins, of a header of `P7`.
-fn arbitrary(header: &[u8], short: impl Fn() -> Flaw) -> Result<(u32, u32, u8, u32, usize), Flaw> {
+/// Reads a header of `P7`: width, height, channels, maximum sample value, and its length.
+fn arbitrary(header: &[u8], short: impl Fn() -> HeaderError) -> Result<(u32, u32, u8, u32, usize), HeaderError> {
     let mut at = 3;
     let (mut sides, mut depth, mut sample_max) = ([None; 2], None, None);
     let mut typed = false;
@@ -100,9 +94,14 @@ fn arbitrary(header: &[u8], short: impl Fn() -> Flaw) -> Result<(u32, u32, u8, u
         at += length + 1;
         let line = rest[..length].trim_ascii();
         let (word, value) = line.split_at(line.iter().position(|&byte| is_space(byte)).unwrap_or(line.len()));
-        let value = || -> Result<Option<u32>, Flaw> {
+        let value = || -> Result<Option<u32>, HeaderError> {
             let text = std::str::from_utf8(value).unwrap_or_default().trim();
-            let wrong = |_| Flaw::bad(format!("'{}' is no number", text.get(..text.len().min(20)).unwrap_or_default()));
+            let wrong = |_| {
+                HeaderError::invalid(format!(
+                    "expected a number, found '{}'",
+                    text.get(..text.len().min(20)).unwrap_or_default()
+                ))
+            };
             text.parse().map(Some).map_err(wrong)
         };
         match word {
@@ -113,18 +112,24 @@ fn arbitrary(header: &[u8], short: impl Fn() -> Flaw) -> Result<(u32, u32, u8, u
             b"TUPLTYPE" => typed = true,
             b"ENDHDR" => break,
             _ if word.first() == Some(&b'#') => {}
-            _ => return Err(Flaw::bad("a line of another kind than the header has")),
+            _ => {
+                return Err(HeaderError::invalid(
+                    "unknown line: expected WIDTH, HEIGHT, DEPTH, MAXVAL, TUPLTYPE or ENDHDR",
+                ));
+            }
         }
     }
     let ([Some(width), Some(height)], Some(depth), Some(sample_max)) = (sides, depth, sample_max) else {
-        return Err(Flaw::bad("one of WIDTH, HEIGHT, DEPTH and MAXVAL is missing"));
+        return Err(HeaderError::invalid("one of WIDTH, HEIGHT, DEPTH and MAXVAL is missing"));
     };
     if !(1..=4).contains(&depth) {
-        return Err(Flaw::Unsupported(format!("{depth} channels (1 to 4 are)")));
+        return Err(HeaderError::Unsupported(format!("{depth} channels: expected 1 to 4")));
     }
-    // The codec would take two bytes of a sample for two samples.
+    // The codec would read the two bytes of a sample as two samples.
     if !typed && sample_max > 255 {
-        return Err(Flaw::Unsupported(format!("samples up to {sample_max} without a TUPLTYPE (up to 255 are)")));
+        return Err(HeaderError::Unsupported(format!(
+            "maximum sample value {sample_max} without a TUPLTYPE: expected at most 255"
+        )));
     }
     Ok((width, height, depth as u8, sample_max, at))
 }

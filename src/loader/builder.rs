@@ -251,7 +251,7 @@ impl LoaderBuilder {
 
     /// Whether pictures are turned as their EXIF orientation says, before anything is cut. Default: true.
     pub fn orient(mut self, orient: bool) -> Self {
-        self.decoding.orient = orient;
+        self.decoding.apply_exif_orientation = orient;
         self
     }
 

@@ -110,7 +110,7 @@ fn picture(kind: &str, bytes: u64, content: &mut impl Read) -> io::Result<Result
     Ok(match header {
         Ok(header) if extension(header.format) == kind => Ok(()),
         Ok(header) => Err(format!("it is {}", header.format)),
-        Err(DecodeError::HeaderTruncated { .. }) if bytes > PICTURE_BYTES_MAX => Ok(()),
+        Err(DecodeError::TruncatedHeader { .. }) if bytes > PICTURE_BYTES_MAX => Ok(()),
         Err(error) => Err(error.to_string()),
     })
 }

@@ -4,7 +4,6 @@
 //! Workers never wait for the ledger. The scratch for oversized images is waited for, and its holder waits for nothing
 //! else. A panic in a decoder becomes a bad sample.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use crate::metrics::Taken;
 use crate::pool::{Pooled, Scratch};
 use crate::preprocess::SamplePlan;
 use crate::sample_error::{SampleError, Stage};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, panic_message};
 use crate::units::{ByteCount, KeyedRng, SampleId};
 
 /// Maximum number of substitutes for one place. With one sample in a hundred bad, ten in a row do not happen.
@@ -83,7 +82,7 @@ fn work_chunk(context: &RunContext, scratch: &mut Scratch, mut chunk: Pooled<Chu
                 let _span = (samples <= SPANNED_MAX).then(|| trace_span!("sample", id = job.id.0).entered());
                 let encoded = chunk.encoded(&job);
                 catch_unwind(AssertUnwindSafe(|| preprocess(context, scratch, encoded, &mut job)))
-                    .unwrap_or_else(|panic| Err(SampleError::Panic { message: message(&*panic) }))
+                    .unwrap_or_else(|panic| Err(SampleError::Panic { message: panic_message(&*panic).to_owned() }))
             }
         };
         let ended = Instant::now();
@@ -111,11 +110,11 @@ fn preprocess(context: &RunContext, scratch: &mut Scratch, encoded: &[u8], job: 
     let id = job.id;
     let key = (config.sampling.seed_at(config.seed, job.attempt.place), context.epoch, id);
     let plan = SamplePlan::new(encoded, &config.limits, &config.decoding, &*config.transform, key)?;
-    let WorkingSet { pixel_bytes, codec_bytes } = plan.working_set();
-    let needed = ByteCount(pixel_bytes) + ByteCount(codec_bytes);
+    let WorkingSet { buffer_bytes, codec_bytes } = plan.working_set();
+    let needed = ByteCount(buffer_bytes) + ByteCount(codec_bytes);
     let no_memory = |_: DeviceError| SampleError::NoMemory { stage: Stage::Decode, bytes: needed };
     let mut run = |scratch: &mut Scratch| {
-        let memory = scratch.memory_for(pixel_bytes, codec_bytes).map_err(no_memory)?;
+        let memory = scratch.memory_for(buffer_bytes, codec_bytes).map_err(no_memory)?;
         plan.run(encoded, memory, job.part.bytes_mut())
     };
     let warnings = if needed <= scratch.bytes_max() {
@@ -174,9 +173,4 @@ fn substitute(context: &RunContext, attempt: Attempt) -> SampleId {
         }
         None => sampling.substitute(original, source.label(original), count, (*seed, context.epoch), &mut rng),
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("?").to_owned()
 }

@@ -50,17 +50,17 @@ impl Scratch {
         ByteCount(self.bytes as u64)
     }
 
-    /// Memory for an image that takes `pixel_bytes` of it, beside `codec_bytes` that its codec allocates itself. Pages
+    /// Memory for an image that takes `buffer_bytes` of it, beside `codec_bytes` that its codec allocates itself. Pages
     /// that earlier images touched are given back if they and the codec's would not fit together.
     ///
     /// # Errors
     /// The system has no memory.
-    pub(crate) fn memory_for(&mut self, pixel_bytes: u64, codec_bytes: u64) -> Result<&mut [u8], DeviceError> {
-        if self.touched.max(pixel_bytes) + codec_bytes > self.bytes as u64 {
+    pub(crate) fn memory_for(&mut self, buffer_bytes: u64, codec_bytes: u64) -> Result<&mut [u8], DeviceError> {
+        if self.touched.max(buffer_bytes) + codec_bytes > self.bytes as u64 {
             self.memory = HostMemory::pageable(self.bytes)?;
             self.touched = 0;
         }
-        self.touched = self.touched.max(pixel_bytes);
+        self.touched = self.touched.max(buffer_bytes);
         Ok(self.memory.as_mut_slice())
     }
 }

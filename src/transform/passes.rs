@@ -1,24 +1,26 @@
-//! Owns the two passes over a picture, down its columns and along its rows, and the order in which rows come and go. It
-//! must never hold more rows than the filter reaches over, nor write a byte of the sample twice.
+//! The two passes of resampling: vertical, down the columns of the crop, then horizontal, along each row that it makes.
+//!
+//! Rows of the image are streamed into a ring of at most [`ROWS_MAX`]. As soon as the last row that a row of the sample
+//! depends on has arrived, the vertical pass makes it; where the filter covers more rows than the ring holds, it keeps
+//! running sums. The horizontal pass resamples [`BATCH`] rows together and writes each byte of the sample once.
 
-use super::Region;
-use super::kernel::{BATCH, Kernel, Table};
+use super::kernel::Kernel;
+use super::kernel::table::{BATCH, Table};
 use super::weights::Axis;
-use super::workspace::{ROW_SKEW, ROWS_MAX};
-use crate::tensor::{CHANNELS, SampleSpec};
+use super::workspace::{HorizontalBuffers, ROW_SKEW, ROWS_MAX};
+use crate::tensor::{CHANNELS, Region, SampleSpec};
 
-/// What happens to one stored axis.
+/// Operation along one stored axis.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Pass {
-    /// Pixels stay as they are: `count` of them from the `first` stored one. `mirrored` is whether they are seen the other
-    /// way round.
+    /// Copies `count` stored pixels from `first` on. `mirrored` is true if they are seen in reverse order.
     Copy { first: usize, count: usize, mirrored: bool },
-    /// Pixels are weighed.
+    /// Resamples.
     Scale(Axis),
 }
 
 impl Pass {
-    /// A window of `span` pixels from `start`, inside `length` stored pixels, becomes `count` pixels.
+    /// A source box of `span` pixels from `start`, inside `length` stored pixels, becomes `count` pixels.
     pub(super) fn new(start: f64, span: f64, length: u32, count: u32, mirrored: bool) -> Self {
         if span == f64::from(count) && start.fract() == 0.0 {
             return Pass::Copy { first: start as usize, count: count as usize, mirrored };
@@ -33,8 +35,8 @@ impl Pass {
         }
     }
 
-    /// Whether what comes first of the stored axis comes last in the sample, which may be flipped besides.
-    fn turns(&self, flip: bool) -> bool {
+    /// Returns true if the first stored pixel is the last of the sample, which may be flipped besides.
+    fn is_reversed(&self, flip: bool) -> bool {
         match self {
             Pass::Copy { mirrored, .. } => *mirrored != flip,
             Pass::Scale(axis) => axis.mirrored() != flip,
@@ -42,92 +44,57 @@ impl Pass {
     }
 }
 
-/// The rows of a region, from the first on.
-pub(super) trait Rows {
-    type Error;
-
-    /// Sees to it that all rows before `end` have come.
-    fn advance(&mut self, end: usize) -> Result<(), Self::Error>;
-
-    /// The looked-at columns of a row: one of the last that have come, as many as are kept.
-    fn row(&self, at: usize) -> &[u8];
+/// Rows of a crop, pulled one by one into a ring.
+pub(super) struct StreamedRows<'w, F> {
+    pub(super) ring: &'w mut [u8],
+    /// Bytes of the ring per row.
+    pub(super) stride_bytes: usize,
+    /// Bytes of a row as it is pulled.
+    pub(super) row_bytes: usize,
+    /// Used columns of a row: the first byte, and the number of bytes.
+    pub(super) columns: (usize, usize),
+    /// Number of rows pulled so far.
+    pub(super) pulled: usize,
+    pub(super) next_row: F,
 }
 
-/// The rows of a picture in memory, where they lie.
-pub(super) struct Lying<'a> {
-    data: &'a [u8],
-    stride_bytes: usize,
-    row_bytes: usize,
-}
-
-impl<'a> Lying<'a> {
-    /// `data` begins with the first pixel that is looked at.
-    pub(super) fn new(data: &'a [u8], stride_bytes: usize, row_bytes: usize) -> Self {
-        Lying { data, stride_bytes, row_bytes }
-    }
-}
-
-impl Rows for Lying<'_> {
-    type Error = std::convert::Infallible;
-
-    fn advance(&mut self, _end: usize) -> Result<(), Self::Error> {
-        Ok(())
+impl<E, F: FnMut(&mut [u8]) -> Result<(), E>> StreamedRows<'_, F> {
+    fn offset(&self, at: usize) -> usize {
+        at % (self.ring.len() / self.stride_bytes) * self.stride_bytes + ROW_SKEW
     }
 
-    fn row(&self, at: usize) -> &[u8] {
-        &self.data[at * self.stride_bytes..][..self.row_bytes]
-    }
-}
-
-/// Rows that are pulled one by one into a ring.
-pub(super) struct Pulled<'w, F> {
-    kept: &'w mut [u8],
-    stride_bytes: usize,
-    row_bytes: usize,
-    /// The bytes of a row that are looked at: the first, and how many.
-    columns: (usize, usize),
-    come: usize,
-    pull: F,
-}
-
-impl<'w, F> Pulled<'w, F> {
-    /// A ring of as many rows as `kept` holds. `columns` are the first pixel that is looked at, and how many are.
-    pub(super) fn new(
-        kept: &'w mut [u8],
-        stride_bytes: usize,
-        row_bytes: usize,
-        columns: (usize, usize),
-        pull: F,
-    ) -> Self {
-        let columns = (columns.0 * CHANNELS, columns.1 * CHANNELS);
-        Pulled { kept, stride_bytes, row_bytes, columns, come: 0, pull }
-    }
-
-    fn place(&self, at: usize) -> usize {
-        at % (self.kept.len() / self.stride_bytes) * self.stride_bytes + ROW_SKEW
-    }
-}
-
-impl<E, F: FnMut(&mut [u8]) -> Result<(), E>> Rows for Pulled<'_, F> {
-    type Error = E;
-
+    /// Pulls all rows before `end`.
     fn advance(&mut self, end: usize) -> Result<(), E> {
-        while self.come < end {
-            let place = self.place(self.come);
-            (self.pull)(&mut self.kept[place..][..self.row_bytes])?;
-            self.come += 1;
+        while self.pulled < end {
+            let offset = self.offset(self.pulled);
+            (self.next_row)(&mut self.ring[offset..][..self.row_bytes])?;
+            self.pulled += 1;
         }
         Ok(())
     }
 
+    /// Returns the used columns of a row that is still in the ring.
     fn row(&self, at: usize) -> &[u8] {
-        debug_assert!(at < self.come && self.come - at <= self.kept.len() / self.stride_bytes);
-        &self.kept[self.place(at) + self.columns.0..][..self.columns.1]
+        debug_assert!(at < self.pulled && self.pulled - at <= self.ring.len() / self.stride_bytes);
+        &self.ring[self.offset(at) + self.columns.0..][..self.columns.1]
+    }
+
+    /// Returns the rows from `first` to `end`, and their number, made even by repeating the last.
+    fn range(&self, first: usize, end: usize) -> ([&[u8]; ROWS_MAX], usize) {
+        let mut rows: [&[u8]; ROWS_MAX] = [&[]; ROWS_MAX];
+        for (to, at) in rows.iter_mut().zip(first..end) {
+            *to = self.row(at);
+        }
+        let count = end - first;
+        if count % 2 == 1 {
+            rows[count] = rows[count - 1];
+        }
+        (rows, count.next_multiple_of(2))
     }
 }
 
-/// The sample's bytes, of which a part is filled row by row and the rest is black. It is written and never read.
-pub(super) struct Sink<'o> {
+/// Writer of the sample: the target is filled row by row, the rest is black. The sample is never read.
+pub(super) struct SampleWriter<'o> {
     out: &'o mut [u8],
     stride_bytes: usize,
     first_row: usize,
@@ -135,19 +102,19 @@ pub(super) struct Sink<'o> {
     row_bytes: usize,
 }
 
-impl<'o> Sink<'o> {
-    /// Blackens the rows of `out` that are not of the target.
+impl<'o> SampleWriter<'o> {
+    /// Blackens the rows of `out` outside the target.
     pub(super) fn new(out: &'o mut [u8], spec: SampleSpec, target: Region) -> Self {
         let stride_bytes = spec.width as usize * CHANNELS;
         let first_row = target.y as usize;
         out[..first_row * stride_bytes].fill(0);
         out[(first_row + target.height as usize) * stride_bytes..].fill(0);
         let (before_bytes, row_bytes) = (target.x as usize * CHANNELS, target.width as usize * CHANNELS);
-        Sink { out, stride_bytes, first_row, before_bytes, row_bytes }
+        SampleWriter { out, stride_bytes, first_row, before_bytes, row_bytes }
     }
 
-    /// Writes a row of the target, which nobody did before, and the black at its sides.
-    pub(super) fn put(&mut self, row: usize, pixels: &[u8]) {
+    /// Writes a row of the target, and the black at its sides.
+    pub(super) fn write(&mut self, row: usize, pixels: &[u8]) {
         let out = &mut self.out[(self.first_row + row) * self.stride_bytes..][..self.stride_bytes];
         let (before, out) = out.split_at_mut(self.before_bytes);
         let (target, after) = out.split_at_mut(self.row_bytes);
@@ -162,116 +129,114 @@ impl<'o> Sink<'o> {
     }
 }
 
-/// The second pass: takes whole rows of the columns that are looked at, makes rows of the sample.
-pub(super) struct Along<'w, 'o> {
+/// The second pass: takes rows of the used columns, makes rows of the sample.
+pub(super) struct Horizontal<'w, 'o> {
     kernel: Kernel,
-    /// Rows that wait for others to be resampled along with.
-    between: &'w mut [u8],
-    between_stride: usize,
-    /// What was made of them, before it goes to the sample in one piece.
-    made: &'w mut [u8],
-    made_stride: usize,
+    /// Rows that wait to be resampled together.
+    input: &'w mut [u8],
+    input_stride: usize,
+    /// Resampled rows, before each goes to the sample in one piece.
+    output: &'w mut [u8],
+    output_stride: usize,
     columns_bytes: usize,
-    /// None where pixels are copied.
+    /// Weights; `None` if pixels are copied.
     table: Option<Table<'w>>,
     reversed: bool,
     waiting: usize,
-    places: [usize; BATCH],
-    sink: Sink<'o>,
+    target_rows: [usize; BATCH],
+    writer: SampleWriter<'o>,
 }
 
-impl<'w, 'o> Along<'w, 'o> {
-    /// `starts` and `weights` are as many as the axis has pixels, `taps` weights for each; `between` and `made` hold
-    /// [`BATCH`] rows each. `flip` is whether the sample is flipped along this axis.
-    #[allow(clippy::too_many_arguments, reason = "the parts of a workspace, each of which is used here alone")]
+impl<'w, 'o> Horizontal<'w, 'o> {
+    /// `columns` is the number of used columns, `flip` true if the sample is flipped along this axis.
     pub(super) fn new(
         kernel: Kernel,
         pass: &Pass,
-        (columns, flip): (usize, bool),
-        taps: usize,
-        starts: &'w mut [u32],
-        weights: &'w mut [i16],
-        between: &'w mut [u8],
-        made: &'w mut [u8],
-        sink: Sink<'o>,
+        columns: usize,
+        flip: bool,
+        buffers: HorizontalBuffers<'w>,
+        writer: SampleWriter<'o>,
     ) -> Self {
+        let HorizontalBuffers { taps, starts, weights, input, output } = buffers;
         let table = match pass {
             Pass::Copy { .. } => None,
             Pass::Scale(axis) => {
                 tabulate(axis, flip, taps, starts, weights);
-                Some(Table { starts, weights, taps, places: axis.places() })
+                Some(Table { starts, weights, taps, precision: axis.precision() })
             }
         };
-        let (between_stride, made_stride) = (between.len() / BATCH, made.len() / BATCH);
-        Along {
+        let (input_stride, output_stride) = (input.len() / BATCH, output.len() / BATCH);
+        Horizontal {
             kernel,
-            between,
-            between_stride,
-            made,
-            made_stride,
+            input,
+            input_stride,
+            output,
+            output_stride,
             columns_bytes: columns * CHANNELS,
             table,
-            reversed: pass.turns(flip),
+            reversed: pass.is_reversed(flip),
             waiting: 0,
-            places: [0; BATCH],
-            sink,
+            target_rows: [0; BATCH],
+            writer,
         }
     }
 
-    /// A row that is there already.
-    fn take(&mut self, place: usize, row: &[u8]) {
+    /// Takes a finished row.
+    fn push(&mut self, target_row: usize, row: &[u8]) {
         if self.table.is_some() {
-            self.take_with(place, |to| to.copy_from_slice(row));
+            self.push_with(target_row, |to| to.copy_from_slice(row));
         } else {
-            let made = self.reversed.then_some(&mut self.made[..self.made_stride]);
-            copy(self.kernel, row, made, place, &mut self.sink);
+            let reversed = self.reversed.then_some(&mut self.output[..self.output_stride]);
+            copy(self.kernel, row, reversed, target_row, &mut self.writer);
         }
     }
 
-    /// A row that `write` writes; `place` is which row of the sample it belongs to.
-    fn take_with(&mut self, place: usize, write: impl FnOnce(&mut [u8])) {
-        let row = &mut self.between[self.waiting * self.between_stride..][..self.columns_bytes];
+    /// Takes a row that `write` writes.
+    fn push_with(&mut self, target_row: usize, write: impl FnOnce(&mut [u8])) {
+        let row = &mut self.input[self.waiting * self.input_stride..][..self.columns_bytes];
         write(row);
         if self.table.is_some() {
-            self.places[self.waiting] = place;
+            self.target_rows[self.waiting] = target_row;
             self.waiting += 1;
             if self.waiting == BATCH {
                 self.flush();
             }
         } else {
-            let made = self.reversed.then_some(&mut self.made[..self.made_stride]);
-            copy(self.kernel, row, made, place, &mut self.sink);
+            let reversed = self.reversed.then_some(&mut self.output[..self.output_stride]);
+            copy(self.kernel, row, reversed, target_row, &mut self.writer);
         }
     }
 
-    /// Makes rows of the sample of those that wait. Fewer than a batch are made up for by the last, in vain.
+    /// Resamples the waiting rows. A partial batch is padded with its last row, and the extra output is discarded.
     fn flush(&mut self) {
         let Some(table) = self.table.filter(|_| self.waiting > 0) else { return };
-        let between = &*self.between;
+        let input = &*self.input;
         let rows =
-            std::array::from_fn(|at| &between[at.min(self.waiting - 1) * self.between_stride..][..self.between_stride]);
-        let mut made = self.made.chunks_exact_mut(self.made_stride);
-        let out: [&mut [u8]; BATCH] = std::array::from_fn(|_| made.next().unwrap_or_default());
-        self.kernel.along(rows, table, out);
-        for (&place, row) in self.places[..self.waiting].iter().zip(self.made.chunks_exact(self.made_stride)) {
-            self.sink.put(place, row);
+            std::array::from_fn(|at| &input[at.min(self.waiting - 1) * self.input_stride..][..self.input_stride]);
+        let mut output = self.output.chunks_exact_mut(self.output_stride);
+        let out: [&mut [u8]; BATCH] = std::array::from_fn(|_| output.next().unwrap_or_default());
+        self.kernel.horizontal(rows, table, out);
+        for (&row, pixels) in self.target_rows[..self.waiting].iter().zip(self.output.chunks_exact(self.output_stride))
+        {
+            self.writer.write(row, pixels);
         }
         self.waiting = 0;
     }
 }
 
-/// Puts a row whose pixels are not weighed, turned round in `made` where that is given.
-fn copy(kernel: Kernel, row: &[u8], made: Option<&mut [u8]>, place: usize, sink: &mut Sink<'_>) {
-    match made {
-        Some(made) => {
-            kernel.reverse(row, made);
-            sink.put(place, made);
+/// Writes a row without resampling, reversed in the given buffer if there is one.
+fn copy(kernel: Kernel, row: &[u8], reversed: Option<&mut [u8]>, target_row: usize, writer: &mut SampleWriter<'_>) {
+    match reversed {
+        Some(reversed) => {
+            kernel.reverse(row, reversed);
+            writer.write(target_row, reversed);
         }
-        None => sink.put(place, row),
+        None => writer.write(target_row, row),
     }
 }
 
-/// Writes the weights of all pixels along a row, in the order of the sample, and nothing for those that are too many.
+/// Writes the weights of all pixels along a row, in the order of the sample, and zeros for those that pad the last
+/// group.
 fn tabulate(axis: &Axis, flip: bool, taps: usize, starts: &mut [u32], weights: &mut [i16]) {
     let count = axis.count();
     let last_start = axis.length().saturating_sub(taps);
@@ -292,78 +257,85 @@ fn tabulate(axis: &Axis, flip: bool, taps: usize, starts: &mut [u32], weights: &
     }
 }
 
-/// The first pass: takes the picture's rows, makes rows for the second.
-pub(super) struct Down<'w> {
+/// The first pass: takes the image's rows, makes rows for the second.
+pub(super) struct Vertical<'w> {
     pub(super) kernel: Kernel,
-    /// Whether the sample is flipped along this axis.
+    /// True if the sample is flipped along this axis.
     pub(super) flip: bool,
-    /// Where the filter reaches over more than [`ROWS_MAX`] rows: the weights and the sums of the two rows under way.
+    /// Weights and sums of the two rows in progress, where the filter covers more than [`ROWS_MAX`] rows.
     pub(super) weights: &'w mut [i16],
     pub(super) sums: &'w mut [i32],
 }
 
-impl Down<'_> {
-    pub(super) fn run<R: Rows>(self, pass: &Pass, rows: &mut R, along: &mut Along<'_, '_>) -> Result<(), R::Error> {
-        let (count, turns) = (pass.count(), pass.turns(self.flip));
-        let place = |at: usize| if turns { count - 1 - at } else { at };
+impl Vertical<'_> {
+    pub(super) fn run<E, F: FnMut(&mut [u8]) -> Result<(), E>>(
+        self,
+        pass: &Pass,
+        rows: &mut StreamedRows<'_, F>,
+        horizontal: &mut Horizontal<'_, '_>,
+    ) -> Result<(), E> {
+        let (count, reversed) = (pass.count(), pass.is_reversed(self.flip));
+        let target_row = |at: usize| if reversed { count - 1 - at } else { at };
         match pass {
             Pass::Copy { first, .. } => {
                 for at in 0..count {
                     rows.advance(first + at + 1)?;
-                    along.take(place(at), rows.row(first + at));
+                    horizontal.push(target_row(at), rows.row(first + at));
                 }
             }
-            Pass::Scale(axis) if axis.taps() <= ROWS_MAX => self.narrow(axis, place, rows, along)?,
-            Pass::Scale(axis) => self.wide(axis, place, rows, along)?,
+            Pass::Scale(axis) if axis.taps() <= ROWS_MAX => self.narrow(axis, target_row, rows, horizontal)?,
+            Pass::Scale(axis) => self.wide(axis, target_row, rows, horizontal)?,
         }
-        along.flush();
+        horizontal.flush();
         Ok(())
     }
 
-    /// All rows that matter for a row of the result are kept, and summed at once.
-    fn narrow<R: Rows>(
+    /// The ring holds all rows that a row of the result depends on: they are summed at once.
+    fn narrow<E, F: FnMut(&mut [u8]) -> Result<(), E>>(
         self,
         axis: &Axis,
-        place: impl Fn(usize) -> usize,
-        rows: &mut R,
-        along: &mut Along<'_, '_>,
-    ) -> Result<(), R::Error> {
+        target_row: impl Fn(usize) -> usize,
+        rows: &mut StreamedRows<'_, F>,
+        horizontal: &mut Horizontal<'_, '_>,
+    ) -> Result<(), E> {
         let mut weights = [0; ROWS_MAX];
         for at in 0..axis.count() {
             let (first, end) = axis.weights(axis.seen(at), &mut weights);
             rows.advance(end)?;
-            let (rows, count) = gathered(rows, first, end);
+            let (rows, count) = rows.range(first, end);
             if count > end - first {
                 weights[count - 1] = 0;
             }
-            along.take_with(place(at), |to| self.kernel.down(&rows[..count], &weights[..count], axis.places(), to));
+            horizontal.push_with(target_row(at), |to| {
+                self.kernel.vertical(&rows[..count], &weights[..count], axis.precision(), to);
+            });
         }
         Ok(())
     }
 
-    /// Rows come in blocks. Each block is added to the sums of the rows of the result that it matters for, which are made
-    /// as soon as their last row has been added.
-    fn wide<R: Rows>(
+    /// Rows come in blocks. Each block is added to the sums of the rows of the result that depend on it; a row is
+    /// rounded as soon as its last row has been added.
+    fn wide<E, F: FnMut(&mut [u8]) -> Result<(), E>>(
         self,
         axis: &Axis,
-        place: impl Fn(usize) -> usize,
-        rows: &mut R,
-        along: &mut Along<'_, '_>,
-    ) -> Result<(), R::Error> {
+        target_row: impl Fn(usize) -> usize,
+        rows: &mut StreamedRows<'_, F>,
+        horizontal: &mut Horizontal<'_, '_>,
+    ) -> Result<(), E> {
         let last = axis.reach(axis.seen(axis.count() - 1)).1;
-        let (mut block, mut made) = (axis.reach(axis.seen(0)).0, 0);
+        let (mut block, mut finished) = (axis.reach(axis.seen(0)).0, 0);
         let (weights_each, sums_each) = (self.weights.len() / 2, self.sums.len() / 2);
-        while made < axis.count() {
+        while finished < axis.count() {
             let block_end = last.min(block + ROWS_MAX);
             rows.advance(block_end)?;
-            let under_way = made;
-            for at in under_way..axis.count() {
+            let in_progress = finished;
+            for at in in_progress..axis.count() {
                 let (first, end) = axis.reach(axis.seen(at));
                 if first >= block_end {
                     break;
                 }
-                // By the time that the next but one begins, this one has ended.
-                debug_assert!(at - made < 2);
+                // When the next but one begins, this one has ended.
+                debug_assert!(at - finished < 2);
                 let weights = &mut self.weights[at % 2 * weights_each..][..weights_each];
                 let sums = &mut self.sums[at % 2 * sums_each..][..sums_each];
                 let begins = first >= block;
@@ -371,30 +343,17 @@ impl Down<'_> {
                     axis.weights(axis.seen(at), weights);
                 }
                 let (from, to) = (first.max(block), end.min(block_end));
-                let (rows, count) = gathered(rows, from, to);
+                let (rows, count) = rows.range(from, to);
                 let mut block_weights = [0; ROWS_MAX];
                 block_weights[..to - from].copy_from_slice(&weights[from - first..to - first]);
-                self.kernel.gather(&rows[..count], &block_weights[..count], begins, sums);
+                self.kernel.accumulate(&rows[..count], &block_weights[..count], begins, sums);
                 if end <= block_end {
-                    along.take_with(place(at), |to| self.kernel.settle(sums, axis.places(), to));
-                    made = at + 1;
+                    horizontal.push_with(target_row(at), |to| self.kernel.round(sums, axis.precision(), to));
+                    finished = at + 1;
                 }
             }
             block = block_end;
         }
         Ok(())
     }
-}
-
-/// The rows from `first` to `end`, made even in number by the last once more, and their number.
-fn gathered<R: Rows>(rows: &R, first: usize, end: usize) -> ([&[u8]; ROWS_MAX], usize) {
-    let mut gathered: [&[u8]; ROWS_MAX] = [&[]; ROWS_MAX];
-    for (to, at) in gathered.iter_mut().zip(first..end) {
-        *to = rows.row(at);
-    }
-    let count = end - first;
-    if count % 2 == 1 {
-        gathered[count] = gathered[count - 1];
-    }
-    (gathered, count.next_multiple_of(2))
 }

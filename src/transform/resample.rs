@@ -1,109 +1,58 @@
-//! Owns resampling: from the rows of a picture to the bytes of a sample, straight into the sample's place in its slot.
-//! It must never allocate, never look outside a geometry's region, and never read what it wrote to the sample.
+//! Resampling of the rows of a crop to the bytes of a sample, straight into the sample's place in its slot.
 //!
-//! The filter is a triangle whose support widens with the reduction (antialiased bilinear), applied down the columns and
-//! then along the rows, with 8-bit intermediates. Pillow, and torchvision with it, does the same in the other order, so
-//! that single values differ by one level.
+//! The filter is a triangle whose support widens with the reduction (antialiased bilinear), applied down the columns
+//! and then along the rows, with 8-bit intermediates. Pillow, and torchvision with it, does the same in the other
+//! order, so that single values differ by one level.
 //!
-//! Rows come one by one, from a decoder or from a picture in memory. As soon as the last row that a row of the sample
-//! looks at is there, it is made; of the picture no more is kept than the filter reaches over.
+//! Rows are pulled one by one, from the decoder. Nothing is allocated, and no more rows are kept than the filter
+//! covers.
 
-use std::convert::Infallible;
-use std::fmt;
+use super::geometry::Geometry;
+use super::kernel::Kernel;
+use super::kernel::table::GROUP;
+use super::passes::{Horizontal, Pass, SampleWriter, StreamedRows, Vertical};
+use super::workspace::{ROWS_MAX, Workspace, WorkspaceLayout};
+use crate::tensor::{CHANNELS, Orientation, Region, SampleSpec};
 
-use super::kernel::{GROUP, Kernel};
-use super::passes::{Along, Down, Lying, Pass, Pulled, Rows, Sink};
-use super::workspace::{Needs, Parts, ROWS_MAX};
-use super::{Geometry, Region};
-use crate::tensor::{CHANNELS, ImageView, Orientation, SampleSpec};
-
-/// Why a sample could not be made. Each is a caller's mistake, told with its numbers.
-#[derive(Clone, Debug, PartialEq)]
+/// Misuse of a transform or of the resampler.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransformError {
-    /// The sample's memory has another size than its shape says.
+    /// The sample's memory has another size than its shape.
+    #[error("a sample has {expected_bytes} bytes, but the output has {given_bytes}")]
     OutSize {
-        /// Bytes that the shape says.
+        /// Bytes of the shape.
         expected_bytes: usize,
-        /// Bytes that were given.
+        /// Bytes of the output.
         given_bytes: usize,
     },
     /// The workspace is smaller than this geometry needs.
+    #[error("resampling takes a workspace of {needed_bytes} bytes, but it has {given_bytes}")]
     Workspace {
         /// Bytes that suffice.
         needed_bytes: u64,
-        /// Bytes that were given.
+        /// Bytes of the workspace.
         given_bytes: usize,
     },
-    /// A geometry that looks outside the picture, or fills more than the sample.
+    /// A geometry reaches outside the image or the sample.
+    #[error(
+        "the geometry does not fit an image of {width}x{height} and a sample of {spec}: crop {:?}, source box {:?}, \
+         target {:?}",
+        geometry.crop, geometry.source_box, geometry.target
+    )]
     Geometry {
-        /// The geometry.
+        /// Geometry that the transform chose.
         geometry: Geometry,
-        /// The picture's columns.
+        /// Columns of the image.
         width: u32,
-        /// The picture's rows.
+        /// Rows of the image.
         height: u32,
-        /// The sample's shape.
+        /// Shape of the sample.
         spec: SampleSpec,
     },
 }
 
-impl fmt::Display for TransformError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            TransformError::OutSize { expected_bytes, given_bytes } => {
-                write!(f, "a sample takes {expected_bytes} bytes, and {given_bytes} were given")
-            }
-            TransformError::Workspace { needed_bytes, given_bytes } => {
-                write!(f, "resampling takes a workspace of {needed_bytes} bytes, and {given_bytes} were given")
-            }
-            TransformError::Geometry { geometry: Geometry { region, window, target, .. }, width, height, spec } => {
-                write!(
-                    f,
-                    "a geometry does not fit a picture of {width}x{height} and a sample of {spec}: region {region:?}, window \
-                 {window:?}, target {target:?}"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for TransformError {}
-
-/// Why a sample could not be made of rows that were pulled.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RowsError<E> {
-    /// The caller's mistake.
-    Transform(TransformError),
-    /// What the source of rows said.
-    Rows(E),
-}
-
-impl<E: fmt::Display> fmt::Display for RowsError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RowsError::Transform(error) => error.fmt(f),
-            RowsError::Rows(error) => error.fmt(f),
-        }
-    }
-}
-
-impl<E: std::error::Error + 'static> std::error::Error for RowsError<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            RowsError::Transform(error) => error.source(),
-            RowsError::Rows(error) => error.source(),
-        }
-    }
-}
-
-impl<E> From<TransformError> for RowsError<E> {
-    fn from(error: TransformError) -> Self {
-        RowsError::Transform(error)
-    }
-}
-
-/// Cuts, scales, turns and mirrors: makes one sample, in memory that it is given.
+/// Resampler: crops, scales, turns and mirrors. Makes one sample, in memory that the caller provides.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resampler {
     geometry: Geometry,
@@ -112,203 +61,175 @@ pub struct Resampler {
 }
 
 impl Resampler {
-    /// Makes what `geometry` shows of an upright picture a sample of this shape.
+    /// Resampler of an upright image.
     #[must_use]
     pub fn new(geometry: Geometry, spec: SampleSpec) -> Self {
         Resampler { geometry, orientation: Orientation::UPRIGHT, spec }
     }
 
-    /// Turns what is cut from a picture that is stored otherwise than it is seen. The geometry's region and window are
-    /// those of the stored picture ([`Geometry::stored`]).
+    /// Sets the orientation of the stored image. The geometry's crop and source box are those of the stored image
+    /// ([`Geometry::stored`]).
     #[must_use]
     pub fn oriented(mut self, orientation: Orientation) -> Self {
         self.orientation = orientation;
         self
     }
 
-    /// Bytes of workspace that suffice for every geometry whose region is cut from rows of `row_pixels` pixels and is no
-    /// more than `region_height` rows high; so, with a picture's stored sides, for every geometry of that picture. More
-    /// pixels never need less.
+    /// Upper bound of the workspace, bytes, for every geometry whose crop lies in rows of `row_pixels` pixels and is at
+    /// most `crop_height` rows high. It grows with both, so an image's stored sides give a bound for all of its
+    /// geometries.
     #[must_use]
-    pub fn working_set(row_pixels: u32, region_height: u32, spec: SampleSpec, orientation: Orientation) -> u64 {
-        let needs = Needs::most(row_pixels as usize, region_height as usize, spec, orientation);
-        needs.bytes(needs.weights_most())
+    pub fn working_set(row_pixels: u32, crop_height: u32, spec: SampleSpec, orientation: Orientation) -> u64 {
+        let layout = WorkspaceLayout::upper_bound(row_pixels as usize, crop_height as usize, spec, orientation);
+        layout.bytes(layout.weights_max())
     }
 
-    /// Makes the sample of a picture in memory: writes all bytes of `out`, RGB8, row by row, each once.
+    /// Makes the sample: writes all bytes of `out`, RGB8, row by row, each once.
+    ///
+    /// `next_row` writes the next row of the crop into the memory that it is given, whose contents are undefined: it
+    /// has `row_pixels` pixels, and the crop begins at pixel `crop_offset`. It is called for the rows of the crop from
+    /// the first to the last that is needed.
     ///
     /// # Errors
-    /// See [`TransformError`]; nothing has been written then.
-    pub fn apply(&self, image: ImageView<'_>, workspace: &mut [u8], out: &mut [u8]) -> Result<(), TransformError> {
-        self.apply_with(Kernel::best(), image, workspace, out)
-    }
-
-    fn apply_with(
-        &self,
-        kernel: Kernel,
-        image: ImageView<'_>,
-        workspace: &mut [u8],
-        out: &mut [u8],
-    ) -> Result<(), TransformError> {
-        let job = Job::new(self, image.width(), image.height(), out.len())?;
-        let (region, columns) = (self.geometry.region, job.columns);
-        let needs = job.needs(None);
-        let parts = cut(&needs, workspace)?;
-        let stride = image.width() as usize * CHANNELS;
-        let from = region.y as usize * stride + (region.x as usize + columns.0) * CHANNELS;
-        let mut rows = Lying::new(&image.data()[from..], stride, columns.1 * CHANNELS);
-        let Ok(()): Result<(), Infallible> = job.run(kernel, &needs, parts, &mut rows, out);
-        Ok(())
-    }
-
-    /// Makes the sample of rows as they are decoded. `rows` writes the next row of the region, `row_pixels` pixels of
-    /// which the region's first is number `left`, to the memory that it is given, whose contents are undefined. It is
-    /// called for the rows of the region from the first to the last that is needed. Where the region lies in a picture
-    /// is of no account.
-    ///
-    /// # Errors
-    /// [`RowsError::Rows`] is what `rows` returned; `out` may then be partly written. See [`TransformError`] for the
-    /// others, before any row is pulled.
-    pub fn apply_rows<E>(
+    /// Errors of `next_row`; `out` may then be partly written. A [`TransformError`] before any row is pulled.
+    pub fn apply<E: From<TransformError>>(
         &self,
         row_pixels: u32,
-        left: u32,
-        rows: impl FnMut(&mut [u8]) -> Result<(), E>,
+        crop_offset: u32,
+        next_row: impl FnMut(&mut [u8]) -> Result<(), E>,
         workspace: &mut [u8],
         out: &mut [u8],
-    ) -> Result<(), RowsError<E>> {
-        self.apply_rows_with(Kernel::best(), (row_pixels, left), rows, workspace, out)
+    ) -> Result<(), E> {
+        self.apply_with(Kernel::best(), (row_pixels, crop_offset), next_row, workspace, out)
     }
 
-    fn apply_rows_with<E>(
+    fn apply_with<E: From<TransformError>>(
         &self,
         kernel: Kernel,
-        (row_pixels, left): (u32, u32),
-        rows: impl FnMut(&mut [u8]) -> Result<(), E>,
+        (row_pixels, crop_offset): (u32, u32),
+        next_row: impl FnMut(&mut [u8]) -> Result<(), E>,
         workspace: &mut [u8],
         out: &mut [u8],
-    ) -> Result<(), RowsError<E>> {
-        let mut placed = *self;
-        (placed.geometry.region.x, placed.geometry.region.y) = (left, 0);
-        let job = Job::new(&placed, row_pixels, self.geometry.region.height, out.len())?;
-        let needs = job.needs(Some(row_pixels as usize));
-        let mut parts = cut(&needs, workspace)?;
-        let kept = std::mem::take(&mut parts.kept);
-        let columns = (left as usize + job.columns.0, job.columns.1);
-        let mut rows = Pulled::new(kept, needs.kept_row_bytes(), row_pixels as usize * CHANNELS, columns, rows);
-        job.run(kernel, &needs, parts, &mut rows, out).map_err(RowsError::Rows)
+    ) -> Result<(), E> {
+        let job = Job::new(self, row_pixels, crop_offset, out.len())?;
+        let layout = job.layout(row_pixels as usize);
+        let given_bytes = workspace.len();
+        let needed_bytes = layout.bytes(layout.table_pixels * layout.taps);
+        let workspace = layout.split(workspace).ok_or(TransformError::Workspace { needed_bytes, given_bytes })?;
+        job.run(kernel, &layout, workspace, next_row, out)
     }
 }
 
-fn cut<'w>(needs: &Needs, workspace: &'w mut [u8]) -> Result<Parts<'w>, TransformError> {
-    let given_bytes = workspace.len();
-    let needed_bytes = needs.bytes(needs.table_pixels * needs.taps);
-    needs.cut(workspace).ok_or(TransformError::Workspace { needed_bytes, given_bytes })
-}
-
-/// A resampling that has been found to be possible.
+/// A resampling that has been found to be valid.
 struct Job {
-    down: Pass,
-    along: Pass,
-    /// The region's columns that are looked at: the first, and how many.
+    vertical: Pass,
+    horizontal: Pass,
+    /// Used columns of a pulled row: the first, and their number.
     columns: (usize, usize),
-    /// Whether the sample is mirrored along stored rows, and down stored columns, after it has been turned.
+    /// True if the sample is mirrored along stored rows, and down stored columns, after it has been turned.
     flips: (bool, bool),
-    /// Where in the sample, mirrored if it is.
+    /// Target, mirrored if the sample is.
     target: Region,
     spec: SampleSpec,
     swaps: bool,
 }
 
 impl Job {
-    fn new(resampler: &Resampler, width: u32, height: u32, out_bytes: usize) -> Result<Self, TransformError> {
+    fn new(resampler: &Resampler, row_pixels: u32, crop_offset: u32, out_bytes: usize) -> Result<Self, TransformError> {
         let Resampler { geometry, orientation, spec } = *resampler;
         if out_bytes != spec.elements() {
             return Err(TransformError::OutSize { expected_bytes: spec.elements(), given_bytes: out_bytes });
         }
-        let Geometry { region, mut target, flip, .. } = geometry;
-        let fits = region.fits(width, height) && target.fits(spec.width, spec.height);
-        let Some([left, top, window_width, window_height]) = geometry.window_inside().filter(|_| fits) else {
-            return Err(TransformError::Geometry { geometry, width, height, spec });
+        let Geometry { crop, mut target, flip, .. } = geometry;
+        let fits = Region { x: crop_offset, y: 0, ..crop }.fits(row_pixels, crop.height)
+            && target.fits(spec.width, spec.height);
+        let Some([left, top, box_width, box_height]) = geometry.clamped_source_box().filter(|_| fits) else {
+            return Err(TransformError::Geometry { geometry, width: row_pixels, height: crop.height, spec });
         };
         let (across, down) = orientation.sides(target.width, target.height);
-        let along = Pass::new(left, window_width, region.width, across, orientation.mirrors_columns());
-        let down = Pass::new(top, window_height, region.height, down, orientation.mirrors_rows());
-        let columns = match along {
+        let horizontal = Pass::new(left, box_width, crop.width, across, orientation.mirrors_columns());
+        let vertical = Pass::new(top, box_height, crop.height, down, orientation.mirrors_rows());
+        let (first, count) = match horizontal {
             Pass::Copy { first, count, .. } => (first, count),
-            Pass::Scale(_) => (0, region.width as usize),
+            Pass::Scale(_) => (0, crop.width as usize),
         };
         if flip {
             target.x = spec.width - target.width - target.x;
         }
         let swaps = orientation.swaps_sides();
-        Ok(Job { down, along, columns, flips: (flip && !swaps, flip && swaps), target, spec, swaps })
+        let columns = (crop_offset as usize + first, count);
+        Ok(Job { vertical, horizontal, columns, flips: (flip && !swaps, flip && swaps), target, spec, swaps })
     }
 
-    /// Pixels of a row made of a stored row, and rows made of them.
-    fn made(&self) -> (usize, usize) {
+    /// Pixels of a row that the horizontal pass makes, and their number.
+    fn result_sides(&self) -> (usize, usize) {
         let (width, height) = (self.target.width as usize, self.target.height as usize);
         if self.swaps { (height, width) } else { (width, height) }
     }
 
-    /// `pulled` is the pixels of a row that is pulled, if rows are.
-    fn needs(&self, pulled: Option<usize>) -> Needs {
-        let mut needs = Needs { out_pixels: self.made().0, ..Needs::default() };
+    fn layout(&self, row_pixels: usize) -> WorkspaceLayout {
+        let (across, down) = self.result_sides();
+        let mut layout = WorkspaceLayout { output_pixels: across, row_pixels, ..WorkspaceLayout::default() };
         let mut reach = 1;
-        if let Pass::Scale(axis) = &self.down {
+        if let Pass::Scale(axis) = &self.vertical {
             reach = axis.taps();
-            needs.between_pixels = self.columns.1;
+            layout.input_pixels = self.columns.1;
             if reach > ROWS_MAX {
-                needs.down_taps = reach;
-                needs.sums = self.columns.1 * CHANNELS;
+                layout.vertical_taps = reach;
+                layout.sums = self.columns.1 * CHANNELS;
             }
         }
-        if let Pass::Scale(axis) = &self.along {
-            needs.table_pixels = axis.count().next_multiple_of(GROUP);
-            needs.taps = axis.taps().next_multiple_of(2);
-            needs.between_pixels = self.columns.1;
+        if let Pass::Scale(axis) = &self.horizontal {
+            layout.table_pixels = axis.count().next_multiple_of(GROUP);
+            layout.taps = axis.taps().next_multiple_of(2);
+            layout.input_pixels = self.columns.1;
         }
-        if let Some(row_pixels) = pulled {
-            needs.row_pixels = row_pixels;
-            needs.kept_rows = reach.min(ROWS_MAX);
-        }
+        layout.ring_rows = reach.min(ROWS_MAX);
         if self.swaps {
-            let (across, down) = self.made();
-            (needs.turned_pixels, needs.turned_row_pixels) = (across * down, down);
+            (layout.transposed_pixels, layout.transposed_row_pixels) = (across * down, down);
         }
-        needs
+        layout
     }
 
-    fn run<R: Rows>(
+    fn run<E>(
         &self,
         kernel: Kernel,
-        needs: &Needs,
-        parts: Parts<'_>,
-        rows: &mut R,
+        layout: &WorkspaceLayout,
+        workspace: Workspace<'_>,
+        next_row: impl FnMut(&mut [u8]) -> Result<(), E>,
         out: &mut [u8],
-    ) -> Result<(), R::Error> {
-        let Parts { starts, weights, down_weights, sums, between, out: made, turned, turned_row, .. } = parts;
-        let (across, rows_made) = self.made();
-        let whole = Region::whole(across as u32, rows_made as u32);
-        let (sink, sample) = if self.swaps {
-            let turned_spec = SampleSpec { height: whole.height, width: whole.width };
-            (Sink::new(&mut *turned, turned_spec, whole), Some(Sink::new(out, self.spec, self.target)))
-        } else {
-            (Sink::new(out, self.spec, self.target), None)
+    ) -> Result<(), E> {
+        let Workspace { horizontal, vertical_weights, ring, sums, transposed, transposed_row } = workspace;
+        let mut rows = StreamedRows {
+            ring,
+            stride_bytes: layout.ring_row_bytes(),
+            row_bytes: layout.row_pixels * CHANNELS,
+            columns: (self.columns.0 * CHANNELS, self.columns.1 * CHANNELS),
+            pulled: 0,
+            next_row,
         };
-        let columns = (self.columns.1, self.flips.0);
-        let mut along = Along::new(kernel, &self.along, columns, needs.taps, starts, weights, between, made, sink);
-        let down = Down { kernel, flip: self.flips.1, weights: down_weights, sums };
-        down.run(&self.down, rows, &mut along)?;
+        let (across, down) = self.result_sides();
+        let (writer, sample) = if self.swaps {
+            let (width, height) = (across as u32, down as u32);
+            let whole = SampleWriter::new(&mut *transposed, SampleSpec { height, width }, Region::whole(width, height));
+            (whole, Some(SampleWriter::new(out, self.spec, self.target)))
+        } else {
+            (SampleWriter::new(out, self.spec, self.target), None)
+        };
+        let (flip_columns, flip) = self.flips;
+        let mut horizontal =
+            Horizontal::new(kernel, &self.horizontal, self.columns.1, flip_columns, horizontal, writer);
+        let vertical = Vertical { kernel, flip, weights: vertical_weights, sums };
+        vertical.run(&self.vertical, &mut rows, &mut horizontal)?;
         let Some(mut sample) = sample else { return Ok(()) };
-        // Each column of what was made is a row of the sample.
-        let (pixels, _) = turned.as_chunks::<CHANNELS>();
+        // Each column of the result is a row of the sample.
+        let (pixels, _) = transposed.as_chunks::<CHANNELS>();
         for row in 0..across {
-            let (to, _) = turned_row.as_chunks_mut::<CHANNELS>();
+            let (to, _) = transposed_row.as_chunks_mut::<CHANNELS>();
             for (to, from) in to.iter_mut().zip(pixels[row..].iter().step_by(across)) {
                 *to = *from;
             }
-            sample.put(row, turned_row);
+            sample.write(row, transposed_row);
         }
         Ok(())
     }

@@ -78,8 +78,9 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Opt
     let threads = args.threads(folder)?.0;
     let (files, _held) = files(folder, &ledger, budget)?;
     let largest = files.iter().filter_map(|(_, file)| probe(file, &Limits::default()).ok()).map(|header| {
-        let WorkingSet { pixel_bytes, codec_bytes } = working_set(&header);
-        pixel_bytes.saturating_add(codec_bytes)
+        let WorkingSet { buffer_bytes, codec_bytes } = working_set(&header, 1);
+        let pixel_bytes = u64::from(header.width) * u64::from(header.height) * 3;
+        buffer_bytes.max(pixel_bytes).saturating_add(codec_bytes)
     });
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
     // As many as two slots hold, among all threads: a sample that is made in place of the one before would be made in the cache.

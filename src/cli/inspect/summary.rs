@@ -110,7 +110,7 @@ impl Summary {
         }
         if let Some(header) = &finding.seen.header {
             self.formats.add(header.format.name());
-            self.colours.add(header.colour.name());
+            self.colours.add(header.color.name());
             self.progressive += u64::from(header.progressive);
             if let Some(count) = self.orientations.get_mut(usize::from(header.orientation)) {
                 *count += 1;

@@ -1,11 +1,12 @@
-//! Owns the loops for processors with AVX2. They must never give other bytes than the portable ones.
+//! Loops for processors with AVX2. They give the same bytes as the portable ones.
 //!
 //! Two neighbours (two rows, or two pixels of a row) are put side by side as 16-bit values, multiplied with their two
 //! weights and added to one 32-bit sum: one `vpmaddwd` for eight sums.
 
 use std::arch::x86_64::*;
 
-use super::{BATCH, GROUP, Table, portable};
+use super::portable;
+use super::table::{BATCH, GROUP, Table};
 use crate::tensor::CHANNELS;
 
 /// Bytes of a row in one register.
@@ -21,14 +22,14 @@ fn load16(bytes: &[u8], at: usize) -> __m128i {
     bytemuck::pod_read_unaligned(&bytes[at..][..16])
 }
 
-/// Two weights as they stand side by side in every sum.
+/// Broadcasts two weights, side by side, to every sum.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn both(pair: [i16; 2]) -> __m256i {
     _mm256_set1_epi32(bytemuck::cast(pair))
 }
 
-/// Adds 32 columns of two rows to their sums, whose order is that in which the instructions leave them.
+/// Adds 32 columns of two rows to their sums, in the order in which the instructions leave them.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn add_two(above: __m256i, below: __m256i, weights: __m256i, sums: &mut [__m256i; 4]) {
@@ -40,24 +41,24 @@ fn add_two(above: __m256i, below: __m256i, weights: __m256i, sums: &mut [__m256i
     sums[3] = _mm256_add_epi32(sums[3], _mm256_madd_epi16(_mm256_unpackhi_epi8(high, zero), weights));
 }
 
-/// The bytes of 32 sums that have half a level added to them, in the order of the columns.
+/// Rounds 32 sums, to which half a level has been added, to bytes in the order of the columns.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn bytes_of(sums: [__m256i; 4], places: __m128i) -> [u8; LANE] {
-    let low = _mm256_packs_epi32(_mm256_sra_epi32(sums[0], places), _mm256_sra_epi32(sums[1], places));
-    let high = _mm256_packs_epi32(_mm256_sra_epi32(sums[2], places), _mm256_sra_epi32(sums[3], places));
+fn bytes_of(sums: [__m256i; 4], precision: __m128i) -> [u8; LANE] {
+    let low = _mm256_packs_epi32(_mm256_sra_epi32(sums[0], precision), _mm256_sra_epi32(sums[1], precision));
+    let high = _mm256_packs_epi32(_mm256_sra_epi32(sums[2], precision), _mm256_sra_epi32(sums[3], precision));
     bytemuck::cast(_mm256_packus_epi16(low, high))
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn down(rows: &[&[u8]], weights: &[i16], places: u32, out: &mut [u8]) {
+pub(super) fn vertical(rows: &[&[u8]], weights: &[i16], precision: u32, out: &mut [u8]) {
     let bytes = out.len();
     if bytes < LANE {
-        return portable::down(rows, weights, places, out);
+        return portable::vertical(rows, weights, precision, out);
     }
     let (rows, _) = rows.as_chunks::<2>();
     let (weights, _) = weights.as_chunks::<2>();
-    let (half, shift) = (_mm256_set1_epi32(1 << (places - 1)), _mm_cvtsi32_si128(places as i32));
+    let (half, shift) = (_mm256_set1_epi32(1 << (precision - 1)), _mm_cvtsi32_si128(precision as i32));
     let mut at = 0;
     while at + 2 * LANE <= bytes {
         let (mut left, mut right) = ([half; 4], [half; 4]);
@@ -73,7 +74,7 @@ pub(super) fn down(rows: &[&[u8]], weights: &[i16], places: u32, out: &mut [u8])
         at += 2 * LANE;
     }
     while at < bytes {
-        // The last columns together with some that are done already, which come out the same.
+        // The last columns together with some that are done already, with the same result.
         let from = at.min(bytes - LANE);
         let mut sums = [half; 4];
         for (&[above, below], &pair) in rows.iter().zip(weights) {
@@ -85,7 +86,7 @@ pub(super) fn down(rows: &[&[u8]], weights: &[i16], places: u32, out: &mut [u8])
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn gather(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
+pub(super) fn accumulate(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
     let whole = sums.len() - sums.len() % LANE;
     let (pairs, _) = rows.as_chunks::<2>();
     let (pair_weights, _) = weights.as_chunks::<2>();
@@ -104,8 +105,8 @@ pub(super) fn gather(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn settle(sums: &[i32], places: u32, out: &mut [u8]) {
-    let (half, shift) = (_mm256_set1_epi32(1 << (places - 1)), _mm_cvtsi32_si128(places as i32));
+pub(super) fn round(sums: &[i32], precision: u32, out: &mut [u8]) {
+    let (half, shift) = (_mm256_set1_epi32(1 << (precision - 1)), _mm_cvtsi32_si128(precision as i32));
     let (blocks, rest) = sums.as_chunks::<LANE>();
     let (out, out_rest) = out.as_chunks_mut::<LANE>();
     for (sums, out) in blocks.iter().zip(out) {
@@ -115,42 +116,42 @@ pub(super) fn settle(sums: &[i32], places: u32, out: &mut [u8]) {
         }
         *out = bytes_of(sums, shift);
     }
-    portable::settle(rest, places, out_rest);
+    portable::round(rest, precision, out_rest);
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn along(rows: [&[u8]; BATCH], table: Table<'_>, out: [&mut [u8]; BATCH]) {
-    // With the number of taps known, the loop over them is gone.
+pub(super) fn horizontal(rows: [&[u8]; BATCH], table: Table<'_>, out: [&mut [u8]; BATCH]) {
+    // With a constant number of taps, the loop over them is unrolled.
     match table.taps {
-        2 => along_taps::<2>(rows, table, out),
-        4 => along_taps::<4>(rows, table, out),
-        6 => along_taps::<6>(rows, table, out),
-        8 => along_taps::<8>(rows, table, out),
-        _ => along_taps::<0>(rows, table, out),
+        2 => horizontal_taps::<2>(rows, table, out),
+        4 => horizontal_taps::<4>(rows, table, out),
+        6 => horizontal_taps::<6>(rows, table, out),
+        8 => horizontal_taps::<8>(rows, table, out),
+        _ => horizontal_taps::<0>(rows, table, out),
     }
 }
 
-/// `TAPS` of 0 is any number.
+/// `TAPS` of 0 means any number.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn along_taps<const TAPS: usize>(rows: [&[u8]; BATCH], table: Table<'_>, mut out: [&mut [u8]; BATCH]) {
+fn horizontal_taps<const TAPS: usize>(rows: [&[u8]; BATCH], table: Table<'_>, mut out: [&mut [u8]; BATCH]) {
     let taps = if TAPS == 0 { table.taps } else { TAPS };
-    // All of the same length, so that one look at it serves all four. (No closures here: they would be functions without
-    // AVX2, or not be inlined.)
+    // All of the same length, so that one bounds check serves all four. (No closures here: they would be functions
+    // without AVX2, or not be inlined.)
     let [row_0, row_1, row_2, row_3] = rows;
     let length = row_0.len().min(row_1.len()).min(row_2.len()).min(row_3.len());
     let (row_0, row_1, row_2, row_3) = (&row_0[..length], &row_1[..length], &row_2[..length], &row_3[..length]);
     let (starts, _) = table.starts.as_chunks::<GROUP>();
-    let (half, shift) = (_mm256_set1_epi32(1 << (table.places - 1)), _mm_cvtsi32_si128(table.places as i32));
+    let (half, shift) = (_mm256_set1_epi32(1 << (table.precision - 1)), _mm_cvtsi32_si128(table.precision as i32));
     // Pixels 0 and 1, then 2 and 3, of 16 bytes: red beside red, green beside green, blue beside blue.
     let first_two =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
     let last_two =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
-    // Four bytes of each pixel, of which the last is nothing, to the front.
+    // Three of the four bytes of each pixel, to the front.
     let close = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
     for (group, (starts, weights)) in starts.iter().zip(table.weights.chunks_exact(GROUP * taps)).enumerate() {
-        // Red, green, blue and nothing as 16-bit values: of rows 0 and 2 in the lower lane, of rows 1 and 3 in the upper.
+        // Red, green, blue and 0 as 16-bit values: of rows 0 and 2 in the lower lane, of rows 1 and 3 in the upper.
         let mut words = [half; GROUP];
         for ((word, &start), weights) in words.iter_mut().zip(starts).zip(weights.chunks_exact(taps)) {
             let start = start as usize * CHANNELS;

@@ -1,24 +1,23 @@
-//! Owns the loops that every processor runs, and that say what the others have to give. They must never differ from the
-//! sums of integers that `kernel` describes.
+//! Portable loops, the reference for the others.
 //!
-//! Sums stay below 2^30 (weights sum to one, at most 21 binary places). They are added as if they could wrap because
-//! looking for overflow at each step would keep the compiler from vector code.
+//! Sums stay below 2^30 (weights sum to one, with at most 21 binary places). They are added as if they could wrap
+//! because overflow checks at each step would keep the compiler from vector code.
 
-use super::Table;
+use super::table::{BATCH, Table};
 use crate::tensor::CHANNELS;
 
-/// Bytes of a row that are summed together: as many sums as stay in registers.
+/// Bytes of a row that are summed together: their sums stay in registers.
 const COLUMNS: usize = 16;
 
-pub(super) fn down(rows: &[&[u8]], weights: &[i16], places: u32, out: &mut [u8]) {
+pub(super) fn vertical(rows: &[&[u8]], weights: &[i16], precision: u32, out: &mut [u8]) {
     each_block(rows, weights, out.len(), |at, sums| {
         for (out, sum) in out[at..].iter_mut().zip(sums) {
-            *out = rounded(*sum, places);
+            *out = rounded(*sum, precision);
         }
     });
 }
 
-pub(super) fn gather(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
+pub(super) fn accumulate(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
     each_block(rows, weights, sums.len(), |at, more| {
         for (sum, more) in sums[at..].iter_mut().zip(more) {
             *sum = sum.wrapping_add(*more);
@@ -26,13 +25,19 @@ pub(super) fn gather(rows: &[&[u8]], weights: &[i16], sums: &mut [i32]) {
     });
 }
 
-pub(super) fn settle(sums: &[i32], places: u32, out: &mut [u8]) {
+pub(super) fn round(sums: &[i32], precision: u32, out: &mut [u8]) {
     for (out, sum) in out.iter_mut().zip(sums) {
-        *out = rounded(*sum, places);
+        *out = rounded(*sum, precision);
     }
 }
 
-pub(super) fn along(row: &[u8], table: Table<'_>, out: &mut [u8]) {
+pub(super) fn horizontal(rows: [&[u8]; BATCH], table: Table<'_>, out: [&mut [u8]; BATCH]) {
+    for (row, out) in rows.into_iter().zip(out) {
+        horizontal_row(row, table, out);
+    }
+}
+
+fn horizontal_row(row: &[u8], table: Table<'_>, out: &mut [u8]) {
     let (pixels, _) = row.as_chunks::<CHANNELS>();
     let (out, _) = out.as_chunks_mut::<CHANNELS>();
     for ((&start, weights), out) in table.starts.iter().zip(table.weights.chunks_exact(table.taps)).zip(out) {
@@ -42,7 +47,7 @@ pub(super) fn along(row: &[u8], table: Table<'_>, out: &mut [u8]) {
                 *sum = sum.wrapping_add(i32::from(value).wrapping_mul(i32::from(weight)));
             }
         }
-        *out = sums.map(|sum| rounded(sum, table.places));
+        *out = sums.map(|sum| rounded(sum, table.precision));
     }
 }
 
@@ -53,10 +58,10 @@ pub(super) fn reverse(row: &[u8], out: &mut [u8]) {
     }
 }
 
-/// To the nearest level, halves upward. Weights are not negative and sum to one, so it is a level.
+/// Rounds to the nearest level, halves upward. Weights are not negative and sum to one, so the result is a level.
 #[inline(always)]
-fn rounded(sum: i32, places: u32) -> u8 {
-    (sum.wrapping_add(1 << (places - 1)) >> places) as u8
+fn rounded(sum: i32, precision: u32) -> u8 {
+    (sum.wrapping_add(1 << (precision - 1)) >> precision) as u8
 }
 
 #[inline(always)]

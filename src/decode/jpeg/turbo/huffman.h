@@ -1,18 +1,17 @@
-/* Owns the Huffman codes of files whose one scan holds the whole picture, in place of the library's own decoder of one
- * MCU (the blocks that are stored together: `jdhuff.c`). It must never make of a file what the library would not: at
- * whatever is not plain data (a marker, the end, a code that does not exist, a block with too many coefficients) it
- * leaves the MCU as it found it to the library, which knows what to do.
+/* Huffman decoding of files whose one scan holds the whole image, in place of the library's own decoder of one MCU (the
+ * blocks that are stored together: `jdhuff.c`). The result is always the library's: at anything but plain data (a
+ * marker, the end, an invalid code, a block with too many coefficients) the MCU is left untouched to the library.
  *
- * Three quarters of decoding are here, in one chain: bits, code, length, bits. What shortens it:
- * - one look-up gives a code's length and, where they fit, the bits of the value behind it and the value;
- * - coefficients that nobody will see (above the region, beside it, and those of 1/8 but the first) are passed over by
- *   as many codes as one look-up tells;
- * - bits come eight bytes at a time, wherever there is no byte ff among them.
+ * Three quarters of decoding are here, in one chain: bits, code, length, bits. It is shortened by
+ * - one look-up that gives a code's length and, where they fit, the bits of the value behind it and the value;
+ * - skipping coefficients that are not needed (above the crop, beside it, and those of 1/8 but the first) by as many
+ *   codes as one look-up covers;
+ * - refilling eight bytes at a time, wherever there is no byte ff among them.
  *
  * Part of `shim.c`. Source of the format: ITU-T T.81 (1992), annexes C and F. */
 
-/* As `jdhuff.c` and `jpegint.h` of libjpeg-turbo 3.1.0 have it on a 64-bit machine: the state that this decoder shares
- * with the library's, so that either can go on where the other stopped. */
+/* State that this decoder shares with the library's, so that either can continue where the other stopped. The layout is
+ * that of `jdhuff.c` and `jpegint.h` of libjpeg-turbo 3.1.0 on a 64-bit machine. */
 typedef struct {
   void (*start_pass)(j_decompress_ptr cinfo);
   boolean (*decode_mcu)(j_decompress_ptr cinfo, JBLOCKROW *blocks);
@@ -37,33 +36,33 @@ typedef struct {
 
 extern boolean jpeg_fill_bit_buffer(Reading *reading, size_t get_buffer, int bits_left, int wanted);
 
-/* Bits that a look-up goes by. */
+/* Index bits of the look-up tables. */
 #define DC_BITS 9
 #define AC_BITS 10
 #define PASS_BITS 10
 
-/* What a look-up gives for DC and AC: in bits 0-5 how many bits go (a shift takes six, so that nothing needs to be cut
- * out), in 8-12 how many coefficients, in 16-31 the value, or how many bits it has. */
+/* Entry for DC and AC: in bits 0-5 the number of bits to drop (a shift takes six, so that no mask is needed), in
+ * 8-12 the number of coefficients, in 16-31 the value, or its number of bits. */
 #define ENTRY(bits, run, value) ((uint32_t)(bits) | (uint32_t)(run) << 8 | (uint32_t)(uint16_t)(value) << 16)
 #define ENTRY_BITS(entry) ((entry) & 63)
 #define ENTRY_RUN(entry) ((entry) >> 8 & 31)
 #define ENTRY_VALUE(entry) ((int32_t)(entry) >> 16)
-/* The block is over; the code is longer than what was looked at; the value is yet to be read. */
+/* The block ends; the code is longer than the index; the value has yet to be read. */
 #define ENTRY_END (1u << 6)
 #define ENTRY_LONG (1u << 7)
 #define ENTRY_MORE (1u << 13)
 #define ENTRY_SPECIAL (ENTRY_END | ENTRY_MORE | ENTRY_LONG)
 
-/* What a look-up gives for coefficients that are passed over: in bits 0-5 and 8-15 the same of as many codes as there
- * are, in 16-20 and 24-28 of the first alone. `ENTRY_END` is of the last code, whose run is not in the sum. */
+/* Entry for skipped coefficients: in bits 0-5 and 8-15 the sums over all codes in the index, in 16-20 and 24-28
+ * those of the first code alone. `ENTRY_END` belongs to the last code, whose run is not in the sum. */
 #define PASS_RUN(entry) ((entry) >> 8 & 255)
 #define FIRST_BITS(entry) ((entry) >> 16 & 31)
 #define FIRST_RUN(entry) ((entry) >> 24 & 31)
 
-/* The codes of one table, for those that no look-up knows. */
+/* Codes of one table, for those longer than the index. */
 typedef struct {
   uint32_t limit[17];  /* sixteen bits below this begin with a code of this length or a shorter one */
-  int32_t offset[17];  /* a code and this is the place of its symbol */
+  int32_t offset[17];  /* a code plus this is the index of its symbol */
   const UINT8 *symbols;
 } Codes;
 
@@ -78,16 +77,16 @@ typedef struct {
   uint32_t pass[1 << PASS_BITS];
 } AcTable;
 
-/* Two tables of each kind are what baseline files may have. */
+/* Tables of each kind in a baseline file. */
 #define HUFFMAN_TABLES 2
 
 typedef struct {
   boolean (*library)(j_decompress_ptr cinfo, JBLOCKROW *blocks);
-  /* Of each block of an MCU: its tables, which prediction is its own, and what is wanted of it. */
+  /* Of each block of an MCU: its tables, its component's prediction, and whether its AC coefficients are needed. */
   const DcTable *dc[D_MAX_BLOCKS_IN_MCU];
   const AcTable *ac[D_MAX_BLOCKS_IN_MCU];
   uint8_t component[D_MAX_BLOCKS_IN_MCU], wants_ac[D_MAX_BLOCKS_IN_MCU];
-  /* MCUs of a row; which is next; which are seen. */
+  /* MCUs of a row; the next one; the first and the last that are needed. */
   JDIMENSION columns, column, first, last;
   uint32_t done; /* MCUs that were not left to the library */
   DcTable dc_tables[HUFFMAN_TABLES];
@@ -96,7 +95,7 @@ typedef struct {
 
 _Static_assert(sizeof(Huffman) <= 22 << 10, "bound.rs counts 22 KiB for it");
 
-/* Where the k-th coefficient of a block lies; and, for those of a broken file, sixteen more. */
+/* Position of the k-th coefficient of a block; and, for those of a broken file, sixteen more. */
 static const uint8_t NATURAL_ORDER[DCTSIZE2 + 16] = {
   0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,
   6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31,
@@ -111,13 +110,13 @@ static const uint8_t NATURAL_ORDER[DCTSIZE2 + 16] = {
 
 /* --- tables --- */
 
-/* The value whose `size` bits are these (T.81, table F.1). */
+/* Sign-extends the `size` bits of a value (T.81, table F.1). */
 static inline int32_t extended(uint32_t bits, unsigned size) {
   return (int32_t)bits - (int32_t)(((bits >> (size - 1)) - 1) & ((1u << size) - 1));
 }
 
-/* What one code means, without a look-up: its symbol, or -1 where there is no such code. `window` is the next sixteen
- * bits, `*length` where to begin, and then the code's length. */
+/* Returns the symbol of one code without a look-up, or -1 for an invalid code. `window` is the next sixteen bits,
+ * `*length` the first length to try, and afterwards the code's. */
 static int symbol_of(const Codes *codes, uint32_t window, unsigned *length) {
   unsigned bits;
   for (bits = *length; bits <= 16; bits++)
@@ -133,7 +132,7 @@ static void fill(uint32_t *entries, unsigned index_bits, uint32_t code, unsigned
   while (to < end) *to++ = entry;
 }
 
-/* All codes that are at most `index_bits` long. The library has seen to it that the table is one. */
+/* Fills the table with all codes of at most `index_bits` bits. The library has validated the codes. */
 static void prepare(const JHUFF_TBL *table, int is_dc, Codes *codes, uint32_t *entries, unsigned index_bits) {
   uint32_t code = 0, at = 0, i;
   unsigned length;
@@ -161,9 +160,9 @@ static void prepare(const JHUFF_TBL *table, int is_dc, Codes *codes, uint32_t *e
   }
 }
 
-/* How coefficients are passed over: as many codes as the bits of an index tell. */
+/* Fills the table for skipping coefficients: as many codes as fit the bits of an index. */
 static void prepare_pass(const JHUFF_TBL *table, uint32_t *pass) {
-  /* Of each code that an index begins with: in bits 0-4 its length, in 5-9 its run, in 10-13 the bits of its value. */
+  /* Of the code at the front of an index: in bits 0-4 its length, in 5-9 its run, in 10-13 the bits of its value. */
   uint16_t first[1 << PASS_BITS];
   uint32_t code = 0, at = 0, i, index;
   unsigned length;
@@ -172,13 +171,13 @@ static void prepare_pass(const JHUFF_TBL *table, uint32_t *pass) {
     for (i = 0; i < table->bits[length]; i++, code++, at++) {
       unsigned symbol = table->huffval[at], size = symbol & 15, run = symbol >> 4;
       uint32_t from = code << (PASS_BITS - length), to = (code + 1) << (PASS_BITS - length);
-      /* A run of none is the block's end. */
+      /* A run of 0 ends the block. */
       uint16_t all = (uint16_t)(length | (size != 0 || run == 15 ? run + 1 : 0) << 5 | size << 10);
       while (from < to) first[from++] = all;
     }
   for (index = 0; index < 1u << PASS_BITS; index++) {
     uint32_t bits = 0, run = 0, entry = ENTRY_LONG;
-    /* The bits of a value need not be looked at, those of a code do. */
+    /* The index has to hold the bits of each code, but not those of its value. */
     while (bits < PASS_BITS && run < DCTSIZE2) {
       uint16_t next = first[index << bits & ((1u << PASS_BITS) - 1)];
       unsigned code_bits = next & 31, next_run = next >> 5 & 31, all_bits = code_bits + (next >> 10);
@@ -194,8 +193,8 @@ static void prepare_pass(const JHUFF_TBL *table, uint32_t *pass) {
 
 /* --- blocks --- */
 
-/* At least 32 bits, which is more than any code and its value have; or the MCU is left to the library. Bits beyond the
- * `bits` that count may be there already; those that come are the same. */
+/* Refills to at least 32 bits, more than any code and its value have, or else leaves the MCU to the library. The
+ * accumulator may hold bits beyond the `bits` that count; a refill repeats the same ones. */
 #define REFILL()                                                                       \
   if (bits < 32) {                                                                     \
     uint64_t word;                                                                     \
@@ -230,11 +229,11 @@ static void prepare_pass(const JHUFF_TBL *table, uint32_t *pass) {
 #define BIG_ENDIAN_64(word) __builtin_bswap64(word)
 #endif
 
-/* What one `REFILL` may read. */
+/* Bytes that one `REFILL` may read. */
 #define AHEAD 18
 
-/* One MCU's blocks; none of them is written where `blocks` is null. Returns 0, and leaves everything as it was but what
- * is in the blocks, where that is the library's business. */
+/* Decodes one MCU's blocks, without writing them if `blocks` is null. Returns 0, with everything but the blocks as
+ * it was, if the MCU is left to the library. */
 static int huffman_blocks(j_decompress_ptr cinfo, const Huffman *self, JBLOCKROW *blocks) {
   Entropy *entropy = (Entropy *)cinfo->entropy;
   struct jpeg_source_mgr *src = cinfo->src;
@@ -274,7 +273,7 @@ static int huffman_blocks(j_decompress_ptr cinfo, const Huffman *self, JBLOCKROW
     } else {
       DROP(ENTRY_BITS(entry));
     }
-    /* The sum of a broken file's differences may run over, as it does in the library. */
+    /* The sum of a broken file's differences may overflow, as in the library. */
     value = (int32_t)((uint32_t)value + (uint32_t)predictions[self->component[number]]);
     predictions[self->component[number]] = value;
 
@@ -320,7 +319,7 @@ static int huffman_blocks(j_decompress_ptr cinfo, const Huffman *self, JBLOCKROW
             k = after;
             if (ends) break;
           } else {
-            /* The block is over within these codes. */
+            /* The block ends within these codes. */
             DROP(FIRST_BITS(entry));
             k += FIRST_RUN(entry);
           }
@@ -347,8 +346,8 @@ static int huffman_blocks(j_decompress_ptr cinfo, const Huffman *self, JBLOCKROW
   return 1;
 }
 
-/* Looks as far ahead as the library does, which passes over a few stray bytes before a marker without a word if it has
- * seen that marker coming. */
+/* Reads as far ahead as the library, which skips a few stray bytes before a marker without a warning if it has read
+ * up to that marker. */
 static void huffman_look_ahead(j_decompress_ptr cinfo) {
   Entropy *entropy = (Entropy *)cinfo->entropy;
   Reading reading;
@@ -364,31 +363,32 @@ static void huffman_look_ahead(j_decompress_ptr cinfo) {
 
 static boolean huffman_decode_mcu(j_decompress_ptr cinfo, Huffman *self, JBLOCKROW *blocks) {
   Entropy *entropy = (Entropy *)cinfo->entropy;
-  int seen = self->column >= self->first && self->column <= self->last;
+  int needed = self->column >= self->first && self->column <= self->last;
   int restarts = cinfo->restart_interval != 0;
   if (restarts && entropy->restarts_to_go == 0 && cinfo->unread_marker == 0) huffman_look_ahead(cinfo);
   if (++self->column == self->columns) self->column = 0;
   if (entropy->insufficient_data || cinfo->unread_marker != 0 || (restarts && entropy->restarts_to_go == 0) ||
-      !huffman_blocks(cinfo, self, seen ? blocks : NULL))
+      !huffman_blocks(cinfo, self, needed ? blocks : NULL))
     return (*self->library)(cinfo, blocks);
   if (restarts) entropy->restarts_to_go--;
   self->done++;
   return TRUE;
 }
 
-/* Whether this decoder knows files of this kind. They are the most of all. */
-static int huffman_knows(j_decompress_ptr cinfo) {
+/* Returns true if this decoder supports the file, as it does most. */
+static int huffman_supports(j_decompress_ptr cinfo) {
   int at;
   for (at = 0; at < cinfo->num_components; at++) {
     const jpeg_component_info *component = &cinfo->comp_info[at];
-    if (component->dc_tbl_no >= HUFFMAN_TABLES || component->ac_tbl_no >= HUFFMAN_TABLES || !component->component_needed)
+    if (component->dc_tbl_no >= HUFFMAN_TABLES || component->ac_tbl_no >= HUFFMAN_TABLES ||
+        !component->component_needed)
       return 0;
   }
   return sizeof(size_t) == 8 && !cinfo->arith_code && !jpeg_has_multiple_scans(cinfo);
 }
 
-/* Takes the place of the library's decoder in a picture that is about to begin. `first` to `last` are the columns of
- * MCUs that are seen, and rows above them are skipped or not. */
+/* Replaces the library's decoder at the start of an image. `first` to `last` are the columns of MCUs that are needed;
+ * `skips` is true if rows above them are skipped. */
 static void huffman_begin(j_decompress_ptr cinfo, Huffman *self, JDIMENSION first, JDIMENSION last, int skips) {
   int passes = skips || first > 0 || last + 1 < cinfo->MCUs_per_row || cinfo->min_DCT_scaled_size == 1;
   int table, number;

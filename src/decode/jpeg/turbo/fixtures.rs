@@ -1,5 +1,4 @@
-//! Owns the JPEG files that the tests decode: made by the library's own encoder, or put together from segments. It must
-//! never be part of the program.
+//! JPEG files for the tests: made by the library's own encoder, or put together from segments.
 #![allow(unsafe_code, reason = "the encoder is in C")]
 
 use std::ffi::{c_int, c_uint};
@@ -7,23 +6,23 @@ use std::ptr;
 
 use turbojpeg_sys as tj;
 
-/// How colours are stored.
+/// Color space of the stored components.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Colour {
-    Grey,
+pub(super) enum Color {
+    Gray,
     YCbCr,
     Rgb,
     Cmyk,
     Ycck,
 }
 
-/// Sampling of brightness against colour: the columns and rows of pixels that share one.
+/// Sampling of brightness against color: the columns and rows of pixels that share one.
 pub(super) const SAMPLINGS: [(u32, u32); 6] = [(1, 1), (2, 1), (2, 2), (1, 2), (4, 1), (1, 4)];
 
-/// What the encoder is told.
+/// Parameters of the encoder.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
-    pub(super) colour: Colour,
+    pub(super) color: Color,
     pub(super) sampling: (u32, u32),
     pub(super) progressive: bool,
     pub(super) arithmetic: bool,
@@ -31,33 +30,27 @@ pub(super) struct Kind {
     pub(super) quality: u32,
 }
 
-pub(super) const PLAIN: Kind = Kind {
-    colour: Colour::YCbCr,
-    sampling: (2, 2),
-    progressive: false,
-    arithmetic: false,
-    restart_rows: 0,
-    quality: 85,
-};
+pub(super) const PLAIN: Kind =
+    Kind { color: Color::YCbCr, sampling: (2, 2), progressive: false, arithmetic: false, restart_rows: 0, quality: 85 };
 
-/// Every kind that the encoder makes, of those that differ in the decoder.
+/// All kinds that take different paths through the decoder.
 pub(super) fn kinds() -> Vec<Kind> {
     let mut kinds = Vec::new();
     for (progressive, arithmetic) in [(false, false), (true, false), (false, true), (true, true)] {
         for restart_rows in [0, 1] {
             let kind = Kind { progressive, arithmetic, restart_rows, ..PLAIN };
             kinds.extend(SAMPLINGS.map(|sampling| Kind { sampling, ..kind }));
-            for colour in [Colour::Grey, Colour::Rgb, Colour::Cmyk] {
-                kinds.push(Kind { colour, sampling: (1, 1), ..kind });
+            for color in [Color::Gray, Color::Rgb, Color::Cmyk] {
+                kinds.push(Kind { color, sampling: (1, 1), ..kind });
             }
-            kinds.extend([(1, 1), (2, 2)].map(|sampling| Kind { colour: Colour::Ycck, sampling, ..kind }));
+            kinds.extend([(1, 1), (2, 2)].map(|sampling| Kind { color: Color::Ycck, sampling, ..kind }));
         }
     }
     kinds
 }
 
-/// Slopes, an edge and grain: `channels` bytes a pixel.
-pub(super) fn picture(width: u32, height: u32, channels: u32) -> Vec<u8> {
+/// An image of slopes, edges and grain: `channels` bytes per pixel.
+pub(super) fn image(width: u32, height: u32, channels: u32) -> Vec<u8> {
     let level = |x: u32, y: u32, c: u32| {
         let grain = (x.wrapping_mul(73_856_093) ^ y.wrapping_mul(19_349_663) ^ (c + 1).wrapping_mul(83_492_791))
             .wrapping_mul(2_654_435_761)
@@ -68,7 +61,7 @@ pub(super) fn picture(width: u32, height: u32, channels: u32) -> Vec<u8> {
     (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..channels).map(move |c| level(x, y, c)))).collect()
 }
 
-/// A handle of the library, destroyed at its end.
+/// A handle of the library.
 struct Handle(tj::tjhandle);
 
 impl Handle {
@@ -86,23 +79,23 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: the handle is one of `tj3Init`, and nobody uses it afterwards.
+        // SAFETY: the handle is one of `tj3Init`, and this is its last use.
         unsafe { tj::tj3Destroy(self.0) }
     }
 }
 
-/// A file of this kind with `picture` in it.
+/// Encodes [`image`] as this kind.
 pub(super) fn encode(kind: Kind, width: u32, height: u32) -> Vec<u8> {
     let handle = Handle::new(tj::TJINIT_TJINIT_COMPRESS);
-    let (space, format, channels) = match kind.colour {
-        Colour::Grey => (tj::TJCS_TJCS_GRAY, tj::TJPF_TJPF_GRAY, 1),
-        Colour::YCbCr => (tj::TJCS_TJCS_YCbCr, tj::TJPF_TJPF_RGB, 3),
-        Colour::Rgb => (tj::TJCS_TJCS_RGB, tj::TJPF_TJPF_RGB, 3),
-        Colour::Cmyk => (tj::TJCS_TJCS_CMYK, tj::TJPF_TJPF_CMYK, 4),
-        Colour::Ycck => (tj::TJCS_TJCS_YCCK, tj::TJPF_TJPF_CMYK, 4),
+    let (space, format, channels) = match kind.color {
+        Color::Gray => (tj::TJCS_TJCS_GRAY, tj::TJPF_TJPF_GRAY, 1),
+        Color::YCbCr => (tj::TJCS_TJCS_YCbCr, tj::TJPF_TJPF_RGB, 3),
+        Color::Rgb => (tj::TJCS_TJCS_RGB, tj::TJPF_TJPF_RGB, 3),
+        Color::Cmyk => (tj::TJCS_TJCS_CMYK, tj::TJPF_TJPF_CMYK, 4),
+        Color::Ycck => (tj::TJCS_TJCS_YCCK, tj::TJPF_TJPF_CMYK, 4),
     };
     let sampling = match kind.sampling {
-        _ if kind.colour == Colour::Grey => tj::TJSAMP_TJSAMP_GRAY,
+        _ if kind.color == Color::Gray => tj::TJSAMP_TJSAMP_GRAY,
         (1, 1) => tj::TJSAMP_TJSAMP_444,
         (2, 1) => tj::TJSAMP_TJSAMP_422,
         (2, 2) => tj::TJSAMP_TJSAMP_420,
@@ -117,10 +110,11 @@ pub(super) fn encode(kind: Kind, width: u32, height: u32) -> Vec<u8> {
     handle.set(tj::TJPARAM_TJPARAM_PROGRESSIVE, kind.progressive.into());
     handle.set(tj::TJPARAM_TJPARAM_ARITHMETIC, kind.arithmetic.into());
     handle.set(tj::TJPARAM_TJPARAM_RESTARTROWS, kind.restart_rows);
-    let pixels = picture(width, height, channels);
+    let pixels = image(width, height, channels);
     let (mut out, mut bytes) = (ptr::null_mut(), 0);
     let (across, down) = (width as c_int, height as c_int);
-    // SAFETY: `pixels` has `width * height` pixels of this format; with a null pointer the library allocates the output.
+    // SAFETY: `pixels` has `width * height` pixels of this format; with a null pointer the library allocates the
+    // output.
     let code =
         unsafe { tj::tj3Compress8(handle.0, pixels.as_ptr(), across, 0, down, format, &raw mut out, &raw mut bytes) };
     assert_eq!(code, 0, "{kind:?} {width}x{height}");
@@ -131,7 +125,7 @@ pub(super) fn encode(kind: Kind, width: u32, height: u32) -> Vec<u8> {
     file
 }
 
-/// What the library's own simple interface makes of a file (not CMYK): RGB at 1/`denominator`, and its size.
+/// Decodes a file (not CMYK) with the library's own simple interface: RGB at 1/`denominator`, and its size.
 pub(super) fn reference(file: &[u8], denominator: u32) -> (Vec<u8>, u32, u32) {
     let handle = Handle::new(tj::TJINIT_TJINIT_DECOMPRESS);
     // SAFETY: the file is borrowed for the call.
@@ -149,44 +143,15 @@ pub(super) fn reference(file: &[u8], denominator: u32) -> (Vec<u8>, u32, u32) {
     let (width, height) = (side(tj::TJPARAM_TJPARAM_JPEGWIDTH), side(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
     let mut pixels = vec![0; width as usize * height as usize * 3];
     let format = tj::TJPF_TJPF_RGB;
-    // SAFETY: `pixels` has room for the scaled picture, rows without padding.
+    // SAFETY: `pixels` has room for the scaled image, rows without padding.
     let code =
         unsafe { tj::tj3Decompress8(handle.0, file.as_ptr(), file.len() as u64, pixels.as_mut_ptr(), 0, format) };
     assert_eq!(code, 0);
     (pixels, width, height)
 }
 
-/// The library's own simple interface, used again for each picture: what the row decoder is measured against.
-pub(super) struct Simple(Handle);
-
-impl Simple {
-    pub(super) fn new() -> Self {
-        Simple(Handle::new(tj::TJINIT_TJINIT_DECOMPRESS))
-    }
-
-    /// Decodes a file at full size into the front of `pixels`.
-    pub(super) fn decode(&self, file: &[u8], pixels: &mut [u8]) {
-        let handle = self.0.0;
-        // SAFETY: the file is borrowed for the call.
-        let code = unsafe { tj::tj3DecompressHeader(handle, file.as_ptr(), file.len() as u64) };
-        assert_eq!(code, 0);
-        let side = |param: c_uint| {
-            // SAFETY: the handle has read a header.
-            let side = unsafe { tj::tj3Get(handle, param as c_int) };
-            side as usize
-        };
-        let bytes = side(tj::TJPARAM_TJPARAM_JPEGWIDTH) * side(tj::TJPARAM_TJPARAM_JPEGHEIGHT) * 3;
-        let out = pixels[..bytes].as_mut_ptr();
-        let format = tj::TJPF_TJPF_RGB;
-        // SAFETY: there is room for the picture, rows without padding.
-        let code = unsafe { tj::tj3Decompress8(handle, file.as_ptr(), file.len() as u64, out, 0, format) };
-        assert_eq!(code, 0);
-    }
-}
-
-/// A file put together by hand, of a frame with this marker and these samplings, whose first scan has the first
-/// `scan_components` of them. It has no Huffman tables (the library then takes those of the standard), and `data` is
-/// what it is.
+/// Puts a file together by hand: a frame with this marker and these samplings, and a scan of the first
+/// `scan_components` of them with this data. It has no Huffman tables (the library then takes those of the standard).
 pub(super) fn crafted(
     marker: u8,
     (width, height): (u16, u16),
@@ -219,7 +184,7 @@ pub(super) fn scan(file: &mut Vec<u8>, scan_components: u8, progressive: bool, d
     file.extend(data);
 }
 
-/// As much as a header can bring: four components, each with tables of its own, of every kind there are four.
+/// The largest possible header: four components with tables of their own, four of every kind.
 pub(super) fn rich(marker: u8, (width, height): (u16, u16), sampling: (u8, u8), transform: u8) -> Vec<u8> {
     let mut file = vec![0xFF, 0xD8];
     file.extend([0xFF, 0xEE, 0, 14]);

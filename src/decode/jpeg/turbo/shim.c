@@ -1,16 +1,16 @@
-/* Owns the conversation with libjpeg-turbo: one picture from header to last row, in memory that the caller gave. It must
- * never allocate, never call back into Rust, and never let an error of the library pass this file other than as a code.
+/* Decodes one image with libjpeg-turbo, from its header to its last row, in memory that the caller provides. It never
+ * allocates and never calls back into Rust; an error of the library becomes a return code.
  *
  * - Errors. The library reports by not returning: its error handler jumps to the entry point of this file that was
- *   called. No frame of Rust lies between the two, so nothing is unwound that must not be.
- * - Memory. The library takes all of its memory from the methods of `jpeg_memory_mgr`. Here they cut pieces off one
- *   arena; nothing is ever given back, since the whole arena goes when the picture does. What does not fit is an error.
- *   This state, too, lies at the arena's front, so a picture begins from nothing: no table, no flag, no pointer of an
- *   earlier one can be left over.
- * - Creation. `jpeg_create_decompress` installs a manager that allocates before anybody can replace it. `create` does
- *   what that function does in version 3.1.0 (`jdapimin.c`), with the arena's manager. It leans on the library's
- *   insides (two functions, one number, one size), as `huffman.h` does and nothing else here. A new version of the
- *   library has to be held against both, which is why the version is checked below.
+ *   called. No frame of Rust lies between the two, so no Rust frame is unwound.
+ * - Memory. The library takes all of its memory from the methods of `jpeg_memory_mgr`. Here they take pieces of one
+ *   arena; nothing is ever given back, since the arena lives as long as the image. A piece that does not fit is an
+ *   error. This state, too, lies at the arena's front, so an image starts from scratch: no table, flag or pointer of
+ *   an earlier one can be left over.
+ * - Creation. `jpeg_create_decompress` installs a manager that allocates before it can be replaced. `create` does
+ *   what that function does in version 3.1.0 (`jdapimin.c`), with the arena's manager. It depends on the library's
+ *   internals (two functions, one number, one size), as `huffman.h` does and nothing else here. Both have to be
+ *   compared with a new version of the library, which is why the version is checked below.
  *
  * Source: `libjpeg.txt` and the headers of libjpeg-turbo 3.1.0. */
 
@@ -26,10 +26,10 @@
 #include "huffman.h"
 
 #if LIBJPEG_TURBO_VERSION_NUMBER != 3001000 || JPEG_LIB_VERSION != 62
-#error "`create` repeats jpeg_CreateDecompress of libjpeg-turbo 3.1.0: hold it against this version, then change this line"
+#error "`create` repeats jpeg_CreateDecompress of libjpeg-turbo 3.1.0: compare it with this version first"
 #endif
 
-/* As the library's own manager has it: SIMD reads and writes whole vectors. */
+/* The alignment of the library's own manager: SIMD reads and writes whole vectors. */
 #define ALIGN ((size_t)32)
 #define ROW_ALIGN (2 * ALIGN)
 
@@ -39,21 +39,18 @@ extern void jinit_input_controller(j_decompress_ptr cinfo);
 #define DSTATE_START 200
 #define MASTER_BYTES 192
 
-/* Beyond that, a row is read by as many calls. */
-#define ROWS_AT_ONCE 16
+/* Return codes of the entry points; `shim.rs` has the same. */
+enum { GOOD = 0, DAMAGED = 1, TRUNCATED = 2, OUT_OF_MEMORY = 3, TOO_MANY_SCANS = 4, HEADER_MISMATCH = 5 };
 
-/* What an entry point returns; `shim.rs` has the same. */
-enum { GOOD = 0, DAMAGED = 1, ENDS_EARLY = 2, NO_ROOM = 3, TOO_MANY_SCANS = 4, OTHER_PICTURE = 5 };
-
-/* What is asked for. Columns and rows count in the scaled picture. */
+/* Parameters of one image. Columns and rows count in the scaled image. */
 typedef struct {
   uint32_t width, height, component_count; /* of the header that was read before */
   uint32_t denominator;
   uint32_t x, columns, y;
   uint32_t scans_max;
   uint32_t accept_truncated;
-  uint32_t own_codes; /* whether Huffman codes are read by `huffman.h` where it knows them */
-} Ask;
+  uint32_t own_codes; /* true: `huffman.h` reads the Huffman codes that it supports */
+} Params;
 
 typedef struct {
   struct jpeg_decompress_struct cinfo;
@@ -61,9 +58,9 @@ typedef struct {
   struct jpeg_memory_mgr mem;
   struct jpeg_source_mgr src;
   struct jpeg_progress_mgr progress;
-  unsigned char *free_at, *end; /* what is left of the arena */
-  unsigned char *ink;           /* a row of CMYK, if the picture is in CMYK */
-  Huffman *huffman;             /* if it takes the library's decoder's place */
+  unsigned char *free_at, *end; /* rest of the arena */
+  unsigned char *cmyk;          /* a row of CMYK, if the image is in CMYK */
+  Huffman *huffman;             /* if it replaces the library's decoder */
   uint32_t scans_max, warnings;
   int accept_truncated, in_header, failed;
   /* From here on, nothing is read before it is written. */
@@ -73,14 +70,14 @@ typedef struct {
 
 _Static_assert(sizeof(Jpeg) <= 2048, "bound.rs counts 2048 bytes for it");
 
-/* A picture's whole coefficients. The library asks for them as "virtual": here they are all there. */
+/* All coefficients of an image. The library asks for them as "virtual": here they are all in memory. */
 struct jvirt_barray_control {
   JBLOCKARRAY rows;
   JDIMENSION blocks_per_row, row_count, zeroed;
   struct jvirt_barray_control *next;
 };
 
-/* On some systems `setjmp` asks the kernel for the signal mask, which nobody needs. */
+/* On some systems `setjmp` asks the kernel for the signal mask, which is not needed. */
 #if defined(__APPLE__) || defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__NetBSD__)
 #define SETJMP(jump) _setjmp(jump)
 #define LONGJMP(jump) _longjmp(jump, 1)
@@ -101,7 +98,7 @@ static _Noreturn void fail(Jpeg *self, int code) {
 static void keep_text(j_common_ptr cinfo) { (*cinfo->err->format_message)(cinfo, self_of(cinfo)->text); }
 
 static int code_of(int message) {
-  return message == JWRN_JPEG_EOF || message == JERR_INPUT_EOF || message == JERR_INPUT_EMPTY ? ENDS_EARLY : DAMAGED;
+  return message == JWRN_JPEG_EOF || message == JERR_INPUT_EOF || message == JERR_INPUT_EMPTY ? TRUNCATED : DAMAGED;
 }
 
 static void error_exit(j_common_ptr cinfo) {
@@ -117,7 +114,7 @@ static void emit_message(j_common_ptr cinfo, int level) {
   case JWRN_ADOBE_XFORM:
   case JWRN_JFIF_MAJOR:
     return;
-  /* Between the segments of the header other readers, the library's own tools included, pass over what they find. */
+  /* Other readers, the library's own tools included, skip bytes between the segments of the header. */
   case JWRN_EXTRANEOUS_DATA:
     if (self->in_header) return;
     break;
@@ -131,7 +128,7 @@ static void emit_message(j_common_ptr cinfo, int level) {
 static void output_message(j_common_ptr cinfo) { (void)cinfo; }
 
 static void progress_monitor(j_common_ptr cinfo) {
-  /* Called for each row of blocks, so a file that is nothing but scans is left at the first one too many. */
+  /* Called for each row of blocks, so a file of nothing but scans is refused at the first one too many. */
   Jpeg *self = self_of(cinfo);
   if ((uint32_t)self->cinfo.input_scan_number > self->scans_max) fail(self, TOO_MANY_SCANS);
 }
@@ -139,10 +136,10 @@ static void progress_monitor(j_common_ptr cinfo) {
 /* --- memory --- */
 
 static void *take(Jpeg *self, size_t bytes) {
-  /* `free_at` is aligned; so is what remains after a piece that is rounded up. */
+  /* `free_at` is aligned, and stays so after a piece that is rounded up. */
   size_t left = (size_t)(self->end - self->free_at);
   unsigned char *piece = self->free_at;
-  if (bytes > left || (bytes = (bytes + ALIGN - 1) & ~(ALIGN - 1)) > left) fail(self, NO_ROOM);
+  if (bytes > left || (bytes = (bytes + ALIGN - 1) & ~(ALIGN - 1)) > left) fail(self, OUT_OF_MEMORY);
   self->free_at += bytes;
   return piece;
 }
@@ -153,7 +150,7 @@ static void **take_rows(Jpeg *self, size_t row_bytes, size_t rows) {
   unsigned char *first;
   size_t row;
   /* A side is at most 65535 and a block 128 bytes, so with 64 bits the product is one. */
-  if (rows != 0 && row_bytes > SIZE_MAX / rows) fail(self, NO_ROOM);
+  if (rows != 0 && row_bytes > SIZE_MAX / rows) fail(self, OUT_OF_MEMORY);
   first = take(self, row_bytes * rows);
   for (row = 0; row < rows; row++) table[row] = first + row * row_bytes;
   return table;
@@ -176,7 +173,7 @@ static JBLOCKARRAY alloc_barray(j_common_ptr cinfo, int pool, JDIMENSION blocks,
 
 static jvirt_sarray_ptr request_virt_sarray(j_common_ptr cinfo, int pool, boolean zero, JDIMENSION samples,
                                             JDIMENSION rows, JDIMENSION rows_max) {
-  /* For quantising to a palette in two passes, which is never asked for. */
+  /* For quantizing to a palette in two passes, which is never requested. */
   (void)pool, (void)zero, (void)samples, (void)rows, (void)rows_max;
   ERREXIT(cinfo, JERR_NOT_COMPILED);
   return NULL;
@@ -245,7 +242,7 @@ static void skip_input_data(j_decompress_ptr cinfo, long bytes) {
 
 static void term_source(j_decompress_ptr cinfo) { (void)cinfo; }
 
-/* --- the picture --- */
+/* --- the image --- */
 
 static void create(Jpeg *self, const unsigned char *encoded, size_t encoded_bytes) {
   j_decompress_ptr cinfo = &self->cinfo;
@@ -293,20 +290,22 @@ static boolean decode_mcu(j_decompress_ptr cinfo, JBLOCKROW *blocks) {
   return huffman_decode_mcu(cinfo, self_of((j_common_ptr)cinfo)->huffman, blocks);
 }
 
-/* The library has made its tables. `x` and `width` are what `jpeg_crop_scanline` returned. */
+/* Takes over Huffman decoding, once the library has made its tables. `x` and `width` are the results of
+ * `jpeg_crop_scanline`. */
 static void read_codes_ourselves(Jpeg *self, JDIMENSION x, JDIMENSION width, int skips) {
   j_decompress_ptr cinfo = &self->cinfo;
-  JDIMENSION mcu = (JDIMENSION)(cinfo->min_DCT_scaled_size * (cinfo->num_components == 1 ? 1 : cinfo->max_h_samp_factor));
-  if (!huffman_knows(cinfo)) return;
+  int factor = cinfo->num_components == 1 ? 1 : cinfo->max_h_samp_factor;
+  JDIMENSION mcu = (JDIMENSION)(cinfo->min_DCT_scaled_size * factor);
+  if (!huffman_supports(cinfo)) return;
   self->huffman = take(self, sizeof(Huffman));
   huffman_begin(cinfo, self->huffman, x / mcu, (x + width - 1) / mcu, skips);
   ((Entropy *)cinfo->entropy)->decode_mcu = decode_mcu;
 }
 
-/* Begins a picture in `arena`, and leaves it before its first wanted row. `*out` is set whenever there is room for the
- * state, also for a picture that fails; `*first_column` and `*columns` are what each row then has. */
+/* Begins an image in `arena`, up to its first requested row. `*out` is set whenever the arena holds the state, also
+ * for an image that fails; `*first_column` and `*columns` describe each row. */
 int feedstock_jpeg_start(Jpeg **out, unsigned char *arena, size_t arena_bytes, const unsigned char *encoded,
-                         size_t encoded_bytes, const Ask *ask, uint32_t *first_column, uint32_t *columns) {
+                         size_t encoded_bytes, const Params *params, uint32_t *first_column, uint32_t *columns) {
   size_t before = (size_t)(-(uintptr_t)arena) & (ROW_ALIGN - 1);
   size_t state_bytes = (sizeof(Jpeg) + ROW_ALIGN - 1) & ~(ROW_ALIGN - 1);
   j_decompress_ptr cinfo;
@@ -314,14 +313,14 @@ int feedstock_jpeg_start(Jpeg **out, unsigned char *arena, size_t arena_bytes, c
   Jpeg *self;
 
   *out = NULL;
-  if (arena_bytes < before + state_bytes) return NO_ROOM;
+  if (arena_bytes < before + state_bytes) return OUT_OF_MEMORY;
   self = (Jpeg *)(arena + before);
   memset(self, 0, offsetof(Jpeg, text));
   self->text[0] = 0;
   self->free_at = arena + before + state_bytes;
   self->end = arena + arena_bytes;
-  self->scans_max = ask->scans_max;
-  self->accept_truncated = ask->accept_truncated != 0;
+  self->scans_max = params->scans_max;
+  self->accept_truncated = params->accept_truncated != 0;
   *out = self;
   if (SETJMP(self->jump)) return self->failed;
 
@@ -330,40 +329,41 @@ int feedstock_jpeg_start(Jpeg **out, unsigned char *arena, size_t arena_bytes, c
   self->in_header = 1;
   jpeg_read_header(cinfo, TRUE);
   self->in_header = 0;
-  if (cinfo->image_width != ask->width || cinfo->image_height != ask->height ||
-      (uint32_t)cinfo->num_components != ask->component_count)
-    fail(self, OTHER_PICTURE);
+  if (cinfo->image_width != params->width || cinfo->image_height != params->height ||
+      (uint32_t)cinfo->num_components != params->component_count)
+    fail(self, HEADER_MISMATCH);
 
   cinfo->out_color_space =
       cinfo->jpeg_color_space == JCS_CMYK || cinfo->jpeg_color_space == JCS_YCCK ? JCS_CMYK : JCS_RGB;
   cinfo->scale_num = 1;
-  cinfo->scale_denom = ask->denominator;
+  cinfo->scale_denom = params->denominator;
   cinfo->dct_method = JDCT_ISLOW;
   cinfo->do_fancy_upsampling = TRUE;
-  /* It guesses at coefficients that a cut progressive file lacks; here such a file is an error, or stays as it is. */
+  /* It guesses the coefficients that a truncated progressive file lacks; here such a file is an error, or stays as
+   * it is. */
   cinfo->do_block_smoothing = FALSE;
   jpeg_start_decompress(cinfo);
 
-  x = ask->x;
-  width = ask->columns;
+  x = params->x;
+  width = params->columns;
   jpeg_crop_scanline(cinfo, &x, &width);
   *first_column = x;
   *columns = width;
-  if (cinfo->out_color_space == JCS_CMYK) self->ink = take(self, (size_t)width * 4);
-  if (ask->own_codes) read_codes_ourselves(self, x, width, ask->y != 0);
-  if (ask->y != 0) jpeg_skip_scanlines(cinfo, ask->y);
+  if (cinfo->out_color_space == JCS_CMYK) self->cmyk = take(self, (size_t)width * 4);
+  if (params->own_codes) read_codes_ourselves(self, x, width, params->y != 0);
+  if (params->y != 0) jpeg_skip_scanlines(cinfo, params->y);
   return GOOD;
 }
 
-/* How much light of one colour two inks let through, rounded. */
+/* Light of one color that passes two inks, rounded. */
 static inline unsigned char through(unsigned a, unsigned b) {
   unsigned v = a * b + 128;
   return (unsigned char)((v + (v >> 8)) >> 8);
 }
 
-/* Inks are stored as Adobe's programs do it, as the light that is left, whether there is an Adobe marker or not: so does
- * Pillow, and so do the decoders here that are not this one. */
-static void ink_to_rgb(const unsigned char *ink, unsigned char *rgb, size_t pixels) {
+/* Inks are taken as Adobe's programs store them, as the light that is left, with or without an Adobe marker: so do
+ * Pillow and the other decoders here. */
+static void cmyk_to_rgb(const unsigned char *ink, unsigned char *rgb, size_t pixels) {
   for (; pixels != 0; pixels--, ink += 4, rgb += 3) {
     rgb[0] = through(ink[0], ink[3]);
     rgb[1] = through(ink[1], ink[3]);
@@ -371,36 +371,31 @@ static void ink_to_rgb(const unsigned char *ink, unsigned char *rgb, size_t pixe
   }
 }
 
-static void read_rows(Jpeg *self, unsigned char *out, size_t count) {
-  j_decompress_ptr cinfo = &self->cinfo;
-  size_t row_bytes = (size_t)cinfo->output_width * 3;
-  while (count != 0) {
-    JSAMPROW rows[ROWS_AT_ONCE];
-    JDIMENSION wanted = self->ink ? 1 : (JDIMENSION)(count < ROWS_AT_ONCE ? count : ROWS_AT_ONCE), row, got;
-    for (row = 0; row < wanted; row++) rows[row] = self->ink ? self->ink : out + row * row_bytes;
-    got = jpeg_read_scanlines(cinfo, rows, wanted);
-    if (got == 0) ERREXIT(cinfo, JERR_CANT_SUSPEND);
-    if (self->ink) ink_to_rgb(self->ink, out, cinfo->output_width);
-    out += got * row_bytes;
-    count -= got;
-  }
+/* Apart from `setjmp`, which leaves the variables of its own function undefined after a jump. */
+#if defined(__GNUC__)
+__attribute__((noinline))
+#endif
+static void read_row(Jpeg *self, unsigned char *out) {
+  JSAMPROW row = self->cmyk ? self->cmyk : out;
+  if (jpeg_read_scanlines(&self->cinfo, &row, 1) == 0) ERREXIT(&self->cinfo, JERR_CANT_SUSPEND);
+  if (self->cmyk) cmyk_to_rgb(self->cmyk, out, self->cinfo.output_width);
 }
 
-/* The next `count` rows, one after the other, each of `columns` pixels. The caller counts rows. */
-int feedstock_jpeg_read(Jpeg *self, unsigned char *out, size_t count) {
+/* Writes the next row, of `columns` pixels. The caller counts rows. */
+int feedstock_jpeg_read_row(Jpeg *self, unsigned char *out) {
   if (self->failed) return self->failed;
   if (SETJMP(self->jump)) return self->failed;
-  read_rows(self, out, count);
+  read_row(self, out);
   return GOOD;
 }
 
-/* Signs of damage so far, and the library's words for the first of them or for the error. */
+/* Number of warnings so far, and the library's message for the first of them or for the error. */
 uint32_t feedstock_jpeg_warnings(const Jpeg *self) { return self->warnings; }
 
 const char *feedstock_jpeg_text(const Jpeg *self) { return self->text; }
 
-/* How much of its arena the picture has used, but for what comes before the state: for the tests of the bound. */
+/* Bytes of its arena that the image has used, without those before the state: for the tests of the bound. */
 size_t feedstock_jpeg_used(const Jpeg *self) { return (size_t)(self->free_at - (const unsigned char *)self); }
 
-/* How many MCUs `huffman.h` has decoded so far: for the tests, which could not tell otherwise. */
+/* Number of MCUs that `huffman.h` has decoded so far, for the tests. */
 uint32_t feedstock_jpeg_own_mcus(const Jpeg *self) { return self->huffman ? self->huffman->done : 0; }
