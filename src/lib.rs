@@ -38,6 +38,9 @@ mod preprocess;
 mod preprocessor;
 mod sample_error;
 pub mod sampler;
+#[cfg(test)]
+#[path = "../tests/common/skip.rs"]
+mod skip;
 pub mod source;
 mod survey;
 mod sync;

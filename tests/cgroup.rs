@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::tempdir;
 
+use common::skip::{Missing, skip};
 use common::{Said, feedstock, finish, run, said, words};
 use group::{Charged, Group};
 
@@ -185,7 +186,7 @@ fn a_limit_far_below_the_budget_is_noticed() {
     let args = "bench --data DIR --size 224 --batch-size 64 --workers 2 --ram-budget 512M --max-bad 1 --json";
     let ample = run_within(520 * MIB, folder.path(), args);
     if let Some(why) = ample.alone {
-        println!("skipped: no group can be made here: {why}");
+        skip(&Missing::Privilege(&format!("a control group: {why}")));
         return;
     }
     let taken = ample.charged.firm;

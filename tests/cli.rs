@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::tempdir;
 
+use common::skip::{Missing, skip};
 use common::{
     bench, class_folders, encoded, feedstock, fifo, finish, jpeg, jpeg_header, picture, run, said, small_set, words,
 };
@@ -233,7 +234,7 @@ fn every_bad_file_is_listed_with_path_stage_and_cause() {
     fs::write(&locked, jpeg(1, 30, 30)).expect("written");
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).expect("locked");
     if fs::read(&locked).is_ok() {
-        println!("skipped: this user may read everything, so no file can be locked");
+        skip(&Missing::Privilege("a user from whom a file can be locked (this one may read everything)"));
     } else {
         bad.push(("locked.jpg", "read"));
     }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
+use common::skip::{Missing, skip};
 use common::{Said, class_folders, feedstock, finish, said, words};
 use standin::Report;
 
@@ -103,7 +104,7 @@ fn a_training_step_keeps_the_device_busy() {
 fn the_check_for_a_real_gpu_passes_on_the_stand_in() {
     let program = Path::new(env!("CARGO_BIN_EXE_feedstock")).with_file_name("examples").join("gpu_check");
     if !program.exists() {
-        eprintln!("not run: {} was not built (cargo test without --test does)", program.display());
+        skip(&Missing::Program(&format!("{} (cargo test without --test builds it)", program.display())));
         return;
     }
     let folder = tempdir().expect("a folder");

@@ -3,6 +3,9 @@
 
 #![allow(clippy::print_stdout, reason = "a skipped part is reported")]
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,7 @@ use feedstock::decode::{DecodeError, Format, Limits, probe};
 mod decoding;
 
 use decoding::decode;
+use skip::{Missing, skip};
 
 struct Fixture {
     name: String,
@@ -147,7 +151,7 @@ fn real_files(variable: &str, beside: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     collect(&folder, 3, &mut found);
     if found.is_empty() {
-        println!("skipped: no files in {} (name a folder in {variable})", folder.display());
+        skip(&Missing::Data(&format!("files in {} (or in the folder that {variable} names)", folder.display())));
     }
     found
 }

@@ -3,6 +3,9 @@
 //! `FEEDSTOCK_IMAGENET` set, those of that folder count too.
 #![allow(clippy::print_stdout, clippy::expect_used, reason = "a skipped part is reported, and a panic is the report")]
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +15,7 @@ use feedstock::transform::{Geometry, KeyedRng, RandomResizedCrop, Resampler, Tra
 use feedstock::{Preprocessor, SampleId, Seed};
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
+use skip::{Missing, skip};
 
 #[path = "common/decoding.rs"]
 mod decoding;
@@ -124,7 +128,7 @@ fn synthetic_images_match_the_whole_decoded() {
 #[test]
 fn photos_match_the_whole_decoded() {
     let Some(root) = std::env::var_os("FEEDSTOCK_IMAGENET") else {
-        println!("skipped: FEEDSTOCK_IMAGENET is not set");
+        skip(&Missing::Data("the folder that FEEDSTOCK_IMAGENET names"));
         return;
     };
     fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
+use common::skip::{Missing, skip};
 use common::{Said, feedstock, finish, jpeg, run, said, small_set};
 
 fn pack(source: &Path, dst: &Path, more: &str) -> Said {
@@ -165,7 +166,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_is_told_of_and_more_room_is_used() {
     let Some(disk) = SmallDisk::of("2M") else {
-        println!("skipped: no file system can be mounted here");
+        skip(&Missing::Privilege("to mount a file system"));
         return;
     };
     let (set, dst) = (large_set(20, (1000, 800)), disk.0.path().join("set"));

@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::skip::{Missing, skip};
 use common::{class_folders, feedstock, finish, said, words};
 use group::Group;
 
@@ -75,7 +76,7 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     let group = match Group::make(limit) {
         Ok(group) => group,
         Err(why) => {
-            println!("skipped: no memory control group can be made here: {why}");
+            skip(&Missing::Privilege(&format!("a memory control group: {why}")));
             return;
         }
     };

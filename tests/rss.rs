@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use common::skip::{self, Missing};
 use common::{class_folders, feedstock, finish, imagenet_sample, said, words};
 
 const MIB: u64 = 1 << 20;
@@ -79,7 +80,7 @@ fn the_process_stays_within_its_budget_on_pictures_made_up() {
 fn the_process_stays_within_its_budget_on_photographs() {
     match imagenet_sample() {
         Some(folder) => check(&folder, "--epochs 3"),
-        None => println!("skipped: there is no sample of ImageNet beside the repository"),
+        None => skip::skip(&Missing::Data("the sample of ImageNet beside the repository")),
     }
 }
 

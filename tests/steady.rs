@@ -1,6 +1,9 @@
 //! What a long run must not do: grow, or leave threads behind. Each test has the process to itself.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::io::Cursor;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,6 +12,7 @@ use feedstock::source::MemorySource;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{ByteCount, DType, Loader, host};
 use image::{ExtendedColorType, ImageEncoder};
+use skip::{Missing, skip};
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -49,7 +53,7 @@ fn threads_named(prefix: &str) -> Vec<String> {
 fn a_hundred_epochs_leave_the_resident_size_where_it_was() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if host::process_memory().rss == ByteCount(0) {
-        println!("skipped: this system does not tell the resident size of a process");
+        skip(&Missing::Privilege("the resident size of a process from this system"));
         return;
     }
     let loader = loader();

@@ -14,6 +14,8 @@ mod held;
 mod servers;
 #[path = "store/shards.rs"]
 mod shards;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::fs;
 use std::io::Read;

@@ -239,6 +239,7 @@ fn read() -> HostFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skip::{Missing, skip};
 
     #[test]
     fn the_real_machine_is_consistent() {
@@ -317,7 +318,7 @@ mod tests {
         let cpu = make_group("cpu", [("cpu.cfs_quota_us", "50000"), ("cpu.max", "50000 100000")]);
         let dirs: Vec<&str> = [&memory, &cpu].into_iter().flatten().filter_map(|group| group.0.to_str()).collect();
         if dirs.is_empty() {
-            println!("skipped: no control group with limits can be made here");
+            skip(&Missing::Privilege("a control group with limits"));
             return;
         }
         let seen = fixture::run_alone("host::tests::the_limits_of_a_real_group_are_seen", &dirs.join("\n"));

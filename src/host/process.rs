@@ -89,6 +89,7 @@ fn parse_status(text: &str) -> ProcessMemory {
 mod tests {
     use super::super::fixture::{alone, run_alone};
     use super::*;
+    use crate::skip::{Missing, skip};
 
     #[test]
     fn a_status_is_parsed_and_garbage_is_zero() {
@@ -123,7 +124,7 @@ mod tests {
         assert!(during.anon.0 >= before.anon.0 + BYTES * 9 / 10, "{before:?} {during:?}");
         assert!(during.peak_rss >= during.rss, "{during:?}");
         if !reset_peak_rss() {
-            println!("skipped: the peak cannot be reset here");
+            skip(&Missing::Privilege("to reset the peak of resident memory"));
             return;
         }
         let after = process_memory();

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, mkfifoat, openat};
 use tempfile::TempDir;
 
 use super::*;
+use crate::skip::{Missing, skip};
 
 fn tree(files: &[&str]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -331,7 +332,7 @@ fn entries_without_permission_are_reported() {
     // Can be listed, but not entered.
     mode("c", 0o400);
     if File::open(root.path().join("a/locked.jpg")).is_ok() {
-        println!("skipped: this user may read everything");
+        skip(&Missing::Privilege("a user from whom a file can be locked (this one may read everything)"));
         return;
     }
     let folder = open(&root);
@@ -396,7 +397,7 @@ fn the_index_of_a_small_folder_is_small() {
 fn real_images_are_indexed() {
     let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/datasets/imagenet-sample-500"));
     if !root.is_dir() {
-        println!("skipped: no {}", root.display());
+        skip(&Missing::Data(&root.display().to_string()));
         return;
     }
     let folder = ImageFolder::open(&root).unwrap();

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::skip::{Missing, skip};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tempfile::tempdir;
@@ -156,10 +157,9 @@ fn measured(browser: &Path, html: &str, width: u32, scheme: u32) -> Value {
 }
 
 /// Opens a page in the browser, on a phone and on a desk, light and dark, and on paper. Where there is none, it says so.
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub fn check_page(page: &Path, charts: u64) {
     let Some(browser) = chromium() else {
-        eprintln!("skipped: no Chromium in PATH, nor named by FEEDSTOCK_CHROMIUM");
+        skip(&Missing::Program("Chromium, in PATH or named by FEEDSTOCK_CHROMIUM"));
         return;
     };
     let page = page.canonicalize().expect("the page is there");

@@ -1,6 +1,8 @@
 //! What tests of the whole program share: data made on the spot, and running the binary with a limit on the time.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part of it")]
 
+pub mod skip;
+
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};

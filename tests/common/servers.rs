@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use crate::skip::{Missing, skip};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::runtime::{Builder, Runtime};
@@ -79,7 +80,7 @@ impl Nginx {
         openssl.args(["-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"]).arg(&key);
         openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
         if !openssl.arg("-out").arg(&certificate).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
-            eprintln!("skipped: there is no openssl that makes certificates");
+            skip(&Missing::Program("openssl"));
             return None;
         }
         let lines = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
@@ -88,7 +89,7 @@ impl Nginx {
 
     fn start_with(root: &Path, scratch: &Path, protocol: &str, lines: &str) -> Option<Self> {
         if Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
-            eprintln!("skipped: there is no nginx (apt-get install nginx-light)");
+            skip(&Missing::Program("nginx (apt-get install nginx-light)"));
             return None;
         }
         // Free a moment ago: nginx cannot be told to take any port.

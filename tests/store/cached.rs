@@ -1,5 +1,6 @@
 //! The cache on a disk: what it saves, what processes do to each other's, what a killed one leaves.
 
+use crate::skip::{Missing, skip};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -150,7 +151,7 @@ fn a_full_disk_switches_the_cache_off_and_reads_go_on() {
         .stderr(std::process::Stdio::null())
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: a small file system cannot be mounted here");
+        skip(&Missing::Privilege("to mount a file system"));
         return;
     }
     let mounted = Mounted(folder.path());
