@@ -1,8 +1,8 @@
-//! What looking costs: `feedstock bench` against the bare loop over a loader that is built alike, and against itself with a
-//! timeline. Each run is a process of its own; the three take turns, and the ratios of the turns are what counts.
+//! Cost of observation: `feedstock bench` compared with the bare loop over an equal loader, and with itself with a
+//! timeline. Each run is a process of its own; the three take turns, and the ratios within a turn count.
 //!
-//! `cargo bench --bench overhead` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR as for the bench of the loader. It prints the
-//! rows that `docs/BENCHMARKS.md` shows.
+//! `cargo bench --bench overhead` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR as for `--bench loader`. It prints the
+//! rows of the table in `docs/BENCHMARKS.md`.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
 use std::env;
@@ -46,19 +46,19 @@ fn main() -> Result<()> {
                     _ => program(&folder, size, which == 2)?,
                 };
             }
-            // The first round warms the files up.
+            // The first round warms the page cache.
             if round > 0 {
                 rates.push(turn[0]);
                 benched.push(turn[1] / turn[0]);
                 traced.push(turn[2] / turn[1]);
             }
         }
-        println!("| {name} | {:.0} | {} | {} |", median(&mut rates), told(&mut benched), told(&mut traced));
+        println!("| {name} | {:.0} | {} | {} |", median(&mut rates), spread(&mut benched), spread(&mut traced));
     }
     Ok(())
 }
 
-/// The loop that a trainer has, and nothing else.
+/// The bare loop of a trainer. Returns images per second.
 fn bare(folder: &Path, size: u32) -> Result<f64> {
     let loader = Loader::builder(ImageFolder::open(folder)?)
         .batch_size(64)
@@ -68,7 +68,7 @@ fn bare(folder: &Path, size: u32) -> Result<f64> {
         .workers(WORKERS)
         .build()?;
     let (mut images, mut began) = (0, Instant::now());
-    // The same epochs as the program's: the one that warms up comes after the others in number.
+    // The same epochs as the program's: the warm-up epoch has the number after the others.
     for epoch in [EPOCHS].into_iter().chain(0..EPOCHS) {
         if epoch == 0 {
             (images, began) = (0, Instant::now());
@@ -89,11 +89,11 @@ fn program(folder: &Path, size: &str, trace: bool) -> Result<f64> {
     if trace {
         command.arg("--trace").arg(&timeline);
     }
-    let told: serde_json::Value = serde_json::from_str(&run(&mut command)?)?;
+    let report: serde_json::Value = serde_json::from_str(&run(&mut command)?)?;
     if trace {
         std::fs::remove_file(timeline)?;
     }
-    told["images_per_s"].as_f64().ok_or_else(|| "no speed was told".into())
+    report["images_per_s"].as_f64().ok_or_else(|| "the report has no images_per_s".into())
 }
 
 fn run(command: &mut Command) -> Result<String> {
@@ -109,8 +109,8 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// The median of ratios, and where the middle half of them lies.
-fn told(ratios: &mut [f64]) -> String {
+/// The median of ratios and their middle half.
+fn spread(ratios: &mut [f64]) -> String {
     let middle = median(ratios);
     let quarter = ratios.len() / 4;
     format!("{middle:.3} ({:.3} to {:.3})", ratios[quarter], ratios[ratios.len() - 1 - quarter])

@@ -1,4 +1,4 @@
-//! `feedstock bench` as its users meet it: many runs and their report, parts alone, the timeline, the metrics.
+//! `feedstock bench` from the command line: sweeps and their report, stages alone, the timeline, the metrics.
 #![cfg(feature = "cli")]
 
 mod browser;
@@ -21,7 +21,7 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 }
 
 #[test]
-fn several_budgets_and_workers_run_in_turn_beside_their_parts_and_become_a_report() {
+fn sweep_runs_every_combination_and_writes_a_report() {
     let set = small_set();
     let place = tempdir().expect("a folder");
     let (csv, out) = (place.path().join("runs.csv"), place.path().join("out"));
@@ -45,7 +45,7 @@ fn several_budgets_and_workers_run_in_turn_beside_their_parts_and_become_a_repor
         assert!(point["wait_p50_s"].as_f64() <= point["wait_p99_s"].as_f64(), "{point}");
         let share = point["predicted_share"].as_f64().expect("there is a step");
         assert!(0.0 < share && share <= 1.0, "{point}");
-        assert_eq!((list(point, "stages").len(), list(point, "journey").len()), (5, 7), "{point}");
+        assert_eq!((list(point, "stages").len(), list(point, "sample_latency").len()), (5, 7), "{point}");
         assert_eq!(list(point, "slowest").len(), 12, "there are no more samples: {point}");
         let waits: u64 = list(point, "waits").iter().filter_map(|bucket| bucket["count"].as_u64()).sum();
         assert_eq!(waits, 3, "one for each batch: {point}");
@@ -62,15 +62,15 @@ fn several_budgets_and_workers_run_in_turn_beside_their_parts_and_become_a_repor
     }
     let kept: Value = serde_json::from_slice(&fs::read(out.join("report.json")).expect("written")).expect("JSON");
     assert_eq!(kept, swept, "the same numbers");
-    for chart in ["utilisation", "throughput", "memory", "waterfall", "latency"] {
+    for chart in ["utilization", "throughput", "memory", "waterfall", "batch_wait"] {
         let svg = fs::read_to_string(out.join(format!("{chart}.svg"))).expect("written");
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{chart}");
     }
     browser::check_page(&out.join("index.html"), 5);
 
-    // Another one in its place leaves nothing behind that is not its own.
+    // Another report in the same folder removes charts that it does not have.
     bench(set.path(), &format!("--ram-budget 64M --rounds 1 --report {}", out.display())).ok();
-    assert!(!out.join("utilisation.svg").exists() && out.join("throughput.svg").exists(), "there was no step");
+    assert!(!out.join("utilization.svg").exists() && out.join("throughput.svg").exists(), "there was no step");
 
     let refused = run(words("plan --data DIR --workers 1,2", set.path()));
     assert_eq!(refused.code, Some(2), "{refused:?}");
@@ -87,7 +87,7 @@ fn several_budgets_and_workers_run_in_turn_beside_their_parts_and_become_a_repor
 }
 
 #[test]
-fn parts_run_alone_beside_what_the_machine_allows() {
+fn stages_run_alone_with_a_ceiling() {
     let set = small_set();
     for (mode, more) in [("decode", ""), ("read", ""), ("transfer", "--output f32"), ("transfer", "--device sim")] {
         let alone =
@@ -100,14 +100,14 @@ fn parts_run_alone_beside_what_the_machine_allows() {
     }
     let none = bench(set.path(), "--mode transfer --layout nhwc --device cpu").ok();
     assert!(none.out.contains("nothing is transferred"), "{none:?}");
-    fs::write(set.path().join("ant/broken.jpg"), "no picture").expect("written");
+    fs::write(set.path().join("ant/broken.jpg"), "no image").expect("written");
     bench(set.path(), "--mode decode --workers 1 --ram-budget 256M").ok();
     let tight = bench(set.path(), "--mode decode --workers 2 --ram-budget 60K");
     assert_eq!(tight.code, Some(3), "{tight:?}");
 }
 
 #[test]
-fn a_real_model_may_be_the_consumer() {
+fn a_model_may_be_the_consumer() {
     let set = small_set();
     let more =
         "--model small --output f32 --normalize --ram-budget 64M --workers 1 --epochs 2 --warmup-epochs 1 --json";
@@ -125,9 +125,9 @@ fn a_real_model_may_be_the_consumer() {
 }
 
 #[test]
-fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
+fn timeline_has_every_sample_and_batch_and_changes_nothing() {
     let (set, place) = (tempdir().expect("a folder"), tempdir().expect("a folder"));
-    // Large enough that each sample is drawn, however fast the machine.
+    // Large enough that each sample takes a visible time on a fast machine.
     class_folders(set.path(), &["ant", "bee"], 6, &[(500, 400)]);
     let path = place.path().join("timeline.json");
     let more = "--workers 2 --ram-budget 64M --device sim:step=15ms --epochs 2 --json";
@@ -143,7 +143,7 @@ fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
     for stage in ["admit", "transfer", "next", "copy", "convert"] {
         assert_eq!(named("X", stage), 6, "{stage}");
     }
-    // The trainer's call, and what it sets going on the device.
+    // The trainer's call, and its work on the device.
     assert_eq!(named("X", "step"), 12);
     let arrows: BTreeMap<&str, BTreeSet<&str>> = ["s", "t", "f"]
         .into_iter()
@@ -169,7 +169,7 @@ fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
     ];
     assert!(expected.iter().all(|name| threads.contains(name)), "{threads:?}");
     assert!(events.iter().any(|event| event["ph"] == "C" && event["args"]["slots"].as_u64() > Some(0)));
-    // On a thread, slices lie within each other or apart: a viewer draws nothing else.
+    // Slices of a thread are nested or disjoint: viewers draw no others.
     let mut by_thread: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
     for event in events.iter().filter(|event| event["ph"] == "X") {
         let number = |key: &str| event[key].as_f64().expect("a number");
@@ -182,9 +182,9 @@ fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
         slices.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)));
         let mut open: Vec<f64> = Vec::new();
         for (begin, end) in slices {
-            // Ends are sums, and so a little beside where the next slice begins.
+            // Ends are sums, and so differ a little from the start of the next slice.
             open.retain(|outer| *outer > begin + 0.0005);
-            assert!(open.iter().all(|outer| end <= outer + 0.002), "a slice of thread {thread} sticks out");
+            assert!(open.iter().all(|outer| end <= outer + 0.002), "slices of thread {thread} overlap");
             open.push(end);
         }
     }
@@ -193,7 +193,7 @@ fn a_timeline_shows_every_sample_and_batch_and_changes_nothing() {
     assert!(refused.err.contains("cannot write /proc/nowhere/t.json"), "{refused:?}");
 }
 
-/// What the server says at this path.
+/// The server's response to a request.
 fn get(address: &str, request: &str) -> String {
     let mut connection = TcpStream::connect(address).expect("it listens");
     connection.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
@@ -204,7 +204,7 @@ fn get(address: &str, request: &str) -> String {
 }
 
 #[test]
-fn metrics_are_served_while_it_runs_as_the_documents_name_them() {
+fn served_metrics_are_the_documented_ones() {
     let set = small_set();
     let more = "bench --data DIR --size 32 --batch-size 5 --ram-budget 64M --device sim:step=1ms --epochs 1000000 \
                 --metrics 127.0.0.1:0";
@@ -214,12 +214,12 @@ fn metrics_are_served_while_it_runs_as_the_documents_name_them() {
     let mut line = String::new();
     let address = loop {
         line.clear();
-        assert!(lines.read_line(&mut line).expect("readable") > 0, "it said where");
+        assert!(lines.read_line(&mut line).expect("readable") > 0, "it printed the address");
         if let Some(address) = line.trim().strip_prefix("note: metrics at http://") {
             break address.trim_end_matches("/metrics").to_owned();
         }
     };
-    // Silent connections take no one's place for good, and keep nothing from ending.
+    // Silent connections neither block others nor the end of the program.
     let _silent: Vec<_> = (0..4).filter_map(|_| TcpStream::connect(&address).ok()).collect();
     let metrics = loop {
         let metrics = get(&address, "GET /metrics");
@@ -253,7 +253,7 @@ fn metrics_are_served_while_it_runs_as_the_documents_name_them() {
             names.insert(family.to_owned());
         }
     }
-    // This device holds no memory of a GPU.
+    // The simulated device has no GPU memory.
     let mut told: BTreeSet<_> = kinds.keys().map(|name| (*name).to_owned()).collect();
     assert!(told.contains("feedstock_device_memory_bytes") && names.is_subset(&told));
     let document = include_str!("../docs/METRICS.md");

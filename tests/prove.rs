@@ -1,4 +1,4 @@
-//! `feedstock prove`, as its users meet it: the figure, the numbers, and the ways in which it fails.
+//! `feedstock prove` from the command line: the figure, the numbers, and its failures.
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
 mod common;
@@ -18,7 +18,7 @@ use tempfile::{TempDir, tempdir};
 use common::{Said, class_folders, feedstock, finish, said, words};
 use xml::{Element, elements};
 
-/// A folder of pictures, and a place for the figure outside of it.
+/// A folder of images, and a path for the figure outside of it.
 struct Place {
     root: TempDir,
 }
@@ -51,15 +51,15 @@ impl Place {
     }
 }
 
-/// The values of two attributes of every mark of a class, in the order in which they are drawn.
-fn marks(elements: &[Element], class: &str, value: &str) -> Vec<(u64, f64)> {
+/// Coordinates of every mark of a series, in the order in which they are drawn.
+fn marks(elements: &[Element], series: &str) -> Vec<(u64, f64)> {
     let number = |element: &Element, key: &str| -> Option<f64> {
         element.1.iter().find(|(name, _)| name == key)?.1.parse().ok()
     };
     elements
         .iter()
-        .filter(|(_, attributes)| attributes.iter().any(|(key, is)| key == "class" && is == class))
-        .filter_map(|element| Some((number(element, "data-budget")? as u64, number(element, value)?)))
+        .filter(|(_, attributes)| attributes.iter().any(|(key, is)| key == "data-series" && is == series))
+        .filter_map(|element| Some((number(element, "data-x")? as u64, number(element, "data-y")?)))
         .collect()
 }
 
@@ -85,19 +85,17 @@ fn the_figure_the_table_and_the_json_agree() {
     let elements = elements(&svg);
     assert_eq!(elements[0].0, "svg");
     assert!(elements.iter().all(|(name, _)| name != "script") && !svg.contains("href"), "it stands alone");
-    for word in ["y = x", "requested RAM budget", "images / s", "MiB", "minimum", "knee", "prefers-color-scheme"] {
+    for word in ["y = x", "RAM budget", "images per second", "MiB", "minimum", "knee", "prefers-color-scheme"] {
         assert!(svg.contains(word), "{word}: {svg}");
     }
-    for (class, attribute, key) in [
-        ("peak-at", "data-bytes", "peak_rss_bytes"),
-        ("planned-at", "data-bytes", "planned_bytes"),
-        ("speed-at", "data-rate", "images_per_s"),
-    ] {
+    for (series, key) in
+        [("measured peak", "peak_rss_bytes"), ("planned", "planned_bytes"), ("throughput", "images_per_s")]
+    {
         let expected: Vec<(u64, f64)> = of("budget_bytes").iter().map(|budget| *budget as u64).zip(of(key)).collect();
-        assert_eq!(marks(&elements, class, attribute), expected, "{class}");
+        assert_eq!(marks(&elements, series), expected, "{series}");
     }
 
-    // One bench says the same of itself.
+    // A bench alone reports the same.
     let data = place.data();
     let bench = "bench --data DIR --size 32 --batch-size 5 --workers 2 --epochs 2 --ram-budget 64M --json";
     let bench = common::run(words(bench, &data)).ok().json();
@@ -112,7 +110,7 @@ fn the_figure_the_table_and_the_json_agree() {
 }
 
 #[test]
-fn with_no_budgets_named_it_climbs_from_the_minimum() {
+fn default_budgets_start_at_the_minimum() {
     let place = Place::new();
     let json = place.prove("--workers 1 --epochs 1 --json").ok().json();
     let points = json["points"].as_array().expect("points");
@@ -122,7 +120,7 @@ fn with_no_budgets_named_it_climbs_from_the_minimum() {
 }
 
 #[test]
-fn what_cannot_be_proven_is_refused_with_words() {
+fn invalid_arguments_and_bad_data_are_refused() {
     let place = Place::new();
     for (more, code, expected) in [
         ("--budgets 1M,64M", 3, "is too small"),
@@ -136,7 +134,7 @@ fn what_cannot_be_proven_is_refused_with_words() {
         assert!(!place.figure().exists(), "{more}");
     }
     for name in ["ant/bad.jpg", "ant/worse.jpg", "bee/worst.jpg"] {
-        fs::write(place.data().join(name), "no picture").expect("written");
+        fs::write(place.data().join(name), "no image").expect("written");
     }
     let failed = place.prove("--budgets 64M --json");
     assert_eq!(failed.code, Some(4), "{failed:?}");
@@ -151,13 +149,13 @@ fn what_cannot_be_proven_is_refused_with_words() {
     assert!(nowhere.err.contains("cannot write /nonexistent/figure.svg"), "{nowhere:?}");
 }
 
-/// The processes that a process has started.
+/// Child processes of a process.
 fn children(pid: u32) -> Vec<i32> {
     let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Waits until a run is under way, and returns its process.
+/// Waits until a run has started, and returns its process.
 fn run_of(prover: &Child) -> Pid {
     let since = Instant::now();
     loop {
@@ -170,7 +168,7 @@ fn run_of(prover: &Child) -> Pid {
 }
 
 #[test]
-fn a_run_that_is_killed_is_a_promise_not_kept() {
+fn killed_run_fails_the_proof() {
     let place = Place::new();
     let prover = place.start("--budgets 64M --epochs 4000000000 --json");
     kill_process(run_of(&prover), Signal::KILL).expect("sent");
@@ -181,7 +179,7 @@ fn a_run_that_is_killed_is_a_promise_not_kept() {
 }
 
 #[test]
-fn ctrl_c_ends_the_run_under_way_and_sums_up() {
+fn ctrl_c_ends_the_run_and_prints_the_report() {
     let place = Place::new();
     let prover = place.start("--budgets 64M --epochs 4000000000");
     let run = run_of(&prover);
@@ -190,7 +188,7 @@ fn ctrl_c_ends_the_run_under_way_and_sums_up() {
     let ended = said(finish(prover));
     let took = since.elapsed();
     assert_eq!(ended.code, Some(130), "{ended:?}");
-    // It is well under a second on a machine that does nothing else.
+    // Well under a second on an idle machine.
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert!(ended.out.contains("ended early   interrupted") && ended.out.contains("no run has ended"), "{ended:?}");
     assert!(ended.err.contains("interrupted: "), "{ended:?}");

@@ -1,7 +1,7 @@
-"""What all peers share: their arguments, the list of files, and the loop that takes the batches.
+"""Shared code of all peers: arguments, the list of files, and the loop that consumes the batches.
 
-A peer gives an endless (or long enough) stream of batches in NCHW order. `consume` takes one pass or more to warm up,
-measures the next ones, and prints one JSON line at the very moment that the last measured batch has arrived.
+A peer yields an endless (or long enough) stream of batches in NCHW order. `consume` warms up for one pass or more,
+measures the next ones, and prints one JSON line as soon as the last measured batch has arrived.
 """
 
 import argparse
@@ -26,14 +26,14 @@ def arguments():
     parser.add_argument("--warmup-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--step-ms", type=float, default=0, help="pause after each batch, as a training step would")
-    parser.add_argument("--ram-budget", type=int, help="MiB, for those that can be told")
+    parser.add_argument("--ram-budget", type=int, help="MiB, for loaders with a memory limit")
     parser.add_argument("--variant", default="")
     parser.add_argument("--check", action="store_true", help="describe the pixels instead of measuring")
     args = parser.parse_args()
     args.paths, args.labels = files(args.data)
     if args.check:
         args.warmup_epochs, args.epochs = 0, 1
-    # A batch may cross the end of the warm-up: one more must be there.
+    # A batch may cross the end of the warm-up, so there must be one more.
     args.total = len(args.paths) * (args.warmup_epochs + args.epochs) + args.batch_size
     return args
 
@@ -49,7 +49,7 @@ def files(root):
 
 
 def random_resized_crop(random, width, height):
-    """Where to cut (w, h, x, y), as torchvision chooses it, for peers that have no such thing."""
+    """A crop (w, h, x, y) as torchvision chooses it, for peers without a random resized crop."""
     for _ in range(10):
         area = width * height * random.uniform(*SCALE)
         ratio = math.exp(random.uniform(*map(math.log, RATIO)))
@@ -61,7 +61,7 @@ def random_resized_crop(random, width, height):
 
 
 def consume(args, batches):
-    """Takes `(images, labels)` from a stream until enough have been measured."""
+    """Consumes `(images, labels)` from a stream until enough images are measured."""
     if args.check:
         return check(args, batches)
     warmup, measured = (len(args.paths) * n for n in (args.warmup_epochs, args.epochs))
@@ -70,11 +70,11 @@ def consume(args, batches):
     for pixels, _ in batches:
         count = int(pixels.shape[0])
         assert tuple(pixels.shape[1:]) == (3, args.size, args.size), pixels.shape
-        checksum += float(pixels[-1, -1, -1, -1])  # one element: the batch is really there
+        checksum += float(pixels[-1, -1, -1, -1])  # reads one element, so that the batch must exist
         if args.step_ms:
             time.sleep(args.step_ms / 1000)
         if seen == 0:
-            print(json.dumps({"first_batch": True}), flush=True)  # the time is taken outside
+            print(json.dumps({"first_batch": True}), flush=True)  # the parent process measures the time
         seen += count
         if began is not None:
             images += count
@@ -83,12 +83,12 @@ def consume(args, batches):
         if images >= measured:
             break
     seconds = time.monotonic() - began
-    assert images >= measured, f"only {images} of {measured} images came"
+    assert images >= measured, f"only {images} of {measured} images arrived"
     print(json.dumps({"images": images, "seconds": seconds, "dtype": str(pixels.dtype), "checksum": checksum}), flush=True)
 
 
 def check(args, batches):
-    """One pass, described: how many images, and their mean, deviation and detail on the scale 0 to 255."""
+    """Describes one pass: number of images, and their mean, deviation and detail on the scale 0 to 255."""
     import numpy as np
 
     count, sums, squares, detail = 0, np.zeros(3), np.zeros(3), 0.0
@@ -103,7 +103,7 @@ def check(args, batches):
         classes.update(labels[:kept].ravel().tolist())
         sums += values.sum((0, 2, 3))
         squares += (values**2).sum((0, 2, 3))
-        # How much neighbours differ: more than others have, without antialiasing.
+        # Mean difference of neighbors, which is larger without antialiasing.
         detail += np.abs(np.diff(values, axis=3)).mean() * kept
         if count >= len(args.paths):
             break

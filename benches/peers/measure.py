@@ -1,4 +1,4 @@
-"""Runs a command and measures its whole process tree from outside, the same way for every loader."""
+"""Runs a command and measures its whole process tree from outside, in the same way for every loader."""
 
 import json
 import os
@@ -8,18 +8,18 @@ import threading
 import time
 
 TICK = os.sysconf("SC_CLK_TCK")
-PERIOD = 0.05  # seconds between two looks
-SHARE = 0.05  # of one core, that looking at memory may cost at most
+PERIOD = 0.05  # seconds between two samples
+SHARE = 0.05  # maximum share of one core for measuring memory
 
 
 class Tree:
-    """A process and its descendants: their CPU time, also of those that have gone, and their memory."""
+    """A process and its descendants: their CPU time, including ended ones, and their memory."""
 
     def __init__(self, root):
         self.root, self.cpu, self.alive = root, {}, [root]
 
     def find(self):
-        """Who belongs to the tree now: one walk over all processes."""
+        """Finds the current processes of the tree in one walk over all processes."""
         children = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             if (stat := self.stat(pid)) is not None:

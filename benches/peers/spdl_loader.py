@@ -21,7 +21,7 @@ def main():
         path, label = sample
         packets = spdl.io.demux_image(path)
         w, h, x, y = common.random_resized_crop(random, packets.width, packets.height)
-        # swscale's bilinear filter grows as a picture shrinks: that is antialiasing.
+        # swscale's bilinear filter widens as an image shrinks, which antialiases.
         filters = [f"crop={w}:{h}:{x}:{y}:exact=1", f"scale={args.size}:{args.size}:flags=bilinear", "format=rgb24"]
         if random.random() < 0.5:
             filters.append("hflip")

@@ -1,8 +1,8 @@
-//! Owns `feedstock bench`: one configuration of the loader, run alone and measured. It must never hold memory of its own
-//! that is worth counting: what it measures is the process.
+//! `feedstock bench`: runs and measures one configuration of the loader. Several configurations are a sweep, whose runs
+//! are processes of their own. The command itself holds next to no memory, since it measures the process.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -15,94 +15,95 @@ use feedstock::train::ModelKind;
 use feedstock::transform::{IMAGENET, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
 use feedstock::{Batch, ByteCount, CpuBudget, Error, Loader, OnBadSample, Source, State, Stats, ram_budget_here};
 
-use super::Context;
 use super::data::{self, LoaderArgs, MovesTold};
-use super::failure::{Failure, print};
+use super::failure::Failure;
 use super::place::Place;
 use super::progress::Progress;
 use super::watch::WatchArgs;
+use super::{Context, lock};
 
-mod alone;
-mod learn;
+mod bottleneck;
 mod outcome;
 mod page;
 mod report;
-mod stall;
+mod stage_bench;
 mod sweep;
+mod train_consumer;
 
 use report::Report;
+pub(crate) use report::RunReport;
 
 const MORE: &str = "\
-Every batch is taken and dropped at once. The digest (XXH3, 64 bits) covers all bytes, labels and ids in order: it is the \
-same for any number of workers and any budget. --transform: rrc is a random part, mirrored or not (training); center the \
-central square of the picture scaled to 8/7 of the size (validation); resize the whole picture, stretched.
+Every batch is dropped at once. The digest (XXH3, 64 bits) covers all bytes, labels and ids in order: it is the same \
+for any number of workers and any budget. --transform: rrc is a random resized crop with random flip (training); \
+center is the center crop of the image resized to 8/7 of the size (validation); resize is the whole image, stretched.
 
-With several --ram-budget or --workers, or with --report, each combination and each part alone runs in a process of its own, \
-in turn; the middle of --rounds runs counts, and the fewest workers that are as good as any are named. \"Expected\" and \
-\"predicted\" follow from the parts alone and the step.
+With several --ram-budget or --workers, or with --report, each combination and each stage alone runs in a process of \
+its own, in turn; the median of --rounds counts, and the fewest workers that are as good as any are named. \
+\"Expected\" and \"predicted\" are computed from the stages alone and the step.
 
 Examples:
-  feedstock bench --data photos/train --workers 1,2,4 --ram-budget 256M,1G --step-ms 20 --report out
-  feedstock bench --data photos/train --ram-budget 1G --trace timeline.json
-  feedstock bench --data photos/train --ram-budget 256M --workers 2 --epochs 3 --json";
+  feedstock bench --data images/train --workers 1,2,4 --ram-budget 256M,1G --step-ms 20 --report out
+  feedstock bench --data images/train --ram-budget 1G --trace timeline.json
+  feedstock bench --data images/train --ram-budget 256M --workers 2 --epochs 3 --json";
 
-/// Run the loader alone, and measure it
+/// Run and measure the loader alone
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     loader: LoaderArgs,
-    /// The whole loader, or alone: decode, read, transfer
+    /// The whole loader, or one stage: decode, read, transfer
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Mode::Loader)]
     mode: Mode,
-    /// Epochs that are measured
+    /// Number of measured epochs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
-    /// Epochs that are run before
+    /// Number of epochs before the measured ones
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1 << 32))]
     warmup_epochs: u64,
-    /// What is shown of a picture: rrc, center or resize
-    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Cut::Rrc)]
-    transform: Cut,
-    /// Normalise by ImageNet's mean and deviation (not u8)
+    /// Crop of an image: rrc, center or resize
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Crop::Rrc)]
+    transform: Crop,
+    /// Normalize by ImageNet's mean and deviation (not u8)
     #[arg(long)]
     normalize: bool,
     /// Seed of every random choice
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Take the samples in their order in the folder
+    /// Read the samples in their stored order
     #[arg(long)]
     no_shuffle: bool,
     /// Leave out a last batch that is not full
     #[arg(long)]
     drop_last: bool,
-    /// What of a bad sample: fail, substitute or mask
+    /// Policy for a bad sample: fail, substitute or mask
     #[arg(long, value_name = "POLICY", default_value_t = OnBadSample::Substitute)]
     on_bad_sample: OnBadSample,
-    /// The share of samples that may be bad, 0 to 1
+    /// Maximum share of bad samples, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     max_bad: f64,
-    /// Which share of each epoch this process gets
+    /// Rank of this process: its share of each epoch
     #[arg(long, value_name = "N", default_value_t = 0)]
     rank: u64,
-    /// How many processes share an epoch
+    /// Number of processes that share an epoch
     #[arg(long, value_name = "N", default_value_t = 1)]
     world_size: u64,
-    /// A training step, which keeps the device busy [default: sim's, or 0]
+    /// Duration of a simulated training step [default: sim's, or 0]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=3_600_000))]
     step_ms: Option<u64>,
-    /// Train a model in place of such a step: small or large
+    /// Train a model instead of a simulated step: small or large
     #[arg(long, value_name = "MODEL")]
     model: Option<ModelKind>,
-    /// Do not read batches back from a device; there is no digest then
+    /// Do not read batches back from a device for the digest
     #[arg(long)]
     no_digest: bool,
     #[command(flatten)]
     watch: WatchArgs,
-    /// How often each combination of several values is run
+    /// Number of runs of each combination
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
-    /// Write a line for each of its runs to a file
+    /// Write a line per run of a sweep to a CSV file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Write a page with charts (index.html, SVG, JSON, CSV) to a folder
@@ -113,7 +114,7 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
-/// What is run.
+/// Subject of a run.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Mode {
     Loader,
@@ -122,41 +123,41 @@ enum Mode {
     Transfer,
 }
 
-/// What is cut out of a picture.
+/// Crop of an image.
 #[derive(Clone, Copy, ValueEnum)]
-enum Cut {
+enum Crop {
     Rrc,
     Center,
     Resize,
 }
 
-/// How far a run has got; shared with whoever has to tell of it when the run cannot.
+/// Progress of a run, shared with the thread that reports when the run is interrupted.
 #[derive(Clone, Default)]
 struct Tally {
     images: u64,
     batches: u64,
     epochs: u64,
-    /// Since the program began.
+    /// Time from the program's start to the first batch.
     first_batch: Option<Duration>,
     began: Option<Instant>,
     took: Option<Duration>,
-    /// What there was before the measured epochs.
+    /// Counters before the measured epochs.
     before: Option<Stats>,
-    /// How busy the device was in the measured epochs.
+    /// Utilization of the device in the measured epochs.
     used: Option<Utilization>,
     digest: u64,
-    /// Where a model is trained: the share of the time in which it was.
+    /// Share of the time in which the model trained, if there is one.
     trained: Option<f64>,
     /// The next batch.
     state: State,
-    /// When the first epoch began, measured or not.
+    /// Start of the first epoch, measured or not.
     fed_since: Option<Instant>,
-    /// Processor time that the process had used by then.
+    /// CPU time of the process until then.
     cpu_before: Duration,
 }
 
 impl Tally {
-    /// How busy the device was from the first measured epoch until these counters.
+    /// Utilization of the device from the first measured epoch until these counters.
     fn used_until(&self, now: &Stats) -> Option<Utilization> {
         let before = self.before.as_ref().and_then(|before| before.device).unwrap_or_default();
         now.device.map(|now| now.since(&before))
@@ -176,13 +177,13 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
-    if sweep::is_asked(args) {
+    if sweep::is_requested(args) {
         return sweep::run(args, context);
     }
     if args.mode != Mode::Loader {
-        return alone::run(args, context);
+        return stage_bench::run(args, context);
     }
-    learn::check(args)?;
+    train_consumer::check(args)?;
     let folder = args.loader.open()?;
     let place = match args.model {
         Some(_) => Place::choose(&args.loader.device)?,
@@ -195,15 +196,8 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     let tally = Arc::new(Mutex::new(Tally::default()));
     let report = Report::new(args, context.started, folder, &loader, &tally);
     let watch = args.watch.begin(&[("bench", &loader)])?;
-    let json = args.json;
-    {
-        let (loader, report, watch) = (loader.clone(), report.clone(), watch.clone());
-        context.stop.on_stop(move || loader.stop());
-        context.stop.last_words(move || {
-            watch.finish();
-            drop(print(report.render(json, Some("interrupted"))));
-        });
-    }
+    let stopped = loader.clone();
+    context.stop.on_stop(move || stopped.stop());
     let mut bench = Bench {
         args,
         started: context.started,
@@ -215,29 +209,28 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         last_step: Event::done(),
         moves: MovesTold::default(),
     };
-    let done = match args.model {
-        Some(kind) => learn::run(&mut bench, kind, &place, context),
-        None => bench.run().map_err(Failure::from),
+    let json = args.json;
+    let render = move |error: Option<&str>| {
+        watch.finish();
+        report.render(json, error)
     };
-    bench.progress.clear();
-    if context.stop.is_asked() && !context.stop.sum_up() {
-        // The watchdog sums up, and ends the process.
-        std::thread::park();
-    }
-    let done = if context.stop.is_asked() { Err(Failure::Interrupted) } else { done };
-    let error = done.as_ref().err().map(Failure::words);
-    watch.finish();
-    print(report.render(json, error.as_deref()))?;
-    done
+    context.stop.report(render, || {
+        let done = match args.model {
+            Some(kind) => train_consumer::run(&mut bench, kind, &place, context),
+            None => bench.run().map_err(Failure::from),
+        };
+        bench.progress.clear();
+        done
+    })
 }
 
 impl BenchArgs {
     fn transform(&self) -> Box<dyn Transform> {
         let size = self.loader.size;
         match self.transform {
-            Cut::Rrc => Box::new(RandomResizedCrop::new(size).flip(0.5)),
-            Cut::Center => Box::new(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
-            Cut::Resize => Box::new(Resize::exact(size, size)),
+            Crop::Rrc => Box::new(RandomResizedCrop::new(size).flip(0.5)),
+            Crop::Center => Box::new(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
+            Crop::Resize => Box::new(Resize::exact(size, size)),
         }
     }
 
@@ -245,7 +238,7 @@ impl BenchArgs {
         self.normalize.then_some(IMAGENET)
     }
 
-    /// How many threads would decode, and how many would read.
+    /// Number of workers and of read threads of the plan.
     fn threads(&self, folder: &Arc<dyn Source>) -> Result<(usize, usize), Failure> {
         let (builder, _) = self.loader.builder(folder)?;
         let cores = self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0));
@@ -259,7 +252,7 @@ impl BenchArgs {
 
     fn build(&self, folder: &Arc<dyn Source>, device: &Arc<dyn Device>) -> Result<Loader, Failure> {
         let builder = self.loader.builder_on(folder, device)?;
-        // Nobody trains here.
+        // No training needs cores here.
         let builder = builder.cpu_budget(self.loader.cpu_budget.unwrap_or(CpuBudget::Fraction(1.0)));
         let beside = [
             ("read back", self.read_back_bytes(&**device), "to read batches back for the digest (see --no-digest)"),
@@ -285,7 +278,7 @@ impl BenchArgs {
         built.map_err(|error| data::refused_beside(error, &beside))
     }
 
-    /// What it takes to see a batch that lies on a device.
+    /// Bytes of the buffer for a batch that is read back from a device.
     fn read_back_bytes(&self, device: &dyn Device) -> ByteCount {
         if self.no_digest || device.reads_slots() {
             return ByteCount::ZERO;
@@ -298,11 +291,11 @@ impl BenchArgs {
 impl Bench<'_> {
     fn run(&mut self) -> Result<(), Error> {
         let BenchArgs { epochs, warmup_epochs, .. } = *self.args;
-        // Epochs that are not measured come after the others in number, so that they change nothing but the time.
+        // Warm-up epochs have the numbers after the measured ones, so that they do not change the digest.
         for epoch in epochs..epochs + warmup_epochs {
             self.epoch(epoch, None)?;
         }
-        let began = self.measuring_begins();
+        let began = self.start_measuring();
         for epoch in 0..epochs {
             self.epoch(epoch, Some(began))?;
             self.tally(|tally| tally.epochs += 1);
@@ -313,15 +306,15 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// What comes from here on counts.
-    fn measuring_begins(&self) -> Instant {
+    /// Marks the start of the measurement.
+    fn start_measuring(&self) -> Instant {
         let before = self.loader.stats();
         let began = Instant::now();
         self.tally(|tally| (tally.began, tally.before) = (Some(began), Some(before)));
         began
     }
 
-    fn feeding_begins(&self) {
+    fn start_feeding(&self) {
         self.tally(|tally| {
             if tally.fed_since.is_none() {
                 (tally.fed_since, tally.cpu_before) = (Some(Instant::now()), process_cpu_time());
@@ -331,7 +324,7 @@ impl Bench<'_> {
 
     fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
         let mut batches = self.loader.epoch(epoch);
-        self.feeding_begins();
+        self.start_feeding();
         self.tally(|tally| tally.state = batches.state());
         while let Some(batch) = batches.next().transpose()? {
             let since_start = self.started.elapsed();
@@ -357,13 +350,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// What a trainer would do with the batch: keep the device busy for a while.
+    /// Simulates a training step: keeps the device busy for a while.
     fn step(&mut self, batch: &Batch) -> Result<(), Error> {
         let _span = tracing::debug_span!("step", epoch = batch.epoch(), batch = batch.index()).entered();
         match batch.device_memory() {
             Some(memory) => {
                 let step = self.loader.device().step(memory, batch.ready(), self.args.step())?;
-                // A trainer is a step ahead of its device, and not more: what it waits for then is no batch.
+                // A trainer is at most one step ahead of its device. This wait is not one for a batch.
                 std::mem::replace(&mut self.last_step, step).wait()?;
             }
             None => std::thread::sleep(self.args.step().unwrap_or_default()),
@@ -385,7 +378,7 @@ impl Bench<'_> {
     }
 
     fn tally(&self, update: impl FnOnce(&mut Tally)) {
-        update(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+        update(&mut lock(&self.tally));
     }
 
     fn show(&mut self, epoch: u64, batch: &Batch, began: Option<Instant>) {
@@ -393,7 +386,7 @@ impl Bench<'_> {
         let per_epoch = loader.batches_per_epoch();
         let before =
             if began.is_some() { (epoch + args.warmup_epochs) * per_epoch } else { (epoch - args.epochs) * per_epoch };
-        let images = self.tally.lock().unwrap_or_else(PoisonError::into_inner).images;
+        let images = lock(&self.tally).images;
         self.progress.at(before + batch.index() + 1, || {
             let stats = loader.stats();
             let held = format!("RAM {} of {}", stats.memory.held, stats.memory.limit);

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use feedstock::ByteCount;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
 use super::lock;
@@ -92,8 +92,8 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
 }
 
 impl Ended {
-    /// What the run said, as JSON, if it ended well. `name` names it in the error: "at a budget of 64 MiB".
-    pub(crate) fn said(&self, name: &str) -> Result<Value, Failure> {
+    /// The run's JSON report, if it ended well. `name` names the run in the error: "at a budget of 64 MiB".
+    pub(crate) fn report<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         if let Some(signal) = self.status.signal() {
             return Err(Failure::Broken(format!("{name} the run was killed by signal {signal}")));
         }

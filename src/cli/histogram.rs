@@ -1,24 +1,23 @@
-//! Owns counts of numbers by their magnitude, in memory of a fixed size, and how they are drawn. It must never grow with
-//! what is counted, nor know what the numbers are.
+//! A histogram with exponential buckets, in memory of a fixed size, and its drawing as text.
 
 use serde_json::{Value, json};
 
-/// Buckets of an octave: a quantile is off by less than 1/16 of one.
+/// Buckets per octave: the error of a quantile is below 1/16 octave.
 const PER_OCTAVE: usize = 16;
-/// Buckets of the narrowest row that is drawn: a quarter of an octave.
+/// Minimum number of buckets in a drawn row: a quarter of an octave.
 const ROW_LEAST: usize = 4;
-/// Rows that are drawn at most.
+/// Maximum number of drawn rows.
 const ROWS_MAX: usize = 12;
-/// Characters of the longest bar.
+/// Length of the longest bar in characters.
 const BAR: u64 = 32;
 
-/// Counts in buckets that grow with the number.
+/// Counts in exponential buckets.
 #[derive(Clone)]
 pub(crate) struct Histogram {
-    /// Where the first bucket begins; what is below counts there.
+    /// Lower bound of the first bucket, which counts smaller numbers as well.
     begins: f64,
     buckets: Vec<Bucket>,
-    /// The least and the greatest of all.
+    /// Smallest and largest number.
     ends: Option<(f64, f64)>,
 }
 
@@ -28,7 +27,7 @@ struct Bucket {
     greatest: f64,
 }
 
-/// What a histogram draws: numbers from one, below the other, and how many.
+/// A drawn row: the count of the numbers in `from..below`.
 pub(crate) struct Row {
     pub(crate) from: f64,
     pub(crate) below: f64,
@@ -36,13 +35,14 @@ pub(crate) struct Row {
 }
 
 impl Histogram {
-    /// Of numbers from `begins` on, which is above zero, up to `octaves` doublings of it; the rest counts at the ends.
+    /// A histogram of numbers from `begins`, which is above 0, to `begins * 2^octaves`; others count in the outermost
+    /// buckets.
     pub(crate) fn new(begins: f64, octaves: usize) -> Self {
         Histogram { begins, buckets: vec![Bucket::default(); octaves * PER_OCTAVE], ends: None }
     }
 
     pub(crate) fn add(&mut self, number: f64) {
-        // The cast saturates: what is too small counts in the first bucket.
+        // The cast saturates: smaller numbers count in the first bucket.
         let place = ((number / self.begins).log2() * PER_OCTAVE as f64) as usize;
         let last = self.buckets.len() - 1;
         let bucket = &mut self.buckets[place.min(last)];
@@ -52,12 +52,12 @@ impl Histogram {
         self.ends = Some((least.min(number), greatest.max(number)));
     }
 
-    /// The least and the greatest number; `None` before the first.
+    /// Smallest and largest number; `None` before the first.
     pub(crate) fn ends(&self) -> Option<(f64, f64)> {
         self.ends
     }
 
-    /// A number that was counted, and that this share of all did not exceed, or hardly; `None` before the first.
+    /// A counted number at this quantile, up to the error of a bucket; `None` before the first.
     pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
         let all: u64 = self.buckets.iter().map(|bucket| bucket.count).sum();
         let rank = ((all as f64 * share).ceil() as u64).clamp(1, all.max(1));
@@ -69,7 +69,7 @@ impl Histogram {
         bucket.map(|bucket| bucket.greatest)
     }
 
-    /// From the first bucket with something in it to the last, as finely as a dozen rows allow.
+    /// Rows from the first to the last non-empty bucket, at most [`ROWS_MAX`].
     pub(crate) fn rows(&self) -> Vec<Row> {
         let first = self.buckets.iter().position(|bucket| bucket.count > 0);
         let last = self.buckets.iter().rposition(|bucket| bucket.count > 0);
@@ -87,7 +87,7 @@ impl Histogram {
         .collect()
     }
 
-    /// The rows as bars; `name` says how a number is written.
+    /// The rows as bars; `name` formats a number.
     pub(crate) fn bars(&self, name: impl Fn(f64) -> String) -> String {
         let rows = self.rows();
         let most = rows.iter().map(|row| row.count).max().unwrap_or(0).max(1);
@@ -118,7 +118,7 @@ impl Histogram {
     }
 }
 
-/// A bar in eighths of a character; whatever there is shows.
+/// A bar in eighths of a character; any count above 0 is visible.
 fn bar(count: u64, most: u64) -> String {
     const EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
     let eighths = (count as f64 / most as f64 * (BAR * 8) as f64).ceil() as usize;
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_numbers_that_were_counted_and_hardly_too_great() {
+    fn quantiles_are_counted_numbers_within_the_error() {
         let mut sides = Histogram::new(1.0, 16);
         assert_eq!((sides.quantile(0.5), sides.ends()), (None, None));
         assert_eq!(sides.bars(|side| side.to_string()), "");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_counts_at_the_ends() {
+    fn numbers_outside_count_in_the_outermost_buckets() {
         let mut few = Histogram::new(1.0, 2);
         [0.0, 0.5, 1.0, 4.0, 1e300].into_iter().for_each(|number| few.add(number));
         let rows = few.rows();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_add_up_and_are_never_many() {
+    fn rows_add_up_and_are_at_most_a_dozen() {
         for octaves in 1..30 {
             let mut sizes = Histogram::new(1.0, 40);
             for size in 0..500 {

@@ -1,25 +1,24 @@
-//! Owns the progress line on standard error. It must never be seen where standard error is not a terminal, and never
-//! slow the work down: a line is made only when it is time to draw one.
+//! The progress line on standard error, if that is a terminal. A line is formatted only when it is time to draw it.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How often the line is drawn anew.
+/// Minimum time between two drawings.
 const REDRAW: Duration = Duration::from_millis(100);
 
 const BAR: &str = "[{bar:8}] {wide_msg}";
 const SPINNER: &str = "{spinner} {wide_msg}";
 
-/// One line that tells how far the work has got.
+/// A line with the progress of the work.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     drawn: Option<Instant>,
 }
 
 impl Progress {
-    /// A line for this many steps; zero where nobody knows how many there will be.
+    /// A line for this many steps; 0 if the number is unknown.
     pub(crate) fn new(steps: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target((steps > 0).then_some(steps), ProgressDrawTarget::stderr());
@@ -29,17 +28,17 @@ impl Progress {
         Progress { bar, drawn: None }
     }
 
-    /// A line for nobody knows how many steps, unless results go to the same terminal and would mix with it.
+    /// A line for an unknown number of steps, unless results go to the same terminal.
     pub(crate) fn beside_output() -> Self {
         if std::io::stdout().is_terminal() { Progress { bar: None, drawn: None } } else { Progress::new(0) }
     }
 
-    /// Whether anybody sees it.
+    /// Returns true if standard error is a terminal.
     pub(crate) fn is_seen(&self) -> bool {
         self.bar.is_some()
     }
 
-    /// Tells a line for nobody knows how many steps how many they are.
+    /// Sets the number of steps once it is known.
     pub(crate) fn expect(&self, steps: u64) {
         if let Some(bar) = &self.bar {
             bar.set_length(steps);
@@ -47,7 +46,7 @@ impl Progress {
         }
     }
 
-    /// Moves on to `done` steps; `line` is asked what to show when it is time to draw.
+    /// Advances to `done` steps. `line` formats the text, and is called only when it is time to draw.
     pub(crate) fn at(&mut self, done: u64, line: impl FnOnce() -> String) {
         let Some(bar) = &self.bar else { return };
         if self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
@@ -58,7 +57,7 @@ impl Progress {
         bar.set_position(done);
     }
 
-    /// Prints something else, above the line.
+    /// Prints something else above the line.
     pub(crate) fn aside(&self, print: impl FnOnce()) {
         match &self.bar {
             Some(bar) => bar.suspend(print),
@@ -66,7 +65,7 @@ impl Progress {
         }
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(crate) fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -1,5 +1,5 @@
-//! Owns `feedstock prove`: the same work at one budget after another, each in a process of its own that is watched from
-//! outside, and what is said of it. It must never measure itself, and never pass over a budget that was not kept.
+//! `feedstock prove`: the same work at one budget after another, each in a process of its own whose memory is watched
+//! from outside. A budget that was not kept fails the command.
 
 use std::env;
 use std::fs;
@@ -8,7 +8,6 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use clap::Args;
-use serde_json::json;
 
 use feedstock::device::DeviceSpec;
 use feedstock::tensor::SIDE_MAX;
@@ -16,46 +15,46 @@ use feedstock::{ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
 use super::child::Watched;
 use super::data::{self, DecodeArgs, LoaderArgs, SourceArgs};
-use super::failure::{Failure, print};
+use super::failure::Failure;
 use super::progress::Progress;
 use super::stop::Stop;
-use super::{Context, lock};
+use super::{Context, format, lock};
 
+mod budgets;
 mod figure;
-mod ladder;
 mod proof;
 
-use proof::{Point, Proof};
+use proof::{Point, Proof, Request};
 
 const MORE: &str = "\
 Runs `feedstock bench` at each budget, one after the other, and watches the peak resident memory of that process from \
-outside. Draws it against the budget, beside what the plan predicted and the throughput, into one SVG that stands alone \
-(anew after every run), and prints the numbers. A process over its budget, or batches that differ between budgets, end it \
-with exit code 1. Without --budgets: 32 of them, at even ratios from the least that works to four times the knee, or 1G.
+outside. Draws peak, plan and throughput against the budget in one SVG file (after every run) and prints the numbers. \
+Exits with code 1 if a process exceeds its budget or if batches differ between budgets. Without --budgets: 32 budgets \
+at equal ratios, from the minimum to four times the knee or 1G, whichever is larger.
 
 Example:
-  feedstock prove --data photos/train --out budget.svg --budgets 48M,64M,128M,1G --workers 2";
+  feedstock prove --data images/train --out budget.svg --budgets 48M,64M,128M,1G --workers 2";
 
-/// Watch many budgets being kept, and draw it
+/// Measure the peak memory at many budgets and draw it
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct ProveArgs {
     /// Folder of class folders, or shards
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The SVG to write
+    /// SVG file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// The budgets to run at, such as 48M,64M,1G
+    /// Budgets to run at, such as 48M,64M,1G
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     budgets: Vec<ByteCount>,
-    /// Samples in a batch
+    /// Number of samples in a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
     /// Height and width of a sample
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     size: u32,
-    /// The most threads that decode [default: as many as the machine keeps busy]
+    /// Maximum number of decoding threads [default: by cores]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// Element type of a batch: u8, f32, bf16 or f16
@@ -64,10 +63,10 @@ pub(crate) struct ProveArgs {
     /// Order of a batch's axes: nchw or nhwc
     #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
     layout: Layout,
-    /// Epochs of each run
+    /// Number of epochs of each run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
-    /// The share of samples that may be bad before a run fails, 0 to 1
+    /// Maximum share of bad samples, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     max_bad: f64,
     /// Print one JSON object
@@ -87,32 +86,14 @@ pub(crate) fn run(args: &ProveArgs, context: &Context) -> Result<(), Failure> {
         let (proof, json, out) = (proof.clone(), args.json, args.out.to_string_lossy().into_owned());
         move |error: Option<&str>| {
             let proof = lock(&proof);
-            if json { proof.json(&out, error).to_string() } else { proof.text(&out, error) }
+            if json { format::json(&proof.report(&out, error)) } else { proof.text(&out, error) }
         }
     };
-    {
-        let render = render.clone();
-        context.stop.last_words(move || drop(print(render(Some("interrupted")))));
-    }
-    let done = args.run_all(&program, &budgets, &proof, &context.stop);
-    if context.stop.is_asked() && !context.stop.sum_up() {
-        // The watchdog sums up, and ends the process.
-        std::thread::park();
-    }
-    let breaches = lock(&proof).breaches();
-    let ended = match done {
-        Err(_) if context.stop.is_asked() => Err(Failure::Interrupted),
-        Ok(()) if !breaches.is_empty() => Err(Failure::Broken(breaches.join("\n"))),
-        ended => ended,
-    };
-    let error = match &ended {
-        Ok(()) => None,
-        Err(Failure::Interrupted) => Some("interrupted".to_owned()),
-        Err(Failure::Broken(what) | Failure::Run { what, .. } | Failure::Io(what)) => Some(what.clone()),
-        Err(_) => Some("failed".to_owned()),
-    };
-    print(render(error.as_deref()))?;
-    ended
+    context.stop.report(render, || {
+        args.run_all(&program, &budgets, &proof, &context.stop)?;
+        let breaches = lock(&proof).breaches();
+        if breaches.is_empty() { Ok(()) } else { Err(Failure::Broken(breaches.join("\n"))) }
+    })
 }
 
 impl ProveArgs {
@@ -123,7 +104,7 @@ impl ProveArgs {
             batch_size: self.batch_size,
             size: self.size,
             workers: self.workers.into_iter().collect(),
-            // As `bench` runs: nobody trains beside it.
+            // As `bench` runs: no training needs cores.
             cpu_budget: Some(CpuBudget::Fraction(1.0)),
             no_governor: false,
             prefetch: None,
@@ -135,28 +116,28 @@ impl ProveArgs {
         }
     }
 
-    /// The budgets to run at, upward, and a proof that has no points yet.
+    /// The budgets to run at in ascending order, and a proof without points.
     fn prepare(&self, folder: &Arc<dyn Source>) -> Result<(Vec<ByteCount>, Proof), Failure> {
         let plan_at = |bytes: ByteCount| -> Result<_, Failure> {
             Ok(self.loader(RamBudget::Bytes(bytes)).builder(folder)?.0.plan()?)
         };
-        let ample = plan_at(ladder::AMPLE)?;
-        let budgets = ladder::budgets(&self.budgets, ample.minimum, ample.knee);
+        let ample = plan_at(budgets::AMPLE)?;
+        let budgets = budgets::select(&self.budgets, ample.minimum, ample.knee);
         if budgets[0] < ample.minimum {
-            // It refuses, with the table.
+            // Fails with the table of bytes.
             plan_at(budgets[0])?;
         }
-        let about = json!({
-            "data": folder.title(),
-            "samples": feedstock::Source::len(&**folder),
-            "batch_size": self.batch_size,
-            "size": self.size,
-            "output": self.output.to_string(),
-            "layout": self.layout.to_string(),
-            "workers_asked": self.workers,
-            "epochs": self.epochs,
-        });
-        Ok((budgets, Proof::new(ample.minimum, ample.knee, about)))
+        let request = Request {
+            data: folder.title(),
+            samples: folder.len(),
+            batch_size: self.batch_size,
+            size: self.size,
+            output: self.output.to_string(),
+            layout: self.layout.to_string(),
+            workers_asked: self.workers,
+            epochs: self.epochs,
+        };
+        Ok((budgets, Proof { minimum_bytes: ample.minimum.0, knee_bytes: ample.knee.0, request, points: Vec::new() }))
     }
 
     fn run_all(
@@ -171,7 +152,7 @@ impl ProveArgs {
         let killer = watched.clone();
         stop.on_stop(move || killer.kill());
         for (at, &budget) in budgets.iter().enumerate() {
-            // Files that no run has read yet come from the disk: that is not the first budget's doing.
+            // The first run warms the page cache, so that the first budget is not slower than the others.
             let command = self.command(program, budget, u64::from(at == 0));
             let runs = budgets.len();
             let ended = watched.run(command, stop, |seen| {
@@ -180,7 +161,7 @@ impl ProveArgs {
             let point = Point::of(budget, ended)?;
             let drawn = {
                 let mut proof = lock(proof);
-                proof.points.push(point);
+                proof.push(point);
                 figure::draw(&proof)
             };
             fs::write(&self.out, drawn)

@@ -13,6 +13,7 @@ const PATIENCE: Duration = Duration::from_millis(600);
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 const INTERRUPTED: i32 = 130;
 
+use super::failure::{Failure, print};
 use super::lock;
 
 type Call = Box<dyn Fn() + Send>;
@@ -65,6 +66,25 @@ impl Stop {
         drop((ends, words));
     }
 
+    /// Does `work` and prints its report at the end. If the user interrupts and the work does not end in time, the watchdog
+    /// prints the report so far. `render` gets the reason why the work ended early.
+    pub(crate) fn report(
+        &self,
+        render: impl Fn(Option<&str>) -> String + Clone + Send + 'static,
+        work: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let words = render.clone();
+        self.last_words(move || drop(print(words(Some("interrupted")))));
+        let done = work();
+        if self.is_asked() && !self.sum_up() {
+            // The watchdog prints the report and ends the process.
+            thread::park();
+        }
+        let ended = if self.is_asked() { Err(Failure::Interrupted) } else { done };
+        print(render(ended.as_ref().err().map(Failure::words).as_deref()))?;
+        ended
+    }
+
     /// Whether the caller is to sum up: the first one only.
     pub(crate) fn sum_up(&self) -> bool {
         !self.0.summed_up.swap(true, Ordering::SeqCst)
@@ -90,7 +110,7 @@ impl Stop {
             if let Some(words) = &*lock(&self.0.last_words) {
                 words();
             }
-            super::failure::Failure::Interrupted.tell();
+            Failure::Interrupted.tell();
         } else {
             thread::sleep(LAST_WORDS_MAX);
         }

@@ -1,13 +1,13 @@
-//! Owns how results are laid out for people: in columns, as wide as they need to be. It must never decide what is said.
+//! Results as text in aligned columns.
 
-/// Lines of a label and what is said about it.
+/// Lines of a label and a value.
 pub(crate) fn facts(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     let lines: Vec<String> = lines.iter().map(|(label, text)| format!("{label:width$}   {text}")).collect();
     lines.join("\n")
 }
 
-/// A head and rows below it, numbers to the right.
+/// A header and rows, aligned to the right.
 pub(crate) fn columns<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());

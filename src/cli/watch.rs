@@ -1,5 +1,5 @@
-//! Owns how a run is looked at while it goes on: the options, what they take of the budget, and their beginning and end. It
-//! must never change what a run does.
+//! Observation of a run: the `--trace` and `--metrics` options, their memory, their start and end. It does not change
+//! the batches.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,16 +13,17 @@ use super::failure::{Failure, say};
 
 mod metrics;
 mod sampler;
+mod spans;
 mod trace;
 
 use metrics::Server;
 use sampler::Sampler;
 use trace::Trace;
 
-/// The loaders of a run, by what they are for.
+/// The loaders of a run by name: bench, train or validation.
 pub(crate) type Loaders = Arc<[(&'static str, Loader)]>;
 
-/// How a run is looked at.
+/// Options of the observation of a run.
 #[derive(Args, Clone, Default)]
 pub(crate) struct WatchArgs {
     /// Write a timeline for ui.perfetto.dev or chrome://tracing
@@ -33,32 +34,32 @@ pub(crate) struct WatchArgs {
     pub(crate) metrics: Option<SocketAddr>,
 }
 
-/// A run that is being looked at.
+/// The observation of a run.
 #[derive(Clone, Default)]
 pub(crate) struct Watch(Option<Arc<Watching>>);
 
 struct Watching {
     trace: Option<(PathBuf, Trace)>,
-    /// Ends with this.
+    /// Ends when dropped.
     _sampler: Option<Sampler>,
     _server: Option<Server>,
 }
 
 impl WatchArgs {
-    /// What it takes of the RAM budget.
+    /// Bytes of the RAM budget that the observation takes.
     pub(crate) fn bytes(&self) -> ByteCount {
         let trace = if self.trace.is_some() { trace::BYTES } else { ByteCount::ZERO };
         let server = if self.metrics.is_some() { metrics::BYTES } else { ByteCount::ZERO };
         trace + server
     }
 
-    /// Why it takes something, for a refusal.
+    /// The reason for these bytes, for the table of a refusal.
     pub(crate) const BECAUSE: &str = "for --trace and --metrics";
 
-    /// Begins to look.
+    /// Starts the observation.
     ///
     /// # Errors
-    /// The file cannot be made, or the address cannot be had.
+    /// The file cannot be created, or the address cannot be bound.
     pub(crate) fn begin(&self, loaders: &[(&'static str, &Loader)]) -> Result<Watch, Failure> {
         if self.trace.is_none() && self.metrics.is_none() {
             return Ok(Watch::default());
@@ -69,7 +70,11 @@ impl WatchArgs {
             say("note", format_args!("metrics at http://{}/metrics", server.address()));
         }
         let trace = match &self.trace {
-            Some(path) => Some((path.clone(), Trace::start(path)?)),
+            Some(path) => {
+                let trace = Trace::create(path)?;
+                spans::record_into(trace.clone())?;
+                Some((path.clone(), trace))
+            }
             None => None,
         };
         let sampler = trace.as_ref().map(|(_, trace)| Sampler::start(trace.clone(), loaders)).transpose()?;
@@ -78,7 +83,7 @@ impl WatchArgs {
 }
 
 impl Watch {
-    /// Writes out what there is so far, and says where it is. The run is over, or about to be.
+    /// Writes the timeline at the end of the run, and prints its path.
     pub(crate) fn finish(&self) {
         let Some(Watching { trace: Some((path, trace)), .. }) = self.0.as_deref() else { return };
         let path = path.display();
@@ -86,9 +91,9 @@ impl Watch {
             Ok(trace::Written { lost: 0, .. }) => say("note", format_args!("the timeline is in {path}")),
             Ok(trace::Written { lost, bytes }) => say(
                 "note",
-                format_args!("the timeline in {path} ends at its limit of {bytes}; {lost} later events are not in it"),
+                format_args!("the timeline in {path} ends at its limit of {bytes}: {lost} later events are missing"),
             ),
-            Err(error) => say("warning", format_args!("the timeline in {path} is not whole: {error}")),
+            Err(error) => say("warning", format_args!("the timeline in {path} is incomplete: {error}")),
         }
     }
 }

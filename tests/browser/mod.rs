@@ -1,5 +1,5 @@
-//! A headless Chromium that opens the page of a report and measures what is seen of it: nothing overflows, nothing
-//! overlaps, nothing is too small or too pale, and nothing is fetched.
+//! Opens the page of a report in a headless Chromium and measures it: nothing overflows or overlaps, text is large
+//! enough and has enough contrast, and nothing is fetched.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "what a test file shares")]
 
 use std::env;
@@ -15,10 +15,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tempfile::tempdir;
 
-/// Each run takes two seconds; a browser that hangs is ended.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of a run of the browser, which usually takes two seconds.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is measured. It stands in a copy of the page, which itself runs nothing, and tells the frame around it.
+/// The measuring script. It runs in a copy of the page without its content security policy, and reports to the frame
+/// around it.
 const MEASURE: &str = r#"<script>
 addEventListener('load', () => {
   const faults = [];
@@ -89,7 +90,7 @@ addEventListener('load', () => {
 });
 </script>"#;
 
-/// The browser to test with, where there is one.
+/// The browser to test with: FEEDSTOCK_CHROMIUM, or one in PATH.
 pub fn chromium() -> Option<PathBuf> {
     if let Some(named) = env::var_os("FEEDSTOCK_CHROMIUM") {
         return Some(named.into());
@@ -99,7 +100,7 @@ pub fn chromium() -> Option<PathBuf> {
     ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(found)
 }
 
-/// Runs the browser, and returns what it printed. It is ended with all of its processes, whatever becomes of it.
+/// Runs the browser and returns its output. All of its processes are ended in any case.
 fn browse(browser: &Path, more: &[String]) -> String {
     let folder = tempdir().expect("a folder");
     let (out, err) = (folder.path().join("out"), folder.path().join("err"));
@@ -110,7 +111,7 @@ fn browse(browser: &Path, more: &[String]) -> String {
         .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
         .args(more)
         .stdin(Stdio::null())
-        // Files: a pipe could fill up, or be held open by a process that is left.
+        // Files: a pipe could fill up, or be held open by a process that is left over.
         .stdout(File::create(&out).expect("a file"))
         .stderr(File::create(&err).expect("a file"))
         .process_group(0);
@@ -119,20 +120,20 @@ fn browse(browser: &Path, more: &[String]) -> String {
     let ended = loop {
         match child.try_wait().expect("it can be waited for") {
             Some(status) => break Some(status),
-            None if since.elapsed() > PATIENCE => break None,
+            None if since.elapsed() > TIMEOUT => break None,
             None => thread::sleep(Duration::from_millis(20)),
         }
     };
-    // What it has left behind, too.
+    // Processes that it has left over, too.
     let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     let _ = child.wait();
     let said = fs::read_to_string(&err).unwrap_or_default();
-    let ended = ended.unwrap_or_else(|| panic!("the browser has not ended after {PATIENCE:?}: {said}"));
+    let ended = ended.unwrap_or_else(|| panic!("the browser has not ended after {TIMEOUT:?}: {said}"));
     assert!(ended.success(), "the browser failed: {said}");
     String::from_utf8_lossy(&fs::read(&out).expect("it printed something")).into_owned()
 }
 
-/// What a page measured of itself. It is in a frame of the width: no window of the browser's is as narrow as a phone.
+/// Measurements of a page in a frame of this width: the browser's windows cannot be as narrow as a phone.
 fn measured(browser: &Path, html: &str, width: u32, scheme: u32) -> Value {
     let folder = tempdir().expect("a folder");
     let frame = folder.path().join("frame.html");
@@ -156,7 +157,8 @@ fn measured(browser: &Path, html: &str, width: u32, scheme: u32) -> Value {
     serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"))
 }
 
-/// Opens a page in the browser, on a phone and on a desk, light and dark, and on paper. Where there is none, it says so.
+/// Checks a page at the width of a phone and of a desktop, light and dark, and in print. Without a browser it
+/// skips.
 pub fn check_page(page: &Path, charts: u64) {
     let Some(browser) = chromium() else {
         skip(&Missing::Program("Chromium, in PATH or named by FEEDSTOCK_CHROMIUM"));

@@ -1,382 +1,449 @@
-//! Owns what a sweep came to: its combinations with their runs, the parts alone, the prediction, the knee; as a table, as
-//! JSON and as CSV. It must never run anything, nor show a number that no run has told.
+//! Results of a sweep: its combinations with their runs, the stages measured alone, the prediction and the knees; as a
+//! typed report that becomes a table, JSON and a page, and as CSV.
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use feedstock::device::DeviceSpec;
 use feedstock::host::HostFacts;
 use feedstock::{ByteCount, RamBudget};
 
+use super::super::format::{bytes, percent, rate, time};
 use super::super::table::{columns, counted};
+use super::report::{LatencyStep, Request, RunReport, SlowReport, StageReport, WaitBucket};
+use super::stage_bench::StageBench;
 use super::{BenchArgs, Mode};
 
-/// What a line of the CSV says of a run, by its names in the run's JSON.
-const COLUMNS: [&str; 10] = [
-    "images_per_s",
-    "compute_share",
-    "input_wait_share",
-    "wait_p50_s",
-    "wait_p99_s",
-    "first_batch_s",
-    "peak_rss_bytes",
-    "planned_bytes",
-    "cpu_s",
-    "encoded_bytes",
-];
-/// A combination within this share of the best is as good.
-pub(super) const AS_GOOD: f64 = 0.97;
+/// A number of a run.
+type Measure = fn(&RunReport) -> Option<f64>;
 
-/// Everything that a sweep has seen so far.
+/// Columns of the CSV after budget, workers and run.
+const COLUMNS: [(&str, Measure); 10] = [
+    ("images_per_s", |run| Some(run.images_per_s)),
+    ("compute_share", |run| run.compute_share),
+    ("input_wait_share", |run| Some(run.input_wait_share)),
+    ("wait_p50_s", |run| run.wait_p50_s),
+    ("wait_p99_s", |run| run.wait_p99_s),
+    ("first_batch_s", |run| run.first_batch_s),
+    ("peak_rss_bytes", |run| Some(run.peak_rss_bytes as f64)),
+    ("planned_bytes", |run| Some(run.planned_bytes as f64)),
+    ("cpu_s", |run| Some(run.cpu_s)),
+    ("encoded_bytes", |run| Some(run.encoded_bytes as f64)),
+];
+/// Columns of a table of points: header and cell.
+pub(super) const POINT_COLUMNS: [(&str, fn(&PointReport) -> String); 14] = [
+    ("budget", |point| point.budget.clone()),
+    ("workers", |point| point.workers.to_string()),
+    ("images/s", |point| rate(point.images_per_s.median)),
+    ("spread", |point| format!("{}-{}", rate(point.images_per_s.least), rate(point.images_per_s.most))),
+    ("expected", |point| or_dash(point.expected_images_per_s, rate)),
+    ("device busy", |point| or_dash(point.compute_share.map(|share| share.median), percent)),
+    ("predicted", |point| or_dash(point.predicted_share, percent)),
+    ("input wait", |point| percent(point.input_wait_share.median)),
+    ("wait p50", |point| or_dash(point.wait_p50_s, time)),
+    ("wait p99", |point| or_dash(point.wait_p99_s, time)),
+    ("peak RSS", |point| bytes(point.peak_rss_bytes as f64)),
+    ("planned", |point| bytes(point.planned_bytes as f64)),
+    ("cores", |point| format!("{:.1}", point.cores_busy)),
+    ("read", |point| bytes(point.encoded_bytes)),
+];
+/// Combinations within this share of the best count as equally good.
+const AS_GOOD: f64 = 0.97;
+
+/// Everything that a sweep has measured so far.
 #[derive(Clone)]
 pub(super) struct Outcome {
     pub(super) points: Vec<Point>,
-    pub(super) alone: Vec<Alone>,
-    /// What was asked for.
-    request: Value,
-    batch_size: usize,
-    /// What a training step takes, where there is one.
+    pub(super) stages: Vec<StageRuns>,
+    request: SweepRequest,
+    /// Duration of a training step, if there is one.
     step: Option<Duration>,
-    /// Whether the consumer is a model, of whose speed the parts alone tell nothing.
+    /// True if the consumer is a model, whose speed the stages alone do not predict.
     trains: bool,
     cores: usize,
 }
 
-/// One combination, and what its runs came to.
+/// The runs of one combination.
 #[derive(Clone, Debug)]
 pub(super) struct Point {
     pub(super) budget: RamBudget,
     pub(super) workers: Option<usize>,
-    pub(super) runs: Vec<Value>,
+    pub(super) runs: Vec<RunReport>,
+    /// Largest resident size seen from outside.
     pub(super) peak_seen: ByteCount,
 }
 
-/// One part of the way alone, and what its runs came to.
+/// The runs of one stage alone.
 #[derive(Clone, Debug)]
-pub(super) struct Alone {
+pub(super) struct StageRuns {
     pub(super) mode: Mode,
     pub(super) workers: Option<usize>,
-    pub(super) runs: Vec<Value>,
+    pub(super) runs: Vec<StageBench>,
 }
 
-/// A number of several runs, in the middle; and the least and the most.
-fn number(runs: &[Value], key: &str) -> Option<(f64, f64, f64)> {
-    let mut all: Vec<f64> = runs.iter().filter_map(|run| run[key].as_f64()).collect();
-    all.sort_by(f64::total_cmp);
-    Some((*all.get(all.len() / 2)?, *all.first()?, *all.last()?))
+/// The JSON of a sweep.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct SweepReport {
+    pub(super) feedstock: &'static str,
+    pub(super) machine: Machine,
+    pub(super) request: SweepRequest,
+    pub(super) points: Vec<PointReport>,
+    pub(super) ceilings: Vec<Ceiling>,
+    pub(super) judged_by: Merit,
+    pub(super) knees: Vec<String>,
+    pub(super) error: Option<String>,
 }
 
-fn three(runs: &[Value], key: &str) -> Value {
-    number(runs, key)
-        .map_or(Value::Null, |(middle, least, most)| json!({ "median": middle, "least": least, "most": most }))
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Machine {
+    pub(super) cpus: usize,
+    pub(super) memory_bytes: u64,
+    pub(super) cpu: Option<String>,
+    pub(super) system: &'static str,
 }
 
-impl Point {
-    fn number(&self, key: &str) -> Option<(f64, f64, f64)> {
-        number(&self.runs, key)
-    }
-
-    fn middle(&self, key: &str) -> Option<f64> {
-        self.number(key).map(|(middle, ..)| middle)
-    }
-
-    /// The most that was resident, as seen from outside or as the process says.
-    fn peak(&self) -> ByteCount {
-        let told = self.runs.iter().filter_map(|run| run["peak_rss_bytes"].as_u64()).max();
-        ByteCount(told.unwrap_or(0)).max(self.peak_seen)
-    }
-
-    fn workers(&self) -> u64 {
-        self.runs.first().and_then(|run| run["workers"].as_u64()).unwrap_or(0)
-    }
-
-    /// How many cores the process kept busy.
-    fn cores(&self) -> Option<f64> {
-        let shares = self.runs.iter().filter_map(|run| Some(run["cpu_s"].as_f64()? / run["process_s"].as_f64()?));
-        let all: Vec<f64> = shares.collect();
-        (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
-    }
-
-    /// The run whose speed is the middle one's.
-    fn middle_run(&self) -> Option<&Value> {
-        let speed = self.middle("images_per_s")?;
-        self.runs.iter().find(|run| run["images_per_s"].as_f64() == Some(speed))
-    }
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct SweepRequest {
+    #[serde(flatten)]
+    pub(super) run: Request,
+    pub(super) step_ms: Option<f64>,
+    pub(super) epochs: u64,
+    pub(super) rounds: u64,
 }
 
-/// What the parts alone let expect of a combination.
+/// The JSON of one combination.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct PointReport {
+    pub(super) budget: String,
+    pub(super) budget_bytes: u64,
+    pub(super) workers: u64,
+    pub(super) runs: usize,
+    pub(super) images_per_s: Spread,
+    pub(super) expected_images_per_s: Option<f64>,
+    pub(super) compute_share: Option<Spread>,
+    pub(super) predicted_share: Option<f64>,
+    pub(super) input_wait_share: Spread,
+    pub(super) wait_p50_s: Option<f64>,
+    pub(super) wait_p99_s: Option<f64>,
+    pub(super) first_batch_s: Option<f64>,
+    pub(super) peak_rss_bytes: u64,
+    pub(super) planned_bytes: u64,
+    pub(super) cores_busy: f64,
+    pub(super) encoded_bytes: f64,
+    // Of the run with the median speed:
+    pub(super) bottleneck: String,
+    pub(super) stages: Vec<StageReport>,
+    pub(super) sample_latency: Vec<LatencyStep>,
+    pub(super) waits: Vec<WaitBucket>,
+    pub(super) slowest: Vec<SlowReport>,
+}
+
+/// The JSON of one stage alone.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Ceiling {
+    pub(super) what: String,
+    /// Set for decoding alone, the only stage whose speed depends on the number of workers.
+    pub(super) workers: Option<u64>,
+    pub(super) threads: u64,
+    pub(super) images_per_s: Option<Spread>,
+    pub(super) bytes_per_s: Option<f64>,
+    pub(super) cpu_s_per_image: Option<f64>,
+    pub(super) ceiling: Option<String>,
+    pub(super) ceiling_images_per_s: Option<f64>,
+    pub(super) share_of_ceiling: Option<f64>,
+}
+
+/// Median, minimum and maximum of several runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) least: f64,
+    pub(super) most: f64,
+}
+
+/// The measure by which combinations are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Merit {
+    #[default]
+    ComputeShare,
+    ImagesPerS,
+}
+
+/// Prediction for a combination, from the stages alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Expected {
     images_per_s: f64,
-    /// Of the device, where there is a step.
+    /// Utilization of the device, if there is a step.
     compute_share: Option<f64>,
 }
 
+fn or_dash(value: Option<f64>, text: fn(f64) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), text)
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut all: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+        all.sort_by(f64::total_cmp);
+        Some(Spread { median: *all.get(all.len() / 2)?, least: *all.first()?, most: *all.last()? })
+    }
+}
+
 impl Outcome {
-    /// Nothing has been run yet.
+    /// An outcome without runs.
     pub(super) fn new(args: &BenchArgs, points: Vec<Point>) -> Self {
         let mut workers: Vec<_> = points.iter().map(|point| point.workers).collect();
         workers.sort_unstable();
         workers.dedup();
-        let alone = |mode, workers| Alone { mode, workers, runs: Vec::new() };
-        let decode = workers.iter().map(|workers| alone(Mode::Decode, *workers));
-        let alone = decode.chain([alone(Mode::Read, workers[0]), alone(Mode::Transfer, workers[0])]).collect();
+        let stage = |mode, workers| StageRuns { mode, workers, runs: Vec::new() };
+        let decode = workers.iter().map(|workers| stage(Mode::Decode, *workers));
+        let stages = decode.chain([stage(Mode::Read, workers[0]), stage(Mode::Transfer, workers[0])]).collect();
         let simulated = match &args.loader.device {
             DeviceSpec::Sim(sim) => Some(sim.step),
             _ => None,
         };
         let step = args.step().or(simulated);
-        let request = json!({
-            "data": args.loader.data.to_string_lossy(),
-            "batch_size": args.loader.batch_size,
-            "size": args.loader.size,
-            "output": args.loader.output.to_string(),
-            "layout": args.loader.layout.to_string(),
-            "device": args.loader.device.to_string(),
-            "step_ms": step.map(|step| step.as_secs_f64() * 1e3),
-            "epochs": args.epochs,
-            "warmup_epochs": args.warmup_epochs,
-            "rounds": args.rounds,
-            "model": args.model.map(|model| model.to_string()),
-            "seed": args.seed,
-        });
+        let (data, device) = (args.loader.data.to_string_lossy().into_owned(), args.loader.device.to_string());
+        let request = SweepRequest {
+            run: Request::new(args, data, device),
+            step_ms: step.map(|step| step.as_secs_f64() * 1e3),
+            epochs: args.epochs,
+            rounds: args.rounds,
+        };
         let step = step.filter(|step| !step.is_zero());
         let cores = HostFacts::read().cpus.workers_max();
-        let (batch_size, trains) = (args.loader.batch_size, args.model.is_some());
-        Outcome { points, alone, request, batch_size, step, trains, cores }
+        Outcome { points, stages, request, step, trains: args.model.is_some(), cores }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.points.iter().all(|point| point.runs.is_empty())
     }
 
-    fn done(&self) -> impl Iterator<Item = &Point> {
-        self.points.iter().filter(|point| !point.runs.is_empty())
+    /// Median speed of a stage alone in images per second, and its CPU time per image in seconds.
+    fn stage(&self, mode: Mode, workers: Option<usize>) -> Option<(f64, f64)> {
+        let mut all = self.stages.iter();
+        let stage = all.find(|stage| stage.mode == mode && (mode != Mode::Decode || stage.workers == workers))?;
+        Some((stage.median(|run| run.images_per_s)?, stage.median(|run| run.cpu_s_per_image)?))
     }
 
-    /// A part alone is as fast as so many images a second, and takes so many seconds of processor time an image.
-    fn part(&self, mode: Mode, workers: Option<usize>) -> Option<(f64, f64)> {
-        let alone =
-            self.alone.iter().find(|alone| alone.mode == mode && (mode != Mode::Decode || alone.workers == workers))?;
-        let middle = |key| number(&alone.runs, key).map(|(middle, ..)| middle);
-        Some((middle("images_per_s")?, middle("cpu_s_per_image")?))
-    }
-
-    /// What is to be expected of a combination, by its parts alone: as fast as its workers decode, unless there are not
-    /// cores enough for that and for reading and finishing besides; and no faster than what is read, transferred or
-    /// trained on. The budget is taken to be no limit.
-    fn expected(&self, point: &Point) -> Option<Expected> {
-        let (decoded, decoding) = self.part(Mode::Decode, point.workers).filter(|_| !self.trains)?;
-        let (read, reading) = self.part(Mode::Read, None)?;
-        // Batches that are handed over where they are take none.
-        let (moved, moving) = self.part(Mode::Transfer, None).unwrap_or((f64::INFINITY, 0.0));
-        let by_cores = self.cores as f64 / (decoding + reading + moving);
+    /// Prediction for a combination: the speed at which its workers decode, unless there are too few cores for
+    /// decoding, reading and transferring together; and no faster than reading, transferring or training alone. The
+    /// budget is taken to be no limit.
+    fn expected(&self, workers: Option<usize>) -> Option<Expected> {
+        let (decoded, decode_cpu) = self.stage(Mode::Decode, workers).filter(|_| !self.trains)?;
+        let (read, read_cpu) = self.stage(Mode::Read, None)?;
+        // Batches that need no transfer take no time for it.
+        let (moved, transfer_cpu) = self.stage(Mode::Transfer, None).unwrap_or((f64::INFINITY, 0.0));
+        let by_cores = self.cores as f64 / (decode_cpu + read_cpu + transfer_cpu);
         let fed = decoded.min(by_cores).min(read).min(moved);
-        let trained = self.step.map(|step| self.batch_size as f64 / step.as_secs_f64());
+        let trained = self.step.map(|step| self.request.run.batch_size as f64 / step.as_secs_f64());
         Some(Expected {
             images_per_s: trained.map_or(fed, |trained| fed.min(trained)),
             compute_share: trained.map(|trained| (fed / trained).min(1.0)),
         })
     }
 
-    fn point_json(&self, point: &Point) -> Value {
-        let expected = self.expected(point);
-        let mut told = json!({
-            "budget": point.budget.to_string(),
-            "budget_bytes": point.runs.first().map(|run| &run["ram_budget_bytes"]),
-            "workers": point.workers(),
-            "runs": point.runs.len(),
-            "images_per_s": three(&point.runs, "images_per_s"),
-            "expected_images_per_s": expected.map(|expected| expected.images_per_s),
-            "compute_share": three(&point.runs, "compute_share"),
-            "predicted_share": expected.and_then(|expected| expected.compute_share),
-            "input_wait_share": three(&point.runs, "input_wait_share"),
-            "wait_p50_s": point.middle("wait_p50_s"),
-            "wait_p99_s": point.middle("wait_p99_s"),
-            "first_batch_s": point.middle("first_batch_s"),
-            "peak_rss_bytes": point.peak().0,
-            "planned_bytes": point.runs.first().map(|run| &run["planned_bytes"]),
-            "cores_busy": point.cores(),
-            "encoded_bytes": point.middle("encoded_bytes"),
-        });
-        for key in ["bottleneck", "stages", "journey", "waits", "slowest"] {
-            told[key] = point.middle_run().map_or(Value::Null, |run| run[key].clone());
-        }
-        told
-    }
-
-    pub(super) fn json(&self, error: Option<&str>) -> Value {
-        let ceilings = self.alone.iter().filter(|alone| !alone.runs.is_empty()).map(|alone| {
-            let last = alone.runs.last().unwrap_or(&Value::Null);
-            json!({
-                "what": last["mode"],
-                // Only decoding depends on how many workers there are.
-                "workers": (alone.mode == Mode::Decode).then(|| &last["workers"]),
-                "threads": last["workers"],
-                "images_per_s": three(&alone.runs, "images_per_s"),
-                "bytes_per_s": number(&alone.runs, "bytes_per_s").map(|(middle, ..)| middle),
-                "cpu_s_per_image": number(&alone.runs, "cpu_s_per_image").map(|(middle, ..)| middle),
-                "ceiling": last["ceiling"],
-                "ceiling_images_per_s": number(&alone.runs, "ceiling_images_per_s").map(|(middle, ..)| middle),
-                "share_of_ceiling": number(&alone.runs, "share_of_ceiling").map(|(middle, ..)| middle),
-            })
-        });
+    pub(super) fn report(&self, error: Option<&str>) -> SweepReport {
         let host = HostFacts::read();
-        json!({
-            "feedstock": env!("CARGO_PKG_VERSION"),
-            "machine": {
-                "cpus": self.cores,
-                "memory_bytes": host.memory.total.0,
-                "cpu": host.cpus.model,
-                "system": std::env::consts::OS,
+        let points: Vec<_> =
+            self.points.iter().filter_map(|point| point.report(self.expected(point.workers))).collect();
+        // A device that is hardly used is no measure.
+        let busy =
+            points.iter().filter_map(|point| point.compute_share).fold(0.0, |most, share| share.median.max(most));
+        let judged_by = if busy > 0.05 { Merit::ComputeShare } else { Merit::ImagesPerS };
+        SweepReport {
+            feedstock: env!("CARGO_PKG_VERSION"),
+            machine: Machine {
+                cpus: self.cores,
+                memory_bytes: host.memory.total.0,
+                cpu: host.cpus.model,
+                system: std::env::consts::OS,
             },
-            "request": self.request,
-            "points": self.done().map(|point| self.point_json(point)).collect::<Value>(),
-            "ceilings": ceilings.collect::<Value>(),
-            "judged_by": merit(&self.points),
-            "knees": knees(&self.points),
-            "error": error,
-        })
-    }
-
-    pub(super) fn text(&self, error: Option<&str>) -> String {
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-        let millis = |seconds: f64| format!("{:.1} ms", 1e3 * seconds);
-        let row = |point: &Point| {
-            let speed = point.number("images_per_s");
-            let expected = self.expected(point);
-            [
-                point.budget.to_string(),
-                point.workers().to_string(),
-                or_none(speed.map(|(middle, ..)| format!("{middle:.0}"))),
-                or_none(speed.map(|(_, least, most)| format!("{least:.0}-{most:.0}"))),
-                or_none(expected.map(|expected| format!("{:.0}", expected.images_per_s))),
-                or_none(point.middle("compute_share").map(percent)),
-                or_none(expected.and_then(|expected| expected.compute_share).map(percent)),
-                or_none(point.middle("input_wait_share").map(percent)),
-                or_none(point.middle("wait_p50_s").map(millis)),
-                or_none(point.middle("wait_p99_s").map(millis)),
-                point.peak().to_string(),
-                or_none(point.middle("planned_bytes").map(|bytes| ByteCount(bytes as u64).to_string())),
-                or_none(point.cores().map(|cores| format!("{cores:.1}"))),
-            ]
-        };
-        let head = [
-            "budget",
-            "workers",
-            "images/s",
-            "spread",
-            "expected",
-            "device busy",
-            "predicted",
-            "input wait",
-            "wait p50",
-            "wait p99",
-            "peak RSS",
-            "planned",
-            "cores",
-        ];
-        let rows: Vec<_> = self.done().map(row).collect();
-        let mut lines = vec![columns(head, &rows), String::new()];
-        lines.extend(self.alone.iter().filter_map(Alone::text));
-        lines.extend(knees(&self.points).into_iter().map(|knee| format!("knee at {knee}")));
-        if let Some(bottleneck) = self.done().last().and_then(|point| point.middle_run()?["bottleneck"].as_str()) {
-            lines.push(format!("the last of them was held up by {bottleneck}"));
+            request: self.request.clone(),
+            ceilings: self.stages.iter().filter_map(StageRuns::ceiling).collect(),
+            knees: knees(&points, judged_by),
+            judged_by,
+            points,
+            error: error.map(str::to_owned),
         }
-        lines.extend(error.map(|error| format!("ended early: {error}")));
-        lines.join("\n")
     }
 
     pub(super) fn csv(&self) -> String {
-        let mut lines = vec![format!("budget,workers,run,{}", COLUMNS.join(","))];
+        let head = COLUMNS.map(|(name, _)| name).join(",");
+        let mut lines = vec![format!("budget,workers,run,{head}")];
         for point in &self.points {
-            for (run, said) in point.runs.iter().enumerate() {
-                let cells = COLUMNS.map(|key| if said[key].is_null() { String::new() } else { said[key].to_string() });
-                lines.push(format!("{},{},{},{}", point.budget, point.workers(), run + 1, cells.join(",")));
+            for (n, run) in point.runs.iter().enumerate() {
+                let cells = COLUMNS.map(|(_, value)| value(run).map_or_else(String::new, |value| value.to_string()));
+                lines.push(format!("{},{},{},{}", point.budget, run.workers, n + 1, cells.join(",")));
             }
         }
         lines.join("\n") + "\n"
     }
 }
 
-impl Alone {
-    fn text(&self) -> Option<String> {
+impl Point {
+    /// Report of the runs so far; `None` if there are none.
+    fn report(&self, expected: Option<Expected>) -> Option<PointReport> {
+        let spread = |value: Measure| Spread::of(self.runs.iter().filter_map(value));
+        let median = |value: Measure| spread(value).map(|spread| spread.median);
+        let images_per_s = spread(|run| Some(run.images_per_s))?;
+        let run = self.runs.iter().find(|run| run.images_per_s == images_per_s.median)?.clone();
+        let peak = self.runs.iter().map(|run| run.peak_rss_bytes).max().unwrap_or(0);
+        let cores = self.runs.iter().map(|run| run.cpu_s / run.process_s);
+        Some(PointReport {
+            budget: self.budget.to_string(),
+            budget_bytes: run.ram_budget_bytes,
+            workers: run.workers,
+            runs: self.runs.len(),
+            images_per_s,
+            expected_images_per_s: expected.map(|expected| expected.images_per_s),
+            compute_share: spread(|run| run.compute_share),
+            predicted_share: expected.and_then(|expected| expected.compute_share),
+            input_wait_share: spread(|run| Some(run.input_wait_share))?,
+            wait_p50_s: median(|run| run.wait_p50_s),
+            wait_p99_s: median(|run| run.wait_p99_s),
+            first_batch_s: median(|run| run.first_batch_s),
+            peak_rss_bytes: peak.max(self.peak_seen.0),
+            planned_bytes: run.planned_bytes,
+            cores_busy: cores.sum::<f64>() / self.runs.len() as f64,
+            encoded_bytes: median(|run| Some(run.encoded_bytes as f64))?,
+            bottleneck: run.bottleneck,
+            stages: run.stages,
+            sample_latency: run.sample_latency,
+            waits: run.waits,
+            slowest: run.slowest,
+        })
+    }
+}
+
+impl StageRuns {
+    fn median(&self, value: fn(&StageBench) -> Option<f64>) -> Option<f64> {
+        Spread::of(self.runs.iter().filter_map(value)).map(|spread| spread.median)
+    }
+
+    fn ceiling(&self) -> Option<Ceiling> {
         let last = self.runs.last()?;
-        let middle = |key| number(&self.runs, key).map(|(middle, ..)| middle);
-        let threads = counted(last["workers"].as_u64()?, "thread");
-        let share = middle("share_of_ceiling").map_or_else(String::new, |share| {
-            format!(", {:.0} % of {}", 100.0 * share, last["ceiling"].as_str().unwrap_or("what is possible"))
-        });
-        Some(format!("{} alone, {threads}: {:.0} images/s{share}", last["mode"].as_str()?, middle("images_per_s")?))
+        Some(Ceiling {
+            what: last.mode.clone(),
+            workers: (self.mode == Mode::Decode).then_some(last.workers),
+            threads: last.workers,
+            images_per_s: Spread::of(self.runs.iter().filter_map(|run| run.images_per_s)),
+            bytes_per_s: self.median(|run| run.bytes_per_s),
+            cpu_s_per_image: self.median(|run| run.cpu_s_per_image),
+            ceiling: last.ceiling.clone(),
+            ceiling_images_per_s: self.median(|run| run.ceiling_images_per_s),
+            share_of_ceiling: self.median(|run| run.share_of_ceiling),
+        })
     }
 }
 
-/// What a combination is judged by: how busy the device was, where there is a step that makes it so; else images a second.
-fn merit(points: &[Point]) -> &'static str {
-    let busy = points.iter().filter_map(|point| point.middle("compute_share")).fold(0.0, f64::max);
-    if busy > 0.05 { "compute_share" } else { "images_per_s" }
+impl PointReport {
+    /// Name of the combination: "256M, 2 workers".
+    pub(super) fn name(&self) -> String {
+        format!("{}, {}", self.budget, counted(self.workers, "worker"))
+    }
+
+    fn merit(&self, by: Merit) -> f64 {
+        match by {
+            Merit::ComputeShare => self.compute_share.map_or(0.0, |share| share.median),
+            Merit::ImagesPerS => self.images_per_s.median,
+        }
+    }
 }
 
-/// For each budget, the fewest workers that are as good as any.
-fn knees(points: &[Point]) -> Vec<String> {
-    let by = merit(points);
-    let mut told = Vec::new();
-    for of_budget in points.chunk_by(|a, b| a.budget == b.budget) {
-        let merits: Vec<(u64, f64)> =
-            of_budget.iter().filter_map(|point| Some((point.workers(), point.middle(by)?))).collect();
-        let best = merits.iter().map(|(_, merit)| *merit).fold(0.0, f64::max);
-        let mut good: Vec<_> = merits.iter().filter(|(_, merit)| *merit >= AS_GOOD * best).collect();
-        good.sort_by_key(|(workers, _)| *workers);
-        let (Some((workers, merit)), true) = (good.first(), merits.len() > 1) else { continue };
-        let most = merits.iter().map(|(workers, _)| *workers).max().unwrap_or(0);
-        let what = match by {
-            "compute_share" => format!("{:.0} % utilisation", 100.0 * merit),
-            _ => format!("{merit:.0} images/s"),
-        };
-        let more = if most > *workers { "more buys nothing" } else { "more may buy more" };
-        let workers = counted(*workers, "worker");
-        told.push(format!("{}: {workers}: {what}; {more}", of_budget[0].budget));
+impl SweepReport {
+    /// The point with the fewest workers, then with the smallest budget, that is as good as any.
+    pub(super) fn best(&self) -> Option<&PointReport> {
+        good(&self.points, self.judged_by).min_by_key(|point| (point.workers, point.budget_bytes))
     }
-    told
+
+    pub(super) fn text(&self) -> String {
+        // All but the last column, so that lines stay short.
+        let columns_of = |cell: &dyn Fn(usize) -> String| -> [String; 13] { std::array::from_fn(cell) };
+        let rows: Vec<_> = self.points.iter().map(|point| columns_of(&|n| (POINT_COLUMNS[n].1)(point))).collect();
+        let head: [&str; 13] = std::array::from_fn(|n| POINT_COLUMNS[n].0);
+        let mut lines = Vec::new();
+        if !rows.is_empty() {
+            lines.extend([columns(head, &rows), String::new()]);
+        }
+        lines.push(String::new());
+        lines.extend(self.ceilings.iter().filter_map(Ceiling::text));
+        lines.extend(self.knees.iter().map(|knee| format!("knee at {knee}")));
+        lines.extend(self.points.last().map(|point| format!("bottleneck of the last run: {}", point.bottleneck)));
+        lines.extend(self.error.iter().map(|error| format!("ended early: {error}")));
+        lines.join("\n")
+    }
+}
+
+impl Ceiling {
+    fn text(&self) -> Option<String> {
+        let threads = counted(self.threads, "thread");
+        let share = self.share_of_ceiling.zip(self.ceiling.as_ref());
+        let share = share.map(|(share, ceiling)| format!(", {} of {ceiling}", percent(share))).unwrap_or_default();
+        Some(format!("{} alone, {threads}: {:.0} images/s{share}", self.what, self.images_per_s?.median))
+    }
+}
+
+/// Points that are as good as any.
+fn good(points: &[PointReport], by: Merit) -> impl Iterator<Item = &PointReport> {
+    let best = points.iter().map(|point| point.merit(by)).fold(0.0, f64::max);
+    points.iter().filter(move |point| point.merit(by) >= AS_GOOD * best)
+}
+
+/// For each budget with several numbers of workers, the smallest one that is as good as any.
+fn knees(points: &[PointReport], by: Merit) -> Vec<String> {
+    let of_budget = points.chunk_by(|a, b| a.budget == b.budget).filter(|points| points.len() > 1);
+    of_budget
+        .filter_map(|points| {
+            let knee = good(points, by).min_by_key(|point| point.workers)?;
+            let speed = match by {
+                Merit::ComputeShare => format!("{} utilization", percent(knee.merit(by))),
+                Merit::ImagesPerS => format!("{:.0} images/s", knee.merit(by)),
+            };
+            let is_last = points.iter().all(|point| point.workers <= knee.workers);
+            let more = if is_last { "more may be faster" } else { "more are not faster" };
+            Some(format!("{}: {}: {speed}; {more}", knee.budget, counted(knee.workers, "worker")))
+        })
+        .collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
+    pub(crate) fn run(workers: u64, images_per_s: f64, compute_share: Option<f64>) -> RunReport {
+        RunReport { workers, images_per_s, compute_share, process_s: 1.0, ..RunReport::default() }
+    }
+
     fn point(workers: usize, speed: f64, busy: Option<f64>) -> Point {
-        let run = json!({ "workers": workers, "images_per_s": speed, "compute_share": busy });
-        Point { budget: RamBudget::Auto, workers: Some(workers), runs: vec![run], peak_seen: ByteCount::ZERO }
+        let runs = vec![run(workers as u64, speed, busy)];
+        Point { budget: RamBudget::Auto, workers: Some(workers), runs, peak_seen: ByteCount::ZERO }
     }
 
-    #[test]
-    fn the_knee_is_the_fewest_workers_that_are_as_good_as_any() {
-        let alone = [point(1, 100.0, None), point(2, 198.0, None), point(4, 200.0, None)];
-        assert_eq!(knees(&alone), ["auto: 2 workers: 198 images/s; more buys nothing"]);
-        let growing = [point(1, 100.0, Some(0.3)), point(2, 190.0, Some(0.6))];
-        assert_eq!(knees(&growing), ["auto: 2 workers: 60 % utilisation; more may buy more"]);
-        assert_eq!(knees(&alone[..1]), [""; 0]);
-    }
-
-    fn outcome(step: Option<Duration>) -> Outcome {
-        let alone = |mode, workers: Option<usize>, images_per_s: f64, cpu: f64| Alone {
+    pub(crate) fn outcome(points: Vec<Point>, step: Option<Duration>) -> Outcome {
+        let stage = |mode, workers: Option<usize>, images_per_s: f64, cpu_s: f64| StageRuns {
             mode,
             workers,
-            runs: vec![json!({ "images_per_s": images_per_s, "cpu_s_per_image": cpu })],
+            runs: vec![StageBench {
+                images_per_s: Some(images_per_s),
+                cpu_s_per_image: Some(cpu_s),
+                ..StageBench::default()
+            }],
         };
+        let mut request = SweepRequest::default();
+        request.run.batch_size = 64;
         Outcome {
-            points: vec![point(1, 0.0, None), point(2, 0.0, None), point(8, 0.0, None)],
-            alone: vec![
-                alone(Mode::Decode, Some(1), 1000.0, 0.001),
-                alone(Mode::Decode, Some(2), 2000.0, 0.001),
-                alone(Mode::Decode, Some(8), 2000.0, 0.001),
-                alone(Mode::Read, Some(1), 9000.0, 0.0002),
-                alone(Mode::Transfer, Some(1), 50_000.0, 0.00005),
+            points,
+            stages: vec![
+                stage(Mode::Decode, Some(1), 1000.0, 0.001),
+                stage(Mode::Decode, Some(2), 2000.0, 0.001),
+                stage(Mode::Decode, Some(8), 2000.0, 0.001),
+                stage(Mode::Read, Some(1), 9000.0, 0.0002),
+                stage(Mode::Transfer, Some(1), 50_000.0, 0.00005),
             ],
-            request: Value::Null,
-            batch_size: 64,
+            request,
             step,
             trains: false,
             cores: 2,
@@ -384,23 +451,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_is_bounded_by_workers_cores_and_the_step() {
-        let free = outcome(None);
-        let of =
-            |outcome: &Outcome, place: usize| outcome.expected(&outcome.points[place]).expect("all parts were run");
-        assert_eq!(of(&free, 0), Expected { images_per_s: 1000.0, compute_share: None });
+    fn knee_is_the_fewest_workers_that_are_as_good_as_any() {
+        let knees = |points: &[Point]| outcome(points.to_vec(), None).report(None).knees;
+        let flat = [point(1, 100.0, None), point(2, 198.0, None), point(4, 200.0, None)];
+        assert_eq!(knees(&flat), ["auto: 2 workers: 198 images/s; more are not faster"]);
+        let growing = [point(1, 100.0, Some(0.3)), point(2, 190.0, Some(0.6))];
+        assert_eq!(knees(&growing), ["auto: 2 workers: 60 % utilization; more may be faster"]);
+        assert_eq!(knees(&flat[..1]), [""; 0]);
+        let best = outcome(flat.to_vec(), None).report(None).best().map(|point| point.workers);
+        assert_eq!(best, Some(2));
+        assert!(outcome(Vec::new(), None).report(None).best().is_none());
+    }
+
+    #[test]
+    fn prediction_is_bounded_by_workers_cores_and_the_step() {
+        let free = outcome(Vec::new(), None);
+        let of = |outcome: &Outcome, workers| outcome.expected(Some(workers)).expect("all stages were run");
+        assert_eq!(of(&free, 1), Expected { images_per_s: 1000.0, compute_share: None });
         let by_cores = 2.0 / 0.00125;
-        assert_eq!(of(&free, 1), Expected { images_per_s: by_cores, compute_share: None });
-        assert_eq!(of(&free, 2), of(&free, 1), "no more cores");
+        assert_eq!(of(&free, 2), Expected { images_per_s: by_cores, compute_share: None });
+        assert_eq!(of(&free, 8), of(&free, 2), "no more cores");
         // A step of 80 ms takes 800 images a second: one worker feeds it.
-        let slow = outcome(Some(Duration::from_millis(80)));
-        assert_eq!(of(&slow, 0), Expected { images_per_s: 800.0, compute_share: Some(1.0) });
-        let fast = outcome(Some(Duration::from_millis(32)));
-        assert_eq!(of(&fast, 0), Expected { images_per_s: 1000.0, compute_share: Some(0.5) });
-        let trained = Outcome { trains: true, ..outcome(None) };
-        assert_eq!(trained.expected(&trained.points[0]), None, "nobody knows how fast the model is");
-        let mut unknown = outcome(None);
-        unknown.alone.clear();
-        assert_eq!(unknown.expected(&unknown.points[0]), None, "nothing is made up");
+        let slow = outcome(Vec::new(), Some(Duration::from_millis(80)));
+        assert_eq!(of(&slow, 1), Expected { images_per_s: 800.0, compute_share: Some(1.0) });
+        let fast = outcome(Vec::new(), Some(Duration::from_millis(32)));
+        assert_eq!(of(&fast, 1), Expected { images_per_s: 1000.0, compute_share: Some(0.5) });
+        let trained = Outcome { trains: true, ..outcome(Vec::new(), None) };
+        assert_eq!(trained.expected(Some(1)), None, "the model's speed is unknown");
+        let unknown = Outcome { stages: Vec::new(), ..outcome(Vec::new(), None) };
+        assert_eq!(unknown.expected(Some(1)), None, "no stage was run");
     }
 }

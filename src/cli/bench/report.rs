@@ -1,32 +1,171 @@
-//! Owns what a bench says: one report, as JSON and for people. It must never measure anything that the run has not.
+//! The report of one run of `feedstock bench`: as JSON, which sweeps and `feedstock prove` read back, and as text.
+//!
+//! A report can be made at any time and from any thread, so that an interrupted run reports as well.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use feedstock::device::{SimDevice, Utilization};
 use feedstock::host::{HostFacts, process_cpu_time, process_memory};
-use feedstock::{ByteCount, Histogram, Loader, PipelineStats, SlowSample, Source, StageStats, State};
+use feedstock::{ByteCount, Histogram, Loader, PipelineStats, Source};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
+use super::super::format::{self, percent};
 use super::super::gpu::{self, Gpu};
+use super::super::lock;
 use super::super::table::{counted, facts};
-use super::{BenchArgs, Tally, stall};
+use super::{BenchArgs, Tally, bottleneck};
 
-/// Everything that a report is made of, to be asked for at any time and from any thread.
+/// Everything that a report is made of.
 #[derive(Clone)]
 pub(super) struct Report {
     folder: Arc<dyn Source>,
     loader: Loader,
     tally: Arc<Mutex<Tally>>,
     budget: ByteCount,
-    /// What was asked for.
-    request: Value,
+    request: Request,
+    epochs: u64,
     has_digest: bool,
-    /// Where the device is a GPU.
+    /// Present if the device is a GPU.
     gpu: Option<Arc<Gpu>>,
     started: Instant,
+}
+
+/// The arguments of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub(super) data: String,
+    pub(super) batch_size: usize,
+    pub(super) size: u32,
+    pub(super) output: String,
+    pub(super) layout: String,
+    pub(super) device: String,
+    pub(super) seed: u64,
+    pub(super) model: Option<String>,
+    pub(super) warmup_epochs: u64,
+}
+
+/// The JSON of a run. Times are in seconds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct RunReport {
+    pub(crate) images: u64,
+    pub(crate) seconds: f64,
+    pub(crate) images_per_s: f64,
+    pub(crate) first_batch_s: Option<f64>,
+    pub(crate) peak_rss_bytes: u64,
+    pub(crate) ram_budget_bytes: u64,
+    pub(crate) workers: u64,
+    pub(crate) prefetch_depth: u64,
+    pub(crate) digest: Option<String>,
+    pub(crate) bad_samples: Vec<Value>,
+    pub(crate) bad_sample_events: u64,
+    pub(crate) batches: u64,
+    pub(crate) epochs: u64,
+    pub(crate) input_wait_share: f64,
+    pub(crate) work_busy_s: f64,
+    pub(crate) read_busy_s: f64,
+    pub(crate) transfer_busy_s: f64,
+    pub(crate) encoded_bytes: u64,
+    pub(crate) oversized_samples: u64,
+    pub(crate) damage_accepted: u64,
+    pub(crate) damaged_samples: Vec<Value>,
+    pub(crate) minimum_bytes: u64,
+    pub(crate) knee_bytes: u64,
+    pub(crate) planned_bytes: u64,
+    pub(crate) ledger_peak_bytes: u64,
+    pub(crate) slots: usize,
+    pub(crate) outputs: usize,
+    pub(crate) compute_share: Option<f64>,
+    pub(crate) device_bytes: Option<u64>,
+    pub(crate) device_allocations: Option<u64>,
+    pub(crate) nvml_share: Option<f64>,
+    pub(crate) copy_share: Option<f64>,
+    pub(crate) violations: Vec<String>,
+    pub(crate) moves: Value,
+    pub(crate) notes: Vec<String>,
+    pub(crate) state: Position,
+    pub(crate) error: Option<String>,
+    pub(crate) wait_p50_s: Option<f64>,
+    pub(crate) wait_p99_s: Option<f64>,
+    pub(crate) waits: Vec<WaitBucket>,
+    pub(crate) stages: Vec<StageReport>,
+    pub(crate) sample_latency: Vec<LatencyStep>,
+    pub(crate) slowest: Vec<SlowReport>,
+    pub(crate) cpu_s: f64,
+    pub(crate) process_s: f64,
+    pub(crate) bottleneck: String,
+    pub(crate) epochs_asked: u64,
+    #[serde(flatten)]
+    pub(crate) request: Request,
+}
+
+/// The next batch, for a resumed run.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Position {
+    epoch: u64,
+    batch: u64,
+}
+
+/// Batches by the time that the consumer waited for them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WaitBucket {
+    pub(super) up_to_s: f64,
+    pub(super) count: u64,
+}
+
+/// How the threads of a stage spent their time, over all epochs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StageReport {
+    pub(super) stage: String,
+    pub(super) threads: usize,
+    pub(super) samples: u64,
+    pub(super) busy_s: f64,
+    pub(super) wait_in_s: f64,
+    pub(super) wait_out_s: f64,
+    pub(super) elapsed_s: f64,
+}
+
+/// Mean time of a sample in one step of the pipeline.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LatencyStep {
+    pub(super) step: String,
+    pub(super) kind: StepKind,
+    pub(super) seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StepKind {
+    Wait,
+    Work,
+}
+
+/// One of the slowest samples.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SlowReport {
+    pub(super) path: String,
+    pub(super) read_s: f64,
+    pub(super) decode_s: f64,
+}
+
+impl Request {
+    pub(super) fn new(args: &BenchArgs, data: String, device: String) -> Self {
+        Request {
+            data,
+            batch_size: args.loader.batch_size,
+            size: args.loader.size,
+            output: args.loader.output.to_string(),
+            layout: args.loader.layout.to_string(),
+            device,
+            seed: args.seed,
+            model: args.model.map(|model| model.to_string()),
+            warmup_epochs: args.warmup_epochs,
+        }
+    }
 }
 
 impl Report {
@@ -37,144 +176,130 @@ impl Report {
         loader: &Loader,
         tally: &Arc<Mutex<Tally>>,
     ) -> Self {
-        let request = json!({
-            "data": folder.title(),
-            "batch_size": args.loader.batch_size,
-            "size": args.loader.size,
-            "output": args.loader.output.to_string(),
-            "layout": args.loader.layout.to_string(),
-            "device": loader.device().name(),
-            "seed": args.seed,
-            "model": args.model.map(|model| model.to_string()),
-            "epochs_asked": args.epochs,
-            "warmup_epochs": args.warmup_epochs,
-        });
-        let budget = loader.plan().budget + args.read_back_bytes(&**loader.device()) + args.watch.bytes();
-        let gpu = Gpu::watch(&**loader.device()).map(Arc::new);
-        let (loader, tally, has_digest) = (loader.clone(), tally.clone(), !args.no_digest && args.model.is_none());
-        Report { folder, loader, tally, budget, request, has_digest, gpu, started }
+        Report {
+            request: Request::new(args, folder.title(), loader.device().name()),
+            epochs: args.epochs,
+            budget: loader.plan().budget + args.read_back_bytes(&**loader.device()) + args.watch.bytes(),
+            gpu: Gpu::watch(&**loader.device()).map(Arc::new),
+            has_digest: !args.no_digest && args.model.is_none(),
+            loader: loader.clone(),
+            tally: tally.clone(),
+            folder,
+            started,
+        }
     }
 
-    /// How far the run has got, or why it ended early, in words.
+    /// The report so far. `error` is the reason why the run ended early.
     pub(super) fn render(&self, json: bool, error: Option<&str>) -> String {
-        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let took = tally.took.or(tally.began.map(|began| began.elapsed())).unwrap_or_default();
-        if json { self.json(&tally, took, error).to_string() } else { self.text(&tally, took, error) }
+        let tally = lock(&self.tally).clone();
+        let report = self.measure(&tally, error);
+        if json { format::json(&report) } else { self.text(&report, &tally) }
     }
 
-    fn json(&self, tally: &Tally, took: Duration, error: Option<&str>) -> Value {
+    fn measure(&self, tally: &Tally, error: Option<&str>) -> RunReport {
         let (plan, stats) = (self.loader.plan(), self.loader.stats());
-        let pipeline = stats.pipeline;
+        let pipeline = &stats.pipeline;
+        let seconds = tally.took.or(tally.began.map(|began| began.elapsed())).unwrap_or_default().as_secs_f64();
         let on_device = gpu::memory(&**self.loader.device());
         let used = self.used(tally);
-        let mut report = json!({
-            "images": tally.images,
-            "seconds": took.as_secs_f64(),
-            "images_per_s": per_second(tally.images, took),
-            "first_batch_s": tally.first_batch.map(|first| first.as_secs_f64()),
-            "peak_rss_bytes": process_memory().peak_rss.0,
-            "ram_budget_bytes": self.budget.0,
-            "workers": plan.workers,
-            "prefetch_depth": prefetch_depth(plan),
-            "digest": self.has_digest.then(|| format!("{:016x}", tally.digest)),
-            "bad_samples": BadReport::new(&self.folder, &self.loader.bad_samples()).json(),
-            "bad_sample_events": stats.bad_samples,
-            "batches": tally.batches,
-            "epochs": tally.epochs,
-            "input_wait_share": self.input_wait(tally, took),
-            "work_busy_s": pipeline.work.busy.as_secs_f64(),
-            "read_busy_s": pipeline.read.busy.as_secs_f64(),
-            "transfer_busy_s": pipeline.transfer.busy.as_secs_f64(),
-            "encoded_bytes": pipeline.encoded_bytes,
-            "oversized_samples": pipeline.oversized_samples,
-            "damage_accepted": pipeline.damage_accepted,
-            "damaged_samples": damaged_json(&self.loader.damaged_samples()),
-            "minimum_bytes": plan.minimum.0,
-            "knee_bytes": plan.knee.0,
-            "planned_bytes": plan.total().0,
-            "ledger_peak_bytes": stats.memory.peak.0,
-            "slots": plan.slots,
-            "outputs": plan.outputs,
-            "compute_share": tally.trained.or(used.map(|used| used.compute_share())),
-            "device_bytes": on_device.map(|(held, _)| held.0),
-            "device_allocations": on_device.map(|(_, allocations)| allocations),
-            "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
-            "copy_share": used.map(|used| used.copy_share()),
-            "violations": self.violations(),
-            "moves": moves_json(&self.loader.moves()),
-            "notes": self.loader.notes().iter().chain(self.folder.notes()).collect::<Vec<_>>(),
-            "state": { "epoch": tally.state.epoch, "batch": tally.state.batch },
-            "error": error,
-        });
         let waits = self.wait_times(tally);
-        let waits = json!({
-            "wait_p50_s": waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
-            "wait_p99_s": waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
-            "waits": waits.buckets().map(|(end, count)| json!({ "up_to_s": end.as_secs_f64(), "count": count })).collect::<Value>(),
-            "stages": self.stages(tally),
-            "journey": steps(&pipeline)
-                .map(|(step, kind, mean)| json!({ "step": step, "kind": kind, "seconds": mean.as_secs_f64() }))
-                .collect::<Value>(),
-            "slowest": self.loader.slowest_samples().iter().map(slow_json).collect::<Value>(),
-            "cpu_s": process_cpu_time().as_secs_f64(),
-            "process_s": self.started.elapsed().as_secs_f64(),
-            "bottleneck": self.bottleneck(tally),
-        });
-        for more in [&waits, &self.request] {
-            if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
-                report.extend(more.clone());
-            }
+        RunReport {
+            images: tally.images,
+            seconds,
+            images_per_s: ratio(tally.images as f64, seconds),
+            first_batch_s: tally.first_batch.map(|first| first.as_secs_f64()),
+            peak_rss_bytes: process_memory().peak_rss.0,
+            ram_budget_bytes: self.budget.0,
+            workers: plan.workers as u64,
+            prefetch_depth: prefetch_depth(plan) as u64,
+            digest: self.has_digest.then(|| format!("{:016x}", tally.digest)),
+            bad_samples: list(BadReport::new(&self.folder, &self.loader.bad_samples()).json()),
+            bad_sample_events: stats.bad_samples,
+            batches: tally.batches,
+            epochs: tally.epochs,
+            input_wait_share: self.input_wait(tally, seconds),
+            work_busy_s: pipeline.work.busy.as_secs_f64(),
+            read_busy_s: pipeline.read.busy.as_secs_f64(),
+            transfer_busy_s: pipeline.transfer.busy.as_secs_f64(),
+            encoded_bytes: pipeline.encoded_bytes,
+            oversized_samples: pipeline.oversized_samples,
+            damage_accepted: pipeline.damage_accepted,
+            damaged_samples: list(damaged_json(&self.loader.damaged_samples())),
+            minimum_bytes: plan.minimum.0,
+            knee_bytes: plan.knee.0,
+            planned_bytes: plan.total().0,
+            ledger_peak_bytes: stats.memory.peak.0,
+            slots: plan.slots,
+            outputs: plan.outputs,
+            compute_share: tally.trained.or(used.map(|used| used.compute_share())),
+            device_bytes: on_device.map(|(held, _)| held.0),
+            device_allocations: on_device.map(|(_, allocations)| allocations),
+            nvml_share: self.gpu.as_deref().and_then(|gpu| gpu.busy_share().ok()),
+            copy_share: used.map(|used| used.copy_share()),
+            violations: self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default(),
+            moves: moves_json(&self.loader.moves()),
+            notes: self.loader.notes().iter().chain(self.folder.notes()).cloned().collect(),
+            state: Position { epoch: tally.state.epoch, batch: tally.state.batch },
+            error: error.map(str::to_owned),
+            wait_p50_s: waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
+            wait_p99_s: waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
+            waits: waits.buckets().map(|(end, count)| WaitBucket { up_to_s: end.as_secs_f64(), count }).collect(),
+            stages: self.stages(tally, pipeline),
+            sample_latency: latency_steps(pipeline),
+            slowest: (self.loader.slowest_samples().into_iter())
+                .map(|slow| SlowReport {
+                    path: slow.name.clone(),
+                    read_s: slow.read.as_secs_f64(),
+                    decode_s: slow.work.as_secs_f64(),
+                })
+                .collect(),
+            cpu_s: process_cpu_time().as_secs_f64(),
+            process_s: self.started.elapsed().as_secs_f64(),
+            bottleneck: self.bottleneck(tally),
+            epochs_asked: self.epochs,
+            request: self.request.clone(),
         }
-        report
     }
 
-    fn text(&self, tally: &Tally, took: Duration, error: Option<&str>) -> String {
-        let (plan, stats) = (self.loader.plan(), self.loader.stats());
-        let pipeline = stats.pipeline;
-        let percent = |share: f64| format!("{:.0} %", share * 100.0);
-        let speed = format!("{:.1} images/s ({:.3} s)", per_second(tally.images, took), took.as_secs_f64());
-        let first = tally
-            .first_batch
-            .map_or("none".to_owned(), |first| format!("{:.3} s after the start of the program", first.as_secs_f64()));
-        let done = format!("{} in {}", counted(tally.images, "image"), counted(tally.batches, "batch"));
+    fn text(&self, report: &RunReport, tally: &Tally) -> String {
+        let millis = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
+        let first = report.first_batch_s.map(|first| format!("{first:.3} s after the start of the program"));
+        let waits = report.wait_p50_s.zip(report.wait_p99_s);
+        let waits = waits.map(|(p50, p99)| format!("; batch wait p50 {}, p99 {}", millis(p50), millis(p99)));
+        let steps = report.sample_latency.iter().map(|step| format!("{} {}", step.step, millis(step.seconds)));
+        let (images, batches) = (counted(report.images, "image"), counted(report.batches, "batch"));
         let mut lines = vec![
-            ("images", format!("{done}, {}", counted(tally.epochs, "epoch"))),
-            ("speed", speed),
-            ("first batch", first),
-            ("workers", format!("{}; {} ahead", plan.workers, counted(prefetch_depth(plan) as u64, "batch"))),
+            ("images", format!("{images} in {batches}, {}", counted(report.epochs, "epoch"))),
+            ("speed", format!("{:.1} images/s ({:.3} s)", report.images_per_s, report.seconds)),
+            ("first batch", first.unwrap_or_else(|| "none".to_owned())),
+            ("workers", format!("{}; {} ahead", report.workers, counted(report.prefetch_depth, "batch"))),
             (
                 "RAM",
                 format!(
                     "peak {} of the process, budget {}; planned {}, the ledger held {} at most",
-                    process_memory().peak_rss,
-                    self.budget,
-                    plan.total(),
-                    stats.memory.peak
+                    ByteCount(report.peak_rss_bytes),
+                    ByteCount(report.ram_budget_bytes),
+                    ByteCount(report.planned_bytes),
+                    ByteCount(report.ledger_peak_bytes)
                 ),
             ),
             (
                 "busy",
                 format!(
-                    "decode and transform {:.2} s, read {:.2} s ({} as stored), hand over {:.2} s, all epochs",
-                    pipeline.work.busy.as_secs_f64(),
-                    pipeline.read.busy.as_secs_f64(),
-                    ByteCount(pipeline.encoded_bytes),
-                    pipeline.transfer.busy.as_secs_f64()
+                    "decode and transform {:.2} s, read {:.2} s ({} encoded), transfer {:.2} s, all epochs",
+                    report.work_busy_s,
+                    report.read_busy_s,
+                    ByteCount(report.encoded_bytes),
+                    report.transfer_busy_s
                 ),
             ),
-            ("input wait", format!("{}{}", percent(self.input_wait(tally, took)), self.waits(tally))),
-            ("held up by", self.bottleneck(tally)),
-            (
-                "a sample",
-                steps(&pipeline)
-                    .map(|(step, _, mean)| format!("{step} {:.1} ms", mean.as_secs_f64() * 1e3))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            ),
+            ("input wait", percent(report.input_wait_share) + &waits.unwrap_or_default()),
+            ("bottleneck", report.bottleneck.clone()),
+            ("latency", steps.collect::<Vec<_>>().join(", ")),
         ];
-        if let Some(slow) = self.loader.slowest_samples().first() {
-            let (read, work) = (slow.read.as_secs_f64() * 1e3, slow.work.as_secs_f64() * 1e3);
-            lines.push(("slowest", format!("{} (read {read:.1} ms, decode and transform {work:.1} ms)", slow.name)));
+        if let Some(SlowReport { path, read_s, decode_s }) = report.slowest.first() {
+            let (read, work) = (millis(*read_s), millis(*decode_s));
+            lines.push(("slowest", format!("{path} (read {read}, decode and transform {work})")));
         }
         if let Some(moves) = moves_text(&self.loader.moves()) {
             lines.push(("memory", moves));
@@ -187,31 +312,28 @@ impl Report {
             });
             lines.push(("device", format!("computes {compute} and copies {copy} of the time{by_nvml}")));
         }
-        if let Some((held, allocations)) = gpu::memory(&**self.loader.device()) {
-            let taken = counted(allocations, "allocation");
+        if let Some((held, allocations)) = report.device_bytes.zip(report.device_allocations) {
+            let (held, taken) = (ByteCount(held), counted(allocations, "allocation"));
             lines.push(("VRAM", format!("{held} held by the loader, {taken} since the device was opened")));
         }
         if let Some(share) = tally.trained {
             lines.push(("model", format!("trained {} of the time", percent(share))));
         }
-        lines.extend(self.violations().into_iter().map(|violation| ("violation", violation)));
-        if self.has_digest {
-            lines.push(("digest", format!("{:016x}", tally.digest)));
-        }
-        if let Some(error) = error {
-            let State { epoch, batch } = tally.state;
+        lines.extend(report.violations.iter().map(|violation| ("violation", violation.clone())));
+        lines.extend(report.digest.iter().map(|digest| ("digest", digest.clone())));
+        if let Some(error) = &report.error {
+            let Position { epoch, batch } = report.state;
             lines.push(("ended early", error.lines().next().unwrap_or_default().to_owned()));
-            lines.push(("to go on", format!("at batch {batch} of epoch {epoch}, both from 0")));
+            lines.push(("resume at", format!("batch {batch} of epoch {epoch}, both from 0")));
         }
         let bad = BadReport::new(&self.folder, &self.loader.bad_samples()).text();
         let damaged = damaged_text(&self.loader.damaged_samples());
         [facts(&lines), bad, damaged].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
     }
 
-    /// What the threads of each stage did with their time, all epochs together.
-    fn stages(&self, tally: &Tally) -> Value {
-        let (plan, of) = (self.loader.plan(), self.loader.stats().pipeline);
-        let elapsed = tally.fed_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+    fn stages(&self, tally: &Tally, of: &PipelineStats) -> Vec<StageReport> {
+        let plan = self.loader.plan();
+        let elapsed_s = tally.fed_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         let stages = [
             ("admit", 1, of.admit),
             ("read", plan.read_threads, of.read),
@@ -219,97 +341,79 @@ impl Report {
             ("transfer", 1, of.transfer),
             ("consume", 1, of.consume),
         ];
-        let one = |(stage, threads, stats): (&str, usize, StageStats)| {
-            json!({
-                "stage": stage,
-                "threads": threads,
-                "samples": stats.samples,
-                "busy_s": stats.busy.as_secs_f64(),
-                "wait_in_s": stats.wait_in.as_secs_f64(),
-                "wait_out_s": stats.wait_out.as_secs_f64(),
-                "elapsed_s": elapsed,
-            })
+        let report = |(stage, threads, stats): (&str, usize, feedstock::StageStats)| StageReport {
+            stage: stage.to_owned(),
+            threads,
+            samples: stats.samples,
+            busy_s: stats.busy.as_secs_f64(),
+            wait_in_s: stats.wait_in.as_secs_f64(),
+            wait_out_s: stats.wait_out.as_secs_f64(),
+            elapsed_s,
         };
-        stages.into_iter().map(one).collect()
+        stages.into_iter().map(report).collect()
     }
 
-    /// How long batches were waited for, in the middle and at the worst.
-    fn waits(&self, tally: &Tally) -> String {
-        let waits = self.wait_times(tally);
-        let millis = |share| waits.quantile(share).map(|wait| wait.as_secs_f64() * 1e3);
-        match (millis(0.5), millis(0.99)) {
-            (Some(half), Some(most)) => {
-                format!("; half of the batches were there within {half:.1} ms, 99 % within {most:.1} ms")
-            }
-            _ => String::new(),
-        }
-    }
-
-    /// How busy the device was in the measured epochs.
+    /// Utilization of the device in the measured epochs.
     fn used(&self, tally: &Tally) -> Option<Utilization> {
         tally.used.or_else(|| tally.used_until(&self.loader.stats()))
     }
 
-    /// The share of the measured time in which training waited for input: that in which the device was idle, where there are
-    /// steps that keep it busy, and else that in which the consumer waited.
-    fn input_wait(&self, tally: &Tally, took: Duration) -> f64 {
+    /// Share of the measured time in which training waited for input: the device's idle time if steps keep it busy,
+    /// else the consumer's wait.
+    fn input_wait(&self, tally: &Tally, seconds: f64) -> f64 {
         match self.used(tally) {
             Some(used) if !used.compute_busy.is_zero() => 1.0 - used.compute_share(),
             _ => {
                 let before = tally.before.as_ref().map_or(Duration::ZERO, |before| before.pipeline.consume.wait_in);
-                share(self.loader.stats().pipeline.consume.wait_in.saturating_sub(before), took)
+                let waited = self.loader.stats().pipeline.consume.wait_in.saturating_sub(before);
+                ratio(waited.as_secs_f64(), seconds).min(1.0)
             }
         }
     }
 
-    /// What was waited for the measured batches.
+    /// The consumer's waits for the measured batches.
     fn wait_times(&self, tally: &Tally) -> Histogram {
         let now = self.loader.stats().wait_times;
         tally.before.as_ref().map_or_else(|| now.clone(), |before| now.since(&before.wait_times))
     }
 
-    /// What held the run up, all epochs together.
+    /// The bottleneck of all epochs together.
     fn bottleneck(&self, tally: &Tally) -> String {
         let stats = self.loader.stats();
         let elapsed = tally.fed_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let consumer_waited = share(stats.pipeline.consume.wait_in, elapsed);
+        let consumer_waited = ratio(stats.pipeline.consume.wait_in.as_secs_f64(), elapsed.as_secs_f64()).min(1.0);
         let device = stats.device.filter(|used| !used.compute_busy.is_zero());
         let input_wait = device.map_or(consumer_waited, |used| 1.0 - used.compute_share());
         let copying = stats.device.map(|used| used.copy_share());
         let busy = process_cpu_time().saturating_sub(tally.cpu_before).as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
         let cores = (busy, HostFacts::read().cpus.workers_max());
-        stall::sentence(self.loader.plan(), &stats.pipeline, stall::Seen { elapsed, input_wait, copying, cores })
-    }
-
-    fn violations(&self) -> Vec<String> {
-        self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default()
+        let observed = bottleneck::Observed { elapsed, input_wait, copying, cores };
+        bottleneck::describe(self.loader.plan(), &stats.pipeline, observed)
     }
 }
 
-/// The mean way of a sample, step by step: what it is called, what kind it is of, and how long it takes.
-fn steps(pipeline: &PipelineStats) -> impl Iterator<Item = (&'static str, &'static str, Duration)> {
-    let (way, samples) = (pipeline.journey, pipeline.consume.samples.max(1) as f64);
+/// Mean latency of a sample, step by step.
+fn latency_steps(pipeline: &PipelineStats) -> Vec<LatencyStep> {
+    let (all, samples) = (pipeline.journey, pipeline.consume.samples.max(1) as f64);
     [
-        ("waits to be read", "wait", way.read_queue),
-        ("read", "work", way.read),
-        ("waits for a worker", "wait", way.work_queue),
-        ("decoded and transformed", "work", way.work),
-        ("waits for the rest of its batch", "wait", way.batch_queue),
-        ("handed over", "work", way.transfer),
-        ("ready, waits for the consumer", "wait", way.ready),
+        ("waits to be read", StepKind::Wait, all.read_queue),
+        ("read", StepKind::Work, all.read),
+        ("waits for a worker", StepKind::Wait, all.work_queue),
+        ("decoded and transformed", StepKind::Work, all.work),
+        ("waits for the rest of its batch", StepKind::Wait, all.batch_queue),
+        ("transferred", StepKind::Work, all.transfer),
+        ("ready, waits for the consumer", StepKind::Wait, all.ready),
     ]
     .into_iter()
-    .map(move |(step, kind, all)| (step, kind, all.div_f64(samples)))
+    .map(|(step, kind, time)| LatencyStep { step: step.to_owned(), kind, seconds: time.as_secs_f64() / samples })
+    .collect()
 }
 
-fn slow_json(slow: &SlowSample) -> Value {
-    json!({ "path": slow.name, "read_s": slow.read.as_secs_f64(), "decode_s": slow.work.as_secs_f64() })
+fn list(value: Value) -> Vec<Value> {
+    if let Value::Array(list) = value { list } else { Vec::new() }
 }
 
-fn per_second(images: u64, took: Duration) -> f64 {
-    if took.is_zero() { 0.0 } else { images as f64 / took.as_secs_f64() }
-}
-
-fn share(part: Duration, whole: Duration) -> f64 {
-    if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
+/// `part / whole`, or 0 if `whole` is 0.
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
 }

@@ -1,5 +1,5 @@
-//! Owns `feedstock bench` over several budgets and numbers of workers: every combination in turn, and every part alone, round
-//! after round, each run in a process of its own that is watched from outside. It must never run two at once.
+//! `feedstock bench` over several budgets and numbers of workers: every combination and every stage alone, in turn,
+//! round after round. Each run is a process of its own that is watched from outside; only one runs at a time.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,25 +13,25 @@ use clap::ValueEnum;
 use feedstock::ByteCount;
 
 use super::super::child::Watched;
-use super::super::failure::{Failure, OVER_BUDGET, print, say};
+use super::super::failure::{Failure, OVER_BUDGET, say};
 use super::super::progress::Progress;
 use super::super::table::counted;
-use super::super::{Context, lock};
-use super::outcome::{Alone, Outcome, Point};
+use super::super::{Context, format, lock};
+use super::outcome::{Outcome, Point, StageRuns};
 use super::{BenchArgs, Mode, page};
 
-/// Options with a value that belong to the sweep, and not to its runs.
+/// Options of the sweep, which its runs do not get. All but the last have a value.
 const OURS: [&str; 6] = ["--workers", "--ram-budget", "--rounds", "--csv", "--report", "--json"];
 
-/// One run of a round: its place among the combinations, or among the parts alone.
+/// One run of a round: the index of a combination, or of a stage alone.
 #[derive(Clone, Copy)]
 enum Turn {
     Point(usize),
-    Alone(usize),
+    Stage(usize),
 }
 
-/// Whether these arguments ask for more than one run.
-pub(super) fn is_asked(args: &BenchArgs) -> bool {
+/// Returns true if the arguments request more than one run.
+pub(super) fn is_requested(args: &BenchArgs) -> bool {
     args.loader.ram_budget.len() > 1 || args.loader.workers.len() > 1 || args.report.is_some()
 }
 
@@ -45,7 +45,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         return Err(Failure::Usage(why.to_owned()));
     }
     if let Some(folder) = &args.report {
-        // Before hours of runs, not after them.
+        // Fails before hours of runs, not after them.
         fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))?;
     }
     let program = env::current_exe().map_err(|error| Failure::Io(format!("cannot find this program: {error}")))?;
@@ -60,29 +60,18 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     let render = {
         let (outcome, json) = (outcome.clone(), args.json);
         move |error: Option<&str>| {
-            let outcome = lock(&outcome);
-            if json { outcome.json(error).to_string() } else { outcome.text(error) }
+            let report = lock(&outcome).report(error);
+            if json { format::json(&report) } else { report.text() }
         }
     };
-    {
-        let render = render.clone();
-        context.stop.last_words(move || drop(print(render(Some("interrupted")))));
-    }
     let watched = Watched::default();
     let killer = watched.clone();
     context.stop.on_stop(move || killer.kill());
-    let done = run_all(args, context, &program, &outcome, &watched);
-    if context.stop.is_asked() && !context.stop.sum_up() {
-        // The watchdog sums up, and ends the process.
-        std::thread::park();
-    }
-    let ended = if context.stop.is_asked() { Err(Failure::Interrupted) } else { done };
-    let error = ended.as_ref().err().map(Failure::words);
-    let outcome = lock(&outcome).clone();
+    let ended = context.stop.report(render, || run_all(args, context, &program, &outcome, &watched));
+    let (outcome, error) = (lock(&outcome).clone(), ended.as_ref().err().map(Failure::words));
     if outcome.is_empty() {
         return ended;
     }
-    print(render(error.as_deref()))?;
     if let Some(path) = &args.csv {
         fs::write(path, outcome.csv()).map_err(|error| cannot_write(path, &error))?;
     }
@@ -96,18 +85,18 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Io(format!("cannot write {}: {error}", path.display()))
 }
 
-/// The page, its charts, and the same numbers for machines.
+/// Writes the page, its charts, and the same numbers as JSON and CSV.
 fn write_report(folder: &Path, outcome: &Outcome, error: Option<&str>) -> Result<(), Failure> {
-    let report = outcome.json(error);
+    let report = outcome.report(error);
     let mut files = vec![
         ("index.html", page::page(&report)),
-        ("report.json", format!("{report:#}\n")),
+        ("report.json", format::json(&report) + "\n"),
         ("report.csv", outcome.csv()),
     ];
     files.extend(page::charts(&report));
-    for stale in page::left_out(&report) {
-        // It is hardly ever there.
-        let _ = fs::remove_file(folder.join(stale));
+    for file in page::stale(&report) {
+        // Usually it does not exist.
+        let _ = fs::remove_file(folder.join(file));
     }
     for (name, text) in files {
         let path = folder.join(name);
@@ -117,7 +106,8 @@ fn write_report(folder: &Path, outcome: &Outcome, error: Option<&str>) -> Result
     Ok(())
 }
 
-/// Every combination and every part once, then all of them again: what drifts on the machine meets all alike.
+/// Runs every combination and every stage once, then all of them again, so that a drift of the machine affects all
+/// alike.
 fn run_all(
     args: &BenchArgs,
     context: &Context,
@@ -128,7 +118,7 @@ fn run_all(
     let round: Vec<Turn> = {
         let outcome = lock(outcome);
         let points = (0..outcome.points.len()).map(Turn::Point);
-        points.chain((0..outcome.alone.len()).map(Turn::Alone)).collect()
+        points.chain((0..outcome.stages.len()).map(Turn::Stage)).collect()
     };
     let runs = round.len() as u64 * args.rounds;
     let mut progress = Progress::new(runs);
@@ -142,11 +132,11 @@ fn run_all(
                 let many = workers.map_or("workers by the plan".to_owned(), |n| counted(n as u64, "worker"));
                 (format!("with {many} at a budget of {budget}"), workers, budget)
             }
-            (Turn::Alone(index), Outcome { alone, .. }) => {
-                let Alone { mode, workers, .. } = alone[index];
+            (Turn::Stage(index), Outcome { stages, .. }) => {
+                let StageRuns { mode, workers, .. } = stages[index];
                 let mode = mode.to_possible_value().map_or_else(String::new, |mode| mode.get_name().to_owned());
                 command.args(["--mode", &mode]);
-                // Parts alone are measured where there is room for them.
+                // A stage alone is measured at the budget with the most room.
                 (format!("of {mode} alone"), workers, largest(args))
             }
         };
@@ -157,31 +147,30 @@ fn run_all(
         let ended =
             watched.run(command, &context.stop, |_| progress.at(at, || format!("run {} of {runs}: {name}", at + 1)));
         let ended = ended.map_err(|error| Failure::Io(format!("cannot run this program once more: {error}")))?;
-        let said = match (ended.said(&name), turn) {
-            // What a part takes alone may be more than the loader does. Then nothing is predicted.
-            (Err(Failure::Run { code: OVER_BUDGET, .. }), Turn::Alone(_)) => continue,
-            (said, _) => said?,
-        };
         let outcome = &mut *lock(outcome);
         match turn {
             Turn::Point(index) => {
                 let point = &mut outcome.points[index];
+                point.runs.push(ended.report(&name)?);
                 point.peak_seen = point.peak_seen.max(ended.seen.peak_rss);
-                point.runs.push(said);
             }
-            Turn::Alone(index) => outcome.alone[index].runs.push(said),
+            Turn::Stage(index) => match ended.report(&name) {
+                // A stage alone may need more than the loader. There is no prediction then.
+                Err(Failure::Run { code: OVER_BUDGET, .. }) => {}
+                report => outcome.stages[index].runs.push(report?),
+            },
         }
     }
     Ok(())
 }
 
-/// The largest of the budgets that were asked for.
+/// The largest requested budget.
 fn largest(args: &BenchArgs) -> feedstock::RamBudget {
     let bytes = |budget: &feedstock::RamBudget| feedstock::ram_budget_here(*budget).0;
     args.loader.ram_budget.iter().copied().max_by_key(bytes).unwrap_or_default()
 }
 
-/// The arguments that this program was started with, but for those that are the sweep's own.
+/// Arguments of this program without those of the sweep.
 fn passed_on(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut kept = Vec::new();
     while let Some(argument) = arguments.next() {
@@ -190,7 +179,7 @@ fn passed_on(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
         if !OURS.contains(&name) {
             kept.push(argument);
         } else if name != "--json" && value.is_none() {
-            // Its value.
+            // Skips its value.
             arguments.next();
         }
     }
@@ -202,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_get_every_argument_that_is_not_the_sweeps_own() {
+    fn runs_get_every_argument_but_the_sweeps_own() {
         let line = "bench --data d --workers 1,2 --ram-budget=1G,2G --json --size 32 --rounds 3 --csv f --report r \
                     --device sim:step=1ms";
         let kept = passed_on(line.split(' ').filter(|word| !word.is_empty()).map(OsString::from));

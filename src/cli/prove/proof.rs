@@ -1,92 +1,139 @@
-//! Owns what was measured and the verdict on it: which budgets were kept, and whether every run made the same batches.
-//! It must never call for a measurement, and never round in a budget's favour.
+//! Measurements of `feedstock prove` and the verdict: whether each budget was kept, and whether every run made the same
+//! batches. Nothing is rounded in favor of a budget.
 
 use std::io;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use feedstock::ByteCount;
 
-use crate::cli::child::Ended;
+use crate::cli::bench::RunReport;
+use crate::cli::child::{Ended, Seen};
 use crate::cli::failure::Failure;
 use crate::cli::table::{columns, counted, facts};
 
-/// One budget, and what came of it.
-#[derive(Clone, Debug, PartialEq)]
+/// One budget and its run.
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct Point {
-    pub(super) budget: ByteCount,
-    /// What the plan expected to hold at most.
-    pub(super) planned: ByteCount,
-    /// The most that was resident: as seen from outside or as the process itself says, whichever is more.
-    pub(super) peak: ByteCount,
+    pub(super) budget_bytes: u64,
+    /// Bytes that the plan reserves at most.
+    pub(super) planned_bytes: u64,
+    /// Peak resident size: as seen from outside or as the process reports, whichever is larger.
+    pub(super) peak_rss_bytes: u64,
     /// Anonymous and shared pages alone.
-    pub(super) peak_own: ByteCount,
+    peak_own_bytes: u64,
+    /// The peak's share of the budget.
+    peak_share: f64,
     pub(super) images_per_s: f64,
+    share_of_best: f64,
     pub(super) workers: u64,
-    /// Files that could not be used.
-    pub(super) bad_samples: u64,
-    pub(super) digest: String,
+    /// Number of files that could not be used.
+    bad_samples: usize,
+    digest: String,
+    kept: bool,
 }
 
 /// All runs so far.
-#[derive(Clone)]
+#[derive(Clone, Serialize)]
 pub(super) struct Proof {
-    pub(super) minimum: ByteCount,
-    pub(super) knee: ByteCount,
-    /// What was asked for.
-    pub(super) about: Value,
+    pub(super) minimum_bytes: u64,
+    pub(super) knee_bytes: u64,
+    #[serde(flatten)]
+    pub(super) request: Request,
     pub(super) points: Vec<Point>,
 }
 
+/// The arguments of all runs.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Request {
+    pub(super) data: String,
+    pub(super) samples: u64,
+    pub(super) batch_size: usize,
+    pub(super) size: u32,
+    pub(super) output: String,
+    pub(super) layout: String,
+    pub(super) workers_asked: Option<usize>,
+    pub(super) epochs: u64,
+}
+
+/// The JSON of a proof.
+#[derive(Serialize)]
+pub(super) struct ProofReport<'a> {
+    #[serde(flatten)]
+    proof: &'a Proof,
+    kept: bool,
+    breaches: Vec<String>,
+    digest: Option<&'a str>,
+    out: &'a str,
+    error: Option<&'a str>,
+}
+
+impl Request {
+    /// The request in a line, with the last part of the data's path.
+    pub(super) fn describe(&self) -> String {
+        let Request { samples, batch_size, size, output, layout, .. } = self;
+        let name = self.data.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let workers =
+            self.workers_asked.map_or(String::new(), |count| format!(", {}", counted(count as u64, "worker")));
+        let epochs = counted(self.epochs, "epoch");
+        format!(
+            "{name}: {samples} samples, batches of {batch_size} x {size}x{size} {output} {layout}{workers}, {epochs} per \
+             run"
+        )
+    }
+}
+
 impl Point {
-    /// Takes the numbers of a run that ended well.
+    /// The numbers of a run that ended well.
     pub(super) fn of(budget: ByteCount, ended: io::Result<Ended>) -> Result<Point, Failure> {
         let ended = ended.map_err(|error| Failure::Io(format!("cannot run this program once more: {error}")))?;
         let name = format!("at a budget of {budget}");
-        let (said, seen) = (ended.said(&name)?, ended.seen);
-        let bytes = |key: &str| said[key].as_u64().map(ByteCount);
-        let point = || {
-            Some(Point {
-                budget: bytes("ram_budget_bytes").filter(|told| *told == budget)?,
-                planned: bytes("planned_bytes")?,
-                peak: bytes("peak_rss_bytes")?.max(seen.peak_rss),
-                peak_own: seen.peak_own,
-                images_per_s: said["images_per_s"].as_f64()?,
-                workers: said["workers"].as_u64()?,
-                bad_samples: said["bad_samples"].as_array()?.len() as u64,
-                digest: said["digest"].as_str()?.to_owned(),
-            })
-        };
-        point().ok_or_else(|| ended.failed(&name, &format!("it said {}", ended.out)))
+        let run: RunReport = ended.report(&name)?;
+        if run.digest.is_none() || run.ram_budget_bytes != budget.0 {
+            return Err(ended.failed(&name, &format!("its report is {}", ended.out)));
+        }
+        Ok(Point::new(run, ended.seen))
     }
 
-    pub(super) fn kept(&self) -> bool {
-        self.peak <= self.budget
-    }
-
-    /// The peak's share of the budget.
-    pub(super) fn used(&self) -> f64 {
-        self.peak.0 as f64 / self.budget.0 as f64
+    fn new(run: RunReport, seen: Seen) -> Point {
+        let (budget, peak) = (run.ram_budget_bytes, run.peak_rss_bytes.max(seen.peak_rss.0));
+        Point {
+            budget_bytes: budget,
+            planned_bytes: run.planned_bytes,
+            peak_rss_bytes: peak,
+            peak_own_bytes: seen.peak_own.0,
+            peak_share: peak as f64 / budget as f64,
+            images_per_s: run.images_per_s,
+            share_of_best: 0.0,
+            workers: run.workers,
+            bad_samples: run.bad_samples.len(),
+            digest: run.digest.unwrap_or_default(),
+            kept: peak <= budget,
+        }
     }
 }
 
 impl Proof {
-    pub(super) fn new(minimum: ByteCount, knee: ByteCount, about: Value) -> Self {
-        Proof { minimum, knee, about, points: Vec::new() }
+    pub(super) fn push(&mut self, point: Point) {
+        self.points.push(point);
+        let best = self.best_images_per_s().max(f64::MIN_POSITIVE);
+        self.points.iter_mut().for_each(|point| point.share_of_best = point.images_per_s / best);
     }
 
-    /// Every way in which the promise was not kept, a sentence each.
+    /// Every budget that was exceeded and every digest that differs, as a sentence.
     pub(super) fn breaches(&self) -> Vec<String> {
-        let over = self.points.iter().filter(|point| !point.kept()).map(|point| {
-            let Point { budget, peak, .. } = point;
-            let by = peak.saturating_sub(*budget);
-            format!("the budget of {budget} was exceeded: {peak} were resident, {by} ({} bytes) too many", by.0)
+        let over = self.points.iter().filter(|point| !point.kept).map(|point| {
+            let by = point.peak_rss_bytes - point.budget_bytes;
+            let [budget, peak, too_many] = [point.budget_bytes, point.peak_rss_bytes, by].map(ByteCount);
+            format!("the budget of {budget} was exceeded: {peak} were resident, {too_many} ({by} bytes) too many")
         });
         let other = self.points.iter().filter(|point| point.digest != self.points[0].digest).map(|point| {
-            let first = &self.points[0];
+            let (first, budget) = (&self.points[0], ByteCount(point.budget_bytes));
             format!(
-                "the batches differ: at a budget of {} their digest is {}, at {} it is {}",
-                point.budget, point.digest, first.budget, first.digest
+                "the batches differ: at a budget of {budget} their digest is {}, at {} it is {}",
+                point.digest,
+                ByteCount(first.budget_bytes),
+                first.digest
             )
         });
         over.chain(other).collect()
@@ -96,62 +143,30 @@ impl Proof {
         self.points.iter().map(|point| point.images_per_s).fold(0.0, f64::max)
     }
 
-    fn share_of_best(&self, point: &Point) -> f64 {
-        let best = self.best_images_per_s();
-        if best > 0.0 { point.images_per_s / best } else { 0.0 }
-    }
-
-    pub(super) fn json(&self, out: &str, error: Option<&str>) -> Value {
-        let point = |point: &Point| {
-            json!({
-                "budget_bytes": point.budget.0,
-                "planned_bytes": point.planned.0,
-                "peak_rss_bytes": point.peak.0,
-                "peak_own_bytes": point.peak_own.0,
-                "peak_share": point.used(),
-                "images_per_s": point.images_per_s,
-                "share_of_best": self.share_of_best(point),
-                "workers": point.workers,
-                "bad_samples": point.bad_samples,
-                "digest": point.digest,
-                "kept": point.kept(),
-            })
-        };
+    pub(super) fn report<'a>(&'a self, out: &'a str, error: Option<&'a str>) -> ProofReport<'a> {
         let breaches = self.breaches();
-        let mut said = json!({
-            "minimum_bytes": self.minimum.0,
-            "knee_bytes": self.knee.0,
-            "points": self.points.iter().map(point).collect::<Value>(),
-            "kept": breaches.is_empty() && error.is_none() && !self.points.is_empty(),
-            "breaches": breaches,
-            "digest": self.points.first().map(|point| &point.digest),
-            "out": out,
-            "error": error,
-        });
-        if let (Value::Object(said), Value::Object(about)) = (&mut said, &self.about) {
-            said.extend(about.clone());
-        }
-        said
+        let kept = breaches.is_empty() && error.is_none() && !self.points.is_empty();
+        let digest = self.points.first().map(|point| point.digest.as_str());
+        ProofReport { proof: self, kept, breaches, digest, out, error }
     }
 
-    /// A table, and what it comes to.
+    /// A table of the runs and the verdict.
     pub(super) fn text(&self, out: &str, error: Option<&str>) -> String {
         let percent = |share: f64| format!("{:.1} %", share * 100.0);
-        let rows: Vec<[String; 6]> = self
-            .points
-            .iter()
-            .map(|point| {
-                let over = if point.kept() { "" } else { "!" };
-                [
-                    point.budget.to_string(),
-                    point.planned.to_string(),
-                    format!("{over}{}", point.peak),
-                    percent(point.used()),
-                    format!("{:.0}", point.images_per_s),
-                    percent(self.share_of_best(point)),
-                ]
-            })
-            .collect();
+        let row = |point: &Point| {
+            let [budget, planned, peak] =
+                [point.budget_bytes, point.planned_bytes, point.peak_rss_bytes].map(ByteCount);
+            let over = if point.kept { "" } else { "!" };
+            [
+                budget.to_string(),
+                planned.to_string(),
+                format!("{over}{peak}"),
+                percent(point.peak_share),
+                format!("{:.0}", point.images_per_s),
+                percent(point.share_of_best),
+            ]
+        };
+        let rows: Vec<_> = self.points.iter().map(row).collect();
         let table = columns(["budget", "predicted", "peak RSS", "peak/budget", "images/s", "of best"], &rows);
         let runs = counted(self.points.len() as u64, "run");
         let kept = match self.breaches().len() {
@@ -163,10 +178,10 @@ impl Proof {
         if let Some(first) = self.points.first() {
             lines.push(("digest", first.digest.clone()));
         }
-        lines.push(("minimum", format!("{}, the least budget that works", self.minimum)));
-        lines.push(("knee", format!("{}; more than this buys no throughput", self.knee)));
+        lines.push(("minimum", format!("{}, the smallest budget that works", ByteCount(self.minimum_bytes))));
+        lines.push(("knee", format!("{}; a larger budget is not faster", ByteCount(self.knee_bytes))));
         if !self.points.is_empty() {
-            lines.push(("drawn", out.to_owned()));
+            lines.push(("figure", out.to_owned()));
         }
         if let (Some(error), true) = (error, self.breaches().is_empty()) {
             lines.push(("ended early", error.lines().next().unwrap_or_default().to_owned()));
@@ -178,21 +193,19 @@ impl Proof {
 /// A proof with these budgets and peaks, in MiB, for tests.
 #[cfg(test)]
 pub(super) fn proof_of(points: &[(u64, u64)]) -> Proof {
-    let mib = |count: u64| ByteCount(count << 20);
-    let mut proof = Proof::new(mib(40), mib(64), json!({ "data": "a <b> & \"c\"", "samples": 7 }));
-    proof.points = points
-        .iter()
-        .map(|&(budget, peak)| Point {
-            budget: mib(budget),
-            planned: mib(peak + 4),
-            peak: mib(peak),
-            peak_own: mib(peak - 4),
+    let request = Request { data: "a <b> & \"c\"".to_owned(), samples: 7, ..Request::default() };
+    let mut proof = Proof { minimum_bytes: 40 << 20, knee_bytes: 64 << 20, request, points: Vec::new() };
+    for &(budget, peak) in points {
+        let run = RunReport {
+            ram_budget_bytes: budget << 20,
+            planned_bytes: (peak + 4) << 20,
+            peak_rss_bytes: peak << 20,
             images_per_s: 500.0 + budget as f64,
-            workers: 2,
-            bad_samples: 0,
-            digest: "00aa".to_owned(),
-        })
-        .collect();
+            digest: Some("00aa".to_owned()),
+            ..RunReport::default()
+        };
+        proof.push(Point::new(run, Seen::default()));
+    }
     proof
 }
 
@@ -201,35 +214,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_kept_to_the_byte() {
+    fn budget_is_kept_to_the_byte() {
         let mut proof = proof_of(&[(48, 40), (64, 64), (128, 60)]);
         assert_eq!(proof.breaches(), [] as [String; 0]);
-        assert_eq!(proof.json("x", None)["kept"], true);
-        proof.points[1].peak.0 += 1;
+        assert!(proof.report("x", None).kept);
+        let run = RunReport { ram_budget_bytes: 64, peak_rss_bytes: 65, ..RunReport::default() };
+        proof.points[1] = Point { digest: "00aa".to_owned(), ..Point::new(run, Seen::default()) };
         let breaches = proof.breaches();
-        assert!(breaches.len() == 1 && breaches[0].contains("64.0 MiB was exceeded"), "{breaches:?}");
+        assert!(breaches.len() == 1 && breaches[0].contains("64 B was exceeded"), "{breaches:?}");
         assert!(breaches[0].contains("(1 bytes)"), "{breaches:?}");
-        let json = proof.json("x", None);
-        assert_eq!(
-            (&json["kept"], &json["points"][1]["kept"], &json["points"][2]["kept"]),
-            (&false.into(), &false.into(), &true.into())
-        );
+        assert!(!proof.report("x", None).kept);
+        assert_eq!([1, 2].map(|n| proof.points[n].kept), [false, true]);
         assert!(proof.text("x", None).contains("not: 1 breach in 3 runs"), "{}", proof.text("x", None));
     }
 
     #[test]
-    fn batches_that_differ_are_a_breach() {
+    fn different_batches_are_a_breach() {
         let mut proof = proof_of(&[(48, 40), (64, 60), (128, 60)]);
         proof.points[2].digest = "00ab".to_owned();
         let breaches = proof.breaches();
         assert!(breaches.len() == 1 && breaches[0].contains("at a budget of 128 MiB"), "{breaches:?}");
-        assert_eq!(proof.json("x", None)["kept"], false);
+        assert!(!proof.report("x", None).kept);
     }
 
     #[test]
-    fn nothing_run_is_nothing_kept() {
+    fn no_run_is_no_proof() {
         let proof = proof_of(&[]);
-        assert_eq!(proof.json("x", Some("interrupted"))["kept"], false);
+        assert!(!proof.report("x", Some("interrupted")).kept);
         assert!(proof.text("x", None).contains("no run has ended"));
     }
 }

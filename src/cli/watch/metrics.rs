@@ -1,7 +1,7 @@
-//! Owns the metrics of a run, as Prometheus reads them: their names, units and values, and the small server that gives them
-//! out. It must never be reachable from elsewhere unless the user says so, and never hold a run up.
+//! Metrics of a run in the text format of Prometheus, and the small HTTP server for them.
 //!
-//! `docs/METRICS.md` lists every name.
+//! The server listens on the address that the user names and on no other, and never delays a run. `docs/METRICS.md`
+//! lists every metric; a test compares the list with the server's answer.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -19,23 +19,23 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 
 use feedstock::host::{process_cpu_time, process_memory};
-use feedstock::{ByteCount, Histogram, StageStats};
+use feedstock::{ByteCount, Histogram, Loader, StageStats, Stats};
 
 use super::super::failure::Failure;
 use super::super::gpu;
 use super::Loaders;
 
-/// Connections at a time; more wait in the system's queue.
+/// Maximum number of connections at a time; more wait in the system's queue.
 const CONNECTIONS_MAX: usize = 8;
-/// The longest that a connection lasts.
+/// Maximum duration of a connection.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
-/// What it takes of the RAM budget: a stack, and buffers and an answer for every connection.
+/// Bytes of the RAM budget that the server takes: a stack, and buffers and a response for every connection.
 pub(super) const BYTES: ByteCount = ByteCount(1 << 20);
-/// The ends of a histogram's buckets, in nanoseconds: powers of four from 16 microseconds to 17 seconds, where buckets of the
-/// library's end as well.
+/// Exponents of the upper bounds of a histogram's buckets: powers of four in nanoseconds, from 16 microseconds to 17
+/// seconds. Buckets of the library end there as well.
 const BUCKET_ENDS: std::ops::Range<u32> = 7..18;
 
-/// Gives the metrics out until it is dropped.
+/// An HTTP server that runs until it is dropped.
 pub(super) struct Server {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -44,7 +44,7 @@ pub(super) struct Server {
 
 impl Server {
     /// # Errors
-    /// The address cannot be had.
+    /// The address cannot be bound.
     pub(super) fn start(address: SocketAddr, loaders: Loaders) -> Result<Server, Failure> {
         let refused = |error: std::io::Error| {
             Failure::Io(format!("cannot serve metrics at {address}: {error}; choose another --metrics, or port 0"))
@@ -56,9 +56,9 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
             runtime.spawn(accept(listener, loaders));
-            // It ends when the other side is dropped; nothing is ever sent.
+            // Ends when the sender is dropped; nothing is ever sent.
             let _ = runtime.block_on(stopped);
-            // Connections under way are cut.
+            // Closes open connections.
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("feedstock-metrics".to_owned()).spawn(serve).map_err(refused)?;
@@ -74,7 +74,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of it has been printed, and costs the run nothing.
+            // A panic of the thread has been printed, and does not affect the run.
             let _ = thread.join();
         }
     }
@@ -82,35 +82,35 @@ impl Drop for Server {
 
 async fn accept(listener: TcpListener, loaders: Loaders) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
-    while let Ok(place) = places.clone().acquire_owned().await {
+    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(permit) = permits.clone().acquire_owned().await {
         let Ok((connection, _)) = listener.accept().await else {
-            // Out of file descriptors, say: it may pass.
+            // The process may be out of file descriptors for a while.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let loaders = loaders.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let answer = answer(&request, &loaders);
-                async { Ok::<_, Infallible>(answer) }
+                let response = respond(&request, &loaders);
+                async { Ok::<_, Infallible>(response) }
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(CONNECTION_MAX).max_buf_size(16 << 10).keep_alive(false);
-            // A peer that goes away, or says nothing, is nobody's failure.
+            // A client that disconnects or stays silent is not an error.
             let _ =
                 tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(connection), service)).await;
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-fn answer(request: &Request<Incoming>, loaders: &Loaders) -> Response<Full<Bytes>> {
+fn respond(request: &Request<Incoming>, loaders: &Loaders) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, render(loaders)),
         (&Method::GET, "/") => (StatusCode::OK, "feedstock: see /metrics\n".to_owned()),
-        (&Method::GET, _) => (StatusCode::NOT_FOUND, "there is only /metrics\n".to_owned()),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "there is only GET\n".to_owned()),
+        (&Method::GET, _) => (StatusCode::NOT_FOUND, "not found: the only path is /metrics\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
@@ -119,17 +119,87 @@ fn answer(request: &Request<Incoming>, loaders: &Loaders) -> Response<Full<Bytes
     response
 }
 
-/// Metrics in the text format of Prometheus, version 0.0.4.
+/// Name, type and help of a metric, and its value.
+struct Metric<F>(&'static str, &'static str, &'static str, F);
+
+/// Metrics of each stage.
+const STAGE_METRICS: [Metric<fn(&StageStats) -> f64>; 5] = [
+    Metric("samples_total", "counter", "Samples processed by a stage.", |stage| stage.samples as f64),
+    Metric(
+        "busy_seconds_total",
+        "counter",
+        "Time that a stage's threads worked; consume: the consumer's own.",
+        |stage| stage.busy.as_secs_f64(),
+    ),
+    Metric(
+        "wait_in_seconds_total",
+        "counter",
+        "Time that a stage waited for input; consume: the input wait.",
+        |stage| stage.wait_in.as_secs_f64(),
+    ),
+    Metric("wait_out_seconds_total", "counter", "Time that a stage waited for a slot, a buffer or bytes.", |stage| {
+        stage.wait_out.as_secs_f64()
+    }),
+    Metric("queue_depth", "gauge", "Items queued for a stage: chunks, slots (transfer), batches (consume).", |stage| {
+        stage.queued as f64
+    }),
+];
+
+type OfLoader = fn(&Loader, &Stats) -> Option<f64>;
+
+/// Metrics of each loader. A loader without a value has no sample.
+const LOADER_METRICS: [Metric<OfLoader>; 14] = [
+    Metric("encoded_bytes_total", "counter", "Encoded bytes read.", |_, stats| {
+        Some(stats.pipeline.encoded_bytes as f64)
+    }),
+    Metric("oversized_samples_total", "counter", "Samples too large for a worker's scratch memory.", |_, stats| {
+        Some(stats.pipeline.oversized_samples as f64)
+    }),
+    Metric("bad_samples_total", "counter", "Encounters of bad samples.", |_, stats| Some(stats.bad_samples as f64)),
+    Metric("damage_accepted_total", "counter", "Damaged samples used as far as they go.", |_, stats| {
+        Some(stats.pipeline.damage_accepted as f64)
+    }),
+    Metric("memory_held_bytes", "gauge", "Bytes reserved in all accounts of the ledger.", |_, stats| {
+        Some(stats.memory.held.0 as f64)
+    }),
+    Metric("memory_peak_bytes", "gauge", "Peak of the reserved bytes.", |_, stats| Some(stats.memory.peak.0 as f64)),
+    Metric("memory_limit_bytes", "gauge", "RAM budget of the loader.", |_, stats| Some(stats.memory.limit.0 as f64)),
+    Metric("workers", "gauge", "Active workers.", |loader, _| Some(loader.moves().now.workers as f64)),
+    Metric("slots", "gauge", "Active slots.", |loader, _| Some(loader.moves().now.slots as f64)),
+    Metric("governor_resizes_total", "counter", "Resizes by the governor.", |loader, _| {
+        Some(loader.moves().made as f64)
+    }),
+    Metric("governor_level", "gauge", "0 is the plan; each further level halves it.", |loader, _| {
+        Some(f64::from(loader.moves().level))
+    }),
+    Metric("device_compute_seconds_total", "counter", "Time that the compute stream was busy.", |_, stats| {
+        Some(stats.device?.compute_busy.as_secs_f64())
+    }),
+    Metric("device_copy_seconds_total", "counter", "Time that the copy stream was busy.", |_, stats| {
+        Some(stats.device?.copy_busy.as_secs_f64())
+    }),
+    Metric("device_memory_bytes", "gauge", "Device memory held by loaders.", |loader, _| {
+        gpu::held(&**loader.device()).map(|held| held.0 as f64)
+    }),
+];
+
+/// Histograms of each loader.
+const HISTOGRAMS: [Metric<fn(&Stats) -> &Histogram>; 3] = [
+    Metric("batch_wait_seconds", "histogram", "Time that the consumer waited for a batch.", |stats| &stats.wait_times),
+    Metric("sample_read_seconds", "histogram", "Time to read a sample.", |stats| &stats.read_times),
+    Metric("sample_work_seconds", "histogram", "Time to decode and transform a sample.", |stats| &stats.work_times),
+];
+
+/// Text in the format of Prometheus, version 0.0.4.
 struct Exposition(String);
 
 impl Exposition {
     /// Begins a metric; its samples follow.
     fn metric(&mut self, name: &str, kind: &str, help: &str) {
-        // A string takes everything.
+        // Writing to a string cannot fail.
         let _ = writeln!(self.0, "# HELP feedstock_{name} {help}\n# TYPE feedstock_{name} {kind}");
     }
 
-    /// One sample. Labels are ours and of the library's making, but for values that hold text from elsewhere.
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let labels: Vec<String> =
@@ -152,86 +222,21 @@ impl Exposition {
     }
 }
 
-/// All metrics of these loaders at this moment.
+/// All metrics of these loaders now.
 fn render(loaders: &Loaders) -> String {
     let mut out = Exposition(String::new());
     let all: Vec<_> = loaders.iter().map(|(name, loader)| (*name, loader, loader.stats())).collect();
-    let stages = |stats: &feedstock::Stats| {
-        let of = &stats.pipeline;
-        [("admit", of.admit), ("read", of.read), ("work", of.work), ("transfer", of.transfer), ("consume", of.consume)]
-    };
-    type OfStage = fn(&StageStats) -> f64;
-    let of_stages: [(&str, &str, &str, OfStage); 5] = [
-        ("samples_total", "counter", "Samples that went through a stage.", |stage| stage.samples as f64),
-        (
-            "busy_seconds_total",
-            "counter",
-            "Time that a stage's threads were at work; consume: the consumer's own.",
-            |stage| stage.busy.as_secs_f64(),
-        ),
-        (
-            "wait_in_seconds_total",
-            "counter",
-            "Time that a stage's threads had nothing to do; consume: the input wait.",
-            |stage| stage.wait_in.as_secs_f64(),
-        ),
-        (
-            "wait_out_seconds_total",
-            "counter",
-            "Time that a stage was held back: no slot, no buffer, no bytes.",
-            |stage| stage.wait_out.as_secs_f64(),
-        ),
-        (
-            "queue_depth",
-            "gauge",
-            "What waits in front of a stage: chunks, slots (transfer), batches (consume).",
-            |stage| stage.queued as f64,
-        ),
-    ];
-    for (name, kind, help, value) in of_stages {
+    for Metric(name, kind, help, value) in STAGE_METRICS {
         out.metric(name, kind, help);
         for (loader, _, stats) in &all {
-            for (stage, of) in stages(stats) {
+            let of = &stats.pipeline;
+            let stages = [of.admit, of.read, of.work, of.transfer, of.consume];
+            for (stage, of) in ["admit", "read", "work", "transfer", "consume"].into_iter().zip(stages) {
                 out.sample(name, &[("loader", loader), ("stage", stage)], value(&of));
             }
         }
     }
-    type OfLoader = fn(&feedstock::Loader, &feedstock::Stats) -> Option<f64>;
-    let of_loaders: [(&str, &str, &str, OfLoader); 14] = [
-        ("encoded_bytes_total", "counter", "Bytes read, as stored.", |_, stats| {
-            Some(stats.pipeline.encoded_bytes as f64)
-        }),
-        ("oversized_samples_total", "counter", "Samples too large for a worker's scratch.", |_, stats| {
-            Some(stats.pipeline.oversized_samples as f64)
-        }),
-        ("bad_samples_total", "counter", "How often a bad sample was met.", |_, stats| Some(stats.bad_samples as f64)),
-        ("damage_accepted_total", "counter", "Damaged samples used as far as they go.", |_, stats| {
-            Some(stats.pipeline.damage_accepted as f64)
-        }),
-        ("memory_held_bytes", "gauge", "Bytes that the ledger's accounts hold.", |_, stats| {
-            Some(stats.memory.held.0 as f64)
-        }),
-        ("memory_peak_bytes", "gauge", "The most that they have held.", |_, stats| Some(stats.memory.peak.0 as f64)),
-        ("memory_limit_bytes", "gauge", "The RAM budget of the loader.", |_, stats| Some(stats.memory.limit.0 as f64)),
-        ("workers", "gauge", "Workers that may work at the moment.", |loader, _| {
-            Some(loader.moves().now.workers as f64)
-        }),
-        ("slots", "gauge", "Slots that circulate at the moment.", |loader, _| Some(loader.moves().now.slots as f64)),
-        ("governor_moves_total", "counter", "Changes of size under way.", |loader, _| Some(loader.moves().made as f64)),
-        ("governor_level", "gauge", "0 is the plan; each further level halves it.", |loader, _| {
-            Some(f64::from(loader.moves().level))
-        }),
-        ("device_compute_seconds_total", "counter", "Time that the compute stream was busy.", |_, stats| {
-            Some(stats.device?.compute_busy.as_secs_f64())
-        }),
-        ("device_copy_seconds_total", "counter", "Time that the copy stream was busy.", |_, stats| {
-            Some(stats.device?.copy_busy.as_secs_f64())
-        }),
-        ("device_memory_bytes", "gauge", "Device memory that loaders hold.", |loader, _| {
-            gpu::held(&**loader.device()).map(|held| held.0 as f64)
-        }),
-    ];
-    for (name, kind, help, value) in of_loaders {
+    for Metric(name, kind, help, value) in LOADER_METRICS {
         out.metric(name, kind, help);
         for (loader, handle, stats) in &all {
             if let Some(value) = value(handle, stats) {
@@ -239,7 +244,11 @@ fn render(loaders: &Loaders) -> String {
             }
         }
     }
-    out.metric("account_held_bytes", "gauge", "Bytes that one account of the ledger holds.");
+    for Metric(name, kind, help, of) in HISTOGRAMS {
+        out.metric(name, kind, help);
+        all.iter().for_each(|(loader, _, stats)| out.histogram(name, loader, of(stats)));
+    }
+    out.metric("account_held_bytes", "gauge", "Bytes reserved in one account of the ledger.");
     for (loader, _, stats) in &all {
         for account in &stats.memory.accounts {
             out.sample(
@@ -249,21 +258,9 @@ fn render(loaders: &Loaders) -> String {
             );
         }
     }
-    type Times = fn(&feedstock::Stats) -> &Histogram;
-    let times: [(&str, &str, Times); 3] = [
-        ("batch_wait_seconds", "How long the consumer waited for a batch.", |stats| &stats.wait_times),
-        ("sample_read_seconds", "How long reading a sample took.", |stats| &stats.read_times),
-        ("sample_work_seconds", "How long decoding and transforming a sample took.", |stats| &stats.work_times),
-    ];
-    for (name, help, of) in times {
-        out.metric(name, "histogram", help);
-        for (loader, _, stats) in &all {
-            out.histogram(name, loader, of(stats));
-        }
-    }
     out.metric("process_resident_bytes", "gauge", "Resident memory of the process.");
     out.sample("process_resident_bytes", &[], process_memory().rss.0 as f64);
-    out.metric("process_cpu_seconds_total", "counter", "Processor time of the process.");
+    out.metric("process_cpu_seconds_total", "counter", "CPU time of the process.");
     out.sample("process_cpu_seconds_total", &[], process_cpu_time().as_secs_f64());
     out.metric("info", "gauge", "Version and device; always 1.");
     for (loader, handle, _) in &all {

@@ -1,5 +1,4 @@
-//! Owns the thread that looks at a run's counters while its timeline is written: RAM by account, queues, the device. It must
-//! never look so often that the run would feel it.
+//! The thread that samples a run's counters for its timeline: RAM by account, queues, the device.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,12 +12,12 @@ use super::super::gpu;
 use super::Loaders;
 use super::trace::Trace;
 
-/// How often the counters are looked at.
+/// Sampling interval: rare enough that the run is not slower.
 const EVERY: Duration = Duration::from_millis(20);
-/// The process's memory costs a file to read, so it is looked at every so many times only.
+/// The process's memory is sampled once in this many intervals, since it costs reading a file.
 const RARELY: u32 = 5;
 
-/// Looks until it is dropped.
+/// Samples until it is dropped.
 pub(super) struct Sampler {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -28,21 +27,22 @@ impl Sampler {
     pub(super) fn start(trace: Trace, loaders: Loaders) -> Result<Sampler, Failure> {
         let (stop, stopped) = bounded(1);
         let thread = std::thread::Builder::new().name("feedstock-sampler".to_owned()).spawn(move || {
-            let mut looks = 0u32;
+            let mut samples = 0u32;
             while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-                loaders.iter().for_each(|(name, loader)| look(&trace, name, loader));
-                if looks.is_multiple_of(RARELY) {
+                loaders.iter().for_each(|(name, loader)| sample(&trace, name, loader));
+                if samples.is_multiple_of(RARELY) {
                     trace.counter("resident memory", [("bytes", process_memory().rss.0)].into_iter());
                 }
-                looks = looks.wrapping_add(1);
+                samples = samples.wrapping_add(1);
             }
         });
-        let thread = thread.map_err(|error| Failure::Io(format!("cannot start a thread: {error}")))?;
+        let thread =
+            thread.map_err(|error| Failure::Io(format!("cannot start a thread to sample counters: {error}")))?;
         Ok(Sampler { stop: Some(stop), thread: Some(thread) })
     }
 }
 
-fn look(trace: &Trace, name: &str, loader: &feedstock::Loader) {
+fn sample(trace: &Trace, name: &str, loader: &feedstock::Loader) {
     let stats = loader.stats();
     let accounts = stats.memory.accounts.iter().map(|account| (account.kind.name(), account.held.0));
     trace.counter(&format!("{name}: RAM by account"), accounts);
@@ -63,7 +63,7 @@ impl Drop for Sampler {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of it has been printed, and costs the run nothing.
+            // A panic of the thread has been printed, and does not affect the run.
             let _ = thread.join();
         }
     }

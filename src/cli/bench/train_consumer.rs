@@ -1,5 +1,4 @@
-//! Owns the bench whose consumer is a real model: the small trainer, on the loader that is measured. It must never be judged
-//! by what it learns.
+//! A real model as the consumer of a benchmark: the trainer on the loader that is measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,20 +14,20 @@ use super::super::failure::Failure;
 use super::super::place::Place;
 use super::{Bench, BenchArgs};
 
-/// What a model takes.
+/// Checks the arguments that a model requires.
 pub(super) fn check(args: &BenchArgs) -> Result<(), Failure> {
     match args.model {
         Some(_) if args.loader.output != DType::F32 => {
-            Err(Failure::Usage("a model trains on float batches: add --output f32 --normalize".to_owned()))
+            Err(Failure::Usage("--model trains on f32 batches: add --output f32 --normalize".to_owned()))
         }
         Some(_) if args.step_ms.is_some() => {
-            Err(Failure::Usage("--model has steps of its own: leave --step-ms out".to_owned()))
+            Err(Failure::Usage("--model has its own steps: leave --step-ms out".to_owned()))
         }
         _ => Ok(()),
     }
 }
 
-/// Trains on every batch, the epochs that warm up first.
+/// Trains on every batch, warm-up epochs first.
 pub(super) fn run(bench: &mut Bench<'_>, kind: ModelKind, place: &Place, context: &Context) -> Result<(), Failure> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
@@ -53,9 +52,9 @@ fn on<B: AutodiffBackend>(
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     context.stop.on_stop(move || asked.store(true, Ordering::SeqCst));
-    bench.feeding_begins();
+    bench.start_feeding();
     if warmup_epochs == 0 {
-        bench.measuring_begins();
+        bench.start_measuring();
     }
     let data = TrainData::<B>::from_loaders(loader.clone(), None, device);
     let mut computed = 0.0;
@@ -65,8 +64,8 @@ fn on<B: AutodiffBackend>(
             bench.progress.at(done, || format!("epoch {}, {:.0} images/s", step.epoch + 1, step.images_per_s()));
         }
         TrainEvent::Epoch(epoch) if epoch.training.epoch < warmup_epochs => {
-            // The last one counts.
-            bench.measuring_begins();
+            // The last call counts.
+            bench.start_measuring();
         }
         TrainEvent::Epoch(epoch) => {
             let training = &epoch.training;

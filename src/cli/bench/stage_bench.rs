@@ -1,5 +1,5 @@
-//! Owns one part of the way run by itself: decode, read or transfer, as fast as it goes, and beside it what the machine would
-//! allow at best. It must never take a shortcut that the loader could not take, nor hold more than the budget.
+//! Benchmark of one stage alone: decode, read or transfer, as fast as it goes, and an estimate of what the machine
+//! allows at best. A stage takes no shortcut that the loader could not take, and holds no more than the budget.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use feedstock::budget::{AccountKind, Ledger, Reservation};
 use feedstock::decode::{Limits, WorkingSet, probe, working_set};
@@ -20,59 +20,64 @@ use feedstock::{ByteCount, Error, Preprocessor, SampleId, Seed, Source, ram_budg
 
 use super::super::Context;
 use super::super::failure::{Failure, print};
+use super::super::format::{json, percent};
 use super::super::stop::Stop;
 use super::super::table::{counted, facts};
 use super::{BenchArgs, Mode};
 
-/// A part is run for at least so long, after a tenth of it that does not count.
+/// Minimum duration of a measurement, after a warm-up of a tenth of it.
 const LEAST: Duration = Duration::from_millis(1500);
-/// Files that are decoded again and again.
+/// Maximum number and bytes of files that are decoded in a loop.
 const FILES_MAX: u64 = 1000;
 const FILES_BYTES_MAX: u64 = 256 << 20;
-/// What is copied to see how fast memory is: more than caches hold.
+/// Bytes of a copy that measures the speed of memory: more than caches hold.
 const COPY_BYTES: usize = 16 << 20;
 
-/// What a part came to.
-struct Part {
-    what: &'static str,
-    threads: usize,
-    run: Measured,
-    /// The most images a second that the machine would allow, and what that is.
-    ceiling: Option<(f64, String)>,
+/// The JSON of a stage alone. Numbers are absent if there is nothing to measure; `note` then has the reason.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct StageBench {
+    pub(super) mode: String,
+    pub(super) workers: u64,
+    pub(super) images: u64,
+    pub(super) images_per_s: Option<f64>,
+    pub(super) bytes_per_s: Option<f64>,
+    pub(super) cpu_s_per_image: Option<f64>,
+    pub(super) ceiling_images_per_s: Option<f64>,
+    /// Meaning of the ceiling: the most that the machine would allow.
+    pub(super) ceiling: Option<String>,
+    pub(super) share_of_ceiling: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) note: Option<String>,
 }
 
-/// Images, and the time that they took.
+/// Images and the time that they took.
 #[derive(Clone, Copy, Default)]
 struct Measured {
     images: u64,
     /// Bytes read, or moved to the device.
     bytes: u64,
     images_per_s: f64,
-    /// Processor time of all threads.
+    /// CPU time of all threads.
     cpu: Duration,
 }
 
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     let folder = args.loader.open()?;
     let stop = &context.stop;
-    let part = match args.mode {
+    let stage = match args.mode {
         Mode::Decode => decode(args, &folder, stop)?,
-        Mode::Read => Some(read(args, &folder, stop)?),
+        Mode::Read => read(args, &folder, stop)?,
         _ => transfer(args, stop)?,
     };
     if stop.is_asked() {
         return Err(Failure::Interrupted);
     }
-    let Some(part) = part else {
-        let why = "nothing is transferred: batches of this kind are handed over where they are";
-        let said = json!({ "mode": "transfer", "images_per_s": null, "note": why });
-        return print(if args.json { said.to_string() } else { why.to_owned() });
-    };
-    print(if args.json { part.json().to_string() } else { part.text() })
+    print(if args.json { json(&stage) } else { stage.text() })
 }
 
-/// Decode and transform alone: files in memory, a tight loop on each of as many threads as there would be workers.
-fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Option<Part>, Failure> {
+/// Decode and transform alone: files in memory, a tight loop on each of as many threads as the plan has workers.
+fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<StageBench, Failure> {
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
     let ledger = Ledger::new(budget);
     let threads = args.threads(folder)?.0;
@@ -83,34 +88,35 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Opt
         buffer_bytes.max(pixel_bytes).saturating_add(codec_bytes)
     });
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
-    // As many as two slots hold, among all threads: a sample that is made in place of the one before would be made in the cache.
-    let places = (2 * args.loader.batch_size / threads).max(1);
-    // The resampler's workspace is smaller than a picture.
-    let one = largest.max().unwrap_or(0).saturating_mul(2) + (places * spec.elements()) as u64;
-    let _pictures = hold(&ledger, "pictures", ByteCount(one.saturating_mul(threads as u64)))?;
+    // As many samples as two slots hold, among all threads: one that overwrites the one before would stay in the cache.
+    let slots = (2 * args.loader.batch_size / threads).max(1);
+    // The resampler's workspace is smaller than an image.
+    let one = largest.max().unwrap_or(0).saturating_mul(2) + (slots * spec.elements()) as u64;
+    let _images = hold(&ledger, "images", ByteCount(one.saturating_mul(threads as u64)))?;
     let usable: Vec<_> = {
-        let mut maker = Preprocessor::new(args.transform()).options(args.loader.decode.options());
+        let mut preprocessor = Preprocessor::new(args.transform()).options(args.loader.decode.options());
         let mut out = vec![0; spec.elements()];
-        let mut good = |id: SampleId, file: &[u8]| maker.process_as(file, Seed(args.seed), 0, id, &mut out).is_ok();
+        let mut good =
+            |id: SampleId, file: &[u8]| preprocessor.process_as(file, Seed(args.seed), 0, id, &mut out).is_ok();
         files.iter().filter(|(id, file)| good(*id, file)).collect()
     };
     if usable.is_empty() && !stop.is_asked() {
         let asked = counted(files.len() as u64, "file");
-        return Err(Failure::Data(format!("none of {asked} can be decoded: feedstock inspect tells why")));
+        return Err(Failure::Data(format!("none of {asked} can be decoded: feedstock inspect shows the reasons")));
     }
     let tight = |threads| {
         measure(threads, stop, || {
-            let mut maker = Preprocessor::new(args.transform()).options(args.loader.decode.options());
-            let mut slots = vec![0; places * spec.elements()];
-            let (mut place, mut next, mut epoch) = (0, 0, 0);
+            let mut preprocessor = Preprocessor::new(args.transform()).options(args.loader.decode.options());
+            let mut samples = vec![0; slots * spec.elements()];
+            let (mut slot, mut next, mut epoch) = (0, 0, 0);
             let usable = &usable;
             move || {
                 let (id, file) = usable[next];
-                let out = &mut slots[place * spec.elements()..][..spec.elements()];
-                // They were made before.
-                let _ = maker.process_as(file, Seed(args.seed), epoch, *id, out);
+                let out = &mut samples[slot * spec.elements()..][..spec.elements()];
+                // These files were decoded once before.
+                let _ = preprocessor.process_as(file, Seed(args.seed), epoch, *id, out);
                 black_box(out);
-                place = (place + 1) % places;
+                slot = (slot + 1) % slots;
                 next = (next + 1) % usable.len();
                 epoch += u64::from(next == 0);
                 file.len() as u64
@@ -121,10 +127,10 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Opt
     let run = if threads == 1 { alone } else { tight(threads) };
     let cores = HostFacts::read().cpus.workers_max().min(threads);
     let ceiling = (alone.images_per_s * cores as f64, format!("{} x one thread alone", counted(cores as u64, "core")));
-    Ok(Some(Part { what: "decode", threads, run, ceiling: Some(ceiling) }))
+    Ok(StageBench::new("decode", threads, run, Some(ceiling)))
 }
 
-/// A sample of the files, in memory.
+/// Some of the files, in memory.
 type Files = (Vec<(SampleId, Vec<u8>)>, Reservation);
 
 fn files(folder: &dyn Source, ledger: &Ledger, budget: ByteCount) -> Result<Files, Failure> {
@@ -152,13 +158,13 @@ fn files(folder: &dyn Source, ledger: &Ledger, budget: ByteCount) -> Result<File
 fn hold(ledger: &Ledger, account: &'static str, bytes: ByteCount) -> Result<Reservation, Failure> {
     ledger.fixed_account(AccountKind::Other(account), ledger.limit()).reserve(bytes).map_err(|refused| {
         let needed = ledger.limit() + refused.needed.saturating_sub(refused.available);
-        let row = Row::other(account, bytes, "to measure this part alone");
+        let row = Row::other(account, bytes, "to measure this stage alone");
         Failure::Library(Error::OverBudget(BudgetTooSmall::new(needed, ledger.limit(), vec![row])))
     })
 }
 
-/// Reading alone: every file in the order of an epoch, on as many threads as would read.
-fn read(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Part, Failure> {
+/// Reading alone: every file in the order of an epoch, on as many threads as the plan has for reading.
+fn read(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<StageBench, Failure> {
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
     let ledger = Ledger::new(budget);
     let threads = args.threads(folder)?.1;
@@ -178,7 +184,7 @@ fn read(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Part,
             let id = order.at(position.fetch_add(1, Ordering::Relaxed) % order.len());
             let bytes = folder.encoded_bytes(id);
             let into = buffer.get_mut(..bytes as usize).unwrap_or_default();
-            // A file that cannot be read took its time as well.
+            // A file that cannot be read takes time as well.
             let _ = black_box(folder.read_into(id, into));
             into.len() as u64
         }
@@ -187,10 +193,10 @@ fn read(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Part,
     let cores = threads.min(HostFacts::read().cpus.workers_max()) as f64;
     let what = "a copy of as many bytes in memory, by each thread";
     let ceiling = copy_rate(&ledger).map(|rate| (rate * cores / bytes_each.max(1.0), what.to_owned()));
-    Ok(Part { what: "read", threads, run, ceiling })
+    Ok(StageBench::new("read", threads, run, ceiling))
 }
 
-/// Bytes a second of one thread that copies from memory to memory; `None` where the budget has no room for that.
+/// Bytes per second of one thread that copies from memory to memory; `None` if the budget is too small for that.
 fn copy_rate(ledger: &Ledger) -> Option<f64> {
     let _held = hold(ledger, "copies", ByteCount(2 * COPY_BYTES as u64)).ok()?;
     let (from, mut to) = (vec![1u8; COPY_BYTES], vec![0u8; COPY_BYTES]);
@@ -200,9 +206,9 @@ fn copy_rate(ledger: &Ledger) -> Option<f64> {
     }))
 }
 
-/// How fast something goes that moves [`COPY_BYTES`] at a time.
+/// Bytes per second of a call that moves [`COPY_BYTES`].
 fn bytes_per_s(mut once: impl FnMut()) -> f64 {
-    // Pages are touched for the first time.
+    // The first call touches the pages.
     once();
     let (started, mut moved) = (Instant::now(), 0u64);
     while started.elapsed() < LEAST / 10 {
@@ -212,8 +218,8 @@ fn bytes_per_s(mut once: impl FnMut()) -> f64 {
     moved as f64 / started.elapsed().as_secs_f64()
 }
 
-/// The way to the device alone: one slot after another is copied and finished. `None` where batches take no such way.
-fn transfer(args: &BenchArgs, stop: &Stop) -> Result<Option<Part>, Failure> {
+/// The transfer to the device alone: one slot after another is copied and formatted.
+fn transfer(args: &BenchArgs, stop: &Stop) -> Result<StageBench, Failure> {
     let device = device::open(&args.loader.device)?;
     let (budget, _) = ram_budget_here(args.loader.one()?.0);
     let format =
@@ -221,7 +227,8 @@ fn transfer(args: &BenchArgs, stop: &Stop) -> Result<Option<Part>, Failure> {
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
     let samples = args.loader.batch_size;
     if device.reads_slots() && format.is_identity() {
-        return Ok(None);
+        let note = Some("nothing is transferred: the consumer gets batches of this kind in place".to_owned());
+        return Ok(StageBench { mode: "transfer".to_owned(), note, ..StageBench::default() });
     }
     let (slot_bytes, bytes) = (samples * spec.size_bytes(DType::U8), samples * spec.size_bytes(format.dtype));
     let ledger = Ledger::new(budget);
@@ -262,14 +269,15 @@ fn transfer(args: &BenchArgs, stop: &Stop) -> Result<Option<Part>, Failure> {
     let run = Measured { images, bytes: batches * crossed as u64, images_per_s: images as f64 / took, cpu };
     let ceiling =
         best_copy(&*device, slot_bytes, &ledger)?.map(|(rate, what)| (rate * samples as f64 / crossed as f64, what));
-    Ok(Some(Part { what: "transfer", threads: 1, run, ceiling }))
+    Ok(StageBench::new("transfer", 1, run, ceiling))
 }
 
-/// Bytes a second that this device copies at best; `None` where the budget has no room to see.
+/// Highest copy rate of this device in bytes per second, and its meaning; `None` if the budget is too small to measure
+/// it.
 fn best_copy(device: &dyn Device, len: usize, ledger: &Ledger) -> Result<Option<(f64, String)>, Failure> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.downcast_ref::<feedstock::device::CudaDevice>() {
-        // Page-locked memory of both kinds, and ordinary memory.
+        // Page-locked memory of both kinds, and pageable memory.
         let Ok(_held) = hold(ledger, "copies", ByteCount(3 * len as u64)) else { return Ok(None) };
         let rate = gpu.transfer_rates(len)?.pinned;
         return Ok(Some((rate, "a copy from page-locked memory, alone".to_owned())));
@@ -277,7 +285,7 @@ fn best_copy(device: &dyn Device, len: usize, ledger: &Ledger) -> Result<Option<
     let _ = len;
     if device.downcast_ref::<SimDevice>().is_some() {
         let spec = device.name().parse::<SimSpec>().map_err(Error::from)?;
-        return Ok(Some((spec.h2d_bytes_per_s as f64, "what the simulated bus was said to do".to_owned())));
+        return Ok(Some((spec.h2d_bytes_per_s as f64, "the simulated bus".to_owned())));
     }
     let Ok(_held) = hold(ledger, "copies", ByteCount(COPY_BYTES as u64)) else { return Ok(None) };
     let mut to = vec![0u8; COPY_BYTES];
@@ -288,7 +296,7 @@ fn best_copy(device: &dyn Device, len: usize, ledger: &Ledger) -> Result<Option<
     Ok(Some((rate, "filling as many bytes in memory".to_owned())))
 }
 
-/// Runs `work` again and again on each thread; each call is one image, and tells its bytes.
+/// Runs `work` in a loop on each thread. Each call processes one image and returns its bytes.
 fn measure<W: FnMut() -> u64 + Send>(threads: usize, stop: &Stop, work: impl Fn() -> W + Sync) -> Measured {
     let one = || {
         let mut work = work();
@@ -308,7 +316,7 @@ fn measure<W: FnMut() -> u64 + Send>(threads: usize, stop: &Stop, work: impl Fn(
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
-    // The part that does not count took as long for an image.
+    // The CPU time includes the warm-up, in proportion.
     let counted = LEAST.as_secs_f64() / (LEAST + LEAST / 10).as_secs_f64();
     let cpu = process_cpu_time().saturating_sub(cpu).mul_f64(counted);
     let sum = |of: fn(&(u64, u64, f64)) -> u64| all.iter().map(of).sum();
@@ -316,38 +324,40 @@ fn measure<W: FnMut() -> u64 + Send>(threads: usize, stop: &Stop, work: impl Fn(
     Measured { images: sum(|one| one.0), bytes: sum(|one| one.1), images_per_s, cpu }
 }
 
-impl Part {
-    fn share(&self) -> Option<f64> {
-        self.ceiling.as_ref().map(|(ceiling, _)| self.run.images_per_s / ceiling)
-    }
-
-    fn json(&self) -> Value {
-        let Measured { images, bytes, images_per_s, cpu } = self.run;
-        let bytes_each = bytes as f64 / images.max(1) as f64;
-        json!({
-            "mode": self.what,
-            "workers": self.threads,
-            "images": images,
-            "images_per_s": images_per_s,
-            "bytes_per_s": images_per_s * bytes_each,
-            "cpu_s_per_image": cpu.as_secs_f64() / images.max(1) as f64,
-            "ceiling_images_per_s": self.ceiling.as_ref().map(|(ceiling, _)| ceiling),
-            "ceiling": self.ceiling.as_ref().map(|(_, what)| what),
-            "share_of_ceiling": self.share(),
-        })
+impl StageBench {
+    /// `ceiling`: images per second that the machine would allow at most, and the meaning of that number.
+    fn new(mode: &str, threads: usize, run: Measured, ceiling: Option<(f64, String)>) -> Self {
+        let Measured { images, bytes, images_per_s, cpu } = run;
+        let each = images.max(1) as f64;
+        let (ceiling_images_per_s, ceiling) = ceiling.unzip();
+        StageBench {
+            mode: mode.to_owned(),
+            workers: threads as u64,
+            images,
+            images_per_s: Some(images_per_s),
+            bytes_per_s: Some(images_per_s * bytes as f64 / each),
+            cpu_s_per_image: Some(cpu.as_secs_f64() / each),
+            ceiling_images_per_s,
+            ceiling,
+            share_of_ceiling: ceiling_images_per_s.map(|ceiling| images_per_s / ceiling),
+            note: None,
+        }
     }
 
     fn text(&self) -> String {
-        let Measured { images, bytes, images_per_s, cpu } = self.run;
-        let bytes_per_s = ByteCount((images_per_s * bytes as f64 / images.max(1) as f64) as u64);
-        let micros = cpu.as_secs_f64() * 1e6 / images.max(1) as f64;
+        if let Some(note) = &self.note {
+            return note.clone();
+        }
+        let number = Option::unwrap_or_default;
+        let (speed, bytes) = (number(self.images_per_s), ByteCount(number(self.bytes_per_s) as u64));
         let mut lines = vec![
-            ("alone", format!("{}, {}", self.what, counted(self.threads as u64, "thread"))),
-            ("speed", format!("{images_per_s:.0} images/s, {bytes_per_s}/s ({})", counted(images, "image"))),
-            ("CPU", format!("{micros:.1} us an image")),
+            ("stage", format!("{}, {}", self.mode, counted(self.workers, "thread"))),
+            ("speed", format!("{speed:.0} images/s, {bytes}/s ({})", counted(self.images, "image"))),
+            ("CPU", format!("{:.1} us an image", number(self.cpu_s_per_image) * 1e6)),
         ];
-        if let (Some((ceiling, what)), Some(share)) = (&self.ceiling, self.share()) {
-            lines.push(("ceiling", format!("{ceiling:.0} images/s: {what}; {:.0} % of it is reached", 100.0 * share)));
+        if let (Some(most), Some(what), Some(share)) = (self.ceiling_images_per_s, &self.ceiling, self.share_of_ceiling)
+        {
+            lines.push(("ceiling", format!("{most:.0} images/s: {what}; {} of it is reached", percent(share))));
         }
         facts(&lines)
     }
