@@ -15,9 +15,9 @@ use feedstock::train::ModelKind;
 use feedstock::transform::{IMAGENET, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
 use feedstock::{Batch, ByteCount, CpuBudget, Error, Loader, OnBadSample, Source, State, Stats, ram_budget_here};
 
-use super::data::{self, LoaderArgs, MovesTold};
+use super::data::{self, LoaderArgs, ResizeReporter};
 use super::failure::Failure;
-use super::place::Place;
+use super::placement::Placement;
 use super::progress::Progress;
 use super::watch::WatchArgs;
 use super::{Context, lock};
@@ -173,7 +173,7 @@ struct Bench<'a> {
     digest: Xxh3,
     read_back: Vec<u8>,
     last_step: Event,
-    moves: MovesTold,
+    moves: ResizeReporter,
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
@@ -186,8 +186,8 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     train_consumer::check(args)?;
     let folder = args.loader.open()?;
     let place = match args.model {
-        Some(_) => Place::choose(&args.loader.device)?,
-        None => Place { device: device::open(&args.loader.device)?, gpu: None, note: None },
+        Some(_) => Placement::choose(&args.loader.device)?,
+        None => Placement { device: device::open(&args.loader.device)?, gpu: None, note: None },
     };
     let loader = args.build(&folder, &place.device)?;
     if !args.json {
@@ -207,7 +207,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         digest: Xxh3::new(),
         read_back: Vec::new(),
         last_step: Event::done(),
-        moves: MovesTold::default(),
+        moves: ResizeReporter::default(),
     };
     let json = args.json;
     let render = move |error: Option<&str>| {

@@ -56,7 +56,7 @@ impl Watched {
         let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
         let pid = child.id();
         *lock(&self.0) = Some(child);
-        if stop.is_asked() {
+        if stop.is_requested() {
             // Asked between two runs, when there was nothing to kill.
             self.kill();
         }

@@ -304,12 +304,12 @@ pub(crate) fn tell_notes<'a>(notes: impl IntoIterator<Item = &'a String>) {
 
 /// Tells of the governor's moves while a run is under way, each once, beside what else is on the terminal.
 #[derive(Default)]
-pub(crate) struct MovesTold {
+pub(crate) struct ResizeReporter {
     told: u64,
     looked: Option<Instant>,
 }
 
-impl MovesTold {
+impl ResizeReporter {
     /// How often it is worth looking.
     const EVERY: Duration = Duration::from_millis(100);
 

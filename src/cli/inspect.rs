@@ -25,14 +25,14 @@ use super::{Context, lock};
 
 mod classes;
 mod duplicates;
-mod look;
+mod inspect_file;
 mod outliers;
 mod sheet;
 mod summary;
 mod walk;
 
 use duplicates::Hashes;
-use look::{Finding, Looker};
+use inspect_file::{FileInspector, Finding};
 use sheet::SheetArgs;
 use summary::{SUMMARY_BYTES, Summary};
 use walk::{Found, Walk};
@@ -118,22 +118,22 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     let hashes = (!args.quick).then(|| Hashes::new(accounts.hashes.clone()));
     let summary = Arc::new(Mutex::new(Summary::new(&args.paths, hashes)));
     let run = Run { args, context, summary, threads: host.cpus.workers_max() };
-    let looker = Looker {
+    let inspector = FileInspector {
         files: accounts.files.clone(),
         pictures: (!args.quick).then(|| accounts.pictures.clone()),
         stop: context.stop.clone(),
     };
     {
         let (summary, json, per_file) = (run.summary.clone(), args.json, args.json && !args.summary);
-        context.stop.last_words(move || {
+        context.stop.on_timeout(move || {
             if !per_file {
                 drop(sum_up(&mut lock(&summary), json, true, None));
             }
         });
     }
-    let printed = run.look_at_all(&looker, &accounts.names);
-    let interrupted = context.stop.is_asked();
-    if interrupted && !context.stop.sum_up() {
+    let printed = run.inspect_all(&inspector, &accounts.names);
+    let interrupted = context.stop.is_requested();
+    if interrupted && !context.stop.claim_summary() {
         thread::park();
     }
     // A reader who has seen enough wants no summary either.
@@ -144,7 +144,7 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
         let again = (!interrupted).then(|| Walk::new(&args.paths, accounts.names[0].clone()));
         sum_up(&mut summary, args.json, interrupted, again)?;
     }
-    match (interrupted, summary.tally.ok, summary.tally.bad()) {
+    match (interrupted, summary.totals.ok, summary.totals.bad()) {
         (true, ..) => Err(Failure::Interrupted),
         (_, 0, 0) => Err(Failure::Data(
             "no image files there: they are known by their extensions (.jpg, .png, ...). Shards (.tar, .parquet) are \
@@ -198,7 +198,7 @@ impl Accounts {
 }
 
 impl Run<'_> {
-    fn look_at_all(&self, looker: &Looker, names: &[Account; 2]) -> Result<(), Failure> {
+    fn inspect_all(&self, inspector: &FileInspector, names: &[Account; 2]) -> Result<(), Failure> {
         let Run { args, context, threads, .. } = *self;
         let progress = match args.files || (args.json && !args.summary) {
             true => Progress::beside_output(),
@@ -206,13 +206,13 @@ impl Run<'_> {
         };
         // How many files there will be, once that is known; zero before.
         let (expected, done) = (AtomicU64::new(0), AtomicBool::new(false));
-        let (to_look, jobs) = bounded::<Job>(threads * AHEAD);
+        let (to_inspect, jobs) = bounded::<Job>(threads * AHEAD);
         thread::scope(|scope| {
             for _ in 0..threads {
                 let jobs = jobs.clone();
                 scope.spawn(move || {
                     for (found, result) in jobs {
-                        let Some(finding) = looker.look(found) else { return };
+                        let Some(finding) = inspector.inspect(found) else { return };
                         // Nobody waits for it when the program is about to end.
                         let _ = result.send(finding);
                     }
@@ -222,14 +222,14 @@ impl Run<'_> {
             if progress.is_seen() {
                 scope.spawn(|| {
                     let walk = Walk::new(&args.paths, names[1].clone());
-                    let asked = || context.stop.is_asked() || done.load(Ordering::Relaxed);
+                    let asked = || context.stop.is_requested() || done.load(Ordering::Relaxed);
                     let files = walk.take_while(|_| !asked()).count() as u64;
                     if !asked() {
                         expected.store(files, Ordering::Relaxed);
                     }
                 });
             }
-            let printed = self.print_all(to_look, progress, &expected, &names[0]);
+            let printed = self.print_all(to_inspect, progress, &expected, &names[0]);
             done.store(true, Ordering::Relaxed);
             printed
         })
@@ -237,7 +237,7 @@ impl Run<'_> {
 
     fn print_all(
         &self,
-        to_look: Sender<Job>,
+        to_inspect: Sender<Job>,
         mut progress: Progress,
         expected: &AtomicU64,
         names: &Account,
@@ -254,16 +254,16 @@ impl Run<'_> {
                 progress.expect(expected);
             }
             let summary = lock(&self.summary);
-            progress.at(summary.tally.files(), || summary.progress((expected > 0).then_some(expected)));
+            progress.at(summary.totals.files(), || summary.progress((expected > 0).then_some(expected)));
             drop(summary);
             self.print_one(&finding, &progress)
         };
         for found in Walk::new(&self.args.paths, names.clone()) {
-            if self.context.stop.is_asked() {
+            if self.context.stop.is_requested() {
                 return Ok(());
             }
             let (result, finding) = bounded(1);
-            if to_look.send((found, result)).is_err() {
+            if to_inspect.send((found, result)).is_err() {
                 break;
             }
             waiting.push_back(finding);
@@ -271,8 +271,8 @@ impl Run<'_> {
                 take_next(&mut waiting)?;
             }
         }
-        drop(to_look);
-        while !waiting.is_empty() && !self.context.stop.is_asked() {
+        drop(to_inspect);
+        while !waiting.is_empty() && !self.context.stop.is_requested() {
             take_next(&mut waiting)?;
         }
         Ok(())

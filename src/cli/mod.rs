@@ -13,7 +13,7 @@ mod histogram;
 mod inspect;
 mod model;
 mod pack;
-mod place;
+mod placement;
 mod plan;
 mod progress;
 mod prove;
@@ -121,7 +121,7 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Verify(args) => verify::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args),
     }));
-    if !context.stop.is_asked() {
+    if !context.stop.is_requested() {
         // Where the user wants the program to end, nobody waits for a device to be done: its driver cleans up.
         context.stop.forget();
     }

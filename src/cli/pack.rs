@@ -123,7 +123,7 @@ impl PackArgs {
 }
 
 /// How far it is, and since when.
-struct Course {
+struct PackProgress {
     began: Instant,
     done: Mutex<Done>,
 }
@@ -131,10 +131,10 @@ struct Course {
 pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
     let source = args.open.open(&args.source)?;
     tell_notes(source.notes());
-    let course = Arc::new(Course { began: Instant::now(), done: Mutex::default() });
+    let course = Arc::new(PackProgress { began: Instant::now(), done: Mutex::default() });
     {
         let (course, json) = (course.clone(), args.json);
-        context.stop.last_words(move || drop(print(course.cut_short(json))));
+        context.stop.on_timeout(move || drop(print(course.cut_short(json))));
     }
     let line = Mutex::new(Progress::new(0));
     let told = |done: &Done| {
@@ -145,9 +145,9 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
         lock(&line).at(done.samples_done, || course.line());
     };
     let stop = context.stop.clone();
-    let packed = pack(&*source, &args.settings(), &args.dst, told, &|| stop.is_asked());
+    let packed = pack(&*source, &args.settings(), &args.dst, told, &|| stop.is_requested());
     lock(&line).clear();
-    if context.stop.is_asked() && !context.stop.sum_up() {
+    if context.stop.is_requested() && !context.stop.claim_summary() {
         thread::park();
     }
     let report = packed?;
@@ -163,7 +163,7 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
     }
 }
 
-impl Course {
+impl PackProgress {
     /// Images a second of this run: what an earlier one packed does not count.
     fn rate(&self, done: &Done) -> f64 {
         let images = done.samples_done.saturating_sub(done.samples_found);

@@ -27,7 +27,7 @@ struct Shared {
     asked: AtomicBool,
     summed_up: AtomicBool,
     ends: Mutex<Vec<Call>>,
-    last_words: Mutex<Option<Call>>,
+    on_timeout: Mutex<Option<Call>>,
 }
 
 impl Stop {
@@ -41,28 +41,28 @@ impl Stop {
     }
 
     /// Whether the work should end.
-    pub(crate) fn is_asked(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         self.0.asked.load(Ordering::SeqCst)
     }
 
     /// Ends the work, wherever it waits; called from another thread, or at once if that is wanted already.
     pub(crate) fn on_stop(&self, end: impl Fn() + Send + 'static) {
         let mut ends = lock(&self.0.ends);
-        if self.is_asked() {
+        if self.is_requested() {
             end();
         }
         ends.push(Box::new(end));
     }
 
     /// Sums up what was done so far, should the verb itself not get there in time.
-    pub(crate) fn last_words(&self, words: impl Fn() + Send + 'static) {
-        *lock(&self.0.last_words) = Some(Box::new(words));
+    pub(crate) fn on_timeout(&self, words: impl Fn() + Send + 'static) {
+        *lock(&self.0.on_timeout) = Some(Box::new(words));
     }
 
     /// Lets go of what it was given: the verb is done, and what it held is to be given back before the program ends.
     pub(crate) fn forget(&self) {
         let ends = std::mem::take(&mut *lock(&self.0.ends));
-        let words = lock(&self.0.last_words).take();
+        let words = lock(&self.0.on_timeout).take();
         drop((ends, words));
     }
 
@@ -74,19 +74,19 @@ impl Stop {
         work: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let words = render.clone();
-        self.last_words(move || drop(print(words(Some("interrupted")))));
+        self.on_timeout(move || drop(print(words(Some("interrupted")))));
         let done = work();
-        if self.is_asked() && !self.sum_up() {
+        if self.is_requested() && !self.claim_summary() {
             // The watchdog prints the report and ends the process.
             thread::park();
         }
-        let ended = if self.is_asked() { Err(Failure::Interrupted) } else { done };
+        let ended = if self.is_requested() { Err(Failure::Interrupted) } else { done };
         print(render(ended.as_ref().err().map(Failure::words).as_deref()))?;
         ended
     }
 
     /// Whether the caller is to sum up: the first one only.
-    pub(crate) fn sum_up(&self) -> bool {
+    pub(crate) fn claim_summary(&self) -> bool {
         !self.0.summed_up.swap(true, Ordering::SeqCst)
     }
 
@@ -106,8 +106,8 @@ impl Stop {
 
     fn bark(&self) {
         thread::sleep(PATIENCE);
-        if self.sum_up() {
-            if let Some(words) = &*lock(&self.0.last_words) {
+        if self.claim_summary() {
+            if let Some(words) = &*lock(&self.0.on_timeout) {
                 words();
             }
             Failure::Interrupted.tell();

@@ -14,26 +14,26 @@ use feedstock::train::{ModelKind, ProcessGroup, TrainConfig, TrainError, TrainEv
 use feedstock::{CpuBudget, Loader, RamBudget, Seed};
 
 use super::Context;
-use super::data::{DecodeArgs, MovesTold, SourceArgs, tell_notes};
+use super::data::{DecodeArgs, ResizeReporter, SourceArgs, tell_notes};
 use super::failure::{Failure, chain, print};
 use super::model::{Model, ModelArgs, pruning};
 use super::watch::WatchArgs;
 
 mod events;
-mod feed;
 mod log;
 mod memory;
-mod point;
+mod observers;
 mod ranks;
+mod rates;
 mod report;
 mod setup;
+mod snapshot;
 mod view;
-mod watchers;
 
-use feed::Feed;
-use report::{Story, epoch_json};
+use observers::{ObserverArgs, Observers};
+use rates::SnapshotBuilder;
+use report::{RunSummary, epoch_json};
 use setup::{RankInfo, Setup};
-use watchers::{LookArgs, Watchers};
 
 /// The file in the checkpoint folder.
 const CHECKPOINT: &str = "last.ckpt";
@@ -96,7 +96,7 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
-    look: LookArgs,
+    look: ObserverArgs,
     /// Start from the weights of this checkpoint
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
@@ -163,13 +163,13 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     let named = [("train", Some(&setup.training)), ("validation", setup.validation.as_ref())];
     let loaders: Vec<_> = named.into_iter().filter_map(|(name, loader)| Some((name, loader?))).collect();
     let watch = args.watch.begin(&loaders)?;
-    let story = Story::new(setup);
+    let summary = RunSummary::new(setup);
     let stop = Arc::new(AtomicBool::new(false));
     let json = args.json;
-    // Of several processes the first one speaks for all, and writes.
-    let speaks = setup.rank_info.rank == 0;
-    let look = if speaks { args.look.clone() } else { LookArgs::default() };
-    let watchers = look.begin(json || !speaks, args.resume, setup.batches_in_all())?;
+    // Of several processes the first one reports for all, and writes.
+    let reports = setup.rank_info.rank == 0;
+    let look = if reports { args.look.clone() } else { ObserverArgs::default() };
+    let observers = look.begin(json || !reports, args.resume, setup.batches_in_all())?;
     {
         let loaders: Vec<Loader> = jobs.iter().flat_map(Setup::loaders).collect();
         let alone = group.world_size() == 1;
@@ -182,38 +182,38 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
                 loaders.iter().for_each(Loader::stop);
             }
         });
-        let (story, watch, watchers) = (story.clone(), watch.clone(), watchers.clone());
-        context.stop.last_words(move || {
-            watchers.clear();
+        let (summary, watch, observers) = (summary.clone(), watch.clone(), observers.clone());
+        context.stop.on_timeout(move || {
+            observers.clear();
             watch.finish();
-            if !speaks {
+            if !reports {
                 return;
             }
-            watchers.end(&story.end_json(Some("interrupted")));
-            drop(print(story.render(json, Some("interrupted"))));
+            observers.end(&summary.end_json(Some("interrupted")));
+            drop(print(summary.render(json, Some("interrupted"))));
         });
     }
-    let done = learn_together(args, context, &jobs, &group, Audience { story: &story, watchers: &watchers }, &stop);
+    let done = train_ranks(args, context, &jobs, &group, Reporting { summary: &summary, observers: &observers }, &stop);
     watch.finish();
     done
 }
 
 /// Who hears how it goes.
 #[derive(Clone, Copy)]
-struct Audience<'a> {
+struct Reporting<'a> {
     /// For the summary.
-    story: &'a Story,
+    summary: &'a RunSummary,
     /// For whoever looks at it meanwhile.
-    watchers: &'a Watchers,
+    observers: &'a Observers,
 }
 
 /// Trains as every rank of this process at once. The first one tells how it goes.
-fn learn_together(
+fn train_ranks(
     args: &TrainArgs,
     context: &Context,
     jobs: &[Setup],
     group: &ProcessGroup,
-    audience: Audience<'_>,
+    reporting: Reporting<'_>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let (first, others) = jobs.split_first().ok_or(Failure::Bug)?;
@@ -221,9 +221,9 @@ fn learn_together(
         let others: Vec<_> = others
             .iter()
             .enumerate()
-            .map(|(n, job)| scope.spawn(move || ranks::learn(job, group, n + 1, stop, &mut |_| ())))
+            .map(|(n, job)| scope.spawn(move || ranks::train_rank(job, group, n + 1, stop, &mut |_| ())))
             .collect();
-        let told = lead(args, context, first, group, audience, stop);
+        let told = lead(args, context, first, group, reporting, stop);
         // What ended a rank is a better reason than that it is gone.
         let reasons = others.into_iter().filter_map(|rank| rank.join().ok()?.err());
         match reasons.into_iter().find(|reason| !matches!(reason, TrainError::Collective(_))) {
@@ -239,46 +239,46 @@ fn lead(
     context: &Context,
     setup: &Setup,
     group: &ProcessGroup,
-    audience: Audience<'_>,
+    reporting: Reporting<'_>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let json = args.json;
-    let Audience { story, watchers } = audience;
-    let speaks = setup.rank_info.rank == 0;
-    let mut feed = Feed::new(setup.loaders(), setup.budget, setup.config.device_budget);
+    let Reporting { summary, observers } = reporting;
+    let reports = setup.rank_info.rank == 0;
+    let mut snapshots = SnapshotBuilder::new(setup.loaders(), setup.budget, setup.config.device_budget);
     let began = Instant::now();
     let mut printed = Ok(());
     let mut out_of_time = false;
-    let mut moves = MovesTold::default();
-    let outcome = ranks::learn(setup, group, 0, stop, &mut |event| {
-        story.hear(&event);
+    let mut moves = ResizeReporter::default();
+    let outcome = ranks::train_rank(setup, group, 0, stop, &mut |event| {
+        summary.hear(&event);
         match event {
-            _ if !speaks => {}
+            _ if !reports => {}
             TrainEvent::Started { epoch, batches, .. } => {
                 let steps = (epoch * setup.training.batches_per_epoch() + batches) / setup.config.accumulate;
-                watchers.start(steps, &story.start_json());
+                observers.start(steps, &summary.start_json());
             }
-            TrainEvent::Progress(step) => watchers.step(&feed.point(step)),
+            TrainEvent::Progress(step) => observers.step(&snapshots.snapshot(step)),
             TrainEvent::Epoch(epoch) => {
-                watchers.step(&feed.point(&epoch.training));
-                watchers.epoch(&feed.end(epoch), &epoch_json(epoch));
-                let line = story.epoch_line(epoch, json);
-                watchers.aside(|| printed = print(line));
+                observers.step(&snapshots.snapshot(&epoch.training));
+                observers.epoch(&snapshots.end(epoch), &epoch_json(epoch));
+                let line = summary.epoch_line(epoch, json);
+                observers.aside(|| printed = print(line));
             }
-            TrainEvent::Memory(report) if !json => watchers.aside(|| printed = print(story.memory_line(report))),
-            TrainEvent::Pruned(report) if !json => watchers.aside(|| printed = print(story.prune_line(report))),
+            TrainEvent::Memory(report) if !json => observers.aside(|| printed = print(summary.memory_line(report))),
+            TrainEvent::Pruned(report) if !json => observers.aside(|| printed = print(summary.prune_line(report))),
             _ => {}
         }
-        if !json && speaks {
-            moves.tell(&setup.training, |print| watchers.aside(print));
+        if !json && reports {
+            moves.tell(&setup.training, |print| observers.aside(print));
         }
         out_of_time |= args.time_limit.is_some_and(|limit| began.elapsed() >= limit.0);
         if out_of_time || printed.is_err() {
             stop.store(true, Ordering::SeqCst);
         }
     });
-    watchers.clear();
-    if context.stop.is_asked() && !context.stop.sum_up() {
+    observers.clear();
+    if context.stop.is_requested() && !context.stop.claim_summary() {
         std::thread::park();
     }
     printed?;
@@ -289,17 +289,17 @@ fn lead(
         return Err(Failure::Budget(refused.to_string()));
     }
     let ended = match &outcome {
-        _ if context.stop.is_asked() => Some("interrupted".to_owned()),
+        _ if context.stop.is_requested() => Some("interrupted".to_owned()),
         Err(error) => Some(chain(&error).lines().next().unwrap_or_default().to_owned()),
         Ok(()) if out_of_time => Some("the time limit was reached".to_owned()),
         Ok(()) => None,
     };
-    if story.has_begun() && speaks {
-        watchers.end(&story.end_json(ended.as_deref()));
-        print(story.render(json, ended.as_deref()))?;
+    if summary.has_begun() && reports {
+        observers.end(&summary.end_json(ended.as_deref()));
+        print(summary.render(json, ended.as_deref()))?;
     }
     match outcome {
-        _ if context.stop.is_asked() => Err(Failure::Interrupted),
+        _ if context.stop.is_requested() => Err(Failure::Interrupted),
         Err(error) => Err(error.into()),
         Ok(()) => Ok(()),
     }

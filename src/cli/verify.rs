@@ -49,7 +49,7 @@ pub(crate) fn run(args: &VerifyArgs, context: &Context) -> Result<(), Failure> {
     let last = Arc::new(Mutex::new(VerifyProgress::default()));
     {
         let (last, json) = (last.clone(), args.json);
-        context.stop.last_words(move || drop(print(cut_short(&lock(&last), json))));
+        context.stop.on_timeout(move || drop(print(cut_short(&lock(&last), json))));
     }
     let line = Mutex::new(Progress::new(1000));
     let told = |done: &VerifyProgress| {
@@ -60,9 +60,9 @@ pub(crate) fn run(args: &VerifyArgs, context: &Context) -> Result<(), Failure> {
     };
     let settings = VerifySettings { pictures: args.pictures, workers: args.workers };
     let stop = context.stop.clone();
-    let found = verify(&args.dst, &settings, told, &|| stop.is_asked());
+    let found = verify(&args.dst, &settings, told, &|| stop.is_requested());
     lock(&line).clear();
-    if context.stop.is_asked() && !context.stop.sum_up() {
+    if context.stop.is_requested() && !context.stop.claim_summary() {
         thread::park();
     }
     let found = found?;

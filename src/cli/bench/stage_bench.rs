@@ -70,7 +70,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         Mode::Read => read(args, &folder, stop)?,
         _ => transfer(args, stop)?,
     };
-    if stop.is_asked() {
+    if stop.is_requested() {
         return Err(Failure::Interrupted);
     }
     print(if args.json { json(&stage) } else { stage.text() })
@@ -100,7 +100,7 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Sta
             |id: SampleId, file: &[u8]| preprocessor.process_as(file, Seed(args.seed), 0, id, &mut out).is_ok();
         files.iter().filter(|(id, file)| good(*id, file)).collect()
     };
-    if usable.is_empty() && !stop.is_asked() {
+    if usable.is_empty() && !stop.is_requested() {
         let asked = counted(files.len() as u64, "file");
         return Err(Failure::Data(format!("none of {asked} can be decoded: feedstock inspect shows the reasons")));
     }
@@ -256,7 +256,7 @@ fn transfer(args: &BenchArgs, stop: &Stop) -> Result<StageBench, Failure> {
         failed.is_ok()
     };
     let (mut batches, cpu, started) = (0u64, process_cpu_time(), Instant::now());
-    while started.elapsed() < LEAST && !stop.is_asked() && feed_one() {
+    while started.elapsed() < LEAST && !stop.is_requested() && feed_one() {
         batches += 1;
     }
     failed?;
@@ -301,11 +301,11 @@ fn measure<W: FnMut() -> u64 + Send>(threads: usize, stop: &Stop, work: impl Fn(
     let one = || {
         let mut work = work();
         let warm = Instant::now();
-        while warm.elapsed() < LEAST / 10 && !stop.is_asked() {
+        while warm.elapsed() < LEAST / 10 && !stop.is_requested() {
             work();
         }
         let (started, mut images, mut bytes) = (Instant::now(), 0u64, 0u64);
-        while started.elapsed() < LEAST && !stop.is_asked() {
+        while started.elapsed() < LEAST && !stop.is_requested() {
             bytes += work();
             images += 1;
         }

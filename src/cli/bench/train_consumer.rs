@@ -11,7 +11,7 @@ use feedstock::{DType, Loader};
 
 use super::super::Context;
 use super::super::failure::Failure;
-use super::super::place::Place;
+use super::super::placement::Placement;
 use super::{Bench, BenchArgs};
 
 /// Checks the arguments that a model requires.
@@ -28,7 +28,7 @@ pub(super) fn check(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// Trains on every batch, warm-up epochs first.
-pub(super) fn run(bench: &mut Bench<'_>, kind: ModelKind, place: &Place, context: &Context) -> Result<(), Failure> {
+pub(super) fn run(bench: &mut Bench<'_>, kind: ModelKind, place: &Placement, context: &Context) -> Result<(), Failure> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
         let device = burn::backend::cuda::CudaDevice::new(number as usize);

@@ -15,23 +15,23 @@ const PARTS: [&str; 8] = ["train", "training", "val", "valid", "validation", "de
 
 /// Where a file belongs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Place<'a> {
+pub(super) struct ClassPath<'a> {
     pub(super) part: Option<&'a str>,
     pub(super) class: Option<&'a OsStr>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> ClassPath<'a> {
     /// Of a file that was found below a folder; the folder's own name is its part where there are several.
     pub(super) fn of(path: &'a Path, root: &Path, root_name: Option<&'a str>) -> Self {
-        let Ok(below) = path.strip_prefix(root) else { return Place { part: None, class: None } };
+        let Ok(below) = path.strip_prefix(root) else { return ClassPath { part: None, class: None } };
         let mut names = below.iter();
         let (first, second, third) = (names.next(), names.next(), names.next());
         let known = first.and_then(OsStr::to_str).filter(|name| PARTS.contains(&name.to_ascii_lowercase().as_str()));
         match (first, second, third) {
-            (_, Some(class), Some(_)) if known.is_some() => Place { part: known, class: Some(class) },
-            (Some(class), Some(_), _) => Place { part: root_name, class: Some(class) },
-            (Some(_), None, _) => Place { part: root_name, class: None },
-            (None, ..) => Place { part: None, class: None },
+            (_, Some(class), Some(_)) if known.is_some() => ClassPath { part: known, class: Some(class) },
+            (Some(class), Some(_), _) => ClassPath { part: root_name, class: Some(class) },
+            (Some(_), None, _) => ClassPath { part: root_name, class: None },
+            (None, ..) => ClassPath { part: None, class: None },
         }
     }
 
@@ -63,7 +63,7 @@ struct Part {
 }
 
 impl Classes {
-    pub(super) fn add(&mut self, place: Place<'_>) {
+    pub(super) fn add(&mut self, place: ClassPath<'_>) {
         let known = self.parts.iter().position(|part| part.name.as_deref() == place.part);
         let at = known.unwrap_or_else(|| {
             self.parts.push(Part { name: place.part.map(str::to_owned), ..Part::default() });
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_part_is_one_only_where_it_holds_classes() {
         let place = |path: &'static str| {
-            let Place { part, class } = Place::of(Path::new(path), Path::new("/d"), None);
+            let ClassPath { part, class } = ClassPath::of(Path::new(path), Path::new("/d"), None);
             (part, class.and_then(OsStr::to_str))
         };
         assert_eq!(place("/d/cat/1.jpg"), (None, Some("cat")));
@@ -168,20 +168,20 @@ mod tests {
         // A train may be a class beside a boat.
         assert_eq!(place("/d/train/1.jpg"), (None, Some("train")));
         assert_eq!(place("/d/1.jpg"), (None, None));
-        assert_eq!(Place::of(Path::new("1.jpg"), Path::new("1.jpg"), None), Place { part: None, class: None });
-        let within = Place::of(Path::new("a/cat/1.jpg"), Path::new("a"), Some("a"));
+        assert_eq!(ClassPath::of(Path::new("1.jpg"), Path::new("1.jpg"), None), ClassPath { part: None, class: None });
+        let within = ClassPath::of(Path::new("a/cat/1.jpg"), Path::new("a"), Some("a"));
         assert_eq!((within.part, within.class), (Some("a"), Some(OsStr::new("cat"))));
-        assert_ne!(within.marks(), Place { part: Some("b"), ..within }.marks());
+        assert_ne!(within.marks(), ClassPath { part: Some("b"), ..within }.marks());
     }
 
     #[test]
     fn classes_are_counted_as_they_come() {
         let mut classes = Classes::default();
         for (class, files) in [("ant", 3), ("bee", 1), ("cat", 5), ("dog", 1)] {
-            (0..files).for_each(|_| classes.add(Place { part: None, class: Some(OsStr::new(class)) }));
+            (0..files).for_each(|_| classes.add(ClassPath { part: None, class: Some(OsStr::new(class)) }));
         }
-        classes.add(Place { part: None, class: None });
-        (0..4).for_each(|_| classes.add(Place { part: Some("val"), class: Some(OsStr::new("ant")) }));
+        classes.add(ClassPath { part: None, class: None });
+        (0..4).for_each(|_| classes.add(ClassPath { part: Some("val"), class: Some(OsStr::new("ant")) }));
         assert_eq!(
             classes.text(),
             [

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use feedstock::ByteCount;
 
-use super::look::Finding;
+use super::inspect_file::Finding;
 
 /// Files that are named at each end.
 const NAMED: usize = 3;

@@ -12,9 +12,9 @@ use feedstock::{ByteCount, SampleErrorKind, Stage};
 use super::super::data::readable;
 use super::super::histogram::Histogram;
 use super::super::table::{columns, counted, facts};
-use super::classes::{Classes, Place};
+use super::classes::{ClassPath, Classes};
 use super::duplicates::{Duplicates, Entry, Hashes};
-use super::look::{Finding, Problem};
+use super::inspect_file::{Finding, Problem};
 use super::outliers::Outliers;
 
 /// Upper bound of all that is held here but the hashes: a list of bad files of half that, outliers of up to a dozen paths
@@ -25,7 +25,7 @@ const BAD_BYTES: usize = 512 << 10;
 
 /// How many of what were found.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Tally {
+pub(super) struct Totals {
     pub(super) ok: u64,
     read: u64,
     probe: u64,
@@ -37,7 +37,7 @@ pub(super) struct Tally {
 pub(super) struct Summary {
     began: Instant,
     roots: Vec<(PathBuf, Option<String>)>,
-    pub(super) tally: Tally,
+    pub(super) totals: Totals,
     formats: Counts,
     colours: Counts,
     /// By EXIF orientation, as far as there are nine.
@@ -78,7 +78,7 @@ impl Summary {
         Summary {
             began: Instant::now(),
             roots: paths.iter().map(|path| (path.clone(), name(path))).collect(),
-            tally: Tally::default(),
+            totals: Totals::default(),
             formats: Counts::default(),
             colours: Counts::default(),
             orientations: [0; 9],
@@ -99,10 +99,10 @@ impl Summary {
 
     /// Counts one more file; they come in the order of the walk.
     pub(super) fn add(&mut self, finding: &Finding) {
-        let ordinal = self.tally.files();
-        self.tally.add(finding);
-        let place = self.roots.get(finding.found.root).map_or(Place { part: None, class: None }, |(root, name)| {
-            Place::of(&finding.found.path, root, name.as_deref())
+        let ordinal = self.totals.files();
+        self.totals.add(finding);
+        let place = self.roots.get(finding.found.root).map_or(ClassPath { part: None, class: None }, |(root, name)| {
+            ClassPath::of(&finding.found.path, root, name.as_deref())
         });
         self.classes.add(place);
         if let Some(bytes) = finding.seen.bytes {
@@ -150,9 +150,9 @@ impl Summary {
 
     /// How far it has got, with how many files there will be if that is known.
     pub(super) fn progress(&self, files: Option<u64>) -> String {
-        let done = self.tally.files();
+        let done = self.totals.files();
         let rate = done as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
-        let mut text = format!("{}, {rate:.0} files/s", self.tally.text());
+        let mut text = format!("{}, {rate:.0} files/s", self.totals.text());
         if let Some(left) = files.and_then(|files| files.checked_sub(done)) {
             text += &format!(", {:.0} s left", left as f64 / rate.max(1e-3));
         }
@@ -161,8 +161,8 @@ impl Summary {
 
     pub(super) fn text(&self, duplicates: Option<&Duplicates>, ended_early: bool) -> String {
         let (line, equal) = duplicates.map(Duplicates::text).unzip();
-        let mut parts = vec![self.tally.text()];
-        if self.tally.files() > 0 {
+        let mut parts = vec![self.totals.text()];
+        if self.totals.files() > 0 {
             parts.push(self.facts(line, ended_early));
         }
         if self.sizes.ends().is_some() {
@@ -186,7 +186,7 @@ impl Summary {
 
     /// The labelled lines.
     fn facts(&self, duplicates: Option<String>, ended_early: bool) -> String {
-        let Tally { bytes, .. } = self.tally;
+        let Totals { bytes, .. } = self.totals;
         let headers = self.formats.all();
         let mut lines = vec![("size".to_owned(), format!("{} in all", ByteCount(bytes)))];
         if headers > 0 {
@@ -213,7 +213,7 @@ impl Summary {
             ),
         });
         let took = self.began.elapsed().as_secs_f64().max(1e-3);
-        let files = self.tally.files() as f64 / took;
+        let files = self.totals.files() as f64 / took;
         let mut speed = format!("{took:.2} s: {files:.0} files/s");
         if self.hashes.is_some() {
             speed += &format!(", {}/s", ByteCount((bytes as f64 / took) as u64));
@@ -249,15 +249,15 @@ impl Summary {
     }
 
     pub(super) fn json(&self, duplicates: Option<&Duplicates>, ended_early: bool) -> Value {
-        let Tally { ok, bytes, .. } = self.tally;
+        let Totals { ok, bytes, .. } = self.totals;
         let orientations = (1..9).map(|at| (at.to_string(), self.orientations[at].into()));
         let reason = |(stage, kind, count): &(Stage, SampleErrorKind, u64)| json!({ "stage": stage.name(), "code": kind.code(), "files": count });
         let bad = |(path, stage, cause): &(String, Stage, String)| json!({ "path": path, "stage": stage.name(), "error": cause });
         let spread = self.measures().map(|Measure { key, histogram, .. }| (key.to_owned(), histogram.json()));
         json!({
-            "files": self.tally.files(),
+            "files": self.totals.files(),
             "ok": ok,
-            "bad": self.tally.bad(),
+            "bad": self.totals.bad(),
             "bytes": bytes,
             "quick": self.hashes.is_none(),
             "formats": self.formats.json(),
@@ -276,7 +276,7 @@ impl Summary {
     }
 }
 
-impl Tally {
+impl Totals {
     fn add(&mut self, finding: &Finding) {
         match finding.stage() {
             None => self.ok += 1,

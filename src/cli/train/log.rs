@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::super::failure::Failure;
-use super::point::Point;
+use super::snapshot::Snapshot;
 
 /// A log that is being written.
 pub(super) struct Log {
@@ -58,8 +58,8 @@ impl Log {
     ///
     /// # Errors
     /// As of [`Log::add`].
-    pub(super) fn step(&mut self, point: &Point) -> io::Result<()> {
-        self.add("step", &step_json(point))
+    pub(super) fn step(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.add("step", &step_json(snapshot))
     }
 
     /// Adds a line in one write, so that whoever reads along, or another process that appends, never meets half of one.
@@ -82,24 +82,24 @@ impl Log {
 }
 
 /// A moment, in the names that an epoch's object has.
-fn step_json(point: &Point) -> Value {
+fn step_json(snapshot: &Snapshot) -> Value {
     json!({
-        "epoch": point.epoch,
-        "epochs": point.epochs,
-        "step": point.step,
-        "steps": point.steps,
-        "loss": point.loss,
-        "accuracy": point.accuracy,
-        "val_accuracy": point.val_accuracy,
-        "learning_rate": point.learning_rate,
-        "images_per_s": point.images_per_s,
-        "input_wait_share": point.input_wait_share,
-        "compute_share": point.busy_share,
-        "ram_held_bytes": point.ram_held.0,
-        "ram_budget_bytes": point.ram_budget.0,
-        "memory_bytes": point.memory_in_use.map(|bytes| bytes.0),
-        "memory_budget_bytes": point.memory_budget.map(|bytes| bytes.0),
-        "seconds_left": point.seconds_left,
+        "epoch": snapshot.epoch,
+        "epochs": snapshot.epochs,
+        "step": snapshot.step,
+        "steps": snapshot.steps,
+        "loss": snapshot.loss,
+        "accuracy": snapshot.accuracy,
+        "val_accuracy": snapshot.val_accuracy,
+        "learning_rate": snapshot.learning_rate,
+        "images_per_s": snapshot.images_per_s,
+        "input_wait_share": snapshot.input_wait_share,
+        "compute_share": snapshot.busy_share,
+        "ram_held_bytes": snapshot.ram_held.0,
+        "ram_budget_bytes": snapshot.ram_budget.0,
+        "memory_bytes": snapshot.memory_in_use.map(|bytes| bytes.0),
+        "memory_budget_bytes": snapshot.memory_budget.map(|bytes| bytes.0),
+        "seconds_left": snapshot.seconds_left,
     })
 }
 
@@ -131,8 +131,8 @@ mod tests {
         let path = folder.path().join("run1").join("log.jsonl");
         let mut log = Log::start(&path, false).ok().expect("it can be written");
         log.add("start", &json!({ "parameters": 7 })).expect("it is written");
-        let point = Point { epoch: 2, step: 5, loss: f64::NAN, busy_share: 0.5, ..Point::default() };
-        log.step(&point).expect("it is written");
+        let snapshot = Snapshot { epoch: 2, step: 5, loss: f64::NAN, busy_share: 0.5, ..Snapshot::default() };
+        log.step(&snapshot).expect("it is written");
         drop(log);
         Log::start(&path, true).ok().expect("it can be written").add("end", &json!({})).expect("it is written");
         let lines = objects(&path);

@@ -12,13 +12,13 @@ use feedstock::train::{
 
 use super::super::failure::Failure;
 use super::super::model::{MicroBatch, ModelArgs, not_even_one};
-use super::super::place::Place;
+use super::super::placement::Placement;
 
 /// How often a smaller batch is tried where a real step took more than was predicted.
 const TRIES_MAX: usize = 8;
 
 /// What reads the memory that training takes there.
-pub(super) fn meter(place: &Place) -> Arc<dyn MemoryMeter> {
+pub(super) fn meter(place: &Placement) -> Arc<dyn MemoryMeter> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
         return Arc::new(feedstock::train::GpuMeter(number));
@@ -29,7 +29,7 @@ pub(super) fn meter(place: &Place) -> Arc<dyn MemoryMeter> {
 }
 
 /// What training may take there, beside loaders of this budget; `None` where nobody knows.
-pub(super) fn free(place: &Place, loaders: ByteCount, threads: usize) -> Option<ByteCount> {
+pub(super) fn free(place: &Placement, loaders: ByteCount, threads: usize) -> Option<ByteCount> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
         return feedstock::adapt::burn::gpu_memory(number).ok().map(|memory| memory.driver_free);
@@ -44,7 +44,7 @@ pub(super) fn free(place: &Place, loaders: ByteCount, threads: usize) -> Option<
 }
 
 /// What a type of activations means there; a type that the device has not is refused.
-pub(super) fn precision_note(precision: Precision, place: &Place) -> Result<Option<String>, Failure> {
+pub(super) fn precision_note(precision: Precision, place: &Placement) -> Result<Option<String>, Failure> {
     if precision == Precision::F32 {
         return Ok(None);
     }
@@ -71,7 +71,7 @@ pub(super) fn micro_batch(
     config: &mut TrainConfig,
     batch_size: usize,
     free: Option<ByteCount>,
-    place: &Place,
+    place: &Placement,
     meter: &dyn MemoryMeter,
     notes: &mut Vec<String>,
 ) -> Result<usize, Failure> {
@@ -113,7 +113,7 @@ pub(super) fn micro_batch(
 fn tried(
     config: &TrainConfig,
     micro_batch: usize,
-    place: &Place,
+    place: &Placement,
     meter: &dyn MemoryMeter,
 ) -> Result<ProbeResult, TrainError> {
     let balanced = config.checkpointing == Checkpointing::Balanced;

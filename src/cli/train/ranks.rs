@@ -39,7 +39,7 @@ fn device(name: &str) -> Result<DeviceSpec, Failure> {
 }
 
 /// Trains as one rank, on the backend that its setup asks for.
-pub(super) fn learn(
+pub(super) fn train_rank(
     setup: &Setup,
     group: &ProcessGroup,
     thread: usize,
@@ -51,17 +51,17 @@ pub(super) fn learn(
     if let Some(number) = setup.place.gpu {
         let device = burn::backend::cuda::CudaDevice::new(number as usize);
         return match balanced {
-            true => learn_on::<feedstock::train::GpuBalanced>(setup, group, thread, stop, observe, device),
-            false => learn_on::<feedstock::train::Gpu>(setup, group, thread, stop, observe, device),
+            true => train_on::<feedstock::train::GpuBalanced>(setup, group, thread, stop, observe, device),
+            false => train_on::<feedstock::train::Gpu>(setup, group, thread, stop, observe, device),
         };
     }
     match balanced {
-        true => learn_on::<CpuBalanced>(setup, group, thread, stop, observe, Default::default()),
-        false => learn_on::<Cpu>(setup, group, thread, stop, observe, Default::default()),
+        true => train_on::<CpuBalanced>(setup, group, thread, stop, observe, Default::default()),
+        false => train_on::<Cpu>(setup, group, thread, stop, observe, Default::default()),
     }
 }
 
-fn learn_on<B: AutodiffBackend>(
+fn train_on<B: AutodiffBackend>(
     setup: &Setup,
     group: &ProcessGroup,
     thread: usize,

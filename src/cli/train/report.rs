@@ -26,19 +26,19 @@ const GROWTH_MIN: ByteCount = ByteCount(1 << 20);
 
 /// What has happened so far; shared with whoever has to tell of it when the run cannot.
 #[derive(Clone)]
-pub(super) struct Story {
+pub(super) struct RunSummary {
     /// The loaders, and the folders behind them.
     parts: Vec<(Arc<dyn Source>, Loader)>,
     budget: ByteCount,
     config: Arc<TrainConfig>,
     budget_is_set: bool,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Reported>>,
     /// Where the device is a GPU.
     gpu: Option<Arc<Gpu>>,
 }
 
 #[derive(Clone, Default)]
-struct Told {
+struct Reported {
     parameters: usize,
     first_epoch: u64,
     memory: Option<MemoryReport>,
@@ -54,11 +54,11 @@ struct Told {
     under_way: Option<Progress>,
 }
 
-impl Story {
+impl RunSummary {
     pub(super) fn new(setup: &Setup) -> Self {
         let validation = setup.validation_folder.clone().zip(setup.validation.clone());
         let parts = [Some((setup.folder.clone(), setup.training.clone())), validation];
-        Story {
+        RunSummary {
             parts: parts.into_iter().flatten().collect(),
             budget: setup.budget,
             config: Arc::new(setup.config.clone()),
@@ -72,7 +72,7 @@ impl Story {
         self.parts.first().map_or_else(String::new, |(_, loader)| loader.device().name())
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn told(&self) -> MutexGuard<'_, Reported> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -194,7 +194,7 @@ impl Story {
         self.json(&told, ended)
     }
 
-    fn json(&self, told: &Told, ended: Option<&str>) -> Value {
+    fn json(&self, told: &Reported, ended: Option<&str>) -> Value {
         let bad: Vec<Value> = self.bad().iter().filter_map(|bad| bad.json().as_array().cloned()).flatten().collect();
         let (images, seconds) = told.totals();
         json!({
@@ -236,7 +236,7 @@ impl Story {
         })
     }
 
-    fn text(&self, told: &Told, ended: Option<&str>) -> String {
+    fn text(&self, told: &Reported, ended: Option<&str>) -> String {
         let head = ["epoch", "loss", "accuracy", "val loss", "val accuracy", "images/s", "input wait", "compute"];
         let partial = told.under_way.map(|training| EpochReport { training, validation: None });
         let rows: Vec<[String; 8]> = told.epochs.iter().chain(&partial).map(row).collect();
@@ -341,7 +341,7 @@ impl Story {
     }
 }
 
-impl Told {
+impl Reported {
     /// Takes the memory of the moment into account.
     fn weigh(&mut self, step: &Progress, loaders: ByteCount) {
         self.steps = self.steps.max(step.epoch.saturating_mul(step.steps) + step.step);
@@ -407,7 +407,7 @@ fn growth_json(growth: &LeakReport) -> Value {
 }
 
 /// Images a second in the epochs before and after pruning; means over what there is.
-fn rates(report: &PruneReport, told: &Told) -> [f64; 2] {
+fn rates(report: &PruneReport, told: &Reported) -> [f64; 2] {
     let (before, after): (Vec<_>, Vec<_>) =
         told.epochs.iter().map(|epoch| epoch.training).partition(|training| training.epoch < report.after_epochs);
     [before, after].map(|part| {
@@ -416,7 +416,7 @@ fn rates(report: &PruneReport, told: &Told) -> [f64; 2] {
     })
 }
 
-fn prune_text(report: &PruneReport, told: &Told) -> String {
+fn prune_text(report: &PruneReport, told: &Reported) -> String {
     let PruneReport { after_epochs, parameters, activations, peak, scores } = report;
     let less = |[before, after]: [f64; 2]| percent(1.0 - after / before.max(1e-9));
     let bytes = |sizes: [ByteCount; 2]| sizes.map(|size| size.0 as f64);
@@ -438,7 +438,7 @@ fn prune_text(report: &PruneReport, told: &Told) -> String {
     )
 }
 
-fn prune_json(report: &PruneReport, told: &Told) -> Value {
+fn prune_json(report: &PruneReport, told: &Reported) -> Value {
     let PruneReport { after_epochs, parameters, activations, peak, scores } = report;
     json!({
         "after_epochs": after_epochs,

@@ -13,7 +13,7 @@ use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_b
 
 use super::super::data::{PROGRAM_OVERHEAD, refused_beside, split};
 use super::super::failure::{Failure, chain, say};
-use super::super::place::Place;
+use super::super::placement::Placement;
 use super::super::synth::{self, SynthError, SynthSpec};
 use super::super::table::counted;
 use super::super::watch::WatchArgs;
@@ -48,12 +48,12 @@ pub(super) struct Setup {
     pub(super) validation: Option<Loader>,
     pub(super) budget: ByteCount,
     pub(super) notes: Vec<String>,
-    pub(super) place: Place,
+    pub(super) place: Placement,
 }
 
 impl Setup {
     pub(super) fn new(args: &TrainArgs, device: &DeviceSpec, rank_info: RankInfo) -> Result<Setup, Failure> {
-        let place = Place::choose(device)?;
+        let place = Placement::choose(device)?;
         let mut notes: Vec<String> = place.note.clone().into_iter().collect();
         let (train, validate) = match &args.data {
             Some(data) => split(data, args.val.clone()),
@@ -152,7 +152,7 @@ impl Setup {
 }
 
 /// What both loaders are like.
-fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Place, batch_size: usize) -> LoaderBuilder {
+fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Placement, batch_size: usize) -> LoaderBuilder {
     let builder = Loader::builder(folder.clone())
         .device(place.device.clone())
         // A GPU works on one while the step after it is being enqueued.

@@ -11,15 +11,15 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::widgets::Widget;
 
-use super::point::Point;
+use super::snapshot::Snapshot;
 
-mod course;
 mod figures;
-mod picture;
+mod frame;
+mod history;
 mod screen;
 
-use course::Course;
-use picture::Picture;
+use frame::Frame;
+use history::History;
 use screen::Screen;
 
 /// How often it is drawn anew.
@@ -32,8 +32,8 @@ type Size = Box<dyn Fn() -> Option<(u16, u16)> + Send>;
 pub(super) struct View<W: Write = Stderr> {
     screen: Screen<W>,
     size: Size,
-    loss: Course,
-    rate: Course,
+    loss: History,
+    rate: History,
     drawn: Option<Instant>,
     /// Nothing is drawn any more: it was taken away for good, or the terminal is gone.
     ended: bool,
@@ -61,19 +61,19 @@ fn terminal_size() -> Option<(u16, u16)> {
 
 impl<W: Write> View<W> {
     fn on(out: W, size: Size) -> Self {
-        View { screen: Screen::new(out), size, loss: Course::new(), rate: Course::new(), drawn: None, ended: false }
+        View { screen: Screen::new(out), size, loss: History::new(), rate: History::new(), drawn: None, ended: false }
     }
 
     /// Takes note of a moment, and draws it when it is time to.
-    pub(super) fn step(&mut self, point: &Point) {
-        self.loss.add(point.loss);
-        self.rate.add(point.images_per_s);
+    pub(super) fn step(&mut self, snapshot: &Snapshot) {
+        self.loss.add(snapshot.loss);
+        self.rate.add(snapshot.images_per_s);
         if self.ended || self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
             return;
         }
         self.drawn = Some(Instant::now());
         let Some(size) = (self.size)() else { return };
-        let picture = Picture { point, loss: &self.loss, rate: &self.rate };
+        let picture = Frame { snapshot, loss: &self.loss, rate: &self.rate };
         let mut buffer = Buffer::empty(area(size));
         picture.render(buffer.area, &mut buffer);
         self.ended = self.screen.draw(buffer, size).is_err();
@@ -102,7 +102,7 @@ impl<W: Write> View<W> {
 /// The lines of a view on a terminal of this width and height. The last column stays empty: some terminals break the line
 /// behind it, others when more comes.
 fn area(size: (u16, u16)) -> Rect {
-    Rect::new(0, 0, size.0.saturating_sub(1), picture::lines(size))
+    Rect::new(0, 0, size.0.saturating_sub(1), frame::lines(size))
 }
 
 impl<W: Write> Drop for View<W> {

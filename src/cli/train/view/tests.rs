@@ -55,8 +55,8 @@ impl Write for Emulated {
     }
 }
 
-fn point(step: u64) -> Point {
-    Point {
+fn snapshot(step: u64) -> Snapshot {
+    Snapshot {
         epochs: 3,
         step,
         steps: 1000,
@@ -66,7 +66,7 @@ fn point(step: u64) -> Point {
         ram_budget: ByteCount(1 << 30),
         accounts: vec![("slots", ByteCount(step << 10))],
         memory_in_use: Some(ByteCount(1 << 20)),
-        ..Point::default()
+        ..Snapshot::default()
     }
 }
 
@@ -79,7 +79,7 @@ fn view(terminal: &Emulated, width: u16, height: u16) -> (View<Emulated>, Arc<Mu
 
 fn step(view: &mut View<Emulated>, step: u64) {
     view.drawn = None;
-    view.step(&point(step));
+    view.step(&snapshot(step));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn what_is_printed_stays_above_and_nothing_is_left_at_the_end() {
         }
         let all: Vec<String> =
             ["begin".to_owned()].into_iter().chain((0..20).map(|epoch| format!("e{epoch}"))).collect();
-        let shown = usize::from(picture::lines((width, height)));
+        let shown = usize::from(frame::lines((width, height)));
         let lines = terminal.lines();
         let above = lines.len().saturating_sub(shown);
         assert!(width < 3 || all.ends_with(&lines[..above]), "{width}x{height}:\n{}", lines.join("\n"));
@@ -117,7 +117,7 @@ fn drawing_what_changed_shows_what_drawing_all_would() {
     (1..=100).for_each(|number| step(&mut changing, number));
     let (mut whole, _) = view(&fresh, 80, 24);
     whole.drawn = Some(Instant::now());
-    (1..100).for_each(|number| whole.step(&point(number)));
+    (1..100).for_each(|number| whole.step(&snapshot(number)));
     assert!(fresh.lines().is_empty(), "it was not time to draw yet");
     step(&mut whole, 100);
     assert_eq!(terminal.lines(), fresh.lines());
@@ -146,7 +146,7 @@ fn it_follows_the_terminal_to_another_size() {
         step(&mut view, number as u64 + 1);
         step(&mut view, number as u64 + 2);
         let lines = terminal.lines();
-        let shown = usize::from(picture::lines((width, height)));
+        let shown = usize::from(frame::lines((width, height)));
         let text = lines.join("\n");
         assert!(
             lines.len() >= shown && lines.iter().filter(|line| line.starts_with("epoch 1/3")).count() == 1,
@@ -192,25 +192,25 @@ fn what_was_taken_away_does_not_come_back() {
 fn it_is_drawn_ten_times_a_second_at_most() {
     let terminal = Emulated::new(80, 24);
     let (mut view, _) = view(&terminal, 80, 24);
-    view.step(&point(1));
+    view.step(&snapshot(1));
     let first = terminal.lines();
-    (2..1000).for_each(|number| view.step(&point(number)));
+    (2..1000).for_each(|number| view.step(&snapshot(number)));
     // A thousand steps take no tenth of a second; on a machine that stalls they may, and then it may be drawn.
     assert!(terminal.lines() == first || view.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW));
     thread::sleep(REDRAW);
-    view.step(&point(1000));
+    view.step(&snapshot(1000));
     assert_ne!(terminal.lines(), first);
 }
 
 #[test]
 fn drawing_takes_a_fraction_of_a_millisecond() {
     let mut view = View::on(io::sink(), Box::new(|| Some((200, 50))));
-    (1..2000).for_each(|number| view.step(&point(number)));
+    (1..2000).for_each(|number| view.step(&snapshot(number)));
     // The fastest of some: others may be using the machine as well.
     let times = (2000..2030).map(|number| {
         view.drawn = None;
         let began = Instant::now();
-        view.step(&point(number));
+        view.step(&snapshot(number));
         began.elapsed()
     });
     let fastest = times.min().expect("there are some");
@@ -229,7 +229,7 @@ fn a_terminal_that_is_gone_ends_the_view_and_nothing_else() {
         }
     }
     let mut view = View::on(Gone, Box::new(|| Some((80, 24))));
-    view.step(&point(1));
+    view.step(&snapshot(1));
     let mut printed = false;
     view.aside(|| printed = true);
     assert!(printed && view.ended);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use feedstock::train::{EpochReport, Progress};
 use feedstock::{ByteCount, Loader};
 
-use super::point::{EpochEnd, Point};
+use super::snapshot::{EpochEnd, Snapshot};
 
 /// Rates are those of about this many seconds, so that they neither jump nor lag.
 const OF_LATE_S: f64 = 1.0;
@@ -14,7 +14,7 @@ const OF_LATE_S: f64 = 1.0;
 const ACCOUNTS_MAX: usize = 8;
 
 /// What is kept between two moments of a run.
-pub(super) struct Feed {
+pub(super) struct SnapshotBuilder {
     loaders: Vec<Loader>,
     ram_budget: ByteCount,
     memory_budget: Option<ByteCount>,
@@ -33,9 +33,9 @@ struct Rates {
     input_wait_share: f64,
 }
 
-impl Feed {
+impl SnapshotBuilder {
     pub(super) fn new(loaders: Vec<Loader>, ram_budget: ByteCount, memory_budget: Option<ByteCount>) -> Self {
-        Feed {
+        SnapshotBuilder {
             loaders,
             ram_budget,
             memory_budget,
@@ -47,10 +47,10 @@ impl Feed {
     }
 
     /// This moment.
-    pub(super) fn point(&mut self, now: &Progress) -> Point {
+    pub(super) fn snapshot(&mut self, now: &Progress) -> Snapshot {
         let rates = self.rates(now);
         let (ram_held, accounts) = self.memory();
-        let mut point = Point {
+        let mut snapshot = Snapshot {
             epoch: now.epoch,
             epochs: now.epochs,
             step: now.step,
@@ -68,10 +68,10 @@ impl Feed {
             // Between steps little is in use: it is the most within one that has to fit.
             memory_in_use: now.memory.map(|memory| memory.peak),
             memory_budget: self.memory_budget,
-            ..Point::default()
+            ..Snapshot::default()
         };
-        point.seconds_left = self.seconds_left(point.done_share());
-        point
+        snapshot.seconds_left = self.seconds_left(snapshot.done_share());
+        snapshot
     }
 
     /// The end of an epoch.
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn rates_are_those_of_late() {
-        let mut feed = Feed::new(Vec::new(), ByteCount(1), None);
+        let mut snapshots = SnapshotBuilder::new(Vec::new(), ByteCount(1), None);
         let at = |epoch, seconds: f64, images, waited: f64| Progress {
             epoch,
             seconds,
@@ -149,23 +149,27 @@ mod tests {
             input_wait_share: waited / seconds,
             ..Progress::default()
         };
-        let told = |point: Point| (point.images_per_s, (point.input_wait_share * 1e6).round() / 1e6);
-        assert_eq!(told(feed.point(&at(0, 0.5, 100, 0.25))), (200.0, 0.5), "an epoch's first second: its means");
-        assert_eq!(told(feed.point(&at(0, 1.0, 200, 0.5))), (200.0, 0.5));
-        assert_eq!(told(feed.point(&at(0, 1.5, 900, 0.5))), (200.0, 0.5), "not a second later");
-        assert_eq!(told(feed.point(&at(0, 3.0, 1200, 0.5))), (500.0, 0.0), "two seconds: 1000 images, no wait");
-        assert_eq!(told(feed.point(&at(1, 0.5, 50, 0.0))), (100.0, 0.0), "the next epoch begins anew");
+        let told = |snapshot: Snapshot| (snapshot.images_per_s, (snapshot.input_wait_share * 1e6).round() / 1e6);
+        assert_eq!(
+            told(snapshots.snapshot(&at(0, 0.5, 100, 0.25))),
+            (200.0, 0.5),
+            "an epoch's first second: its means"
+        );
+        assert_eq!(told(snapshots.snapshot(&at(0, 1.0, 200, 0.5))), (200.0, 0.5));
+        assert_eq!(told(snapshots.snapshot(&at(0, 1.5, 900, 0.5))), (200.0, 0.5), "not a second later");
+        assert_eq!(told(snapshots.snapshot(&at(0, 3.0, 1200, 0.5))), (500.0, 0.0), "two seconds: 1000 images, no wait");
+        assert_eq!(told(snapshots.snapshot(&at(1, 0.5, 50, 0.0))), (100.0, 0.0), "the next epoch begins anew");
     }
 
     #[test]
     fn a_validation_is_told_until_the_next() {
-        let mut feed = Feed::new(Vec::new(), ByteCount(1), None);
+        let mut snapshots = SnapshotBuilder::new(Vec::new(), ByteCount(1), None);
         let training = Progress { epoch: 1, steps: 10, step: 10, ..Progress::default() };
-        assert_eq!(feed.point(&training).val_accuracy, None);
+        assert_eq!(snapshots.snapshot(&training).val_accuracy, None);
         let score = feedstock::train::Score { accuracy: 0.5, loss: 2.0, ..Default::default() };
-        let end = feed.end(&EpochReport { training, validation: Some(score) });
+        let end = snapshots.end(&EpochReport { training, validation: Some(score) });
         assert_eq!(end, EpochEnd { global_step: 20, val_loss: Some(2.0), val_accuracy: Some(0.5) });
-        assert_eq!(feed.end(&EpochReport { training, validation: None }).val_accuracy, None);
-        assert_eq!(feed.point(&training).val_accuracy, Some(0.5));
+        assert_eq!(snapshots.end(&EpochReport { training, validation: None }).val_accuracy, None);
+        assert_eq!(snapshots.snapshot(&training).val_accuracy, Some(0.5));
     }
 }

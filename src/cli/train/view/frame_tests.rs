@@ -7,8 +7,8 @@ use feedstock::ByteCount;
 
 use super::*;
 
-fn point() -> Point {
-    Point {
+fn snapshot() -> Snapshot {
+    Snapshot {
         epoch: 2,
         epochs: 30,
         step: 391,
@@ -29,8 +29,8 @@ fn point() -> Point {
     }
 }
 
-fn courses() -> (Course, Course) {
-    let (mut loss, mut rate) = (Course::new(), Course::new());
+fn courses() -> (History, History) {
+    let (mut loss, mut rate) = (History::new(), History::new());
     for step in 0..200u32 {
         loss.add(4.0 / f64::from(step + 1));
         rate.add(f64::from(step.min(50)));
@@ -39,10 +39,10 @@ fn courses() -> (Course, Course) {
 }
 
 /// What is seen of a picture, line by line.
-fn seen(point: &Point, width: u16, height: u16) -> Vec<String> {
+fn seen(snapshot: &Snapshot, width: u16, height: u16) -> Vec<String> {
     let (loss, rate) = courses();
     let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("it takes any size");
-    let picture = Picture { point, loss: &loss, rate: &rate };
+    let picture = Frame { snapshot, loss: &loss, rate: &rate };
     terminal.draw(|frame| frame.render_widget(&picture, frame.area())).expect("it is drawn");
     let buffer = terminal.backend().buffer();
     let line = |row| (0..width).map(|column| buffer[(column, row)].symbol()).collect::<String>();
@@ -78,7 +78,7 @@ fn braille(c: char) -> bool {
 #[test]
 fn a_wide_picture_has_everything_in_its_place() {
     for width in [76, 79, 119, 300] {
-        let lines = seen(&point(), width, 10);
+        let lines = seen(&snapshot(), width, 10);
         has(&lines, &ALL);
         has(&lines, &["1 h 12 min left", "slots 96.0 MiB   scratch 33.0 MiB", "0.020 .. 4.000", "device busy"]);
         // The loss falls from the upper left; the rate stays high at the right.
@@ -90,7 +90,7 @@ fn a_wide_picture_has_everything_in_its_place() {
 
 #[test]
 fn a_narrow_picture_has_it_one_below_another() {
-    let lines = seen(&point(), 39, 9);
+    let lines = seen(&snapshot(), 39, 9);
     has(&lines, &ALL);
     has(&lines, &["val 58.2 %", "lr 0.0123", "busy", "wait"]);
     assert!(lines.iter().all(|line| line.chars().count() <= 39), "{}", lines.join("\n"));
@@ -101,19 +101,19 @@ fn a_narrow_picture_has_it_one_below_another() {
 fn with_fewer_lines_the_least_telling_go_first() {
     for (width, must) in [(79, &["step", "loss", "images/s", "accuracy", "RAM"][..]), (39, &["step", "loss", "RAM"])] {
         for height in 5..=10 {
-            let lines = seen(&point(), width, height);
+            let lines = seen(&snapshot(), width, height);
             has(&lines, must);
             let blank = lines.iter().filter(|line| line.is_empty()).count();
             assert!(blank == 0 || height == 10 && width == 39, "{width}x{height}:\n{}", lines.join("\n"));
         }
     }
-    let lines = seen(&point(), 79, 1);
+    let lines = seen(&snapshot(), 79, 1);
     assert!(lines[0].starts_with("8.3 %  epoch 3/30 391/782  5120 images/s  loss 1.23"), "{lines:?}");
 }
 
 #[test]
 fn no_size_and_no_number_is_too_odd() {
-    let odd = Point {
+    let odd = Snapshot {
         epoch: u64::MAX - 1,
         epochs: 0,
         step: u64::MAX,
@@ -130,14 +130,14 @@ fn no_size_and_no_number_is_too_odd() {
         )],
         memory_in_use: Some(ByteCount(1)),
         seconds_left: Some(f64::INFINITY),
-        ..Point::default()
+        ..Snapshot::default()
     };
-    for point in [&odd, &Point::default(), &point()] {
+    for snapshot in [&odd, &Snapshot::default(), &snapshot()] {
         for (width, height) in (0..100).flat_map(|width| (0..13).map(move |height| (width, height))) {
-            seen(point, width, height);
+            seen(snapshot, width, height);
         }
     }
-    has(&seen(&Point::default(), 79, 10), &["validation -", "training", "0 of 0 B"]);
+    has(&seen(&Snapshot::default(), 79, 10), &["validation -", "training", "0 of 0 B"]);
 }
 
 #[test]

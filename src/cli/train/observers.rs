@@ -15,7 +15,7 @@ use super::super::lock;
 use super::super::progress::Progress;
 use super::events::Events;
 use super::log::Log;
-use super::point::{EpochEnd, Point};
+use super::snapshot::{EpochEnd, Snapshot};
 use super::view::View;
 
 /// How often the files get a moment of an epoch, besides the last one.
@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// How a training run is looked at.
 #[derive(Args, Clone, Default)]
-pub(super) struct LookArgs {
+pub(super) struct ObserverArgs {
     /// Show one line of progress, and no live view
     #[arg(long)]
     plain: bool,
@@ -37,16 +37,16 @@ pub(super) struct LookArgs {
 
 /// Those who look at a run. A clone is another handle to them.
 #[derive(Clone)]
-pub(super) struct Watchers(Arc<Mutex<Looking>>);
+pub(super) struct Observers(Arc<Mutex<ObserverSet>>);
 
-struct Looking {
+struct ObserverSet {
     face: Face,
     log: Option<Log>,
     events: Option<Events>,
     /// Lines and records that could not be written.
     lost: Lost,
     /// The latest moment, and when the files got one.
-    latest: Option<Point>,
+    latest: Option<Snapshot>,
     written: Option<Instant>,
     /// Nothing is written any more.
     ended: bool,
@@ -64,30 +64,30 @@ enum Face {
     Line(Progress),
 }
 
-impl LookArgs {
+impl ObserverArgs {
     /// Begins to look at a run of so many steps. With results as `json`, or where there is no terminal for a view, a line has
     /// to do.
     ///
     /// # Errors
     /// A file cannot be made.
-    pub(super) fn begin(&self, json: bool, resume: bool, steps: u64) -> Result<Watchers, Failure> {
+    pub(super) fn begin(&self, json: bool, resume: bool, steps: u64) -> Result<Observers, Failure> {
         let log = self.log.as_deref().map(|path| Log::start(path, resume)).transpose()?;
         let events = self.tensorboard.as_deref().map(Events::start).transpose()?;
         let view = if self.plain || json { None } else { View::here() };
         let seen = view.is_some();
         let face = view.map_or_else(|| Face::Line(Progress::new(steps)), |view| Face::View(Box::new(view)));
-        let watchers = Watchers::with(face, log, events);
+        let observers = Observers::with(face, log, events);
         if seen {
-            watchers.make_way_for_panics();
+            observers.make_way_for_panics();
         }
-        Ok(watchers)
+        Ok(observers)
     }
 }
 
-impl Watchers {
+impl Observers {
     fn with(face: Face, log: Option<Log>, events: Option<Events>) -> Self {
         let (lost, latest, written) = (Lost::default(), None, None);
-        Watchers(Arc::new(Mutex::new(Looking { face, log, events, lost, latest, written, ended: false })))
+        Observers(Arc::new(Mutex::new(ObserverSet { face, log, events, lost, latest, written, ended: false })))
     }
 
     /// Has the view taken away before any thread's panic is printed: it would be drawn over.
@@ -113,19 +113,19 @@ impl Watchers {
     }
 
     /// Some steps are done. As often as anybody likes: it is a few additions unless something is due.
-    pub(super) fn step(&self, point: &Point) {
+    pub(super) fn step(&self, snapshot: &Snapshot) {
         let mut looking = lock(&self.0);
         if looking.ended {
             return;
         }
         match &mut looking.face {
-            Face::View(view) => view.step(point),
-            Face::Line(line) => line.at(point.global_step(), || point.in_a_line()),
+            Face::View(view) => view.step(snapshot),
+            Face::Line(line) => line.at(snapshot.global_step(), || snapshot.to_line()),
         }
         if looking.written.is_none_or(|written| written.elapsed() >= EVERY) {
-            looking.write(point);
+            looking.write(snapshot);
         } else {
-            looking.latest = Some(point.clone());
+            looking.latest = Some(snapshot.clone());
         }
     }
 
@@ -165,7 +165,7 @@ impl Watchers {
         }
         looking.log(|log| log.add("end", object));
         looking.ended = true;
-        let Looking { log, events, lost, .. } = &*looking;
+        let ObserverSet { log, events, lost, .. } = &*looking;
         told(log.as_ref().map(Log::path), "lines", lost.log);
         told(events.as_ref().map(Events::path), "records", lost.events);
     }
@@ -178,7 +178,7 @@ fn told(path: Option<&Path>, what: &str, lost: u64) {
     }
 }
 
-impl Looking {
+impl ObserverSet {
     fn clear(&mut self) {
         match &mut self.face {
             Face::View(view) => view.clear(),
@@ -187,11 +187,11 @@ impl Looking {
     }
 
     /// Gives the files a moment.
-    fn write(&mut self, point: &Point) {
+    fn write(&mut self, snapshot: &Snapshot) {
         (self.latest, self.written) = (None, Some(Instant::now()));
-        self.log(|log| log.step(point));
-        let scalars = scalars(point);
-        self.chart(|events| events.add(point.global_step(), &scalars));
+        self.log(|log| log.step(snapshot));
+        let scalars = scalars(snapshot);
+        self.chart(|events| events.add(snapshot.global_step(), &scalars));
     }
 
     fn log(&mut self, add: impl FnOnce(&mut Log) -> io::Result<()>) {
@@ -229,17 +229,17 @@ impl Looking {
 }
 
 /// A moment, by TensorBoard's tags.
-fn scalars(point: &Point) -> Vec<(&'static str, f64)> {
+fn scalars(snapshot: &Snapshot) -> Vec<(&'static str, f64)> {
     let mut scalars = vec![
-        ("loss/train", point.loss),
-        ("accuracy/train", point.accuracy),
-        ("learning_rate", point.learning_rate),
-        ("images_per_s", point.images_per_s),
-        ("input_wait", point.input_wait_share),
-        ("device_busy", point.busy_share),
-        ("memory/ram_held", point.ram_held.0 as f64),
+        ("loss/train", snapshot.loss),
+        ("accuracy/train", snapshot.accuracy),
+        ("learning_rate", snapshot.learning_rate),
+        ("images_per_s", snapshot.images_per_s),
+        ("input_wait", snapshot.input_wait_share),
+        ("device_busy", snapshot.busy_share),
+        ("memory/ram_held", snapshot.ram_held.0 as f64),
     ];
-    scalars.extend(point.memory_in_use.map(|bytes| ("memory/training", bytes.0 as f64)));
+    scalars.extend(snapshot.memory_in_use.map(|bytes| ("memory/training", bytes.0 as f64)));
     scalars
 }
 
@@ -252,13 +252,13 @@ mod tests {
 
     use super::*;
 
-    fn point(step: u64) -> Point {
-        Point { epochs: 2, step, steps: 1000, ..Point::default() }
+    fn snapshot(step: u64) -> Snapshot {
+        Snapshot { epochs: 2, step, steps: 1000, ..Snapshot::default() }
     }
 
-    fn watchers(log: &Path, events: Option<Events>) -> Watchers {
+    fn observers(log: &Path, events: Option<Events>) -> Observers {
         let log = Log::start(log, false).ok().expect("it can be written");
-        Watchers::with(Face::Line(Progress::new(0)), Some(log), events)
+        Observers::with(Face::Line(Progress::new(0)), Some(log), events)
     }
 
     #[test]
@@ -267,18 +267,18 @@ mod tests {
         let path = folder.path().join("log");
         let events = Events::start(folder.path()).ok().expect("it can be written");
         let charted = events.path().to_owned();
-        let watchers = watchers(&path, Some(events));
-        watchers.start(0, &json!({ "parameters": 7 }));
-        (1..=500).for_each(|step| watchers.step(&point(step)));
+        let observers = observers(&path, Some(events));
+        observers.start(0, &json!({ "parameters": 7 }));
+        (1..=500).for_each(|step| observers.step(&snapshot(step)));
         thread::sleep(EVERY);
-        (501..=1000).for_each(|step| watchers.step(&point(step)));
+        (501..=1000).for_each(|step| observers.step(&snapshot(step)));
         let end = EpochEnd { global_step: 1000, val_loss: Some(1.0), val_accuracy: Some(0.5) };
-        watchers.epoch(&end, &json!({ "epoch": 0, "loss": 0.5 }));
-        watchers.end(&json!({ "ended_early": null }));
+        observers.epoch(&end, &json!({ "epoch": 0, "loss": 0.5 }));
+        observers.end(&json!({ "ended_early": null }));
         let size = || fs::metadata(&charted).expect("it is there").len();
         let (before, text) = (size(), fs::read_to_string(&path).expect("it is there"));
-        watchers.step(&point(1));
-        watchers.end(&json!({}));
+        observers.step(&snapshot(1));
+        observers.end(&json!({}));
         assert_eq!((size(), fs::read_to_string(&path).expect("it is there")), (before, text.clone()), "it is over");
 
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
@@ -298,14 +298,14 @@ mod tests {
         if !Path::new("/dev/full").exists() {
             return;
         }
-        let watchers = watchers(Path::new("/dev/full"), None);
-        watchers.start(0, &json!({}));
-        watchers.step(&point(1));
-        watchers.epoch(&EpochEnd::default(), &json!({}));
+        let observers = observers(Path::new("/dev/full"), None);
+        observers.start(0, &json!({}));
+        observers.step(&snapshot(1));
+        observers.epoch(&EpochEnd::default(), &json!({}));
         let mut printed = false;
-        watchers.aside(|| printed = true);
-        watchers.end(&json!({}));
+        observers.aside(|| printed = true);
+        observers.end(&json!({}));
         assert!(printed);
-        assert_eq!(lock(&watchers.0).lost.log, 4);
+        assert_eq!(lock(&observers.0).lost.log, 4);
     }
 }

@@ -9,7 +9,7 @@ use feedstock::device::{self, Device, DeviceError, DeviceSpec};
 use super::failure::Failure;
 
 /// Where a run computes, and where its batches go.
-pub(crate) struct Place {
+pub(crate) struct Placement {
     pub(crate) device: Arc<dyn Device>,
     /// The GPU that trains; `None`: the CPU does.
     #[cfg_attr(not(feature = "burn-cuda"), allow(dead_code, reason = "no GPU trains in this build"))]
@@ -18,23 +18,23 @@ pub(crate) struct Place {
     pub(crate) note: Option<String>,
 }
 
-impl Place {
+impl Placement {
     pub(crate) fn choose(spec: &DeviceSpec) -> Result<Self, Failure> {
         match spec {
-            DeviceSpec::Cuda(number) => Ok(Place { device: gpu(*number)?, gpu: Some(*number), note: None }),
+            DeviceSpec::Cuda(number) => Ok(Placement { device: gpu(*number)?, gpu: Some(*number), note: None }),
             DeviceSpec::Auto if cfg!(feature = "burn-cuda") => Ok(match gpu(0) {
-                Ok(device) => Place { device, gpu: Some(0), note: None },
+                Ok(device) => Placement { device, gpu: Some(0), note: None },
                 Err(Failure::Library(Error::Device(DeviceError::Absent(_)))) => Self::cpu(None),
                 Err(Failure::Library(why)) => Self::cpu(Some(format!("training on the CPU: {why}"))),
                 Err(other) => return Err(other),
             }),
             DeviceSpec::Auto => Ok(Self::cpu(None)),
-            other => Ok(Place { device: device::open(other)?, gpu: None, note: None }),
+            other => Ok(Placement { device: device::open(other)?, gpu: None, note: None }),
         }
     }
 
     fn cpu(note: Option<String>) -> Self {
-        Place { device: Arc::new(device::HostDevice::new()), gpu: None, note }
+        Placement { device: Arc::new(device::HostDevice::new()), gpu: None, note }
     }
 }
 

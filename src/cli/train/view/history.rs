@@ -5,7 +5,7 @@ const KEPT: usize = 512;
 
 /// The course of a number. When it is full, neighbours become one and each mean stands for twice as many values.
 #[derive(Clone, Debug)]
-pub(super) struct Course {
+pub(super) struct History {
     means: Vec<f64>,
     /// Values that a mean stands for.
     each: u64,
@@ -13,9 +13,9 @@ pub(super) struct Course {
     rest: (f64, u64),
 }
 
-impl Course {
+impl History {
     pub(super) fn new() -> Self {
-        Course { means: Vec::with_capacity(KEPT), each: 1, rest: (0.0, 0) }
+        History { means: Vec::with_capacity(KEPT), each: 1, rest: (0.0, 0) }
     }
 
     /// Adds a value. What is no number leaves no trace.
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn it_never_grows_and_keeps_its_shape() {
-        let mut course = Course::new();
+        let mut course = History::new();
         for value in 0..100_000u32 {
             course.add(f64::from(value));
             assert!(course.means.len() <= KEPT && course.means.capacity() == KEPT);
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn it_is_told_in_as_many_values_as_there_is_room_for() {
-        let mut course = Course::new();
+        let mut course = History::new();
         assert!(course.whole(10).is_empty());
         (1..=6).for_each(|value| course.add(f64::from(value)));
         assert_eq!(course.whole(3), [1.5, 3.5, 5.5]);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn what_is_no_number_leaves_no_trace() {
-        let mut course = Course::new();
+        let mut course = History::new();
         [f64::NAN, 1.0, f64::INFINITY].into_iter().for_each(|value| course.add(value));
         assert_eq!(course.whole(9), [1.0]);
     }

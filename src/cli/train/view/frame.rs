@@ -8,9 +8,9 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Sparkline, Widget};
 
-use super::super::point::Point;
-use super::course::Course;
+use super::super::snapshot::Snapshot;
 use super::figures::{of, percent, rate, share_of, short, time};
+use super::history::History;
 
 /// From this width on, two things stand side by side.
 const WIDE: u16 = 76;
@@ -21,10 +21,10 @@ const LINES_MIN: u16 = 4;
 const WAITS: f64 = 0.1;
 
 /// What is drawn.
-pub(super) struct Picture<'a> {
-    pub(super) point: &'a Point,
-    pub(super) loss: &'a Course,
-    pub(super) rate: &'a Course,
+pub(super) struct Frame<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) loss: &'a History,
+    pub(super) rate: &'a History,
 }
 
 /// A line, or one of those that make a chart.
@@ -85,14 +85,14 @@ fn parts(width: u16, height: u16) -> Vec<Part> {
     all.iter().filter(|(_, turn)| u16::from(*turn) < height).map(|(part, _)| *part).collect()
 }
 
-impl Widget for &Picture<'_> {
+impl Widget for &Frame<'_> {
     fn render(self, area: Rect, buffer: &mut Buffer) {
         let area = area.intersection(buffer.area);
         if area.is_empty() {
             return;
         }
         if area.width < WIDTH_MIN || area.height < LINES_MIN {
-            let line = format!("{}  {}", percent(self.point.done_share()), self.point.in_a_line());
+            let line = format!("{}  {}", percent(self.snapshot.done_share()), self.snapshot.to_line());
             buffer.set_stringn(area.x, area.y, line, usize::from(area.width), Style::new());
             return;
         }
@@ -110,7 +110,7 @@ impl Widget for &Picture<'_> {
     }
 }
 
-impl Picture<'_> {
+impl Frame<'_> {
     fn part(&self, part: Part, area: Rect, charted: bool, buffer: &mut Buffer) {
         let (left, right) = halves(area);
         match part {
@@ -119,7 +119,7 @@ impl Picture<'_> {
                 buffer.set_stringn(area.x, area.y, rule, usize::from(area.width), DIM);
             }
             Part::Head => self.head(area, buffer),
-            Part::Bar => bar(area, self.point.done_share(), GAUGE, buffer),
+            Part::Bar => bar(area, self.snapshot.done_share(), GAUGE, buffer),
             Part::Courses if charted => {
                 title(left, &self.loss_line(), &range(self.loss), buffer);
                 title(right, &self.rate_line(), &range(self.rate), buffer);
@@ -135,16 +135,16 @@ impl Picture<'_> {
             Part::Loss => self.loss(area, buffer),
             Part::Rate => self.rate(area, buffer),
             Part::Accuracy => {
-                let rate = Line::from(vec![label("lr "), number(rate(self.point.learning_rate))]);
+                let rate = Line::from(vec![label("lr "), number(rate(self.snapshot.learning_rate))]);
                 title(area, &self.accuracy_line("  val "), &rate, buffer);
             }
             Part::AccuracyAndRate => {
                 title(left, &self.accuracy_line("  validation "), &Line::default(), buffer);
-                let rate = Line::from(vec![label("learning rate "), number(rate(self.point.learning_rate))]);
+                let rate = Line::from(vec![label("learning rate "), number(rate(self.snapshot.learning_rate))]);
                 title(right, &rate, &Line::default(), buffer);
             }
             Part::Shares => {
-                let Point { busy_share, input_wait_share, .. } = *self.point;
+                let Snapshot { busy_share, input_wait_share, .. } = *self.snapshot;
                 let waits = if input_wait_share >= WAITS { Style::new().fg(Color::Yellow) } else { GAUGE };
                 let wide = area.width >= WIDE;
                 gauge(left, if wide { "device busy" } else { "busy" }, busy_share, percent(busy_share), GAUGE, buffer);
@@ -162,10 +162,10 @@ impl Picture<'_> {
     }
 
     fn head(&self, area: Rect, buffer: &mut Buffer) {
-        let Point { epoch, epochs, step, steps, seconds_left, .. } = self.point;
+        let Snapshot { epoch, epochs, step, steps, seconds_left, .. } = self.snapshot;
         let mut start = vec![label("epoch "), strong(format!("{}/{epochs}", epoch + 1))];
         start.extend([label("  step "), number(format!("{step}/{steps}"))]);
-        let done = strong(percent(self.point.done_share()));
+        let done = strong(percent(self.snapshot.done_share()));
         let left = seconds_left.map_or(String::new(), |seconds| format!("  {} left", time(seconds)));
         let start = Line::from(start);
         let mut end = Line::from(vec![done, label(left)]);
@@ -176,22 +176,22 @@ impl Picture<'_> {
         title(area, &start, &end, buffer);
         if area.width >= WIDE && taken + 8 <= usize::from(area.width) {
             let x = area.x + start.width() as u16 + 2;
-            bar(Rect { x, width: area.width - taken as u16, ..area }, self.point.done_share(), GAUGE, buffer);
+            bar(Rect { x, width: area.width - taken as u16, ..area }, self.snapshot.done_share(), GAUGE, buffer);
         }
     }
 
     fn loss_line(&self) -> Line<'static> {
-        Line::from(vec![label("loss "), Span::styled(short(self.point.loss), LOSS.add_modifier(Modifier::BOLD))])
+        Line::from(vec![label("loss "), Span::styled(short(self.snapshot.loss), LOSS.add_modifier(Modifier::BOLD))])
     }
 
     fn rate_line(&self) -> Line<'static> {
-        let rate = short(self.point.images_per_s);
+        let rate = short(self.snapshot.images_per_s);
         Line::from(vec![label("images/s "), Span::styled(rate, RATE.add_modifier(Modifier::BOLD))])
     }
 
     fn accuracy_line(&self, validation: &'static str) -> Line<'static> {
-        let mut spans = vec![label("accuracy "), strong(percent(self.point.accuracy))];
-        let validated = self.point.val_accuracy.map_or_else(|| label("-"), |share| strong(percent(share)));
+        let mut spans = vec![label("accuracy "), strong(percent(self.snapshot.accuracy))];
+        let validated = self.snapshot.val_accuracy.map_or_else(|| label("-"), |share| strong(percent(share)));
         spans.extend([label(validation), validated]);
         Line::from(spans)
     }
@@ -212,13 +212,13 @@ impl Picture<'_> {
     }
 
     fn ram(&self, area: Rect, buffer: &mut Buffer) {
-        let Point { ram_held, ram_budget, .. } = *self.point;
+        let Snapshot { ram_held, ram_budget, .. } = *self.snapshot;
         gauge(area, "loader RAM", share_of(ram_held, ram_budget), of(ram_held, ram_budget), GAUGE, buffer);
     }
 
     fn training(&self, area: Rect, buffer: &mut Buffer) {
         let name = "training";
-        match (self.point.memory_in_use, self.point.memory_budget) {
+        match (self.snapshot.memory_in_use, self.snapshot.memory_budget) {
             (Some(held), Some(budget)) => gauge(area, name, share_of(held, budget), of(held, budget), GAUGE, buffer),
             (Some(held), None) => gauge(area, name, 0.0, format!("{held} of -"), GAUGE, buffer),
             (None, _) => gauge(area, name, 0.0, "-".to_owned(), GAUGE, buffer),
@@ -228,7 +228,7 @@ impl Picture<'_> {
     /// As many of the accounts as there is room for.
     fn accounts(&self, area: Rect, buffer: &mut Buffer) {
         let mut line = Line::default();
-        for (name, held) in &self.point.accounts {
+        for (name, held) in &self.snapshot.accounts {
             let gap = if line.spans.is_empty() { "" } else { "   " };
             let spans = [label(format!("{gap}{name} ")), Span::styled(held.to_string(), DIM)];
             if line.width() + spans.iter().map(Span::width).sum::<usize>() > usize::from(area.width) {
@@ -307,7 +307,7 @@ fn bar(area: Rect, share: f64, style: Style, buffer: &mut Buffer) {
 }
 
 /// A line over the whole width, from `floor` or the least value to the largest.
-fn chart(area: Rect, course: &Course, floor: f64, style: Style, buffer: &mut Buffer) {
+fn chart(area: Rect, course: &History, floor: f64, style: Style, buffer: &mut Buffer) {
     // Braille has two points in a cell.
     let values = course.whole(usize::from(area.width) * 2);
     if values.len() < 2 {
@@ -344,11 +344,11 @@ fn bounds(values: &[f64]) -> (f64, f64) {
 }
 
 /// Between which values a course runs.
-fn range(course: &Course) -> Line<'static> {
+fn range(course: &History) -> Line<'static> {
     let (low, high) = bounds(&course.whole(usize::MAX));
     if low < high { Line::from(label(format!("{} .. {}", short(low), short(high)))) } else { Line::default() }
 }
 
 #[cfg(test)]
-#[path = "picture_tests.rs"]
+#[path = "frame_tests.rs"]
 mod tests;

@@ -5,7 +5,7 @@ use feedstock::ByteCount;
 
 /// A moment of a training run. Shares are of 1.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Point {
+pub(super) struct Snapshot {
     /// The epoch, from 0.
     pub(super) epoch: u64,
     /// How many epochs there will be.
@@ -42,7 +42,7 @@ pub(super) struct Point {
     pub(super) seconds_left: Option<f64>,
 }
 
-impl Point {
+impl Snapshot {
     /// Share of the whole run that is done.
     pub(super) fn done_share(&self) -> f64 {
         let within = self.step as f64 / self.steps.max(1) as f64;
@@ -55,7 +55,7 @@ impl Point {
     }
 
     /// The moment in one line.
-    pub(super) fn in_a_line(&self) -> String {
+    pub(super) fn to_line(&self) -> String {
         format!(
             "epoch {}/{} {}/{}  {:.0} images/s  loss {:.3}  acc {:.0} %  wait {:.0} %  busy {:.0} %  RAM {}/{}",
             self.epoch + 1,
@@ -90,14 +90,15 @@ mod tests {
 
     #[test]
     fn a_share_of_the_run_is_one_however_odd_the_numbers() {
-        let at = |epoch, epochs, step, steps| Point { epoch, epochs, step, steps, ..Point::default() }.done_share();
+        let at =
+            |epoch, epochs, step, steps| Snapshot { epoch, epochs, step, steps, ..Snapshot::default() }.done_share();
         assert_eq!([at(0, 4, 0, 10), at(1, 4, 5, 10), at(3, 4, 10, 10)], [0.0, 0.375, 1.0]);
         assert_eq!([at(0, 0, 0, 0), at(9, 4, 0, 10), at(0, 4, 30, 10)], [0.0, 1.0, 0.25]);
     }
 
     #[test]
     fn steps_go_on_over_epochs() {
-        let point = Point { epoch: 2, step: 3, steps: 100, ..Point::default() };
+        let point = Snapshot { epoch: 2, step: 3, steps: 100, ..Snapshot::default() };
         assert_eq!(point.global_step(), 203);
     }
 }

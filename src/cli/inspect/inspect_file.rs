@@ -25,7 +25,7 @@ use super::walk::Found;
 const PREFIX_BYTES: u64 = 72 << 10;
 
 /// Looks at files, within a budget, from any number of threads.
-pub(super) struct Looker {
+pub(super) struct FileInspector {
     /// A thread that holds a file may wait for a picture, one that holds a picture waits for nothing; and since accounts
     /// have caps, files can never take what a picture waits for.
     pub(super) files: Account,
@@ -69,9 +69,9 @@ enum Ended {
     Interrupted,
 }
 
-impl Looker {
+impl FileInspector {
     /// What a file is; nothing where somebody wants the program to end before that is known.
-    pub(super) fn look(&self, found: Found) -> Option<Finding> {
+    pub(super) fn inspect(&self, found: Found) -> Option<Finding> {
         let mut seen = Seen::default();
         let outcome = match &found.problem {
             Some(problem) => Err(unread(problem)),
@@ -129,7 +129,7 @@ impl Looker {
     }
 
     fn reserve(&self, account: &Account, bytes: u64, stage: Stage) -> Result<Reservation, Ended> {
-        account.reserve_waiting(ByteCount(bytes), || self.stop.is_asked()).map_err(|error| match error {
+        account.reserve_waiting(ByteCount(bytes), || self.stop.is_requested()).map_err(|error| match error {
             WaitError::OverBudget(refused) => {
                 bad(stage, SampleErrorKind::OverBudget)(&format_args!("{refused}; raise --ram-budget"))
             }
