@@ -17,12 +17,8 @@ pub(super) enum Match {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Op {
-    Greater,
-    Lower,
     LowerEqual,
     MaskFill,
-    MaskWhere,
-    Cast,
     MulScalar,
     DivScalar,
     AddScalar,
@@ -30,27 +26,16 @@ enum Op {
     Add,
     Mul,
     Erf,
-    Exp,
-    Log,
     Tanh,
 }
 
-use Op::{
-    Add, AddScalar, Cast, DivScalar, Erf, Exp, Greater, Log, Lower, LowerEqual, MaskFill, MaskWhere, Mul, MulScalar,
-    Powi, Tanh,
-};
+use Op::{Add, AddScalar, DivScalar, Erf, LowerEqual, MaskFill, Mul, MulScalar, Powi, Tanh};
 
 /// Operations of each kernel in burn-backend, and its number of inputs. A kernel of two writes to the first where it
 /// can.
 const KERNELS: &[(&[Op], &[usize])] = &[
     // relu, and its gradient
     (&[LowerEqual, MaskFill], &[1, 2]),
-    // clamp_min, clamp_max
-    (&[Lower, MaskFill], &[1]),
-    (&[Greater, MaskFill], &[1]),
-    // leaky_relu, prelu
-    (&[Lower, MulScalar, MaskWhere], &[1]),
-    (&[Lower, Mul, MaskWhere], &[2]),
     // gelu, and its gradient
     (&[DivScalar, Erf, AddScalar, Mul, DivScalar], &[1]),
     (
@@ -60,19 +45,12 @@ const KERNELS: &[(&[Op], &[usize])] = &[
         ],
         &[2],
     ),
-    // sigmoid, and its gradient
-    (&[Cast, MulScalar, Exp, AddScalar, Log, MulScalar, Exp, Cast], &[1]),
-    (&[MulScalar, AddScalar, Mul, Mul], &[2]),
 ];
 
 fn op_of(op: &OperationIr) -> Option<Op> {
     Some(match op {
         OperationIr::BaseFloat(Base::MaskFill(_)) => MaskFill,
-        OperationIr::BaseFloat(Base::MaskWhere(_)) => MaskWhere,
-        OperationIr::BaseFloat(Base::Cast(_)) => Cast,
         OperationIr::NumericFloat(_, op) => match op {
-            Numeric::GreaterElem(_) => Greater,
-            Numeric::LowerElem(_) => Lower,
             Numeric::LowerEqualElem(_) => LowerEqual,
             Numeric::MulScalar(_) => MulScalar,
             Numeric::DivScalar(_) => DivScalar,
@@ -83,8 +61,6 @@ fn op_of(op: &OperationIr) -> Option<Op> {
             _ => return None,
         },
         OperationIr::Float(_, Floats::Erf(_)) => Erf,
-        OperationIr::Float(_, Floats::Exp(_)) => Exp,
-        OperationIr::Float(_, Floats::Log(_)) => Log,
         OperationIr::Float(_, Floats::Tanh(_)) => Tanh,
         _ => return None,
     })

@@ -19,7 +19,6 @@ pub(super) struct ConvParams<'a> {
     pub(super) stride: &'a [usize],
     pub(super) padding: &'a [usize],
     pub(super) dilation: &'a [usize],
-    pub(super) groups: usize,
 }
 
 /// Output positions that `conv3d_impl` works on at once.
@@ -39,12 +38,6 @@ pub(super) fn matmul(lhs: MetaTensor, rhs: MetaTensor, shape: Shape) -> MetaTens
             let (lhs, rhs) = (lhs.to_contiguous(), rhs.to_contiguous());
             let product = matmul(widened(&lhs), widened(&rhs), shape.clone());
             product.fresh(shape, DType::BF16)
-        }
-        DType::I32 | DType::I64 => {
-            let (lhs, rhs) = (lhs.to_contiguous(), rhs.to_contiguous());
-            let transposed = if lhs.dtype() == DType::I32 { rhs.elements() } else { 0 };
-            let _transposed = rhs.workspace(transposed, lhs.dtype().size());
-            lhs.fresh(shape, lhs.dtype())
         }
         dtype => {
             let dims = shape.num_dims();
@@ -105,88 +98,58 @@ pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, 
     let columns = channels_each * kernel.iter().product::<usize>();
     let _weight_transposed = flat_weight.workspace(outputs * columns, dtype.size());
     let _x_transposed = flat_x.workspace(x.elements(), dtype.size());
-    debug_assert_eq!(channels, channels_each * params.groups, "every channel belongs to one group");
     let made = out();
     let tasks = samples * positions.div_ceil(TILE);
-    let rows = outputs / params.groups;
     // Of its product, only the weights are packed: the columns are in the right order as they are.
-    let tile = (columns + rows) * positions.min(TILE) + packed(rows, 0, columns);
+    let tile = (columns + outputs) * positions.min(TILE) + packed(outputs, 0, columns);
     let _tiles = made.workspace(tile * tasks.min(*THREADS), dtype.size());
     made
 }
 
-/// `is_1x1_conv`, `should_use_depthwise_conv`, `should_use_small_channel_conv`, `should_use_direct_conv`.
+/// `is_1x1_conv`, `should_use_small_channel_conv`, `should_use_direct_conv`.
 fn is_fast(x: &MetaTensor, weight: &MetaTensor, params: ConvParams<'_>, out: &[usize]) -> bool {
-    let (channels, outputs, channels_each) = (x.shape()[1], weight.shape()[0], weight.shape()[1]);
+    let (channels, outputs) = (x.shape()[1], weight.shape()[0]);
     let kernel = &weight.shape()[2..];
-    let ConvParams { stride, padding, dilation, groups } = params;
+    let ConvParams { stride, padding, dilation } = params;
     let all = |values: &[usize], value| values.iter().all(|&it| it == value);
 
     let pointwise = all(kernel, 1) && all(stride, 1) && all(padding, 0);
-    // A volume of depth 1 is treated as an image.
-    let flat = kernel.len() < 3
-        || (kernel[0] == 1 && x.shape()[2] == 1 && stride[0] == 1 && padding[0] == 0 && dilation[0] == 1);
-    let depthwise = channels_each == 1 && groups == channels && outputs == channels;
-    let few = groups == 1 && (1..=4).contains(&channels) && (1..=16).contains(&outputs);
-    let width = kernel.len() - 1;
-    let line = all(&kernel[..width], 1) && all(&x.shape()[2..2 + width], 1);
-    let direct = groups == 1 && all(padding, 0) && all(dilation, 1) && line && x.dtype() != DType::F16;
-    pointwise
-        || (flat && (depthwise || few))
-        || (direct && channels >= 32 && kernel[width] <= 8 && out[2 + width] <= 800)
+    let few = (1..=4).contains(&channels) && (1..=16).contains(&outputs);
+    let line = kernel[0] == 1 && x.shape()[2] == 1;
+    let direct = all(padding, 0) && all(dilation, 1) && line && x.dtype() != DType::F16;
+    pointwise || few || (direct && channels >= 32 && kernel[1] <= 8 && out[3] <= 800)
 }
 
-/// `ops::conv_transpose`: columns of one sample at a time.
-pub(super) fn conv_transpose(
-    x: MetaTensor,
-    weight: MetaTensor,
-    bias: Option<MetaTensor>,
-    groups: usize,
-    shape: Shape,
-) -> MetaTensor {
-    if x.dtype() == DType::BF16 {
-        let out = conv_transpose(widened(&x), widened(&weight), bias.as_ref().map(widened), groups, shape.clone());
+/// burn-backend's `conv2d_x_backward`, by `ops::conv_transpose`: columns of one sample at a time.
+pub(super) fn conv_x_backward(x: MetaTensor, weight: MetaTensor, grad: MetaTensor) -> MetaTensor {
+    let shape = x.shape();
+    if grad.dtype() == DType::BF16 {
+        let out = conv_x_backward(x, widened(&weight), widened(&grad));
         return out.fresh(shape, DType::BF16);
     }
-    let (flat_x, flat_weight) = (x.reshape(x.shape()), weight.reshape(weight.shape()));
-    let (flat_x, flat_weight) = (flat_x.to_contiguous(), flat_weight.to_contiguous());
-    let made = flat_x.fresh(shape, x.dtype());
+    let (flat_grad, flat_weight) = (grad.reshape(grad.shape()), weight.reshape(weight.shape()));
+    let (flat_grad, flat_weight) = (flat_grad.to_contiguous(), flat_weight.to_contiguous());
+    let made = flat_grad.fresh(shape, grad.dtype());
     let rows: usize = weight.shape()[1..].iter().product();
-    let positions: usize = x.shape()[2..].iter().product();
-    let workspace = rows * positions + packed(rows, positions, x.shape()[1] / groups);
-    let _columns = flat_weight.workspace(workspace, x.dtype().size());
+    let positions: usize = grad.shape()[2..].iter().product();
+    let workspace = rows * positions + packed(rows, positions, grad.shape()[1]);
+    let _columns = flat_weight.workspace(workspace, grad.dtype().size());
     made
 }
 
-/// burn-backend's `conv2d_x_backward` and its kin.
-pub(super) fn conv_x_backward(x: MetaTensor, weight: MetaTensor, grad: MetaTensor, groups: usize) -> MetaTensor {
-    conv_transpose(grad, weight, None, groups, x.shape())
-}
-
-/// burn-backend's `conv2d_weight_backward` and its kin: a convolution over samples, whose result is a view.
+/// burn-backend's `conv2d_weight_backward`: a convolution over samples, whose result is a view.
 pub(super) fn conv_weight_backward(
     x: MetaTensor,
     weight: MetaTensor,
     grad: MetaTensor,
     params: ConvParams<'_>,
 ) -> MetaTensor {
-    let ConvParams { stride, padding, dilation, groups } = params;
-    let transposed = ConvParams { stride: dilation, padding, dilation: stride, groups: 1 };
+    let ConvParams { stride, padding, dilation } = params;
+    let transposed = ConvParams { stride: dilation, padding, dilation: stride };
     let shape = weight.shape();
-    if groups == 1 {
-        let (x, grad) = (moved(x, |x| x.swap(0, 1)), moved(grad, |grad| grad.swap(0, 1)));
-        let found = moved(conv(x, grad, None, transposed), |found| found.swap(0, 1));
-        return moved(found, |found| found.view(corner(found.layout(), &shape)));
-    }
-    // The groups are alike and come one after the other: each is written into a copy of the result so far.
-    let (x, grad) = (x.swap(0, 1), grad.swap(0, 1));
-    let part = |tensor: &MetaTensor, channels: usize| tensor.view(tensor.layout().narrow(0, 0, channels));
-    let so_far = weight.fresh(shape.clone(), weight.dtype());
-    let found = conv(part(&x, shape[1]), part(&grad, shape[0] / groups), None, transposed).swap(0, 1);
-    let mut each = shape.to_vec();
-    each[0] /= groups;
-    let found = moved(found, |found| found.view(corner(found.layout(), &Shape::from(each))));
-    so_far.slice_assign(found)
+    let (x, grad) = (moved(x, |x| x.swap(0, 1)), moved(grad, |grad| grad.swap(0, 1)));
+    let found = moved(conv(x, grad, None, transposed), |found| found.swap(0, 1));
+    moved(found, |found| found.view(corner(found.layout(), &shape)))
 }
 
 /// Replaces a tensor by a view of it.
@@ -199,7 +162,7 @@ fn corner(layout: &Layout, shape: &Shape) -> Layout {
     (0..shape.num_dims()).fold(layout.clone(), |layout, dim| layout.narrow(dim, 0, shape[dim]))
 }
 
-/// burn-backend's `conv2d_bias_backward` and its kin.
+/// burn-backend's `conv2d_bias_backward`.
 pub(super) fn conv_bias_backward(_x: MetaTensor, bias: MetaTensor, grad: MetaTensor) -> MetaTensor {
     let channels = grad.shape()[1];
     let rest = grad.elements() / channels.max(1);

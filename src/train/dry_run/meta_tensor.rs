@@ -304,18 +304,6 @@ impl MetaTensor {
         let _flat = (!splat).then(|| value.to_contiguous());
         self.fresh(self.shape(), self.dtype)
     }
-
-    /// `ops::cat::cat`.
-    pub(super) fn cat(mut parts: Vec<MetaTensor>, dim: usize, shape: Shape) -> MetaTensor {
-        if parts.len() == 1 {
-            return parts.remove(0);
-        }
-        let made = parts[0].fresh(shape, parts[0].dtype);
-        if dim > 0 || !parts.iter().all(|part| part.layout.is_contiguous()) {
-            let _flat: Vec<MetaTensor> = parts.into_iter().map(|part| part.to_contiguous()).collect();
-        }
-        made
-    }
 }
 
 /// `ops::expand::broadcast_binary`.

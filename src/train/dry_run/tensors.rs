@@ -1,5 +1,6 @@
 //! The table of tensors, and the effect of each operation on it. An operation depends on the shapes and element types
-//! of its inputs, and on whether they have another owner.
+//! of its inputs, and on whether they have another owner. The operations are those of the networks of this crate; any
+//! other one counts as a kernel with contiguous inputs and new outputs.
 
 use std::collections::HashMap;
 use std::mem;
@@ -11,7 +12,6 @@ use burn::backend::ir::{
     TensorStatus, UnaryOpIr,
 };
 use burn::tensor::{DType, Shape};
-use burn_flex::Layout;
 
 use super::fused::{self, Match};
 use super::kernel;
@@ -99,10 +99,10 @@ impl TensorTable {
             OperationIr::BaseFloat(op) | OperationIr::BaseInt(op) | OperationIr::BaseBool(op) => self.base(op),
             OperationIr::NumericFloat(_, op) | OperationIr::NumericInt(_, op) => self.numeric(op),
             OperationIr::Float(_, op) => self.float(op),
-            OperationIr::Int(op) => self.int(op),
+            OperationIr::Int(Ints::IntoFloat(op)) => Some(self.take(&op.input).converted(op.out.dtype)),
             OperationIr::Bool(op) => self.bool(op),
             OperationIr::Module(op) => self.module(op),
-            OperationIr::Custom(_) => None,
+            OperationIr::Int(_) | OperationIr::Custom(_) => None,
         };
         match (made, op.outputs().next()) {
             (Some(made), Some(out)) => drop(self.tensors.insert(out.id, made)),
@@ -116,7 +116,6 @@ impl TensorTable {
         let inputs: Vec<MetaTensor> = op.inputs().map(|input| self.take(input)).collect();
         let _flat: Vec<MetaTensor> = inputs.iter().map(MetaTensor::to_contiguous).collect();
         let indices = match op {
-            OperationIr::Module(Module::MaxPool1dWithIndices(op)) => Some(op.out_indices.id),
             OperationIr::Module(Module::MaxPool2dWithIndices(op)) => Some(op.out_indices.id),
             _ => None,
         };
@@ -168,18 +167,7 @@ impl TensorTable {
                 let x = self.take(&op.input);
                 x.view(x.layout().permute(&op.axes))
             }
-            Base::Flip(op) => {
-                let x = self.take(&op.input);
-                x.view(x.layout().flip(&op.axes))
-            }
             Base::Expand(op) => self.take(&op.input).expand(op.out.shape.clone()),
-            Base::Unfold(op) => {
-                let x = self.take(&op.input);
-                let mut strides = x.layout().strides().to_vec();
-                strides.push(strides[op.dim]);
-                strides[op.dim] *= op.step as isize;
-                x.view(Layout::new(op.out.shape.clone(), strides, x.layout().start_offset()))
-            }
             Base::Slice(op) => {
                 let x = self.take(&op.tensor);
                 let (layout, copies) = x.layout().slice(&op.ranges);
@@ -200,10 +188,6 @@ impl TensorTable {
             Base::Equal(op) => self.compare(op),
             Base::EqualElem(op) => self.compare_elem(op),
             Base::RepeatDim(op) => self.take(&op.tensor).repeat_dim(op.times, op.out.shape.clone()),
-            Base::Cat(op) => {
-                let parts = op.tensors.iter().map(|part| self.take(part)).collect();
-                MetaTensor::cat(parts, op.dim, op.out.shape.clone())
-            }
             Base::Cast(op) => {
                 let x = self.take(&op.input);
                 match (x.dtype(), op.out.dtype) {
@@ -216,8 +200,7 @@ impl TensorTable {
                 MetaTensor::new_bytes(&self.counter, op.out.shape.clone(), op.out.dtype)
             }
             Base::Ones(op) => self.new_tensor(&op.out),
-            Base::Select(_) | Base::Gather(_) | Base::GatherNd(_) => return None,
-            Base::SelectAssign(_) | Base::Scatter(_) | Base::ScatterNd(_) => return None,
+            _ => return None,
         })
     }
 
@@ -226,12 +209,6 @@ impl TensorTable {
         Some(match op {
             Numeric::Add(op) | Numeric::Sub(op) | Numeric::Mul(op) | Numeric::Div(op) => {
                 self.binary(op, Kernel::Vector)
-            }
-            Numeric::Rem(op) => self.binary(op, Kernel::Plain),
-            Numeric::Powi(op) => {
-                let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
-                let rhs = if lhs.dtype() == rhs.dtype() { rhs } else { rhs.converted(lhs.dtype()) };
-                lhs.binary(rhs, Kernel::Plain)
             }
             Numeric::AddScalar(op)
             | Numeric::SubScalar(op)
@@ -253,18 +230,10 @@ impl TensorTable {
                 let _wide = flat.as_ref().map(|flat| flat.workspace(flat.elements(), 4));
                 self.new_tensor(&op.out)
             }
-            Numeric::MaxAbs(op) => {
-                let _absolute = self.take(&op.input).unary();
-                self.new_tensor(&op.out)
-            }
             Numeric::SumDim(op) | Numeric::ProdDim(op) => self.take(&op.input).reduce_dim(op.axis),
             Numeric::MeanDim(op) => self.take(&op.input).mean_dim(op.axis),
             Numeric::MaxDim(op) | Numeric::MinDim(op) => {
                 let [values, _] = self.take(&op.input).extremum_dim(op.axis, Some(op.out.dtype), None);
-                return values;
-            }
-            Numeric::MaxAbsDim(op) => {
-                let [values, _] = self.take(&op.input).unary().extremum_dim(op.axis, Some(op.out.dtype), None);
                 return values;
             }
             Numeric::ArgMax(op) | Numeric::ArgMin(op) => {
@@ -284,8 +253,7 @@ impl TensorTable {
             | Numeric::GreaterEqualElem(op)
             | Numeric::LowerElem(op)
             | Numeric::LowerEqualElem(op) => self.compare_elem(op),
-            Numeric::CumSum(_) | Numeric::CumProd(_) | Numeric::CumMin(_) | Numeric::CumMax(_) => return None,
-            Numeric::ArgTopK(_) | Numeric::TopK(_) => return None,
+            _ => return None,
         })
     }
 
@@ -296,54 +264,17 @@ impl TensorTable {
             | Floats::Log1p(op)
             | Floats::Erf(op)
             | Floats::Sqrt(op)
-            | Floats::Cos(op)
-            | Floats::Cosh(op)
-            | Floats::Sin(op)
-            | Floats::Sinh(op)
-            | Floats::Tan(op)
             | Floats::Tanh(op)
-            | Floats::ArcCos(op)
-            | Floats::ArcCosh(op)
-            | Floats::ArcSin(op)
-            | Floats::ArcSinh(op)
-            | Floats::ArcTan(op)
-            | Floats::ArcTanh(op)
-            | Floats::Round(op)
-            | Floats::Floor(op)
-            | Floats::Ceil(op)
-            | Floats::Trunc(op)
             | Floats::Recip(op) => self.unary(op),
             Floats::PowfScalar(op) => self.scalar(op),
-            Floats::ArcTan2(op) | Floats::Powf(op) => self.binary(op, Kernel::Plain),
+            Floats::Powf(op) => self.binary(op, Kernel::Plain),
             Floats::IntoInt(op) => self.take(&op.input).converted(op.out.dtype),
             Floats::Matmul(op) => {
                 let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
                 kernel::matmul(lhs, rhs, op.out.shape.clone())
             }
             Floats::Random(op) => self.new_tensor(&op.out),
-            Floats::IsNan(_) | Floats::IsInf(_) | Floats::Cross(_) | Floats::GridSample2d(_) => return None,
-            Floats::Quantize(_) | Floats::Dequantize(_) => return None,
-        })
-    }
-
-    fn int(&mut self, op: &Ints) -> Option<MetaTensor> {
-        Some(match op {
-            Ints::IntoFloat(op) => self.take(&op.input).converted(op.out.dtype),
-            Ints::BitwiseNot(op) => self.unary(op),
-            Ints::BitwiseAnd(op)
-            | Ints::BitwiseOr(op)
-            | Ints::BitwiseXor(op)
-            | Ints::BitwiseLeftShift(op)
-            | Ints::BitwiseRightShift(op) => self.binary(op, Kernel::Plain),
-            Ints::BitwiseAndScalar(op)
-            | Ints::BitwiseOrScalar(op)
-            | Ints::BitwiseXorScalar(op)
-            | Ints::BitwiseLeftShiftScalar(op)
-            | Ints::BitwiseRightShiftScalar(op) => self.scalar(op),
-            Ints::Matmul(op) => {
-                let (lhs, rhs) = (self.take(&op.lhs), self.take(&op.rhs));
-                kernel::matmul(lhs, rhs, op.out.shape.clone())
-            }
+            _ => return None,
         })
     }
 
