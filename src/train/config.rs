@@ -21,6 +21,15 @@ pub struct Prune {
 }
 
 /// Settings of a run.
+///
+/// ```
+/// use feedstock::train::{ModelKind, Precision, TrainConfig};
+///
+/// let mut config = TrainConfig::new(ModelKind::Small, 10, 32);
+/// config.epochs = 20;
+/// config.precision = Precision::Bf16;
+/// config.checkpoint = Some("run1/last.ckpt".into());
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
     /// Network.
@@ -91,6 +100,13 @@ impl TrainConfig {
     }
 
     /// Sets the optimizer, with its learning rate and weight decay.
+    ///
+    /// ```
+    /// use feedstock::train::{ModelKind, OptimizerKind, TrainConfig};
+    ///
+    /// let config = TrainConfig::new(ModelKind::ResNet18, 10, 32).optimizer(OptimizerKind::AdamW);
+    /// assert_eq!(config.schedule.peak, 2e-3);
+    /// ```
     #[must_use]
     pub fn optimizer(mut self, optimizer: OptimizerKind) -> Self {
         self.optimizer = optimizer;

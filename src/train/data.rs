@@ -1,5 +1,6 @@
 //! Data of a run: two of burn's data loaders, and the error of a loader that fails.
 
+use std::fmt;
 use std::sync::Arc;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator};
@@ -20,6 +21,16 @@ pub struct TrainData<B: AutodiffBackend> {
     pub(super) failure: LoadFailure,
     /// Images in a batch; 0 if unknown.
     pub(super) batch_size: usize,
+}
+
+impl<B: AutodiffBackend> fmt::Debug for TrainData<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let images = self.training.num_items();
+        f.debug_struct("TrainData")
+            .field("images", &images)
+            .field("batch_size", &self.batch_size)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<B: AutodiffBackend> TrainData<B> {

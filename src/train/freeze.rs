@@ -10,6 +10,13 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use super::error::TrainError;
 
 /// Parameters that are frozen: they keep their values, and have neither gradients nor optimizer state.
+///
+/// ```
+/// use feedstock::train::Freeze;
+///
+/// assert_eq!("backbone".parse(), Ok(Freeze::Backbone));
+/// assert_eq!("stem,blocks.0".parse(), Ok(Freeze::Named(vec!["stem".to_owned(), "blocks.0".to_owned()])));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Freeze {
     /// No parameter.

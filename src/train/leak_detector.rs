@@ -73,6 +73,7 @@ pub struct LeakDetector {
 
 /// Growth of an account.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LeakReport {
     /// Name of the account, as given to [`LeakDetector::add`].

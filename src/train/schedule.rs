@@ -4,6 +4,13 @@ use std::f64::consts::PI;
 
 /// Learning rate that rises linearly to its peak and falls along half a cosine to zero (Loshchilov and Hutter,
 /// "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts).
+///
+/// ```
+/// use feedstock::train::Schedule;
+///
+/// let schedule = Schedule { peak: 0.1, warmup: 0.2 };
+/// assert_eq!((schedule.at(0.0), schedule.at(0.2)), (0.0, 0.1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// Highest rate.

@@ -80,7 +80,7 @@ pub(super) fn conv(x: MetaTensor, weight: MetaTensor, bias: Option<MetaTensor>, 
     let (flat_x, flat_weight) = (x.reshape(x.shape()), weight.reshape(weight.shape()));
     let (flat_x, flat_weight) = (flat_x.to_contiguous(), flat_weight.to_contiguous());
 
-    let (samples, channels) = (x.shape()[0], x.shape()[1]);
+    let samples = x.shape()[0];
     let (outputs, channels_each) = (weight.shape()[0], weight.shape()[1]);
     let kernel = &weight.shape()[2..];
     let side = |i: usize| {

@@ -67,6 +67,14 @@ impl ModelKind {
 named!(ModelKind, "model", Small => "small", Large => "large", ResNet18 => "resnet18", VitTiny => "vit-tiny");
 
 /// Shape of a [`Network`].
+///
+/// ```
+/// use feedstock::Seed;
+/// use feedstock::train::{Cpu, ModelKind, NetworkConfig};
+///
+/// let config = NetworkConfig { width: 16, ..NetworkConfig::new(ModelKind::ResNet18, 10, 32) };
+/// let network = config.init::<Cpu>(Seed(0), &Default::default());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// Kind of the network.
