@@ -24,11 +24,11 @@ pub(super) fn prune<B: AutodiffBackend>(
 
 /// Indices of the channels that stay, in order.
 fn heaviest(norms: &[f32], share: f64) -> Vec<i64> {
-    let gone = (norms.len() as f64 * share).round() as usize;
+    let removed = (norms.len() as f64 * share).round() as usize;
     let mut indices: Vec<usize> = (0..norms.len()).collect();
     // Of two equal norms the first stays.
     indices.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]).then(a.cmp(&b)));
-    indices.truncate((norms.len() - gone).max(1));
+    indices.truncate((norms.len() - removed).max(1));
     indices.sort_unstable();
     indices.into_iter().map(|index| index as i64).collect()
 }

@@ -60,7 +60,7 @@ where
 /// first.
 ///
 /// # Errors
-/// As [`forecast`].
+/// The errors of [`forecast`].
 pub fn memory_savings(config: &TrainConfig, micro_batch: usize, most: usize) -> Result<Vec<MemorySaving>, TrainError> {
     let now = forecast(config, micro_batch)?.account.peak;
     let with = |change: fn(&mut TrainConfig)| {
@@ -124,7 +124,7 @@ pub fn memory_savings(config: &TrainConfig, micro_batch: usize, most: usize) -> 
 /// budget.
 ///
 /// # Errors
-/// As [`forecast`].
+/// The errors of [`forecast`].
 pub fn micro_batch_within(
     config: &TrainConfig,
     batch: usize,
