@@ -231,7 +231,7 @@ fn the_largest_growth_comes_first() {
 }
 
 #[test]
-#[should_panic(expected = "no more than 32 accounts can be followed, and 'account 32' is one more")]
+#[should_panic(expected = "at most 32 accounts, and 'account 32' is one more")]
 fn too_many_names_are_a_mistake() {
     let mut trend = LeakDetector::new(0);
     for number in 0..=LEAK_ACCOUNTS_MAX as u64 {

@@ -470,8 +470,9 @@ fn a_run_starts_from_the_weights_of_another_run() {
     assert_eq!(stem_weights(&run(&other_classes).expect("another head").model), stem_weights(&first.model));
     let mut wider = tuned;
     wider.model.width = 5;
-    let error = run(&wider).expect_err("another network").to_string();
-    assert!(error.contains("stem") && error.contains('4') && error.contains('5'), "{error}");
+    let Err(TrainError::Checkpoint { source, .. }) = run(&wider) else { panic!("another network") };
+    let text = source.to_string();
+    assert!(text.contains("stem") && text.contains('4') && text.contains('5'), "{text}");
 }
 
 #[test]
@@ -547,8 +548,14 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let resume = TrainConfig { resume: true, epochs: 2, ..written };
 
     let other = resume.clone().optimizer(OptimizerKind::AdamW);
-    let error = run(&other).expect_err("another optimizer").to_string();
-    assert!(error.contains("small-width4-classes3-side16-sgd") && error.contains("adamw"), "{error}");
+    let error = run(&other).expect_err("another optimizer");
+    assert!(error.to_string().ends_with("run.ckpt'"), "{error}");
+    let TrainError::Checkpoint { source: CheckpointError::OtherRun { theirs, ours }, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert!(theirs == "small-width4-classes3-side16-sgd" && ours.ends_with("adamw"), "{error:?}");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains(theirs) && !error.to_string().contains(&cause), "{error}: {cause}");
 
     let whole = std::fs::read(&path).expect("read");
     let mut flipped = whole.clone();
