@@ -1,4 +1,4 @@
-//! Owns the start of the program: the clock, the exit code, and the count of its heap. It must never do anything else.
+//! Entry point of the program: starts the clock, installs the counting allocator and returns the exit code.
 
 mod cli;
 
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use feedstock::host::CountingAllocator;
 
-/// So that a run can tell what its heap held at most.
+/// Counts the heap, so that a run can report its peak.
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
 

@@ -70,7 +70,7 @@ fn a_summary_counts_every_kind_and_names_what_sticks_out() {
         .sum();
     assert_eq!((&told["bytes"], &told["quick"]), (&bytes.into(), &false.into()));
     assert_eq!(told["formats"], json!({ "jpeg": 7, "png": 3 }));
-    assert_eq!(told["colours"], json!({ "rgb": 7, "gray": 2, "rgb+alpha": 1 }));
+    assert_eq!(told["colors"], json!({ "rgb": 7, "gray": 2, "rgb+alpha": 1 }));
     assert_eq!((&told["progressive"], &told["orientations"]["6"]), (&1.into(), &1.into()));
     let classes = &told["classes"];
     assert_eq!((&classes[0]["part"], &classes[1]["part"]), (&"train".into(), &"val".into()));
@@ -161,8 +161,7 @@ fn a_quick_look_tells_of_headers_as_a_full_one_does_and_of_nothing_behind_them()
     fs::write(set.path().join("val/ant/turned.webp"), fixture("orientation3.webp")).expect("written");
     fs::write(set.path().join("val/ant/large.png"), png(&picture(11, 300, 300))).expect("written");
     let (full, quick) = (summary(set.path(), ""), summary(set.path(), "--quick"));
-    for key in ["files", "bytes", "formats", "colours", "progressive", "orientations", "classes", "spread", "outliers"]
-    {
+    for key in ["files", "bytes", "formats", "colors", "progressive", "orientations", "classes", "spread", "outliers"] {
         assert_eq!(full[key], quick[key], "{key}");
     }
     assert_eq!((&full["bad"], &quick["bad"]), (&3.into(), &2.into()));
@@ -175,7 +174,7 @@ fn a_quick_look_tells_of_headers_as_a_full_one_does_and_of_nothing_behind_them()
     let facts = |more: &str| -> BTreeMap<String, Value> {
         let said = run(words(&format!("inspect DIR --json {more}"), set.path()));
         let lines = said.out.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        let keys = ["bytes", "format", "width", "height", "orientation", "colour", "progressive"];
+        let keys = ["bytes", "format", "width", "height", "orientation", "color", "progressive"];
         lines.map(|line| (line["path"].to_string(), keys.map(|key| line[key].clone()).into_iter().collect())).collect()
     };
     assert_eq!(facts(""), facts("--quick"));
@@ -206,7 +205,7 @@ fn colour_and_passes_are_what_the_header_says() {
             "cmyk.jpg" | "ycck.jpg" | "cmyk.tif" => "cmyk",
             _ => continue,
         };
-        assert_eq!(line["colour"], expected, "{line}");
+        assert_eq!(line["color"], expected, "{line}");
         assert_eq!(line["progressive"], name.starts_with("progressive"), "{line}");
         checked += 1;
     }
@@ -274,7 +273,7 @@ fn budgets_that_are_too_small_are_refused_or_told_of() {
     assert!(refused.err.contains("4.00 MiB is the least") && refused.err.contains("raise --ram-budget"), "{refused:?}");
     let told = run(words("inspect DIR --ram-budget 4M", set.path()));
     assert_eq!(told.code, Some(4), "{told:?}");
-    assert!(told.out.contains("(decode): 'pictures' needs") && told.out.contains("1 over the RAM budget"), "{told:?}");
+    assert!(told.out.contains("(decode): 'images' needs") && told.out.contains("1 over the RAM budget"), "{told:?}");
     assert_eq!(run(words("inspect DIR --ram-budget 4M --quick", set.path())).code, Some(0));
     run(words("inspect DIR --ram-budget 64M", set.path())).ok();
 }

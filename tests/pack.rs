@@ -68,7 +68,7 @@ fn a_set_is_packed_and_verified() {
     let again = pack(set.path(), &dst, "--json").ok().json();
     assert_eq!((&again["shards_found"], &again["samples"]), (&1.into(), &12.into()));
     assert_eq!((&again["ended_early"], &again["skipped_count"]), (&false.into(), &0.into()));
-    let sound = verify(&dst, "--pictures").ok();
+    let sound = verify(&dst, "--image-headers").ok();
     assert!(sound.out.contains("12 samples in 1 shard") && sound.out.contains("all as it was packed"), "{sound:?}");
     assert!(sound.err.is_empty(), "{sound:?}");
     assert_eq!(verify(&dst, "--json").ok().json()["sound"], true);

@@ -275,7 +275,7 @@ impl BenchArgs {
             .bad_samples_max(self.max_bad)
             .rank(self.rank, self.world_size)
             .build();
-        built.map_err(|error| data::refused_beside(error, &beside))
+        built.map_err(|error| data::with_other_accounts(error, &beside))
     }
 
     /// Bytes of the buffer for a batch that is read back from a device.

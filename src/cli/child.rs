@@ -1,5 +1,4 @@
-//! Owns one run in a process of its own: it is started, watched from outside, and ended with the program. It must never
-//! judge what it saw.
+//! A run in a child process: started, observed from outside through `/proc`, and killed with the program.
 
 use std::fs;
 use std::io::{self, Read};
@@ -16,14 +15,14 @@ use super::failure::Failure;
 use super::lock;
 use super::stop::Stop;
 
-/// How often the process is looked at. The kernel keeps the highest resident size itself; only the end is not seen.
+/// Interval between two reads of `/proc/<pid>/status`. The kernel keeps the peak itself; only the last moments are missed.
 const LOOK: Duration = Duration::from_millis(4);
 
-/// The process under way, if there is one; a clone may end it from another thread.
+/// The current child process, if any. A clone can kill it from another thread.
 #[derive(Clone, Default)]
 pub(crate) struct Watched(Arc<Mutex<Option<Child>>>);
 
-/// What a run was seen to do, and said.
+/// Exit status, output and observed memory of a finished child.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) out: String,
@@ -31,25 +30,25 @@ pub(crate) struct Ended {
     pub(crate) seen: Seen,
 }
 
-/// What was seen from outside, at most.
+/// Peaks observed from outside.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Seen {
-    /// All that was resident (VmHWM): a high-water mark of the kernel's.
+    /// Peak resident set (VmHWM), kept by the kernel.
     pub(crate) peak_rss: ByteCount,
-    /// Anonymous and shared pages, as a control group charges them to the process; the highest of many looks.
+    /// Peak of anonymous and shared pages, as a control group charges them; the maximum of many samples.
     pub(crate) peak_own: ByteCount,
 }
 
 impl Watched {
-    /// Ends the process at once.
+    /// Kills the process.
     pub(crate) fn kill(&self) {
         if let Some(child) = &mut *lock(&self.0) {
-            // It may have ended by itself.
+            // It may have exited already.
             let _ = child.kill();
         }
     }
 
-    /// Runs `command` to its end; `look` is told the peak so far, often.
+    /// Runs `command` to its end. `look` is called repeatedly with the peak so far.
     pub(crate) fn run(&self, mut command: Command, stop: &Stop, mut look: impl FnMut(ByteCount)) -> io::Result<Ended> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
@@ -57,12 +56,12 @@ impl Watched {
         let pid = child.id();
         *lock(&self.0) = Some(child);
         if stop.is_requested() {
-            // Asked between two runs, when there was nothing to kill.
+            // The request came between two runs, when there was no process to kill.
             self.kill();
         }
         let mut seen = Seen::default();
         let status = loop {
-            // While it has not been waited for, the id is its own and nobody else's.
+            // Until the child is waited for, its id is not reused.
             seen.update(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
             let ended = lock(&self.0).as_mut().map(Child::try_wait).transpose()?.flatten();
             if let Some(status) = ended {
@@ -79,12 +78,12 @@ impl Watched {
     }
 }
 
-/// Reads a pipe to its end on a thread, so that the process never waits for it.
+/// Reads a pipe to its end on a thread, so that the child never blocks on it.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
-            // What was read before an error is all that there is.
+            // An error ends the output; what was read before it is kept.
             let _ = pipe.read_to_end(&mut bytes);
         }
         bytes
@@ -98,14 +97,14 @@ impl Ended {
             return Err(Failure::Broken(format!("{name} the run was killed by signal {signal}")));
         }
         if !self.status.success() {
-            // Notes come before it.
+            // Notes precede the error line.
             let error = self.err.lines().find_map(|line| line.strip_prefix("error: "));
             return Err(self.failed(name, error.unwrap_or(&self.err)));
         }
         serde_json::from_str(&self.out).map_err(|error| self.failed(name, &error.to_string()))
     }
 
-    /// A run that came to nothing, with its exit code.
+    /// Failure of a child, with its exit code.
     pub(crate) fn failed(&self, name: &str, what: &str) -> Failure {
         let code = self.status.code().filter(|code| *code != 0).and_then(|code| u8::try_from(code).ok()).unwrap_or(70);
         Failure::Run { code, what: format!("the run {name} failed: {what}") }
@@ -113,7 +112,7 @@ impl Ended {
 }
 
 impl Seen {
-    /// Takes in one look at `/proc/<pid>/status`.
+    /// Updates the peaks from the text of `/proc/<pid>/status`.
     fn update(&mut self, status: &str) {
         let kilobytes = |key: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
@@ -129,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_highest_look_counts() {
+    fn peaks_are_maxima() {
         let mut seen = Seen::default();
         seen.update("VmHWM:\t    2048 kB\nRssAnon:\t     100 kB\nRssShmem:\t      28 kB\n");
         seen.update("VmHWM:\t    2048 kB\nRssAnon:\t      10 kB\nRssShmem:\t       0 kB\n");

@@ -1,5 +1,4 @@
-//! Owns the arguments that all loaders share, the way from them to a builder, and how data and bad samples are told of.
-//! It must never run a loader.
+//! Arguments shared by all verbs that build a loader, the builder made from them, and reports on data and bad samples.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,34 +31,34 @@ use super::table::counted;
 /// folios, as after a copy, some 2 MiB more than as it was linked.
 pub(crate) const PROGRAM_OVERHEAD: ByteCount = ByteCount(15 << 20);
 
-/// Folders beside `train` that are validated on.
+/// Names of validation folders beside `train`.
 const VALIDATION_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 
-/// How pictures are decoded.
+/// Decoding options.
 #[derive(Args, Clone)]
 pub(crate) struct DecodeArgs {
-    /// Decode pictures exact, or fast (large ones)
+    /// Decode quality: exact, or fast for large images
     #[arg(long, value_name = "QUALITY", default_value_t = Quality::Exact)]
     quality: Quality,
-    /// Do not turn pictures as their EXIF orientation says
+    /// Ignore EXIF orientation
     #[arg(long)]
     no_orient: bool,
-    /// A damaged JPEG: fail it, or accept what is there
+    /// Truncated or damaged JPEG: fail, or accept the decoded part
     #[arg(long, value_enum, hide_possible_values = true, value_name = "POLICY", default_value_t = Truncated::Fail)]
     truncated: Truncated,
-    /// The colour behind what is transparent
+    /// Background color of transparent pixels
     #[arg(long, value_name = "COLOR", default_value = "#000000")]
     background: Background,
 }
 
-/// What a damaged or cut JPEG is.
+/// Policy for damaged and truncated JPEG files.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Truncated {
     Fail,
     Accept,
 }
 
-/// A colour: red, green, blue.
+/// Background color: red, green, blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Background([u8; 3]);
 
@@ -70,7 +69,7 @@ impl FromStr for Background {
         let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
         let value = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
         let [_, colors @ ..] =
-            value.ok_or_else(|| format!("'{text}' is no colour: write #rrggbb, such as #ffffff"))?.to_be_bytes();
+            value.ok_or_else(|| format!("unknown color '{text}': expected #rrggbb, such as #ffffff"))?.to_be_bytes();
         Ok(Background(colors))
     }
 }
@@ -96,7 +95,7 @@ impl DecodeArgs {
         options
     }
 
-    /// A loader that decodes so.
+    /// Applies the options to a builder.
     pub(crate) fn apply(&self, builder: LoaderBuilder) -> LoaderBuilder {
         let Options {
             quality, apply_exif_orientation: orient, accept_truncated, background: [red, green, blue], ..
@@ -105,21 +104,21 @@ impl DecodeArgs {
     }
 }
 
-/// How data is opened.
+/// Options for opening data.
 #[derive(Args, Clone)]
 pub(crate) struct SourceArgs {
-    /// What is shuffled at a time, of data in blocks
+    /// Shuffle buffer for data that is read in blocks
     #[arg(long, value_name = "SIZE", default_value_t = SHUFFLE_BUFFER)]
     shuffle_buffer: ByteCount,
-    /// Requests to a store that are under way at once: more where it is far away
+    /// Concurrent requests to an object store
     #[cfg(feature = "store")]
     #[arg(long, value_name = "N", default_value_t = IN_FLIGHT as u32, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
     store_requests: u32,
-    /// Where to keep what is read from stores
+    /// Folder that caches objects of a store
     #[cfg(feature = "store")]
     #[arg(long, value_name = "DIR")]
     store_cache: Option<PathBuf>,
-    /// The most that may be kept there
+    /// Maximum size of the cache
     #[cfg(feature = "store")]
     #[arg(long, value_name = "SIZE", default_value = "64G", requires = "store_cache")]
     store_cache_size: ByteCount,
@@ -156,13 +155,13 @@ impl SourceArgs {
     }
 }
 
-/// What a plan depends on.
+/// Options that a plan depends on.
 #[derive(Args, Clone)]
 pub(crate) struct LoaderArgs {
     /// Folder of class folders, or shards
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// The most RAM: 24G, 60% or auto (bench: or several)
+    /// RAM budget: 24G, 60% or auto (bench: a list)
     #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
     pub(crate) ram_budget: Vec<RamBudget>,
     /// Samples in a batch
@@ -171,16 +170,16 @@ pub(crate) struct LoaderArgs {
     /// Height and width of a sample
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     pub(crate) size: u32,
-    /// The most threads that decode (bench: or several) [default: by cores]
+    /// Maximum number of decoding threads (bench: a list) [default: by cores]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) workers: Vec<usize>,
     /// Cores to keep busy without --workers: 6, 50% or auto (all but one) [default: auto; bench: 100%]
     #[arg(long, value_name = "CORES")]
     pub(crate) cpu_budget: Option<CpuBudget>,
-    /// Never give memory back while it is short
+    /// Keep memory under pressure instead of giving it back
     #[arg(long)]
     pub(crate) no_governor: bool,
-    /// The most batches prepared ahead [default: as many as it takes]
+    /// Maximum number of batches prepared ahead [default: as needed]
     #[arg(long, value_name = "N")]
     pub(crate) prefetch: Option<usize>,
     /// Element type of a batch: u8, f32, bf16 or f16
@@ -189,7 +188,7 @@ pub(crate) struct LoaderArgs {
     /// Order of a batch's axes: nchw or nhwc
     #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
     pub(crate) layout: Layout,
-    /// Where batches go: cuda:N, cpu, sim:step=20ms or auto
+    /// Device of the batches: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
     #[command(flatten)]
@@ -204,24 +203,27 @@ impl LoaderArgs {
         self.source.open(&self.data)
     }
 
-    /// The budget and the number of workers of a single loader.
+    /// Returns the budget and the number of workers of a single loader.
+    ///
+    /// # Errors
+    /// A usage error if there are several of either.
     pub(crate) fn one(&self) -> Result<(RamBudget, Option<usize>), Failure> {
         match (&self.ram_budget[..], &self.workers[..]) {
             (&[budget], &[]) => Ok((budget, None)),
             (&[budget], &[workers]) => Ok((budget, Some(workers))),
             _ => Err(Failure::Usage(
-                "several budgets or numbers of workers are for bench: give one of each here".to_owned(),
+                "--ram-budget and --workers take one value here: only bench accepts lists".to_owned(),
             )),
         }
     }
 
-    /// A loader as these arguments ask for it, with the transform that training uses.
+    /// Builds a loader from the arguments, with the training transform, and opens its device.
     pub(crate) fn builder(&self, folder: &Arc<dyn Source>) -> Result<(LoaderBuilder, Arc<dyn Device>), Failure> {
         let device = device::open(&self.device)?;
         Ok((self.builder_on(folder, &device)?, device))
     }
 
-    /// The same, with batches on a device that is open already.
+    /// Builds a loader on a device that is already open.
     pub(crate) fn builder_on(
         &self,
         folder: &Arc<dyn Source>,
@@ -249,7 +251,7 @@ impl LoaderArgs {
     }
 }
 
-/// What to train and to validate on: folders in `data` that are called so, or shards in it whose names begin so.
+/// Splits `data` into training and validation data: by the names of its folders, or by the prefixes of its shards.
 pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
     let entries = |path: &Path| -> Vec<fs::DirEntry> { fs::read_dir(path).into_iter().flatten().flatten().collect() };
     let extension = |name: &str| SHARD_EXTENSIONS.iter().find(|one| name.ends_with(&format!(".{one}"))).copied();
@@ -263,7 +265,7 @@ pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Optio
     match (beside, validation) {
         (Some(beside), None) if holds_data(&train) => return (train, Some(beside)),
         (Some(_), validation) if holds_data(&train) => return (train, validation),
-        // A folder of that name and nothing else is no class.
+        // A lone folder called `train` is the training set, not a class.
         (None, validation) if holds_data(&train) && folders(data) == 1 => return (train, validation),
         (_, Some(validation)) => return (data.to_owned(), Some(validation)),
         _ => {}
@@ -283,8 +285,8 @@ pub(crate) fn split(data: &Path, validation: Option<PathBuf>) -> (PathBuf, Optio
     }
 }
 
-/// A refusal by a loader that was to share its budget, told as one of the whole budget.
-pub(crate) fn refused_beside(error: Error, others: &[(&'static str, ByteCount, &str)]) -> Failure {
+/// Extends a loader's budget refusal by the accounts that share its budget.
+pub(crate) fn with_other_accounts(error: Error, others: &[(&'static str, ByteCount, &str)]) -> Failure {
     let Error::OverBudget(mut refused) = error else { return error.into() };
     for &(account, bytes, because) in others.iter().filter(|(_, bytes, _)| *bytes > ByteCount::ZERO) {
         refused = refused.with_row(Row::other(account, bytes, because));
@@ -292,17 +294,17 @@ pub(crate) fn refused_beside(error: Error, others: &[(&'static str, ByteCount, &
     Failure::Library(Error::OverBudget(refused))
 }
 
-/// Batches that are prepared ahead of the one in the consumer's hands.
+/// Number of batches prepared ahead of the consumer's.
 pub(crate) fn prefetch_depth(plan: &Plan) -> usize {
     plan.slots - usize::from(plan.outputs == 0)
 }
 
-/// Says what a person should know before a run.
+/// Prints notes before a run.
 pub(crate) fn tell_notes<'a>(notes: impl IntoIterator<Item = &'a String>) {
     notes.into_iter().for_each(|note| say("note", note));
 }
 
-/// Tells of the governor's moves while a run is under way, each once, beside what else is on the terminal.
+/// Prints each resize of the governor once while a run is under way.
 #[derive(Default)]
 pub(crate) struct ResizeReporter {
     told: u64,
@@ -310,7 +312,7 @@ pub(crate) struct ResizeReporter {
 }
 
 impl ResizeReporter {
-    /// How often it is worth looking.
+    /// Interval between two looks at the log.
     const EVERY: Duration = Duration::from_millis(100);
 
     pub(crate) fn tell(&mut self, loader: &Loader, aside: impl FnOnce(&dyn Fn())) {
@@ -327,7 +329,7 @@ impl ResizeReporter {
     }
 }
 
-/// The governor's moves, for the summary.
+/// The governor's resizes as JSON.
 pub(crate) fn moves_json(moves: &Moves) -> Value {
     let one = |one: &feedstock::ResizeEvent| {
         json!({
@@ -341,16 +343,16 @@ pub(crate) fn moves_json(moves: &Moves) -> Value {
     json!({ "made": moves.made, "level": moves.level, "latest": moves.latest.iter().map(one).collect::<Value>() })
 }
 
-/// The governor's moves in a few words; none where there were none.
+/// The governor's resizes in one line; `None` if there were none.
 pub(crate) fn moves_text(moves: &Moves) -> Option<String> {
     let last = moves.latest.last()?;
     Some(format!("{} of the governor's, the last at {last}", counted(moves.made, "move")))
 }
 
-/// Everything in a folder that can never be a sample, and every sample that turned out bad.
+/// Unusable entries of a source and bad samples of a run.
 pub(crate) struct BadReport {
     entries: Vec<Entry>,
-    /// Unusable entries that the folder only counted.
+    /// Number of unusable entries beyond the listed ones.
     uncounted: u64,
 }
 
@@ -392,7 +394,7 @@ impl BadReport {
         self.entries.iter().map(entry).collect()
     }
 
-    /// A line each; nothing where all is well.
+    /// One line an entry; empty if there is none.
     pub(crate) fn text(&self) -> String {
         let mut lines: Vec<String> = Vec::new();
         if !self.entries.is_empty() {
@@ -407,12 +409,12 @@ impl BadReport {
     }
 }
 
-/// Damaged samples that were used all the same, for the summary.
+/// Accepted damaged samples as JSON.
 pub(crate) fn damaged_json(damaged: &[DamagedSample]) -> Value {
     damaged.iter().map(|one| json!({ "id": one.id.0, "path": one.path, "warnings": one.warnings })).collect()
 }
 
-/// A line for each damaged sample that was used all the same; nothing where there was none.
+/// One line an accepted damaged sample; empty if there is none.
 pub(crate) fn damaged_text(damaged: &[DamagedSample]) -> String {
     if damaged.is_empty() {
         return String::new();
@@ -422,7 +424,7 @@ pub(crate) fn damaged_text(damaged: &[DamagedSample]) -> String {
     lines.join("\n")
 }
 
-/// The data in a line.
+/// Describes the data in one line.
 pub(crate) fn describe(folder: &dyn Source, profile: &Profile) -> String {
     format!(
         "{} in {}, {} as stored (half under {}, 99 % under {}, the largest {})",
@@ -458,11 +460,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colours_are_read_in_one_way_only() {
+    fn colors_have_one_syntax() {
         assert_eq!("#0A64ff".parse(), Ok(Background([10, 100, 255])));
         for wrong in ["", "#", "000000", "#fff", "#12345g", "#+12345", "#1234567", "white"] {
             let error = wrong.parse::<Background>().unwrap_err();
-            assert_eq!(error, format!("'{wrong}' is no colour: write #rrggbb, such as #ffffff"));
+            assert_eq!(error, format!("unknown color '{wrong}': expected #rrggbb, such as #ffffff"));
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Owns `feedstock doctor`: what this machine gives to a run, and what it lacks, a line each. It must never change anything,
-//! and what is missing is a line like any other, unless it was asked for by name.
+//! `feedstock doctor`: reports what this machine provides, one line a fact.
+//!
+//! A missing part is a line like any other, and an error only if it was requested by name.
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -18,11 +19,11 @@ memory. With --device cuda:N, a device that cannot be used is an error (exit cod
 Example:
   feedstock doctor --device cuda:0 --json";
 
-/// Say what this machine gives: GPU and driver, copy rates, limits of memory and cores
+/// Report this machine's GPU, driver, copy rates, memory limits and cores
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct DoctorArgs {
-    /// The device to look at: auto (every GPU there is), cpu (none) or cuda:N
+    /// Device: auto (every GPU), cpu (none) or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceSpec,
     /// Print one JSON object
@@ -30,7 +31,7 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
-/// What is said of one thing: for people, and for machines.
+/// One fact, as text and as JSON.
 struct Finding {
     label: String,
     text: String,
@@ -166,10 +167,10 @@ mod cuda {
 
     use super::{Finding, finding};
 
-    /// Bytes of each copy.
+    /// Size of each trial copy, bytes.
     const TRIAL_BYTES: usize = 32 << 20;
 
-    /// What there is to say of one GPU.
+    /// Reports one GPU.
     pub(super) fn look(number: u32, device: &CudaDevice) -> Result<Vec<Finding>, DeviceError> {
         let CudaFacts { model, bus_id, driver, capability, multiprocessors, memory_free, memory_total } =
             device.facts()?;

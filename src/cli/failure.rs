@@ -1,5 +1,6 @@
-//! Owns how the program speaks: a failure's line on standard error and its exit code, and the way to standard output,
-//! where a reader that goes away is no failure. It must never decide what a verb has to say.
+//! Failures of the program with their exit codes, and printing to standard output and standard error.
+//!
+//! A reader of standard output that closes the pipe is not a failure.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -9,35 +10,35 @@ use feedstock::device::DeviceError;
 use feedstock::source::SourceError;
 use feedstock::{Error, ErrorKind};
 
-/// The exit code where a budget is too small.
+/// Exit code of a run whose budget is too small.
 pub(crate) const OVER_BUDGET: u8 = 3;
 
-/// Why a verb ended early.
+/// Reason why a verb ended early.
 pub(crate) enum Failure {
-    /// The library refused or failed.
+    /// An error of the library.
     Library(Error),
-    /// The arguments cannot be done.
+    /// Invalid arguments.
     Usage(String),
     /// The RAM budget is too small.
     Budget(String),
-    /// The data is bad.
+    /// Bad data.
     Data(String),
-    /// The system refused something.
+    /// An I/O or system error.
     Io(String),
     /// Standard output could not be written.
     Output(io::Error),
-    /// A promise was not kept.
+    /// A check failed: a budget was exceeded or batches differ.
     Broken(String),
-    /// A run in another process failed, with this exit code.
+    /// A run in a child process failed with this exit code.
     Run { code: u8, what: String },
-    /// The user wanted it to end; the verb has said how far it got.
+    /// Interrupted by the user; the verb has reported its progress.
     Interrupted,
     /// A panic.
     Bug,
 }
 
 impl Failure {
-    /// Says it on standard error.
+    /// Prints the failure on standard error.
     pub(crate) fn tell(&self) {
         match self {
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -48,7 +49,7 @@ impl Failure {
         }
     }
 
-    /// In words, for a report that is made all the same.
+    /// Message for a report that is printed despite the failure.
     pub(crate) fn words(&self) -> String {
         match self {
             Failure::Library(error) => chain(error),
@@ -68,7 +69,7 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Budget(_) => 3,
             Failure::Data(_) => 4,
-            // Who reads has seen enough, as in `feedstock ... | head`.
+            // The reader closed the pipe, as in `feedstock ... | head`.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Failure::Io(_) | Failure::Output(_) => 5,
             Failure::Interrupted => 130,
@@ -116,13 +117,13 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Prints a line for people to standard error.
+/// Prints a line to standard error.
 pub(crate) fn say(kind: &str, what: impl Display) {
-    // Where standard error is closed, there is nobody to tell.
+    // Nothing can be reported if standard error is closed.
     let _ = writeln!(io::stderr().lock(), "{kind}: {what}");
 }
 
-/// Prints to standard output, with a line break at the end.
+/// Prints to standard output with a trailing newline.
 pub(crate) fn print(text: impl Display) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Failure::Output)

@@ -1,12 +1,11 @@
-//! Owns what the program asks of a GPU beyond feeding it: how busy NVML says it is, and what it holds. It must never fail a
-//! run: without a GPU, or without NVML, there is nothing to tell.
+//! GPU utilization from NVML and device memory held by loaders. Without a GPU or NVML there is no figure, and no failure.
 
 use feedstock::ByteCount;
 use feedstock::device::{Device, SimDevice};
 #[cfg(feature = "cuda")]
 use feedstock::{device::CudaDevice, host::GpuWatch};
 
-/// The GPU's own figure of how busy it is, taken in the background while a run goes on.
+/// Samples the GPU's utilization in the background during a run.
 pub(crate) struct Gpu {
     #[cfg(feature = "cuda")]
     watch: Result<GpuWatch, String>,
@@ -14,13 +13,13 @@ pub(crate) struct Gpu {
 
 #[cfg(feature = "cuda")]
 impl Gpu {
-    /// Begins to look, where the device is a GPU.
+    /// Starts sampling if the device is a GPU.
     pub(crate) fn watch(device: &dyn Device) -> Option<Self> {
         let facts = device.downcast_ref::<CudaDevice>()?.facts().map_err(|error| error.to_string());
         Some(Gpu { watch: facts.and_then(|facts| GpuWatch::start(&facts.bus_id)) })
     }
 
-    /// Share of the time in which some kernel was running; or why nobody knows.
+    /// Share of the time in which a kernel was running, or the reason why it is unknown.
     pub(crate) fn busy_share(&self) -> Result<f64, String> {
         let share = self.watch.as_ref().map_err(Clone::clone)?.busy_share();
         share.ok_or_else(|| "the run was over before NVML was asked".to_owned())
@@ -38,13 +37,13 @@ impl Gpu {
     }
 }
 
-/// Bytes of a GPU's memory that loaders hold, and how often they have taken any.
+/// GPU memory that loaders hold, bytes, and the number of allocations.
 #[cfg(feature = "cuda")]
 pub(crate) fn memory(device: &dyn Device) -> Option<(ByteCount, u64)> {
     device.downcast_ref::<CudaDevice>().map(|gpu| (gpu.held(), gpu.allocations()))
 }
 
-/// Bytes of a device's own memory that loaders hold; `None` for one that has none, or cannot tell.
+/// Device memory that loaders hold, bytes; `None` if the device has none or does not report it.
 pub(crate) fn held(device: &dyn Device) -> Option<ByteCount> {
     let simulated = device.downcast_ref::<SimDevice>().map(SimDevice::held);
     simulated.or_else(|| memory(device).map(|(held, _)| held))

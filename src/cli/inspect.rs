@@ -1,8 +1,8 @@
-//! Owns `feedstock inspect`: what is in a data set, and what is wrong with its files. It must never hold more results than
-//! a few for each thread, nor decode a picture before the RAM for it is reserved.
+//! `feedstock inspect`: summarizes a data set and lists its unusable files.
 //!
-//! One thread walks, the others look; each file has a channel of its own for its one result, and these are emptied in
-//! order. So results come out in the order of the walk, and what waits is bounded.
+//! One thread walks the folders, the others inspect files. Each file has a channel for its one result, and the channels are
+//! drained in order: results appear in the order of the walk, and the number of pending files is bounded. An image is
+//! decoded only after the RAM for it is reserved.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -37,64 +37,63 @@ use sheet::SheetArgs;
 use summary::{SUMMARY_BYTES, Summary};
 use walk::{Found, Walk};
 
-/// Files that wait for each thread, looked at or not.
+/// Pending files for each thread.
 const AHEAD: usize = 8;
-/// The least budget; half of it is for files and pictures.
+/// Minimum budget; half of it is for files and decoded images.
 const BUDGET_LEAST: ByteCount = ByteCount(4 << 20);
 
 const MORE: &str = "\
-Bad files are named as they are met; the summary at the end says how many files there are, of which kinds and sizes, in \
-which classes, what sticks out, and which files have the same content (across classes, or across train and val, such \
-files leak). --quick reads headers only: no damage behind them is found then, and no duplicates. Sizes are as stored; the \
-EXIF orientation is told and not applied.
+Bad files are listed as they are found. The summary gives the number of files, their formats, sizes and classes, outliers, \
+and files of equal content (across classes, or across train and val, such files leak). --quick reads headers only: it finds \
+neither damage behind them nor duplicates. Sizes are as stored; EXIF orientation is counted, not applied.
 
-Folders are walked, in order, for files with an image extension; symbolic links are followed, names with a dot in front \
-passed over. A file that is named itself is looked at whatever it is called. Shards are not looked into: `feedstock \
-verify` holds packed ones against their hashes. The means of --files and --json are of the RGB picture and of its top \
-left corner, a quarter of the width by a quarter of the height. The exit code is 4 if any file is bad.
+Folders are walked in order for files with an image extension; symbolic links are followed, hidden files are skipped. A file \
+given by name is inspected whatever its extension. Shards are not opened: `feedstock verify` checks packed ones against \
+their hashes. The means of --files and --json are those of the RGB image and of its top left corner, a quarter of the width \
+by a quarter of the height. The exit code is 4 if any file is bad.
 
 Examples:
   feedstock inspect photos/train --sheet batch.png
   feedstock inspect photos --json | jq -r 'select(.status == \"error\") | .path'";
 
-/// Say what is in a data set, and what is wrong with its files
+/// Summarize a data set and list its unusable files
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct InspectArgs {
     /// Files and folders
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Look at headers only
+    /// Read headers only
     #[arg(long)]
     quick: bool,
     /// Print a line for each file
     #[arg(long, conflicts_with = "json")]
     files: bool,
-    /// The most RAM for files, pictures and hashes: 2G, 60% or auto
+    /// RAM budget for files, images and hashes: 2G, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     /// Print one JSON object a line, for each file
     #[arg(long)]
     json: bool,
-    /// With --json: print one object, the summary, and none for each file
+    /// With --json: print only the summary object
     #[arg(long, requires = "json")]
     summary: bool,
     #[command(flatten)]
     sheet: SheetArgs,
 }
 
-/// What every holder of bytes may take; together, the budget.
+/// Accounts of all memory; their caps add up to the budget.
 struct Accounts {
     ledger: Ledger,
-    /// For the walk whose files are looked at, and for the one that counts them first.
+    /// For the walk that inspects, and for the walk that counts files for the progress.
     names: [Account; 2],
     hashes: Account,
     files: Account,
-    pictures: Account,
+    images: Account,
     _summary: Reservation,
 }
 
-/// What goes on.
+/// State of one run.
 struct Run<'a> {
     args: &'a InspectArgs,
     context: &'a Context,
@@ -108,9 +107,9 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     let host = HostFacts::read();
     let budget = args.ram_budget.resolve(host.memory.available, 1);
     let accounts = Accounts::of(budget)?;
-    // Before the long work: it is soon done, and what is wrong with it is soon told.
+    // Drawn first: it takes little time, and its errors are reported early.
     let sheet = args.sheet.draw(&args.paths, budget, &context.stop)?;
-    // The loader that drew it goes, with all that it holds.
+    // Frees the loader that drew the sheet.
     context.stop.forget();
     sheet.filter(|_| !args.json).map_or(Ok(()), print)?;
     let ledger = accounts.ledger.clone();
@@ -120,14 +119,14 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     let run = Run { args, context, summary, threads: host.cpus.workers_max() };
     let inspector = FileInspector {
         files: accounts.files.clone(),
-        pictures: (!args.quick).then(|| accounts.pictures.clone()),
+        images: (!args.quick).then(|| accounts.images.clone()),
         stop: context.stop.clone(),
     };
     {
         let (summary, json, per_file) = (run.summary.clone(), args.json, args.json && !args.summary);
         context.stop.on_timeout(move || {
             if !per_file {
-                drop(sum_up(&mut lock(&summary), json, true, None));
+                drop(print_summary(&mut lock(&summary), json, true, None));
             }
         });
     }
@@ -136,19 +135,19 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     if interrupted && !context.stop.claim_summary() {
         thread::park();
     }
-    // A reader who has seen enough wants no summary either.
+    // After a closed pipe the summary is not printed either.
     printed?;
     let mut summary = lock(&run.summary);
     if !args.json || args.summary {
-        // The paths of equal files take another walk, which is not what somebody waits for who wants it to end.
+        // Naming duplicates takes a second walk, which an interrupt skips.
         let again = (!interrupted).then(|| Walk::new(&args.paths, accounts.names[0].clone()));
-        sum_up(&mut summary, args.json, interrupted, again)?;
+        print_summary(&mut summary, args.json, interrupted, again)?;
     }
     match (interrupted, summary.totals.ok, summary.totals.bad()) {
         (true, ..) => Err(Failure::Interrupted),
         (_, 0, 0) => Err(Failure::Data(
-            "no image files there: they are known by their extensions (.jpg, .png, ...). Shards (.tar, .parquet) are \
-             not looked into: `feedstock verify` checks packed ones, `feedstock plan --data` says what is in any"
+            "no image files found (.jpg, .png, ...). Shards (.tar, .parquet) are not inspected: `feedstock verify` checks \
+             packed ones, `feedstock plan --data` describes any"
                 .into(),
         )),
         (_, _, 0) => Ok(()),
@@ -156,8 +155,8 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     }
 }
 
-/// Prints the summary; with a walk over the same files again, equal ones are named.
-fn sum_up(summary: &mut Summary, json: bool, ended_early: bool, again: Option<Walk<'_>>) -> Result<(), Failure> {
+/// Prints the summary. With a second walk over the same files, duplicates are named.
+fn print_summary(summary: &mut Summary, json: bool, ended_early: bool, again: Option<Walk<'_>>) -> Result<(), Failure> {
     let mut duplicates = summary.duplicates();
     if let (Some(duplicates), Some(again)) = (&mut duplicates, again)
         && duplicates.any()
@@ -175,8 +174,8 @@ impl Accounts {
     fn of(budget: ByteCount) -> Result<Self, Failure> {
         if budget < BUDGET_LEAST {
             return Err(Failure::Budget(format!(
-                "a RAM budget of {budget} is too small: {BUDGET_LEAST} is the least, of which {} are for the summary and half \
-                 for files and pictures; raise --ram-budget",
+                "RAM budget of {budget} is too small: the minimum is {BUDGET_LEAST}, of which {} are for the summary and half \
+                 for files and images; raise --ram-budget",
                 ByteCount(SUMMARY_BYTES)
             )));
         }
@@ -190,7 +189,7 @@ impl Accounts {
             names: [account("names", names), account("names", names)],
             hashes: account("hashes", hashes),
             files: account("files", files),
-            pictures: account("pictures", rest - 2 * names - hashes - files),
+            images: account("images", rest - 2 * names - hashes - files),
             _summary: summary.map_err(|refused| Failure::Budget(refused.to_string()))?,
             ledger,
         })
@@ -204,7 +203,7 @@ impl Run<'_> {
             true => Progress::beside_output(),
             false => Progress::new(0),
         };
-        // How many files there will be, once that is known; zero before.
+        // Number of files once the counting walk has ended; 0 before.
         let (expected, done) = (AtomicU64::new(0), AtomicBool::new(false));
         let (to_inspect, jobs) = bounded::<Job>(threads * AHEAD);
         thread::scope(|scope| {
@@ -213,7 +212,7 @@ impl Run<'_> {
                 scope.spawn(move || {
                     for (found, result) in jobs {
                         let Some(finding) = inspector.inspect(found) else { return };
-                        // Nobody waits for it when the program is about to end.
+                        // There is no receiver when the program is about to end.
                         let _ = result.send(finding);
                     }
                 });
@@ -245,7 +244,7 @@ impl Run<'_> {
         let mut waiting: VecDeque<Receiver<Finding>> = VecDeque::new();
         let mut told = 0;
         let mut take_next = |waiting: &mut VecDeque<Receiver<Finding>>| {
-            // A result fails to come only if its thread died, which has been said, or is wanted to end.
+            // A result is missing only if its thread panicked, which is reported already, or if the run is interrupted.
             let Some(finding) = waiting.pop_front().and_then(|result| result.recv().ok()) else { return Ok(()) };
             lock(&self.summary).add(&finding);
             let expected = expected.load(Ordering::Relaxed);
@@ -278,7 +277,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What is said of one file, where anything is.
+    /// Prints the line of one file, if it has one.
     fn print_one(&self, finding: &Finding, progress: &Progress) -> Result<(), Failure> {
         let InspectArgs { files, json, summary, .. } = *self.args;
         let line = match json {

@@ -1,5 +1,6 @@
-//! Owns the command line: what can be asked, which verb answers, how failures are said, and the exit code.
-//! It must never do a verb's work, and it sees the library only as any other program does.
+//! The command line: parses arguments, runs the verb, reports its failure and returns the exit code.
+//!
+//! The program uses the library's public API alone.
 
 mod bench;
 mod chart;
@@ -45,14 +46,14 @@ Examples:
   feedstock verify shards/train
   feedstock doctor
 
-Data is a folder of class folders (<folder>/<class>/<image>), or shards: a tar, a folder of them, a pattern such as \
-'train-{0000..0146}.tar'. Sizes are written 24G, 1.5GiB, 512MB, 60% (of the available \
-memory) or auto (half of it). Results go to standard output; progress, notes and errors to standard error.
+Data is a folder of class folders (<folder>/<class>/<image>) or shards: a tar file, a folder of tar files, or a pattern such as \
+'train-{0000..0146}.tar'. Sizes are 24G, 1.5GiB, 512MB, 60% (of the available memory) or auto (half of it). Results go to \
+standard output; progress, notes and errors to standard error.
 
-Exit codes: 0 done, 1 a budget was not kept (prove), 2 wrong usage, 3 the RAM budget is too small, 4 bad data, 5 the system refused something, 6 the \
-device failed, 70 a bug, 130 interrupted";
+Exit codes: 0 success, 1 budget exceeded (prove), 2 usage error, 3 budget too small, 4 bad data, 5 I/O or system error, \
+6 device error, 70 bug, 130 interrupted";
 
-/// Feeds training: images, decoded under a RAM budget
+/// Data loader for training: decodes images within a RAM budget
 #[derive(Parser)]
 #[command(name = "feedstock", version, after_help = MORE, max_term_width = 120)]
 #[command(disable_help_flag = true, disable_help_subcommand = true, disable_version_flag = true)]
@@ -71,43 +72,43 @@ struct Cli {
 enum Verb {
     /// Train a small network on a folder of images
     Train(train::TrainArgs),
-    /// Show what a budget buys: the byte table, the workers, the least budget
+    /// Print the plan for a budget: byte table, workers, minimum budget
     Plan(plan::PlanArgs),
-    /// Run the loader alone, and measure it
+    /// Measure the loader alone
     Bench(bench::BenchArgs),
-    /// Watch many budgets being kept, and draw it
+    /// Verify from outside that budgets are kept, and draw a chart
     Prove(prove::ProveArgs),
-    /// Say what is in a data set, and what is wrong with its files
+    /// Summarize a data set and list its unusable files
     Inspect(inspect::InspectArgs),
     /// Pack a data set into tar shards
     Pack(pack::PackArgs),
     /// Check a packed set against its manifest
     Verify(verify::VerifyArgs),
-    /// Say what this machine gives: GPU and driver, copy rates, limits of memory and cores
+    /// Report this machine's GPU, driver, copy rates, memory limits and cores
     Doctor(doctor::DoctorArgs),
 }
 
-/// What every verb gets besides its own arguments.
+/// State that every verb gets besides its own arguments.
 struct Context {
-    /// When the program began.
+    /// Start of the program.
     started: Instant,
-    /// Whether the user wants it to end.
+    /// The user's request to end the program.
     stop: Stop,
 }
 
-/// Runs the program that the process was started as.
+/// Parses the process's arguments and runs the verb.
 pub(crate) fn run(started: Instant) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nobody is left to tell when this cannot be printed.
+            // If this cannot be printed, there is no other way to report it.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
     if !matches!(cli.verb, Verb::Train(_)) {
-        // Before there are other threads. Where the allocator cannot, headroom has to do. Not for training, whose tensors
-        // are large blocks that come again in every step.
+        // Called before there are other threads. An allocator without this setting is covered by the headroom. Training is
+        // excluded: its tensors are large blocks that are allocated again in every step.
         feedstock::host::return_large_blocks();
     }
     let context = Context { started, stop: Stop::watch() };
@@ -122,10 +123,10 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         Verb::Doctor(args) => doctor::run(&args),
     }));
     if !context.stop.is_requested() {
-        // Where the user wants the program to end, nobody waits for a device to be done: its driver cleans up.
+        // After an interrupt the program does not wait for a device to finish: its driver cleans up.
         context.stop.forget();
     }
-    // A panic has printed its message already.
+    // A panic has already printed its message.
     let failure = match done {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(failure)) => failure,
@@ -135,7 +136,7 @@ pub(crate) fn run(started: Instant) -> ExitCode {
     failure.exit_code()
 }
 
-/// Locks, whatever a thread that panicked in between has left.
+/// Locks a mutex, poisoned or not.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,4 @@
-//! Owns the flags that say what is trained and what it may take, and the table of where its memory goes. It must never
-//! train.
+//! Flags of the model and its memory, and the tables of predicted and measured training memory.
 
 use std::str::FromStr;
 
@@ -15,31 +14,31 @@ use feedstock::train::{
 use super::failure::Failure;
 use super::table::columns;
 
-/// What is trained, and the savings on its memory.
+/// Model and memory options.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model and memory")]
 pub(crate) struct ModelArgs {
     /// Activations in f32, bf16 or f16; weights stay f32
     #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
-    /// Compute again on the way back: none, balanced or blocks
+    /// Activation checkpointing: none, balanced or blocks
     #[arg(long, value_name = "WHAT", default_value_t = Checkpointing::None)]
     pub(crate) checkpoint: Checkpointing,
-    /// What does not learn: backbone, or names such as stem,blocks.0
+    /// Frozen parameters: backbone, or names such as stem,blocks.0
     #[arg(long, value_name = "NAMES", default_value_t = Freeze::Nothing, hide_default_value = true)]
     pub(crate) freeze: Freeze,
     /// sgd or adamw [default: adamw for vit-tiny, else sgd]
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<OptimizerKind>,
-    /// Samples at once, of the --batch-size of a step: N or auto
+    /// Samples in a forward pass, gradients accumulated to --batch-size: N or auto
     #[arg(long, value_name = "N")]
     pub(crate) micro_batch: Option<MicroBatch>,
-    /// Memory for training on its device: 8G [default: what is free]
+    /// Memory budget of training on its device: 8G [default: free memory]
     #[arg(long, value_name = "SIZE")]
     pub(crate) vram_budget: Option<ByteCount>,
 }
 
-/// How many samples are computed at once.
+/// Number of samples in a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MicroBatch {
     Auto,
@@ -52,12 +51,12 @@ impl FromStr for MicroBatch {
         match text.parse() {
             Ok(number) if number > 0 => Ok(MicroBatch::Of(number)),
             _ if text == "auto" => Ok(MicroBatch::Auto),
-            _ => Err(format!("'{text}' is no size of a batch: use a number from 1 on, or auto")),
+            _ => Err(format!("invalid batch size '{text}': expected a number from 1 on, or auto")),
         }
     }
 }
 
-/// Which network.
+/// Network to train.
 #[derive(Clone, Copy)]
 pub(crate) enum Model {
     Auto,
@@ -75,7 +74,7 @@ impl FromStr for Model {
 }
 
 impl Model {
-    /// The one that is meant, for images of this side.
+    /// Resolves `auto` for images of this side.
     pub(crate) fn kind(self, side: u32) -> ModelKind {
         match self {
             Model::Auto => ModelKind::for_side(side),
@@ -85,7 +84,7 @@ impl Model {
 }
 
 impl ModelArgs {
-    /// A run as these flags ask for it.
+    /// Builds the training configuration.
     pub(crate) fn config(&self, kind: ModelKind, classes: usize, side: u32) -> TrainConfig {
         let mut config = TrainConfig::new(kind, classes, side);
         if let Some(optimizer) = self.optimizer {
@@ -101,12 +100,12 @@ impl ModelArgs {
         }
     }
 
-    /// The batches that a step takes, and their size, where no budget decides it.
+    /// Returns the number of micro-batches in a step and their size, without a memory budget.
     pub(crate) fn batches(&self, batch_size: usize) -> Result<(u64, usize), Failure> {
         match self.micro_batch {
             Some(MicroBatch::Of(micro_batch)) if !batch_size.is_multiple_of(micro_batch) => {
                 Err(Failure::Usage(format!(
-                    "--micro-batch {micro_batch} does not divide --batch-size {batch_size}: steps would not all be of one size"
+                    "--micro-batch {micro_batch} does not divide --batch-size {batch_size}: choose a divisor, so that all steps have one size"
                 )))
             }
             Some(MicroBatch::Of(micro_batch)) => Ok(((batch_size / micro_batch) as u64, micro_batch)),
@@ -115,7 +114,7 @@ impl ModelArgs {
     }
 }
 
-/// Where memory goes, predicted and, where there is one, measured.
+/// Table of training memory: predicted and, if given, measured.
 pub(crate) fn account_text(predicted: &MemoryAccount, measured: Option<&MemoryAccount>) -> String {
     let share = |bytes: ByteCount, of: &MemoryAccount| format!("{:.0} %", percent(bytes, of.peak));
     let line =
@@ -153,7 +152,7 @@ fn ratio(measured: ByteCount, predicted: ByteCount) -> Option<f64> {
     (predicted.0 > 0).then(|| measured.0 as f64 / predicted.0 as f64)
 }
 
-/// What each saving gives back, a line each.
+/// Table of memory savings, one a line.
 pub(crate) fn savings_text(savings: &[MemorySaving]) -> String {
     let rows: Vec<[String; 4]> = savings
         .iter()
@@ -165,19 +164,19 @@ pub(crate) fn savings_text(savings: &[MemorySaving]) -> String {
     columns(["saving", "saves", "peak", "cost"], &rows)
 }
 
-/// What is said where no batch fits.
+/// Failure of a budget that not even a batch of one image fits, with the savings that would help.
 pub(crate) fn not_even_one(config: &TrainConfig, batch_size: usize, budget: ByteCount) -> Failure {
     let least = TrainConfig { accumulate: batch_size as u64, ..config.clone() };
     match feedstock::train::memory_savings(&least, 1, 3) {
         Ok(savings) => Failure::Budget(format!(
-            "not even a batch of one image fits the budget of {budget} for training; what would help:\n{}",
+            "not even a batch of one image fits the budget of {budget} for training; savings that would help:\n{}",
             savings_text(&savings)
         )),
         Err(error) => error.into(),
     }
 }
 
-/// Readings at each phase, predicted and measured.
+/// Table of memory after each phase, predicted and measured.
 pub(crate) fn phases_text(report: &MemoryReport) -> String {
     let rows: Vec<[String; 5]> = Phase::ALL
         .into_iter()
@@ -228,7 +227,7 @@ pub(crate) fn savings_json(savings: &[MemorySaving]) -> Value {
     savings.iter().map(saving).collect()
 }
 
-/// `--prune 0.3` and when.
+/// Pruning by `share` after `after_epochs`, by default half of the epochs.
 pub(crate) fn pruning(share: Option<f64>, after_epochs: Option<u64>, epochs: u64) -> Option<Prune> {
     share.map(|share| Prune { share, after_epochs: after_epochs.unwrap_or(epochs.div_ceil(2)) })
 }
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_a_number_or_auto_and_divides_the_step() {
+    fn micro_batch_is_a_number_or_auto() {
         assert_eq!("auto".parse(), Ok(MicroBatch::Auto));
         assert_eq!("16".parse(), Ok(MicroBatch::Of(16)));
         for text in ["0", "-1", "x", ""] {
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_row_for_each_account_and_its_ratio() {
+    fn table_has_a_row_and_ratio_for_each_account() {
         let account = MemoryAccount { parameters: ByteCount(100), peak: ByteCount(400), ..MemoryAccount::default() };
         let measured = MemoryAccount { parameters: ByteCount(110), peak: ByteCount(440), ..MemoryAccount::default() };
         let text = account_text(&account, Some(&measured));

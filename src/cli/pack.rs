@@ -1,5 +1,4 @@
-//! Owns `feedstock pack`: the arguments of a packing, its progress and what is said of it. It must never touch a
-//! sample.
+//! `feedstock pack`: arguments, progress and report of packing.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -20,42 +19,41 @@ use super::table::{counted, facts};
 use super::{Context, lock};
 
 const MORE: &str = "\
-DST gets shard-00000.tar and so on, and manifest.json. A sample is two members of a shard: KEY.jpg (or .png, ...; with \
---decoded KEY.ppm.zst) and KEY.cls, the number of its class. The bytes are a function of the data, the settings and \
-the seed, whatever the workers and the budget.
+Writes shard-00000.tar and so on, and manifest.json, into DST. A sample is two members of a shard: KEY.jpg (or .png, ...; with \
+--decoded KEY.ppm.zst) and KEY.cls, its class index. The bytes depend on the data, the settings and the seed, not on the \
+workers or the budget.
 
-A run that was broken off goes on where it was when it is started again with the same settings. Several jobs can share \
-the work, each with a --shard-of of its own; the last one writes the manifest. Pictures that cannot be used are left \
-out and listed; the exit code is then 4.
+An interrupted run resumes when it is started again with the same settings. Several jobs can share the work, each with its \
+own --shard-of; the last one writes the manifest. Images that cannot be used are left out and listed; the exit code is then 4.
 
 Examples:
   feedstock pack photos/train shards/train
   feedstock pack photos/train shards/train-256 --short-side 256 --quality 92 --shard-size 256M
   feedstock pack photos/val shards/val --decoded --size 224 --in-order --ram-budget 512M";
 
-/// Pixels hardly get smaller, so what counts is how fast they come back.
+/// Default compression level of decoded pixels. They hardly compress, so decompression speed decides.
 const DECODED_LEVEL: i32 = -50;
 
 /// Pack a data set into tar shards
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct PackArgs {
-    /// The data: what train and bench take
+    /// Data set: a folder or shards, as for train and bench
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// Folder for the shards
     #[arg(value_name = "DST")]
     dst: PathBuf,
-    /// Where a shard ends, by the sizes of what goes in
+    /// Target size of a shard, by the stored sizes of its samples
     #[arg(long, value_name = "SIZE", default_value_t = Settings::default().shard_size)]
     shard_size: ByteCount,
     /// Keep the order of the data
     #[arg(long)]
     in_order: bool,
-    /// What the samples are shuffled by
+    /// Seed of the shuffle
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "in_order")]
     seed: u64,
-    /// Shrink pictures to so many pixels on their short side, as JPEG
+    /// Resize images to this short side, as JPEG
     #[arg(long, value_name = "PIXELS", conflicts_with = "decoded")]
     short_side: Option<u32>,
     /// Quality of such a JPEG, 1 to 100
@@ -64,22 +62,22 @@ pub(crate) struct PackArgs {
     /// Store decoded pixels (PPM, compressed with zstd)
     #[arg(long)]
     decoded: bool,
-    /// Scale them to this short side and cut the central square out
+    /// Resize to this short side and crop the central square
     #[arg(long, value_name = "PIXELS", requires = "decoded")]
     size: Option<u32>,
-    /// Level of their compression, 1 to 19, or -1 to -50 for what is decompressed faster
+    /// Compression level, 1 to 19, or -1 to -50 for faster decompression
     #[arg(long, value_name = "N", default_value_t = DECODED_LEVEL, requires = "decoded", allow_negative_numbers = true)]
     level: i32,
-    /// Pack the part of job I of N: shards I, I+N, I+2N, ...
+    /// Pack the share of job I of N: shards I, I+N, I+2N, ...
     #[arg(long, value_name = "I/N", default_value = "0/1")]
     shard_of: Job,
-    /// Hash the shards that are there already
+    /// Verify existing shards by their hashes
     #[arg(long)]
     check: bool,
-    /// The most threads that pack, a shard each [default: by cores]
+    /// Maximum number of packing threads, one shard each [default: by cores]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// The most RAM for index, samples and pictures: 2G, 60% or auto
+    /// RAM budget for index, samples and images: 2G, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     #[command(flatten)]
@@ -89,7 +87,7 @@ pub(crate) struct PackArgs {
     json: bool,
 }
 
-/// Which of several jobs this is.
+/// Job number among several.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Job(ShardOf);
 
@@ -122,7 +120,7 @@ impl PackArgs {
     }
 }
 
-/// How far it is, and since when.
+/// Progress of a run and its start.
 struct PackProgress {
     began: Instant,
     done: Mutex<Done>,
@@ -164,7 +162,7 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> Result<(), Failure> {
 }
 
 impl PackProgress {
-    /// Images a second of this run: what an earlier one packed does not count.
+    /// Images per second of this run, without those of an earlier one.
     fn rate(&self, done: &Done) -> f64 {
         let images = done.samples_done.saturating_sub(done.samples_found);
         images as f64 / self.began.elapsed().as_secs_f64().max(1e-3)
@@ -185,7 +183,7 @@ impl PackProgress {
         line
     }
 
-    /// What is said where the run did not end by itself in time.
+    /// Summary of an interrupted run.
     fn cut_short(&self, json: bool) -> String {
         let done = *lock(&self.done);
         if json {

@@ -1,5 +1,4 @@
-//! Owns where a run computes and where its batches end up: on the CPU, or on a GPU where burn's CUDA backend is built in. It
-//! must never open a GPU that would not be trained on.
+//! Device of a run: the CPU, or a GPU if burn's CUDA backend is compiled in. Opens a GPU only if training runs on it.
 
 use std::sync::Arc;
 
@@ -8,13 +7,13 @@ use feedstock::device::{self, Device, DeviceError, DeviceSpec};
 
 use super::failure::Failure;
 
-/// Where a run computes, and where its batches go.
+/// Device that trains, and device of the batches.
 pub(crate) struct Placement {
     pub(crate) device: Arc<dyn Device>,
-    /// The GPU that trains; `None`: the CPU does.
+    /// The GPU that trains; `None` is the CPU.
     #[cfg_attr(not(feature = "burn-cuda"), allow(dead_code, reason = "no GPU trains in this build"))]
     pub(crate) gpu: Option<u32>,
-    /// Why it is not the GPU that was hoped for.
+    /// Reason why `auto` did not choose a GPU.
     pub(crate) note: Option<String>,
 }
 
@@ -47,6 +46,6 @@ fn gpu(number: u32) -> Result<Arc<dyn Device>, Failure> {
 fn gpu(number: u32) -> Result<Arc<dyn Device>, Failure> {
     Err(Failure::Usage(format!(
         "cuda:{number} cannot train: this program was built without burn's CUDA backend. Build it with `cargo build --release \
-         --features burn-cuda`, or train with --device cpu"
+         --features cli,burn-cuda`, or train with --device cpu"
     )))
 }

@@ -1,5 +1,4 @@
-//! Owns `feedstock plan`: what a budget buys on this machine with this data, and what training would take. It must never build a
-//! loader, nor train.
+//! `feedstock plan`: prints the plan for a budget on this machine with this data, and the predicted memory of training.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -24,16 +23,16 @@ Examples:
   feedstock plan --data photos/train --ram-budget 2G --batch-size 256
   feedstock plan --data photos/train --model resnet18 --batch-size 256 --vram-budget 8G";
 
-/// How many savings are listed.
+/// Maximum number of listed savings.
 const SAVINGS_MAX: usize = 6;
 
-/// Show what a budget buys: the byte table, the workers, the least budget
+/// Print the plan for a budget: byte table, workers, minimum budget
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     loader: LoaderArgs,
-    /// Predict what training takes too: auto, small, large, resnet18 or vit-tiny
+    /// Also predict training memory of: auto, small, large, resnet18 or vit-tiny
     #[arg(long, value_name = "MODEL")]
     model: Option<Model>,
     /// Print one JSON object
@@ -87,7 +86,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     training.within()
 }
 
-/// What training takes, predicted.
+/// Predicted memory of training.
 struct Training {
     config: TrainConfig,
     forecast: Forecast,
@@ -148,7 +147,7 @@ impl Training {
         })
     }
 
-    /// Refuses what does not fit its budget.
+    /// Returns an error if the prediction exceeds the budget.
     fn within(&self) -> Result<(), Failure> {
         let peak = self.forecast.account.peak;
         match self.config.device_budget {
@@ -181,7 +180,7 @@ fn about(host: &HostFacts, folder: &dyn Source, profile: &Profile) -> String {
         (
             "decoding",
             format!(
-                "takes {} for half of the pictures, {} for 99 %, {} for the largest",
+                "takes {} for half of the images, {} for 99 %, {} for the largest",
                 profile.working_p50, profile.working_p99, profile.working_max
             ),
         ),

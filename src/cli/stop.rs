@@ -1,5 +1,6 @@
-//! Owns the end that the user asks for with Ctrl-C or a SIGTERM: the first one ends the work cleanly within a second, the
-//! second one ends the program at once. It must never let the program hang on in a long step, nor two threads sum up at once.
+//! Ctrl-C and SIGTERM: the first one ends the work cleanly within a second, the second one ends the program at once.
+//!
+//! A watchdog prints the summary and exits if the verb does not end in time. Only one thread prints the summary.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// How long a verb has to end by itself.
-const PATIENCE: Duration = Duration::from_millis(600);
-/// How long it has to finish its last words, once it has begun to say them.
-const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+/// Time that a verb has to end by itself.
+const GRACE_PERIOD: Duration = Duration::from_millis(600);
+/// Time that a verb has to finish its summary once it has begun.
+const SUMMARY_MAX: Duration = Duration::from_secs(5);
 const INTERRUPTED: i32 = 130;
 
 use super::failure::{Failure, print};
@@ -18,7 +19,7 @@ use super::lock;
 
 type Call = Box<dyn Fn() + Send>;
 
-/// Whether the user wants the program to end, and what is done about it.
+/// The user's request to end the program, and the actions that follow.
 #[derive(Clone)]
 pub(crate) struct Stop(Arc<Shared>);
 
@@ -31,21 +32,21 @@ struct Shared {
 }
 
 impl Stop {
-    /// Listens for Ctrl-C from now on.
+    /// Installs the signal handler.
     pub(crate) fn watch() -> Stop {
         let stop = Stop(Arc::default());
-        let heard = stop.clone();
-        // Where no handler can be set, Ctrl-C does what it always does.
-        let _ = ctrlc::set_handler(move || heard.heard());
+        let handler = stop.clone();
+        // Without a handler, Ctrl-C ends the process as usual.
+        let _ = ctrlc::set_handler(move || handler.handle());
         stop
     }
 
-    /// Whether the work should end.
+    /// Returns true if the work should end.
     pub(crate) fn is_requested(&self) -> bool {
         self.0.asked.load(Ordering::SeqCst)
     }
 
-    /// Ends the work, wherever it waits; called from another thread, or at once if that is wanted already.
+    /// Registers an action that ends the work wherever it waits. It runs on another thread, or at once if the request was made.
     pub(crate) fn on_stop(&self, end: impl Fn() + Send + 'static) {
         let mut ends = lock(&self.0.ends);
         if self.is_requested() {
@@ -54,12 +55,12 @@ impl Stop {
         ends.push(Box::new(end));
     }
 
-    /// Sums up what was done so far, should the verb itself not get there in time.
+    /// Registers the summary to print if the verb does not end in time.
     pub(crate) fn on_timeout(&self, words: impl Fn() + Send + 'static) {
         *lock(&self.0.on_timeout) = Some(Box::new(words));
     }
 
-    /// Lets go of what it was given: the verb is done, and what it held is to be given back before the program ends.
+    /// Drops the registered actions and all that they hold. Called when the verb is done.
     pub(crate) fn forget(&self) {
         let ends = std::mem::take(&mut *lock(&self.0.ends));
         let words = lock(&self.0.on_timeout).take();
@@ -85,17 +86,17 @@ impl Stop {
         ended
     }
 
-    /// Whether the caller is to sum up: the first one only.
+    /// Returns true for the first caller only: it prints the summary.
     pub(crate) fn claim_summary(&self) -> bool {
         !self.0.summed_up.swap(true, Ordering::SeqCst)
     }
 
-    fn heard(&self) {
+    fn handle(&self) {
         if self.0.asked.swap(true, Ordering::SeqCst) {
             process::exit(INTERRUPTED);
         }
         let watchdog = self.clone();
-        let started = thread::Builder::new().name("feedstock-stop".to_owned()).spawn(move || watchdog.bark());
+        let started = thread::Builder::new().name("feedstock-stop".to_owned()).spawn(move || watchdog.watchdog());
         for end in lock(&self.0.ends).iter() {
             end();
         }
@@ -104,15 +105,15 @@ impl Stop {
         }
     }
 
-    fn bark(&self) {
-        thread::sleep(PATIENCE);
+    fn watchdog(&self) {
+        thread::sleep(GRACE_PERIOD);
         if self.claim_summary() {
             if let Some(words) = &*lock(&self.0.on_timeout) {
                 words();
             }
             Failure::Interrupted.tell();
         } else {
-            thread::sleep(LAST_WORDS_MAX);
+            thread::sleep(SUMMARY_MAX);
         }
         process::exit(INTERRUPTED);
     }

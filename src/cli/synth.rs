@@ -1,9 +1,8 @@
-//! Owns the data set that `train` makes when it is given none: small, real JPEG files of drawn shapes and textures, in
-//! class folders below `train/` and `test/`.
-//! It must never touch a folder that holds anything else, and never leave a half made one in place: everything is
-//! written beside the folder and moved there in one rename.
+//! Synthetic data set for `train` without data: small JPEG files of drawn shapes and textures, in class folders below
+//! `train/` and `test/`.
 //!
-//! The bytes are a function of the spec alone: each picture has random numbers of its own, whichever thread draws it.
+//! It is written to a temporary folder and renamed into place; a folder with other contents is left alone. The bytes depend
+//! on the spec alone: each image has its own random stream, whichever thread draws it.
 
 mod draw;
 
@@ -18,15 +17,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// The file that says what a folder holds. It lies beside the split folders, where no class folder is looked for.
+/// Manifest file beside the split folders, where no class folders are expected.
 const MANIFEST: &str = "synth.txt";
 const SIDE: RangeInclusive<u32> = 16..=4096;
 const PER_CLASS: RangeInclusive<u32> = 1..=100_000;
 const THREADS_MAX: usize = 16;
-/// What an interrupted run left beside the folder is swept up after this time; no live run takes as long.
+/// Age after which leftovers of an interrupted run are removed; no live run takes as long.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// What to draw.
+/// Specification of the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SynthSpec {
     pub(crate) seed: u64,
@@ -42,26 +41,26 @@ impl Default for SynthSpec {
     }
 }
 
-/// What is there now.
+/// Result of [`make`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SynthReport {
-    /// The folder of class folders to train on.
+    /// Training folder.
     pub(crate) train: PathBuf,
-    /// The folder of class folders to test on.
+    /// Test folder.
     pub(crate) test: PathBuf,
     pub(crate) classes: usize,
     pub(crate) images: usize,
-    /// Whether the folder held the whole set already, so that nothing was written.
+    /// True if the whole set existed already and nothing was written.
     pub(crate) reused: bool,
 }
 
-/// Why there is no data set.
+/// Error of making the data set.
 #[derive(Debug)]
 #[non_exhaustive]
 pub(crate) enum SynthError {
     /// A number of the spec is out of range.
     Spec { what: &'static str, given: u32, allowed: RangeInclusive<u32> },
-    /// The folder holds something else, which is left alone.
+    /// The folder has other contents and is left alone.
     Occupied { dir: PathBuf },
     /// A file or folder could not be read or written.
     Io { path: PathBuf, source: io::Error },
@@ -96,7 +95,7 @@ fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, SynthError> {
     result.map_err(|source| SynthError::Io { path: path.to_owned(), source })
 }
 
-/// Makes the data set at `dir`, or finds it there.
+/// Makes the data set at `dir`, or reuses the one that exists.
 pub(crate) fn make(dir: &Path, spec: &SynthSpec) -> Result<SynthReport, SynthError> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     make_with(dir, spec, threads)
@@ -120,7 +119,7 @@ fn make_with(dir: &Path, spec: &SynthSpec, threads: usize) -> Result<SynthReport
     at(&manifest, fs::write(&manifest, spec.manifest()))?;
     match fs::rename(&partial.0, dir) {
         Ok(()) => Ok(report(false)),
-        // Another run may have been faster.
+        // Another run may have finished first.
         Err(source) => match is_made(dir, spec)? {
             true => Ok(report(true)),
             false => at(dir, Err(source)),
@@ -173,7 +172,7 @@ impl SynthSpec {
     }
 }
 
-/// A folder in the making. Whatever is left at its path when it drops is removed.
+/// A temporary folder, removed on drop unless it was renamed.
 struct Partial(PathBuf);
 
 impl Partial {
@@ -198,12 +197,12 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // After the rename nothing is there any more; and a folder that cannot be removed is swept up by a later run.
+        // After the rename there is nothing to remove. A folder that cannot be removed is removed by a later run.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// Removes what runs that were killed have left.
+/// Removes leftovers of killed runs.
 fn sweep(parent: &Path, prefix: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
@@ -213,9 +212,9 @@ fn sweep(parent: &Path, prefix: &str) {
     }
 }
 
-/// Draws every picture of both splits into `dir`.
+/// Draws all images of both splits into `dir`.
 fn draw_all(dir: &Path, spec: &SynthSpec, threads: usize) -> Result<(), SynthError> {
-    // One job is one picture of every class: jobs take equally long, and a job's number names its pictures.
+    // A job is one image of every class: jobs take equally long, and a job's number names its images.
     let mut jobs = Vec::new();
     for (salt, (split, per_class)) in (0u64..).zip(spec.splits()) {
         for class in &CLASSES {
@@ -236,7 +235,7 @@ fn draw_all(dir: &Path, spec: &SynthSpec, threads: usize) -> Result<(), SynthErr
                 let path = dir.join(split).join(class.name).join(format!("{number:05}.jpg"));
                 let quality = 60 + rng.below(36) as u8;
                 if let Err(source) = canvas.encode(quality, &mut encoded).and_then(|()| fs::write(&path, &encoded)) {
-                    // No one takes another job.
+                    // Stops the other threads from taking another job.
                     next.store(jobs.len(), Ordering::Relaxed);
                     return at(&path, Err(source));
                 }

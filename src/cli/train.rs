@@ -1,5 +1,4 @@
-//! Owns `feedstock train`: the small trainer, fed by two loaders within one budget. It must never know how training is
-//! done, only what it is asked for and what came of it.
+//! `feedstock train`: arguments and reports of the small trainer, fed by two loaders within one budget.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -35,13 +34,14 @@ use rates::SnapshotBuilder;
 use report::{RunSummary, epoch_json};
 use setup::{RankInfo, Setup};
 
-/// The file in the checkpoint folder.
+/// Name of the file in the checkpoint folder.
 const CHECKPOINT: &str = "last.ckpt";
 
 const MORE: &str = "\
-A folder with train/ and val/ (or valid/, validation/, test/) in it is trained on the one and validated on the other. With no \
-data, a small set of JPEG files is drawn, and kept in the cache folder for the next time. The RAM budget is for the \
-loaders; --vram-budget is for what training itself takes. With sim: the CPU trains, and batches take a GPU's way. Ctrl-C ends after the step under way, and says how far it got.
+A folder that contains train/ and val/ (or valid/, validation/, test/) is split into training and validation data. Without \
+--data a small set of JPEG files is drawn and kept in the cache folder. The RAM budget is for the loaders; --vram-budget is \
+for training itself. With the device sim the CPU trains, and batches pass through a simulated GPU. Ctrl-C ends after the \
+current step and prints a summary.
 
 Examples:
   feedstock train
@@ -55,13 +55,13 @@ pub(crate) struct TrainArgs {
     /// Folder of class folders, or shards [default: a set of drawn images]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// What to validate on
+    /// Validation data
     #[arg(long, value_name = "DIR", requires = "data")]
     val: Option<PathBuf>,
-    /// RAM for the loaders: 24G, 1.5GiB, 60% or auto
+    /// RAM budget of the loaders: 24G, 1.5GiB, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
-    /// How often each image is seen
+    /// Number of epochs
     #[arg(long, value_name = "N", default_value_t = TrainConfig::new(ModelKind::Small, 1, 32).epochs, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
     /// Samples in a batch
@@ -70,25 +70,25 @@ pub(crate) struct TrainArgs {
     /// Height and width of a sample [default: 32 if small, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     size: Option<u32>,
-    /// auto, small, large, resnet18 or vit-tiny
+    /// Model: auto, small, large, resnet18 or vit-tiny
     #[arg(long, value_name = "MODEL", default_value = "auto")]
     model: Model,
-    /// The highest learning rate [default: what suits the batch]
+    /// Peak learning rate [default: by batch size]
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
     /// Seed of weights, order and crops
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The most threads that decode [default: by --cpu-budget]
+    /// Maximum number of decoding threads [default: by --cpu-budget]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Cores for the loaders: 6, 50% or auto (all but one)
+    /// Cores of the loaders: 6, 50% or auto (all but one)
     #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
     cpu_budget: CpuBudget,
-    /// What trains: cuda:N, cpu, sim:step=20ms or auto
+    /// Training device: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceSpec,
-    /// Several at once, a share of the data each: 0,1 or cpu,cpu
+    /// Data parallel training on several devices: 0,1 or cpu,cpu
     #[arg(long, value_name = "LIST", conflicts_with = "device")]
     devices: Option<String>,
     #[command(flatten)]
@@ -100,27 +100,27 @@ pub(crate) struct TrainArgs {
     /// Start from the weights of this checkpoint
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// Write a checkpoint here after each epoch, and when stopped
+    /// Folder of the checkpoint, written after each epoch and when stopped
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
-    /// Write one every so many steps too
+    /// Also write a checkpoint every N steps
     #[arg(long, value_name = "STEPS", default_value_t = 0, hide_default_value = true, requires = "checkpoint_dir")]
     checkpoint_every: u64,
-    /// Go on from the checkpoint
+    /// Resume from the checkpoint
     #[arg(long, requires = "checkpoint_dir")]
     resume: bool,
-    /// End after this time: 90s, 10m, 2h
+    /// Stop after this time: 90s, 10m, 2h
     #[arg(long, value_name = "TIME")]
     time_limit: Option<TimeLimit>,
-    /// Print one JSON object an epoch, and one at the end
+    /// Print a JSON object after each epoch and at the end
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     model_args: ModelArgs,
-    /// Take out this share of the channels inside blocks, then go on
+    /// Prune this share of the channels inside blocks
     #[arg(long, value_name = "SHARE")]
     prune: Option<f64>,
-    /// After how many epochs to prune [default: half of them]
+    /// Number of epochs before pruning [default: half of them]
     #[arg(long, value_name = "N", requires = "prune")]
     prune_after: Option<u64>,
     #[command(flatten)]
@@ -133,7 +133,7 @@ struct TimeLimit(Duration);
 impl FromStr for TimeLimit {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let refused = || format!("'{text}' is no time: write a number and a unit, such as 90s, 10m or 2h");
+        let refused = || format!("invalid time '{text}': expected a number and a unit, such as 90s, 10m or 2h");
         let scale = match text.chars().last() {
             Some('s') => 1.0,
             Some('m') => 60.0,
@@ -166,7 +166,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     let summary = RunSummary::new(setup);
     let stop = Arc::new(AtomicBool::new(false));
     let json = args.json;
-    // Of several processes the first one reports for all, and writes.
+    // Rank 0 alone reports and writes files.
     let reports = setup.rank_info.rank == 0;
     let look = if reports { args.look.clone() } else { ObserverArgs::default() };
     let observers = look.begin(json || !reports, args.resume, setup.batches_in_all())?;
@@ -175,9 +175,9 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
         let alone = group.world_size() == 1;
         let stop = stop.clone();
         context.stop.on_stop(move || {
-            // In this order: what a loader says when it is called off is no failure of a run that is to end.
+            // The flag is set first: the error of a stopped loader is then no failure of the run.
             stop.store(true, Ordering::SeqCst);
-            // Ranks leave together, after the same step: each has to have its batch for it.
+            // Ranks end together after the same step, and each needs its batch for it: loaders go on.
             if alone {
                 loaders.iter().for_each(Loader::stop);
             }
@@ -198,16 +198,16 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<(), Failure> {
     done
 }
 
-/// Who hears how it goes.
+/// Receivers of a run's events.
 #[derive(Clone, Copy)]
 struct Reporting<'a> {
-    /// For the summary.
+    /// Collects the summary.
     summary: &'a RunSummary,
-    /// For whoever looks at it meanwhile.
+    /// Live view, log and TensorBoard file.
     observers: &'a Observers,
 }
 
-/// Trains as every rank of this process at once. The first one tells how it goes.
+/// Trains as every rank of this process, one thread each. The first one reports.
 fn train_ranks(
     args: &TrainArgs,
     context: &Context,
@@ -224,7 +224,7 @@ fn train_ranks(
             .map(|(n, job)| scope.spawn(move || ranks::train_rank(job, group, n + 1, stop, &mut |_| ())))
             .collect();
         let told = lead(args, context, first, group, reporting, stop);
-        // What ended a rank is a better reason than that it is gone.
+        // The error that ended a rank says more than that the rank is gone.
         let reasons = others.into_iter().filter_map(|rank| rank.join().ok()?.err());
         match reasons.into_iter().find(|reason| !matches!(reason, TrainError::Collective(_))) {
             Some(reason) if !stop.load(Ordering::SeqCst) => Err(reason.into()),
@@ -233,7 +233,7 @@ fn train_ranks(
     })
 }
 
-/// Trains as the first rank of this process, and tells how it goes.
+/// Trains as the first rank of this process and reports.
 fn lead(
     args: &TrainArgs,
     context: &Context,
@@ -285,7 +285,7 @@ fn lead(
     if let Err(TrainError::OutOfMemory(refused)) = &outcome
         && refused.phase.is_none()
     {
-        // Nothing was trained: there is nothing to sum up.
+        // Nothing was trained, so there is no summary.
         return Err(Failure::Budget(refused.to_string()));
     }
     let ended = match &outcome {
@@ -306,10 +306,10 @@ fn lead(
 }
 
 impl TrainArgs {
-    /// A run as these flags ask for it, but for what depends on its batches.
+    /// Builds the training configuration, except what depends on the batches.
     fn config(&self, classes: usize, side: u32, world_size: usize) -> TrainConfig {
         let mut config = self.model_args.config(self.model.kind(side), classes, side);
-        // The default suits batches of 64; a batch of twice as many takes steps of twice the length.
+        // The default suits batches of 64; the rate scales linearly with the batch size.
         let images = (self.batch_size * world_size) as f64;
         config.schedule.peak = self.lr.unwrap_or(config.schedule.peak * images / 64.0);
         config.epochs = self.epochs;
@@ -321,13 +321,16 @@ impl TrainArgs {
         config
     }
 
-    /// Where the checkpoint goes. One that is there already is gone on from, or left alone.
+    /// Path of the checkpoint.
+    ///
+    /// # Errors
+    /// A usage error if one exists and `--resume` is not given.
     fn checkpoint_file(&self) -> Result<Option<PathBuf>, Failure> {
         let Some(folder) = &self.checkpoint_dir else { return Ok(None) };
         let path = folder.join(CHECKPOINT);
         if !self.resume && path.exists() {
             return Err(Failure::Usage(format!(
-                "{} is there already: go on from it with --resume, remove it, or name another folder",
+                "{} exists already: resume from it with --resume, remove it, or choose another folder",
                 path.display()
             )));
         }

@@ -1,5 +1,4 @@
-//! Owns `feedstock verify`: the arguments of a verification, its progress and what is said of it. It must never change
-//! a set.
+//! `feedstock verify`: arguments, progress and report of checking a packed set. It only reads.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -18,13 +17,12 @@ use super::table::counted;
 use super::{Context, lock};
 
 const MORE: &str = "\
-Each shard's size and hash are held against the manifest, its members listed and counted, and those that are \
-compressed decompressed, which checks their checksums. Shards that are missing, additional or damaged are named; the \
-exit code is 4 if anything is wrong.
+Compares each shard's size and hash with the manifest, counts its members, and decompresses compressed ones, which checks \
+their checksums. Missing, additional and damaged shards are listed; the exit code is 4 if there are any.
 
 Examples:
   feedstock verify shards/train
-  feedstock verify shards/train --pictures --json | jq -r '.problems[].file'";
+  feedstock verify shards/train --image-headers --json | jq -r '.problems[].file'";
 
 /// Check a packed set against its manifest
 #[derive(Args)]
@@ -33,10 +31,10 @@ pub(crate) struct VerifyArgs {
     /// Folder of the shards
     #[arg(value_name = "DST")]
     dst: PathBuf,
-    /// Read the headers of pictures, too
+    /// Also read image headers
     #[arg(long)]
-    pictures: bool,
-    /// The most threads, a shard each [default: by cores]
+    image_headers: bool,
+    /// Maximum number of threads, one shard each [default: by cores]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// Print one JSON object
@@ -54,11 +52,11 @@ pub(crate) fn run(args: &VerifyArgs, context: &Context) -> Result<(), Failure> {
     let line = Mutex::new(Progress::new(1000));
     let told = |done: &VerifyProgress| {
         *lock(&last) = *done;
-        // In thousandths, since shards are few and long.
+        // In thousandths, because shards are few and large.
         let share = done.bytes_done as f64 / done.bytes.max(1) as f64;
         lock(&line).at((share * 1000.0) as u64, || progress(done, began));
     };
-    let settings = VerifySettings { pictures: args.pictures, workers: args.workers };
+    let settings = VerifySettings { pictures: args.image_headers, workers: args.workers };
     let stop = context.stop.clone();
     let found = verify(&args.dst, &settings, told, &|| stop.is_requested());
     lock(&line).clear();
@@ -91,7 +89,7 @@ fn progress(done: &VerifyProgress, began: Instant) -> String {
     )
 }
 
-/// What is said where the run did not end by itself in time.
+/// Summary of an interrupted run.
 fn cut_short(done: &VerifyProgress, json: bool) -> String {
     if json {
         return json!({ "ended_early": true, "shards": done.shards_done, "problem_count": done.problems }).to_string();

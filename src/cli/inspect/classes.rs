@@ -1,5 +1,6 @@
-//! Owns which class and which part of the data (train, val) a file belongs to, and how large the classes are. It must
-//! never hold a name for every class: files come in the order of a walk, a class at a time.
+//! Class and split (train, val) of a file, and the sizes of the classes.
+//!
+//! Files arrive in the order of the walk, one class at a time, so no table of all class names is kept.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -10,10 +11,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::super::data::readable;
 use super::super::table::counted;
 
-/// Folders that hold class folders and are no class, where they do hold such.
+/// Names of split folders: they hold class folders and are not classes themselves.
 const PARTS: [&str; 8] = ["train", "training", "val", "valid", "validation", "dev", "test", "eval"];
 
-/// Where a file belongs.
+/// Split and class of a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct ClassPath<'a> {
     pub(super) part: Option<&'a str>,
@@ -21,7 +22,7 @@ pub(super) struct ClassPath<'a> {
 }
 
 impl<'a> ClassPath<'a> {
-    /// Of a file that was found below a folder; the folder's own name is its part where there are several.
+    /// Split and class of a file below `root`. `root_name` is the split if several folders were given.
     pub(super) fn of(path: &'a Path, root: &Path, root_name: Option<&'a str>) -> Self {
         let Ok(below) = path.strip_prefix(root) else { return ClassPath { part: None, class: None } };
         let mut names = below.iter();
@@ -35,18 +36,18 @@ impl<'a> ClassPath<'a> {
         }
     }
 
-    /// Short marks of the part and the class, by which files of others are told apart.
+    /// Short hashes of the split and the class, to compare files.
     pub(super) fn marks(&self) -> (u32, u32) {
         let mark = |name: Option<&[u8]>| name.map_or(0, |name| xxh3_64(name) as u32);
         (mark(self.part.map(str::as_bytes)), mark(self.class.map(OsStr::as_encoded_bytes)))
     }
 }
 
-/// How many classes there are in each part, and the least and the greatest of them.
+/// Number of classes in each split, with the smallest and the largest.
 #[derive(Clone, Default)]
 pub(super) struct Classes {
     parts: Vec<Part>,
-    /// The class that the walk is in.
+    /// Class that the walk is in.
     now: Option<(usize, OsString, u64)>,
 }
 
@@ -54,9 +55,9 @@ pub(super) struct Classes {
 struct Part {
     name: Option<String>,
     classes: u64,
-    /// Files within them.
+    /// Files in classes.
     files: u64,
-    /// Files outside of any.
+    /// Files outside of classes.
     outside: u64,
     smallest: Option<(u64, String)>,
     largest: Option<(u64, String)>,
@@ -83,7 +84,7 @@ impl Classes {
         }
     }
 
-    /// The class that the walk was in has all of its files.
+    /// Closes the current class: all of its files were seen.
     fn close(&mut self) {
         let Some((part, name, files)) = self.now.take() else { return };
         let Part { classes, smallest, largest, .. } = &mut self.parts[part];
@@ -106,7 +107,7 @@ impl Classes {
         all.parts
     }
 
-    /// A label and a line for each part.
+    /// A label and a line for each split.
     pub(super) fn text(&self) -> Vec<(String, String)> {
         let line = |part: &Part| {
             let mut text = match part.classes {
@@ -165,7 +166,7 @@ mod tests {
         assert_eq!(place("/d/cat/1.jpg"), (None, Some("cat")));
         assert_eq!(place("/d/cat/more/1.jpg"), (None, Some("cat")));
         assert_eq!(place("/d/Train/cat/1.jpg"), (Some("Train"), Some("cat")));
-        // A train may be a class beside a boat.
+        // `train` may be a class (beside `boat`).
         assert_eq!(place("/d/train/1.jpg"), (None, Some("train")));
         assert_eq!(place("/d/1.jpg"), (None, None));
         assert_eq!(ClassPath::of(Path::new("1.jpg"), Path::new("1.jpg"), None), ClassPath { part: None, class: None });

@@ -1,5 +1,6 @@
-//! Owns which files have the same content, by their XXH3 of 128 bits. It must never hold a path while files come in, nor a
-//! hash that its account has no room for.
+//! Files of equal content, by the 128-bit XXH3 of their bytes.
+//!
+//! While files arrive, only hashes are kept, within their account; paths are found in a second walk.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,31 +12,31 @@ use feedstock::budget::{Account, Reservation};
 
 use super::super::table::counted;
 
-/// Hashes that room is taken for at a time.
+/// Hashes reserved at a time.
 const CHUNK: usize = 4096;
-/// With what merging needs for each chunk.
+/// Bytes of a chunk, with what merging needs for it.
 const CHUNK_BYTES: u64 = (CHUNK * size_of::<Entry>() + 128) as u64;
-/// Groups that are named, and files of each.
+/// Maximum number of named groups, and of files of each.
 const GROUPS_NAMED: usize = 10;
 const FILES_NAMED: usize = 4;
 
-/// A file's content, and where it was found.
+/// Hash of a file and its position.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Entry {
     pub(super) hash: u128,
-    /// Its place in the walk.
+    /// Position in the walk.
     pub(super) ordinal: u64,
-    /// Marks of its part and its class.
+    /// Short hashes of split and class.
     pub(super) marks: (u32, u32),
 }
 
-/// The contents of all files so far, or of as many as there is room for.
+/// Hashes of all files so far, or of as many as the account holds.
 pub(super) struct Hashes {
     account: Account,
-    /// All but the last are full, and sorted.
+    /// All but the last are full and sorted.
     chunks: Vec<Chunk>,
     hashed: u64,
-    /// Why there are no more.
+    /// Reason why hashing stopped early.
     refused: Option<String>,
 }
 
@@ -44,28 +45,28 @@ struct Chunk {
     _held: Reservation,
 }
 
-/// What was found: files whose content another one has.
+/// Files whose content equals another's.
 #[derive(Default)]
 pub(super) struct Duplicates {
     hashed: u64,
     refused: Option<String>,
     groups: u64,
-    /// Files less groups: what would be gone if one of each were kept.
+    /// Files minus groups: the number of removable copies.
     surplus: u64,
     across_classes: u64,
     across_parts: u64,
-    /// Those that matter most, first.
+    /// Most important groups first.
     named: Vec<Group>,
 }
 
-/// Files of one content.
+/// Files of equal content.
 #[derive(Clone)]
 struct Group {
     files: u64,
     across_parts: bool,
     across_classes: bool,
     first: Entry,
-    /// The first few.
+    /// First few members.
     members: Vec<(u64, String)>,
 }
 
@@ -103,13 +104,13 @@ impl Hashes {
         Ok(())
     }
 
-    /// The groups among them.
+    /// Returns the groups of equal hashes.
     pub(super) fn duplicates(&mut self) -> Duplicates {
         if let Some(last) = self.chunks.last_mut() {
             last.entries.sort_unstable();
         }
         let mut found = Duplicates { hashed: self.hashed, refused: self.refused.clone(), ..Duplicates::default() };
-        // The next of each chunk, the least one on top.
+        // Merge of the sorted chunks: the smallest entry is on top.
         let mut next: BinaryHeap<Reverse<(Entry, usize, usize)>> = BinaryHeap::with_capacity(self.chunks.len());
         let firsts = self.chunks.iter().enumerate();
         next.extend(firsts.filter_map(|(chunk, held)| Some(Reverse((*held.entries.first()?, chunk, 0)))));
@@ -143,7 +144,7 @@ impl Group {
         }
     }
 
-    /// What leaks comes first, then what there is most of, then what comes first.
+    /// Order of importance: leaks between splits first, then larger groups, then earlier ones.
     fn weight(&self) -> impl Ord + use<> {
         (self.across_parts, self.across_classes, self.files, Reverse(self.first.ordinal))
     }
@@ -163,12 +164,12 @@ impl Duplicates {
         }
     }
 
-    /// Whether there is anything that needs paths.
+    /// Returns true if there are groups to name.
     pub(super) fn any(&self) -> bool {
         self.groups > 0
     }
 
-    /// Finds the paths of what is named, in a second walk over the same files.
+    /// Finds the paths of named groups in a second walk over the same files.
     pub(super) fn name(&mut self, paths: impl Iterator<Item = String>) {
         let mut wanted: Vec<&mut (u64, String)> = self.named.iter_mut().flat_map(|group| &mut group.members).collect();
         wanted.sort_unstable_by_key(|member| Reverse(member.0));
@@ -181,7 +182,7 @@ impl Duplicates {
         }
     }
 
-    /// What there is in a line, and lines that name some.
+    /// Summary line, and lines that name groups.
     pub(super) fn text(&self) -> (String, String) {
         let mut line = match self.groups {
             0 => "none".to_owned(),
@@ -255,7 +256,7 @@ mod tests {
     #[test]
     fn groups_are_found_wherever_their_files_are() {
         let mut all = hashes(8);
-        // Every hash once, in an order that spreads each group over the chunks; and some again.
+        // Every hash once, in an order that spreads each group over the chunks, then some again.
         for ordinal in 0..20_000u64 {
             let content = if ordinal >= 19_990 { ordinal - 19_990 } else { ordinal };
             let hash = u128::from(feedstock::mix64(content)) << 64;

@@ -1,5 +1,6 @@
-//! Owns the look at one file: open, read, probe, decode, average; or its header alone. It must never wait for a FIFO, let
-//! a decoder's panic out, or take bytes that it has not reserved.
+//! Inspection of one file: open, read, probe, decode, average; or its header alone.
+//!
+//! Opening never blocks on a FIFO, a decoder's panic is contained, and bytes are reserved before they are read.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -20,21 +21,21 @@ use super::super::failure::chain;
 use super::super::stop::Stop;
 use super::walk::Found;
 
-/// The part of a file that a quick look reads; where the header is not within it, all of the file. A camera's JPEG has a
-/// small picture of up to 64 KiB before its own header.
+/// Prefix of a file that `--quick` reads; if it does not contain the header, the whole file is read. A camera's JPEG has a
+/// thumbnail of up to 64 KiB before its own header.
 const PREFIX_BYTES: u64 = 72 << 10;
 
-/// Looks at files, within a budget, from any number of threads.
+/// Inspects files within a budget, from any number of threads.
 pub(super) struct FileInspector {
-    /// A thread that holds a file may wait for a picture, one that holds a picture waits for nothing; and since accounts
-    /// have caps, files can never take what a picture waits for.
+    /// A thread that holds a file may wait for memory of an image; one that holds an image waits for nothing. Accounts have
+    /// caps, so files never take the memory of images, and there is no deadlock.
     pub(super) files: Account,
-    /// Where there is none, headers are all that is looked at.
-    pub(super) pictures: Option<Account>,
+    /// `None` inspects headers only.
+    pub(super) images: Option<Account>,
     pub(super) stop: Stop,
 }
 
-/// What a file turned out to be.
+/// Result of an inspection.
 pub(super) struct Finding {
     pub(super) found: Found,
     pub(super) seen: Seen,
@@ -42,17 +43,17 @@ pub(super) struct Finding {
     pub(super) problem: Option<Problem>,
 }
 
-/// What there was to see, up to where it failed.
+/// Facts of a file, up to the step that failed.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) bytes: Option<u64>,
     pub(super) header: Option<Header>,
-    /// XXH3 of all of the file.
+    /// XXH3 of the whole file.
     pub(super) hash: Option<u128>,
 }
 
 struct Means {
-    picture: [f64; 3],
+    image: [f64; 3],
     corner: [f64; 3],
 }
 
@@ -70,7 +71,7 @@ enum Ended {
 }
 
 impl FileInspector {
-    /// What a file is; nothing where somebody wants the program to end before that is known.
+    /// Inspects a file. Returns `None` if the program is interrupted first.
     pub(super) fn inspect(&self, found: Found) -> Option<Finding> {
         let mut seen = Seen::default();
         let outcome = match &found.problem {
@@ -90,9 +91,9 @@ impl FileInspector {
     fn examine(&self, path: &Path, seen: &mut Seen) -> Result<Option<Means>, Ended> {
         let (mut file, bytes) = open(path)?;
         seen.bytes = Some(bytes);
-        if self.pictures.is_none() && bytes > PREFIX_BYTES {
+        if self.images.is_none() && bytes > PREFIX_BYTES {
             let (encoded, _held) = self.read(&mut file, PREFIX_BYTES)?;
-            // How a WebP file is to be turned stands behind its picture. Any failure may be for want of the rest.
+            // A WebP file has its orientation behind the image. Any failure may be due to the missing rest.
             if let Ok(header) = probe(&encoded, &Limits::default())
                 && header.format != Format::WebP
             {
@@ -103,12 +104,12 @@ impl FileInspector {
         }
         let (encoded, _held) = self.read(&mut file, bytes)?;
         let header = seen.header.insert(probe(&encoded, &Limits::default()).map_err(|error| of(&error, Stage::Probe))?);
-        let Some(pictures) = &self.pictures else { return Ok(None) };
+        let Some(images) = &self.images else { return Ok(None) };
         seen.hash = Some(xxh3_128(&encoded));
         let working_set = working_set(header, 1);
         let row_bytes = u64::from(header.width) * 3;
         let needed = working_set.buffer_bytes.saturating_add(working_set.codec_bytes).saturating_add(row_bytes);
-        let _picture_bytes = self.reserve(pictures, needed, Stage::Decode)?;
+        let _image_bytes = self.reserve(images, needed, Stage::Decode)?;
         let means = || {
             let mut buffer = working_set.allocate()?;
             let decoder = begin(&encoded, header, &DecodeRequest::whole(header), &mut buffer)?;
@@ -117,7 +118,7 @@ impl FileInspector {
         means().map(Some).map_err(|error| of(&error, Stage::Decode))
     }
 
-    /// The first `bytes` of a file. One that grows meanwhile is read as far as it was long.
+    /// Reads the first `bytes` of a file. A file that grows meanwhile is read up to its initial length.
     fn read(&self, file: &mut File, bytes: u64) -> Result<(Vec<u8>, Reservation), Ended> {
         let held = self.reserve(&self.files, bytes, Stage::Read)?;
         let mut encoded = Vec::new();
@@ -151,7 +152,7 @@ fn of(error: &DecodeError, stage: Stage) -> Ended {
 }
 
 fn open(path: &Path) -> Result<(File, u64), Ended> {
-    // Without NONBLOCK, a FIFO would hold this thread until somebody writes to it.
+    // Without NONBLOCK, opening a FIFO blocks until there is a writer.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let refused = |errno: rustix::io::Errno| unread(&std::io::Error::from(errno));
     let file = openat(CWD, path, flags, Mode::empty()).map_err(refused)?;
@@ -198,7 +199,7 @@ fn means(mut decoder: Decoder<'_>, width: u32, height: u32) -> Result<Means, Dec
     let mean = |sums: [u64; 3], (width, height): (u32, u32)| {
         sums.map(|sum| sum as f64 / (f64::from(width) * f64::from(height)))
     };
-    Ok(Means { picture: mean(sums, (width, height)), corner: mean(corner_sums, (corner_width, corner_height)) })
+    Ok(Means { image: mean(sums, (width, height)), corner: mean(corner_sums, (corner_width, corner_height)) })
 }
 
 impl Finding {
@@ -207,7 +208,7 @@ impl Finding {
         self.problem.as_ref().map(|problem| problem.stage)
     }
 
-    /// Its path, for people.
+    /// Path as text.
     pub(super) fn path(&self) -> String {
         readable(self.found.path.as_os_str().as_encoded_bytes())
     }
@@ -222,9 +223,9 @@ impl Finding {
             "width": header.as_ref().map(|header| header.width),
             "height": header.as_ref().map(|header| header.height),
             "orientation": header.as_ref().map(|header| header.orientation),
-            "colour": header.as_ref().map(|header| header.color.name()),
+            "color": header.as_ref().map(|header| header.color.name()),
             "progressive": header.as_ref().map(|header| header.progressive),
-            "mean_rgb": means.as_ref().map(|means| means.picture),
+            "mean_rgb": means.as_ref().map(|means| means.image),
             "corner_mean_rgb": means.as_ref().map(|means| means.corner),
             "xxh3_128": hash.map(|hash| format!("{hash:032x}")),
             "stage": self.stage().map(Stage::name),
@@ -242,7 +243,7 @@ impl Finding {
         let format = header.as_ref().map_or(String::new(), |header| header.format.to_string());
         let size = header.as_ref().map_or(String::new(), |header| format!("{}x{}", header.width, header.height));
         text += &format!(" {format:<5} {size:>11}");
-        if let Some(Means { picture: [red, green, blue], .. }) = means {
+        if let Some(Means { image: [red, green, blue], .. }) = means {
             text += &format!("  rgb {red:5.1} {green:5.1} {blue:5.1}");
         }
         text += &format!("  {}", self.path());

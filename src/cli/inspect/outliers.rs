@@ -1,5 +1,4 @@
-//! Owns the files at the ends: the largest, the smallest, the most drawn out, a few of each by name. It must never hold
-//! more than these few.
+//! Outliers by name: the largest, the smallest and the most elongated files, a fixed number of each.
 
 use serde_json::{Value, json};
 
@@ -7,10 +6,10 @@ use feedstock::ByteCount;
 
 use super::inspect_file::Finding;
 
-/// Files that are named at each end.
+/// Named files of each kind.
 const NAMED: usize = 3;
 
-/// The few files of the highest rank.
+/// Files of the highest rank.
 #[derive(Clone, Default)]
 struct End {
     named: Vec<Outlier>,
@@ -25,10 +24,10 @@ struct Outlier {
     height: u32,
 }
 
-/// The files at every end.
+/// Outliers of every kind.
 #[derive(Clone, Default)]
 pub(super) struct Outliers {
-    /// By bytes, by pixels, by pixels from below, by aspect ratio.
+    /// By bytes, by pixels, by pixels ascending, by aspect ratio.
     ends: [End; 4],
 }
 
@@ -36,20 +35,20 @@ const TITLES: [&str; 4] = ["largest files", "most pixels", "fewest pixels", "mos
 const KEYS: [&str; 4] = ["largest_files", "most_pixels", "fewest_pixels", "most_drawn_out"];
 
 impl Outliers {
-    /// Takes a look at a file whose header could be read.
+    /// Adds a file whose header was read.
     pub(super) fn add(&mut self, finding: &Finding) {
         let (Some(bytes), Some(header)) = (finding.seen.bytes, &finding.seen.header) else { return };
         let (width, height) = (header.width, header.height);
         let pixels = u64::from(width) * u64::from(height);
         let (long, short) = (width.max(height), width.min(height));
-        // In thousandths, which is as near as anybody looks.
+        // In thousandths: precise enough to rank.
         let aspect = u64::from(long) * 1000 / u64::from(short.max(1));
         for (end, rank) in self.ends.iter_mut().zip([bytes, pixels, u64::MAX - pixels, aspect]) {
             end.offer(rank, || Outlier { rank, path: finding.path(), bytes, width, height });
         }
     }
 
-    /// A title and lines for each end where not all are alike.
+    /// A title and lines for each kind in which files differ.
     pub(super) fn text(&self, alike: [bool; 4]) -> String {
         let mut lines = Vec::new();
         for ((end, title), _) in self.ends.iter().zip(TITLES).zip(alike).filter(|(_, alike)| !alike) {
@@ -70,7 +69,7 @@ impl Outliers {
 
 impl End {
     fn offer(&mut self, rank: u64, outlier: impl FnOnce() -> Outlier) {
-        // Of equals, the first one stays.
+        // Among equals the first one stays.
         let at = self.named.partition_point(|other| other.rank >= rank);
         if at < NAMED {
             self.named.insert(at, outlier());

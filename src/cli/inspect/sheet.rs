@@ -1,5 +1,6 @@
-//! Owns the contact sheet: one batch as the loader gives it to a model, drawn as a grid in a PNG. It must never touch a
-//! pixel of the batch, hold more than a row of the sheet, nor leave half a file behind.
+//! Contact sheet: one batch exactly as the loader delivers it, drawn as a grid into a PNG.
+//!
+//! Rows are encoded one at a time, and the file is renamed into place when it is whole.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -12,37 +13,37 @@ use feedstock::device::DeviceSpec;
 use feedstock::tensor::{CHANNELS, SIDE_MAX};
 use feedstock::{Batch, ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
-use super::super::data::{DecodeArgs, LoaderArgs, SourceArgs, refused_beside, split};
+use super::super::data::{DecodeArgs, LoaderArgs, SourceArgs, split, with_other_accounts};
 use super::super::failure::Failure;
 use super::super::stop::Stop;
 use super::super::table::counted;
 
-/// Pixels between pictures, and around them.
+/// Pixels between images and around them.
 const MARGIN: usize = 4;
 const MARGIN_LEVEL: u8 = 255;
-/// What the encoder takes besides rows: its compressor and its buffers.
+/// Memory of the PNG encoder besides rows: compressor and buffers.
 const ENCODER_BYTES: u64 = 1 << 20;
-/// Rows that are held at once: one here, the others by the encoder, which filters each against the one before.
+/// Rows in memory: one here, the others in the encoder, which filters each row against the one before.
 const ROWS: u64 = 6;
 
-/// What is drawn, and where to.
+/// Options of the contact sheet.
 #[derive(Args)]
 pub(crate) struct SheetArgs {
     /// Draw a batch as training sees it, as a PNG
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Pictures on the sheet, up to 64
+    /// Images on the sheet, up to 64
     #[arg(long, value_name = "N", requires = "sheet", default_value_t = 36, value_parser = clap::value_parser!(u64).range(1..=64))]
     sheet_count: u64,
-    /// Height and width of each of them
+    /// Height and width of each image
     #[arg(long, value_name = "PIXELS", requires = "sheet", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     size: u32,
-    /// Which batch: the first one of epoch 0 with this seed
+    /// Seed; the sheet shows the first batch of epoch 0
     #[arg(long, value_name = "N", requires = "sheet", default_value_t = 0)]
     seed: u64,
 }
 
-/// The places of a sheet.
+/// Layout of a sheet.
 struct Grid {
     columns: usize,
     rows: usize,
@@ -50,7 +51,7 @@ struct Grid {
 }
 
 impl SheetArgs {
-    /// Draws the sheet, if one is wanted, and says what was drawn.
+    /// Draws the sheet, if requested, and returns a line about it.
     pub(super) fn draw(&self, paths: &[PathBuf], budget: ByteCount, stop: &Stop) -> Result<Option<String>, Failure> {
         let Some(out) = &self.sheet else { return Ok(None) };
         let [data] = paths else {
@@ -60,13 +61,13 @@ impl SheetArgs {
             )));
         };
         let args = LoaderArgs {
-            // As `train` would choose.
+            // The same split as `train`.
             data: split(data, None).0,
             ram_budget: vec![RamBudget::Bytes(budget)],
             batch_size: self.sheet_count as usize,
             size: self.size,
             workers: Vec::new(),
-            // Nobody trains beside it.
+            // There is no training thread beside it.
             cpu_budget: Some(CpuBudget::Fraction(1.0)),
             no_governor: false,
             prefetch: Some(1),
@@ -79,9 +80,9 @@ impl SheetArgs {
         let folder = args.open()?;
         let sheet_bytes = ByteCount(Grid::of(self.sheet_count as usize, self.size).bytes());
         let because = "a few rows of the sheet, and their encoder";
-        let refused = |error| refused_beside(error, &[("sheet", sheet_bytes, because)]);
+        let refused = |error| with_other_accounts(error, &[("sheet", sheet_bytes, because)]);
         let (builder, _) = args.builder(&folder)?;
-        // Bad files are replaced, as in training; how many there are is what the rest of the report is about.
+        // Bad files are replaced as in training; the rest of the report counts them.
         let builder = builder.seed(self.seed).bad_samples_max(1.0).own_ram_budget(budget.saturating_sub(sheet_bytes));
         let loader = builder.build().map_err(refused)?;
         let stopper = loader.clone();
@@ -104,7 +105,7 @@ impl SheetArgs {
         };
         format!(
             "sheet of {} of {size}x{size}, {columns} across and {rows} down, seed {}: {}{first}{replaced}\n",
-            counted(batch.len() as u64, "picture"),
+            counted(batch.len() as u64, "image"),
             self.seed,
             out.display(),
         )
@@ -112,10 +113,10 @@ impl SheetArgs {
 }
 
 impl Grid {
-    /// As square as it gets.
-    fn of(pictures: usize, size: u32) -> Self {
-        let columns = (1..).find(|side| side * side >= pictures).unwrap_or(1);
-        Grid { columns, rows: pictures.div_ceil(columns), size: size as usize }
+    /// Lays out `images` images as close to a square as possible.
+    fn of(images: usize, size: u32) -> Self {
+        let columns = (1..).find(|side| side * side >= images).unwrap_or(1);
+        Grid { columns, rows: images.div_ceil(columns), size: size as usize }
     }
 
     fn width(&self) -> usize {
@@ -126,27 +127,27 @@ impl Grid {
         self.rows * (self.size + MARGIN) + MARGIN
     }
 
-    /// What drawing takes.
+    /// Memory of drawing, bytes.
     fn bytes(&self) -> u64 {
         (self.width() * CHANNELS) as u64 * ROWS + ENCODER_BYTES
     }
 
-    /// Fills one row of the sheet from the pictures of a batch, which lie one behind the other, red, green, blue.
-    fn fill(&self, at: usize, pictures: &[u8], row: &mut [u8]) {
+    /// Fills row `at` of the sheet from the images of a batch, contiguous RGB.
+    fn fill(&self, at: usize, images: &[u8], row: &mut [u8]) {
         row.fill(MARGIN_LEVEL);
         let step = self.size + MARGIN;
         let (below, within) = (at / step, at % step);
         let Some(line) = within.checked_sub(MARGIN) else { return };
         let line_bytes = self.size * CHANNELS;
-        let pictures = pictures.chunks_exact(self.size * line_bytes).skip(below * self.columns).take(self.columns);
-        for (across, picture) in pictures.enumerate() {
+        let images = images.chunks_exact(self.size * line_bytes).skip(below * self.columns).take(self.columns);
+        for (across, image) in images.enumerate() {
             let begins = (across * step + MARGIN) * CHANNELS;
-            row[begins..begins + line_bytes].copy_from_slice(&picture[line * line_bytes..(line + 1) * line_bytes]);
+            row[begins..begins + line_bytes].copy_from_slice(&image[line * line_bytes..(line + 1) * line_bytes]);
         }
     }
 }
 
-/// Writes beside the file, then renames: whoever looks finds the old one or the new one, whole.
+/// Writes a temporary file and renames it, so that the old or the new sheet is always whole.
 fn write(out: &Path, grid: &Grid, batch: &Batch) -> Result<(), Box<dyn std::error::Error>> {
     let mut beside = out.as_os_str().to_owned();
     beside.push(".part");
@@ -154,13 +155,13 @@ fn write(out: &Path, grid: &Grid, batch: &Batch) -> Result<(), Box<dyn std::erro
     let written = encode(&beside, grid, batch.bytes().ok_or("the batch is not in memory")?);
     let written = written.and_then(|()| Ok(fs::rename(&beside, out)?));
     if written.is_err() {
-        // It may never have been there.
+        // It may not exist.
         let _ = fs::remove_file(&beside);
     }
     written
 }
 
-fn encode(path: &Path, grid: &Grid, pictures: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+fn encode(path: &Path, grid: &Grid, images: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut encoder = png::Encoder::new(&mut file, u32::try_from(grid.width())?, u32::try_from(grid.height())?);
     encoder.set_color(png::ColorType::Rgb);
@@ -169,7 +170,7 @@ fn encode(path: &Path, grid: &Grid, pictures: &[u8]) -> Result<(), Box<dyn std::
     let mut rows = writer.stream_writer()?;
     let mut row = vec![0; grid.width() * CHANNELS];
     for at in 0..grid.height() {
-        grid.fill(at, pictures, &mut row);
+        grid.fill(at, images, &mut row);
         rows.write_all(&row)?;
     }
     rows.finish()?;
@@ -183,23 +184,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_picture_has_its_place_and_the_margin_is_around_all() {
-        for (pictures, columns, rows) in [(1, 1, 1), (2, 2, 1), (5, 3, 2), (36, 6, 6), (64, 8, 8)] {
-            let grid = Grid::of(pictures, 2);
+    fn images_fill_the_grid_with_margins() {
+        for (images, columns, rows) in [(1, 1, 1), (2, 2, 1), (5, 3, 2), (36, 6, 6), (64, 8, 8)] {
+            let grid = Grid::of(images, 2);
             assert_eq!((grid.columns, grid.rows), (columns, rows));
         }
         let grid = Grid::of(3, 2);
-        let pictures: Vec<u8> = (0..3 * 2 * 2 * 3).collect();
+        let images: Vec<u8> = (0..3 * 2 * 2 * 3).collect();
         let mut row = vec![0; grid.width() * 3];
-        grid.fill(MARGIN - 1, &pictures, &mut row);
+        grid.fill(MARGIN - 1, &images, &mut row);
         assert!(row.iter().all(|&level| level == MARGIN_LEVEL));
-        // The second line of the first row of pictures.
-        grid.fill(MARGIN + 1, &pictures, &mut row);
+        // Second line of the first row of images.
+        grid.fill(MARGIN + 1, &images, &mut row);
         let at = |across: usize| &row[(MARGIN + across * (2 + MARGIN)) * 3..][..6];
-        assert_eq!((at(0), at(1)), (&pictures[6..12], &pictures[18..24]));
-        // The first line of the second, where only one is left.
-        grid.fill(2 * MARGIN + 2, &pictures, &mut row);
-        assert_eq!(row[MARGIN * 3..][..6], pictures[24..30]);
+        assert_eq!((at(0), at(1)), (&images[6..12], &images[18..24]));
+        // First line of the second row, which has one image.
+        grid.fill(2 * MARGIN + 2, &images, &mut row);
+        assert_eq!(row[MARGIN * 3..][..6], images[24..30]);
         assert!(row[(MARGIN + 2) * 3..].iter().all(|&level| level == MARGIN_LEVEL));
     }
 }

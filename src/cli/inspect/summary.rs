@@ -1,5 +1,5 @@
-//! Owns what is said of all files together. It must never grow with their number: what does, the hashes, has an account
-//! of its own.
+//! Summary of all files. Its size is bounded ([`SUMMARY_BYTES`]); the hashes, which grow with the number of files, have an
+//! account of their own.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,13 +17,13 @@ use super::duplicates::{Duplicates, Entry, Hashes};
 use super::inspect_file::{Finding, Problem};
 use super::outliers::Outliers;
 
-/// Upper bound of all that is held here but the hashes: a list of bad files of half that, outliers of up to a dozen paths
-/// of 4 KiB, and histograms of 32 KiB.
+/// Upper bound of the summary without hashes: half of it for the list of bad files, up to a dozen outlier paths of 4 KiB,
+/// and histograms of 32 KiB.
 pub(super) const SUMMARY_BYTES: u64 = 1 << 20;
-/// Text of the bad files that are listed.
+/// Maximum text of listed bad files, bytes.
 const BAD_BYTES: usize = 512 << 10;
 
-/// How many of what were found.
+/// Counts by result.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Totals {
     pub(super) ok: u64,
@@ -33,14 +33,14 @@ pub(super) struct Totals {
     pub(super) bytes: u64,
 }
 
-/// What all files so far have in common, and what sticks out.
+/// Statistics of all files so far, and outliers.
 pub(super) struct Summary {
     began: Instant,
     roots: Vec<(PathBuf, Option<String>)>,
     pub(super) totals: Totals,
     formats: Counts,
-    colours: Counts,
-    /// By EXIF orientation, as far as there are nine.
+    colors: Counts,
+    /// Counts by EXIF orientation, 1 to 8; 0 counts files without one.
     orientations: [u64; 9],
     progressive: u64,
     classes: Classes,
@@ -56,23 +56,23 @@ pub(super) struct Summary {
     bad_bytes: usize,
 }
 
-/// Something that every file, or every picture, has a size of.
+/// A measured quantity of files or images.
 struct Measure<'a> {
     key: &'static str,
     label: &'static str,
     histogram: &'a Histogram,
-    /// How its numbers are written.
+    /// Formats a value.
     write: fn(f64) -> String,
-    /// Whether bars are drawn of it.
+    /// Draws a histogram of it.
     drawn: bool,
 }
 
-/// How many of each name; there are few of them.
+/// Counts by name, for few names.
 #[derive(Default)]
 struct Counts(Vec<(&'static str, u64)>);
 
 impl Summary {
-    /// Of what is below these paths; without hashes, a quick one.
+    /// Creates a summary of files below `paths`; without `hashes`, duplicates are not searched.
     pub(super) fn new(paths: &[PathBuf], hashes: Option<Hashes>) -> Self {
         let name = |path: &PathBuf| (paths.len() > 1).then(|| readable(path.as_os_str().as_encoded_bytes()));
         Summary {
@@ -80,7 +80,7 @@ impl Summary {
             roots: paths.iter().map(|path| (path.clone(), name(path))).collect(),
             totals: Totals::default(),
             formats: Counts::default(),
-            colours: Counts::default(),
+            colors: Counts::default(),
             orientations: [0; 9],
             progressive: 0,
             classes: Classes::default(),
@@ -97,7 +97,7 @@ impl Summary {
         }
     }
 
-    /// Counts one more file; they come in the order of the walk.
+    /// Adds a file. Files are added in the order of the walk.
     pub(super) fn add(&mut self, finding: &Finding) {
         let ordinal = self.totals.files();
         self.totals.add(finding);
@@ -110,7 +110,7 @@ impl Summary {
         }
         if let Some(header) = &finding.seen.header {
             self.formats.add(header.format.name());
-            self.colours.add(header.color.name());
+            self.colors.add(header.color.name());
             self.progressive += u64::from(header.progressive);
             if let Some(count) = self.orientations.get_mut(usize::from(header.orientation)) {
                 *count += 1;
@@ -143,12 +143,12 @@ impl Summary {
         }
     }
 
-    /// Files of equal content; `None` where nobody looked for them.
+    /// Files of equal content; `None` if they were not searched.
     pub(super) fn duplicates(&mut self) -> Option<Duplicates> {
         self.hashes.as_mut().map(Hashes::duplicates)
     }
 
-    /// How far it has got, with how many files there will be if that is known.
+    /// Progress line, with the total number of files if known.
     pub(super) fn progress(&self, files: Option<u64>) -> String {
         let done = self.totals.files();
         let rate = done as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
@@ -184,14 +184,14 @@ impl Summary {
         parts.join("\n\n")
     }
 
-    /// The labelled lines.
+    /// Labeled lines.
     fn facts(&self, duplicates: Option<String>, ended_early: bool) -> String {
         let Totals { bytes, .. } = self.totals;
         let headers = self.formats.all();
         let mut lines = vec![("size".to_owned(), format!("{} in all", ByteCount(bytes)))];
         if headers > 0 {
             lines.push(("formats".to_owned(), self.formats.text()));
-            lines.push(("colour".to_owned(), self.colours.text()));
+            lines.push(("color".to_owned(), self.colors.text()));
         }
         let jpeg = self.formats.of(Format::Jpeg.name());
         if jpeg > 0 {
@@ -209,7 +209,7 @@ impl Summary {
             Some(duplicates) => ("duplicates".to_owned(), duplicates),
             None => (
                 "quick".to_owned(),
-                "headers only: nobody looked for damage in the picture data, nor for duplicates".to_owned(),
+                "headers only: neither damage in the image data nor duplicates were searched".to_owned(),
             ),
         });
         let took = self.began.elapsed().as_secs_f64().max(1e-3);
@@ -226,7 +226,7 @@ impl Summary {
         facts(&lines)
     }
 
-    /// Least, middle and greatest of everything that has a size.
+    /// Minimum, median and maximum of each measured quantity.
     fn spread(&self) -> String {
         let row = |Measure { label, histogram, write, .. }: Measure<'_>| {
             let (least, greatest) = histogram.ends()?;
@@ -261,7 +261,7 @@ impl Summary {
             "bytes": bytes,
             "quick": self.hashes.is_none(),
             "formats": self.formats.json(),
-            "colours": self.colours.json(),
+            "colors": self.colors.json(),
             "progressive": self.progressive,
             "orientations": Value::Object(orientations.collect()),
             "classes": self.classes.json(),
@@ -322,7 +322,7 @@ impl Counts {
         self.0.iter().find(|(known, _)| *known == name).map_or(0, |(_, count)| *count)
     }
 
-    /// The most frequent first.
+    /// Most frequent first.
     fn text(&self) -> String {
         let mut sorted = self.0.clone();
         sorted.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));

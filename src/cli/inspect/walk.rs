@@ -1,5 +1,4 @@
-//! Owns the walk: which files are looked at, in order. It must never open a file, follow links in a circle, nor hold more
-//! names than its account has room for.
+//! Walk over the given files and folders, in order. Link cycles are detected, and names are held within an account.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -11,44 +10,44 @@ use feedstock::ByteCount;
 use feedstock::budget::{Account, Reservation};
 use feedstock::source::IMAGE_EXTENSIONS;
 
-/// Folders within folders; deeper ones are reported.
+/// Maximum folder depth; deeper folders are reported.
 const DEPTH_MAX: usize = 256;
-/// What a name takes besides its letters: its record, in a vector that doubles, and the allocator's rounding.
+/// Overhead of a name: its record, in a vector that doubles, and the allocator's rounding.
 const NAME_BYTES: u64 = 96;
-/// Bytes that are taken at a time, for many names at once.
+/// Bytes reserved at a time, for many names.
 const NAMES_STEP: u64 = 16 << 10;
 
-/// A file to look at, or what is wrong with a path.
+/// A file to inspect, or the error of a path.
 pub(super) struct Found {
     pub(super) path: PathBuf,
-    /// Which of the paths given it was found under.
+    /// Index of the given path that contains it.
     pub(super) root: usize,
     pub(super) problem: Option<String>,
 }
 
-/// Files in the order of the paths given, folders sorted by name.
+/// Iterator over files in the order of the given paths, folders sorted by name.
 pub(super) struct Walk<'a> {
-    /// The paths given that are still to come.
+    /// Remaining given paths.
     roots: std::iter::Enumerate<std::slice::Iter<'a, PathBuf>>,
     root: usize,
-    /// The folders that lead to where the walk is.
+    /// Folders from the root to the current one.
     levels: Vec<Level>,
     names: Account,
 }
 
-/// A folder that the walk is in.
+/// An open folder.
 struct Level {
     folder: PathBuf,
-    /// Its device and inode.
+    /// Device and inode.
     place: (u64, u64),
-    /// What is still to come, last first.
+    /// Remaining entries in reverse order.
     entries: Vec<Entry>,
     _held: Reservation,
 }
 
 struct Entry {
     name: OsString,
-    /// Whether the listing said that it is a file, so that nobody need ask.
+    /// True if the listing says that it is a file, which saves a `stat`.
     file: bool,
 }
 
@@ -57,7 +56,10 @@ impl<'a> Walk<'a> {
         Walk { roots: paths.iter().enumerate(), root: 0, levels: Vec::new(), names }
     }
 
-    /// Goes into a folder, or says why not.
+    /// Enters a folder.
+    ///
+    /// # Errors
+    /// The reason as text if it cannot be listed or is entered already.
     fn enter(&mut self, folder: &Path, place: (u64, u64)) -> Result<(), String> {
         if self.levels.iter().any(|level| level.place == place) {
             return Err("a link that leads back to a folder above itself".to_owned());

@@ -1,29 +1,30 @@
-//! Owns how a synthetic picture looks: ten classes of shapes and textures, in any colour, place, size and rotation, on a
-//! gradient with clutter and noise.
-//! It must never touch a file, and never use arithmetic that platforms round differently: additions, products,
-//! quotients and square roots only, so that one seed gives one picture everywhere.
+//! Drawing of synthetic images: ten classes of shapes and textures in any color, position, size and rotation, on a gradient
+//! with clutter and noise.
+//!
+//! Arithmetic is limited to additions, products, quotients and square roots, which round alike on all platforms: one seed
+//! gives one image everywhere.
 
 use feedstock::KeyedRng;
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use std::io;
 
-/// One class: a figure given by its distance function.
+/// A class: a figure given by its distance function.
 pub(super) struct Class {
     pub(super) name: &'static str,
     /// Distance of a point from the figure's edge, negative inside, where the figure has about radius 1. The third
     /// argument is the figure's own random number in 0..1 (how thick, how fine).
     distance: fn(f32, f32, f32) -> f32,
-    /// Least and largest radius, as a share of the picture's shorter side.
+    /// Minimum and maximum radius, as a share of the image's shorter side.
     radius: (f64, f64),
-    /// Largest tangent of its rotation; none for any angle.
+    /// Maximum tangent of its rotation; `None` allows any angle.
     tilt: Option<f64>,
 }
 
 const SHAPE: (f64, f64) = (0.17, 0.36);
 const TEXTURE: (f64, f64) = (0.3, 0.48);
 
-/// In the order in which folders sort, so that a class's place here is its label.
+/// Classes in the sort order of their folders, so that an index is a label.
 pub(super) const CLASSES: [Class; 10] = [
     Class { name: "checkerboard", distance: checkerboard, radius: TEXTURE, tilt: Some(0.3) },
     Class { name: "cross", distance: cross, radius: SHAPE, tilt: None },
@@ -58,7 +59,7 @@ fn triangle(x: f32, y: f32, _: f32) -> f32 {
     sides.into_iter().fold(f32::MIN, f32::max) - 0.55
 }
 
-/// Textures are seen through a round window.
+/// Limits a texture to a disc.
 fn window(x: f32, y: f32, texture: f32) -> f32 {
     texture.max(length(x, y) - 1.0)
 }
@@ -68,7 +69,7 @@ fn fineness(k: f32) -> f32 {
     1.4 + 1.4 * k
 }
 
-/// Place within a period, in -0.5..0.5.
+/// Position within a period, in -0.5..0.5.
 fn phase(x: f32, k: f32) -> f32 {
     let periods = x * fineness(k) + 0.37;
     periods - periods.floor() - 0.5
@@ -79,7 +80,7 @@ fn bars(x: f32, k: f32) -> f32 {
 }
 
 fn diagonal(x: f32, y: f32, k: f32) -> f32 {
-    // Both diagonals are one class, so that a mirrored picture keeps its label; the last bit of k picks one.
+    // Both diagonals are one class, so that a flipped image keeps its label; the last bit of k picks one.
     let sign = if ((k * 64.0) as u32).is_multiple_of(2) { 1.0 } else { -1.0 };
     window(x, y, bars((x + sign * y) * std::f32::consts::FRAC_1_SQRT_2, k))
 }
@@ -94,9 +95,9 @@ fn dots(x: f32, y: f32, k: f32) -> f32 {
     window(x, y, (length(phase(x, k), phase(y, k)) - 0.29) / fineness(k))
 }
 
-type Colour = [f32; 3];
+type Color = [f32; 3];
 
-/// The picture that is being drawn: RGB8, row by row.
+/// RGB8 image being drawn, row-major.
 pub(super) struct Canvas {
     width: u32,
     height: u32,
@@ -108,21 +109,21 @@ impl Canvas {
         Canvas { width, height, pixels: Vec::with_capacity(width as usize * height as usize * 3) }
     }
 
-    /// Replaces `bytes` by the picture as a JPEG file of `quality` 1 to 100.
+    /// Replaces `bytes` by the image as a JPEG file of `quality` 1 to 100.
     pub(super) fn encode(&self, quality: u8, bytes: &mut Vec<u8>) -> io::Result<()> {
         bytes.clear();
         let mut encoder = JpegEncoder::new_with_quality(bytes, quality);
         encoder.encode(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8).map_err(io::Error::other)
     }
 
-    /// A gradient, two strokes that mean nothing, the class's figure somewhere in its size and colour, and noise.
+    /// Draws a gradient, two strokes as distractors, the class's figure and noise.
     pub(super) fn draw(&mut self, class: &Class, rng: &mut KeyedRng) {
         let side = f64::from(self.width.min(self.height));
         let (width, height) = (f64::from(self.width) / side, f64::from(self.height) / side);
         let pixel = 1.0 / side as f32;
-        let from = colour(rng);
-        let to = mix(from, colour(rng), 0.5);
-        let figure_colour = contrasting(mix(from, to, 0.5), rng);
+        let from = color(rng);
+        let to = mix(from, color(rng), 0.5);
+        let figure_color = contrasting(mix(from, to, 0.5), rng);
         let slope = direction(rng, None);
         let strokes = [Stroke::new(rng, width, height), Stroke::new(rng, width, height)];
         let radius = rng.range(class.radius.0, class.radius.1);
@@ -141,12 +142,12 @@ impl Canvas {
                 let along = (x - 0.5) * slope.0 + (y - 0.5) * slope.1 + 0.5;
                 let mut here = mix(from, to, along.clamp(0.0, 1.0));
                 for stroke in &strokes {
-                    here = mix(here, stroke.colour, 0.45 * coverage(stroke.distance(x, y), pixel));
+                    here = mix(here, stroke.color, 0.45 * coverage(stroke.distance(x, y), pixel));
                 }
                 let (x, y) = ((x - cx) / radius, (y - cy) / radius);
                 let (x, y) = (x * turn.0 + y * turn.1, y * turn.0 - x * turn.1);
                 let covered = coverage((class.distance)(x, y, kind) * radius, pixel);
-                here = mix(here, figure_colour, strength * covered);
+                here = mix(here, figure_color, strength * covered);
                 let bits = rng.next_u64();
                 for (channel, value) in here.into_iter().enumerate() {
                     // The sum of two even numbers in -0.5..0.5 is a fair stand-in for a bell curve.
@@ -158,13 +159,13 @@ impl Canvas {
     }
 }
 
-/// A thin line across the picture, to keep a single edge from giving the class away.
+/// A thin line across the image, so that a single edge does not reveal the class.
 struct Stroke {
     x: f32,
     y: f32,
     normal: (f32, f32),
     half_width: f32,
-    colour: Colour,
+    color: Color,
 }
 
 impl Stroke {
@@ -174,7 +175,7 @@ impl Stroke {
             y: rng.range(0.0, height) as f32,
             normal: direction(rng, None),
             half_width: rng.range(0.005, 0.03) as f32,
-            colour: colour(rng),
+            color: color(rng),
         }
     }
 
@@ -183,37 +184,37 @@ impl Stroke {
     }
 }
 
-/// How much of a pixel of side `pixel` lies inside an edge at `distance`.
+/// Share of a pixel of side `pixel` inside an edge at `distance`.
 fn coverage(distance: f32, pixel: f32) -> f32 {
     (0.5 - distance / pixel).clamp(0.0, 1.0)
 }
 
-fn mix(a: Colour, b: Colour, share: f32) -> Colour {
+fn mix(a: Color, b: Color, share: f32) -> Color {
     std::array::from_fn(|channel| a[channel] + (b[channel] - a[channel]) * share)
 }
 
-fn colour(rng: &mut KeyedRng) -> Colour {
+fn color(rng: &mut KeyedRng) -> Color {
     std::array::from_fn(|_| rng.range(0.0, 256.0) as f32)
 }
 
-/// A colour that can be told from `other`: of eight tries the first that is far enough, else the last.
-fn contrasting(other: Colour, rng: &mut KeyedRng) -> Colour {
-    let far = |colour: &Colour| colour.iter().zip(other).map(|(a, b)| (a - b).abs()).sum::<f32>() > 150.0;
-    let mut last = colour(rng);
+/// A color distinguishable from `other`: the first of eight tries that is far enough, else the last.
+fn contrasting(other: Color, rng: &mut KeyedRng) -> Color {
+    let far = |color: &Color| color.iter().zip(other).map(|(a, b)| (a - b).abs()).sum::<f32>() > 150.0;
+    let mut last = color(rng);
     for _ in 0..7 {
         if far(&last) {
             break;
         }
-        last = colour(rng);
+        last = color(rng);
     }
     last
 }
 
-/// A unit vector: any one, or one whose tangent is at most `tilt`.
+/// A unit vector, of any direction or with a tangent of at most `tilt`.
 fn direction(rng: &mut KeyedRng, tilt: Option<f64>) -> (f32, f32) {
     let (x, y) = match tilt {
         Some(tilt) => (1.0, rng.range(-tilt, tilt)),
-        // A point of the square that lies in the disc; one try in five fails, sixteen in a row never do.
+        // Rejection sampling of the disc: one try in five fails, sixteen in a row practically never.
         None => (0..16)
             .map(|_| (rng.range(-1.0, 1.0), rng.range(-1.0, 1.0)))
             .find(|(x, y)| (0.01..=1.0).contains(&(x * x + y * y)))
@@ -235,14 +236,14 @@ mod tests {
                 let grid = (-200..=200).flat_map(|x| (-200..=200).map(move |y| (x as f32 / 100.0, y as f32 / 100.0)));
                 let inside: Vec<(f32, f32)> = grid.filter(|(x, y)| (class.distance)(*x, *y, k) < 0.0).collect();
                 assert!(inside.iter().all(|(x, y)| length(*x, *y) < 1.25), "{} {k}", class.name);
-                // The circle itself has 31,416 points of the grid.
+                // The circle has 31,416 grid points.
                 assert!((5_000..32_000).contains(&inside.len()), "{} {k}: {}", class.name, inside.len());
             }
         }
     }
 
     #[test]
-    fn pictures_have_their_size_and_differ() {
+    fn images_have_their_size_and_differ() {
         let mut canvas = Canvas::new(40, 24);
         let mut seen = Vec::new();
         for class in &CLASSES {

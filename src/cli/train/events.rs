@@ -1,8 +1,9 @@
-//! Owns the file that TensorBoard reads: scalars by step, each record framed with its length and two checksums. It must never
-//! leave half a record behind where it can help it: whoever reads such a file stops there.
+//! TensorBoard event file: scalars by step, each record framed with its length and two checksums.
+//!
+//! A partial record would hide all later ones from a reader, so a failed write is truncated.
 //!
 //! The format: TFRecord frames (length, masked CRC-32C of the length, bytes, masked CRC-32C of the bytes; all little-endian)
-//! around protobuf messages. Of these, four are needed, with nine fields in all, so they are put down by hand:
+//! around protobuf messages. Four messages with nine fields are needed, so they are encoded by hand:
 //!
 //! ```text
 //! Event      { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary = 5; SessionLog session_log = 7; }
@@ -22,22 +23,22 @@ use super::super::failure::Failure;
 /// The first record of every file, as TensorBoard expects it.
 const VERSION: &str = "brain.Event:2";
 
-/// A file of scalars that is being written. Every record goes straight to the system, so that nothing is left to flush.
+/// A file of scalars. Each record is written at once, without a buffer to flush.
 pub(super) struct Events {
     file: File,
     path: PathBuf,
-    /// Bytes of whole records.
+    /// Bytes of complete records.
     whole: u64,
-    /// What follows them may be half a one.
+    /// True if a partial record may follow them.
     torn: bool,
 }
 
 impl Events {
-    /// Begins a file in this folder, which is made where it is missing. Its name has the time, the host and the process, so
-    /// that every run is a file of its own.
+    /// Creates a file in this folder, and the folder if missing. Its name has the time, the host and the process id, so each
+    /// run has its own file.
     ///
     /// # Errors
-    /// The folder or the file cannot be made or written; the message has the path.
+    /// The folder or the file cannot be created or written; the message has the path.
     pub(super) fn start(folder: &Path) -> Result<Events, Failure> {
         let now = SystemTime::now();
         let seconds = unix_seconds(now) as u64;
@@ -55,10 +56,10 @@ impl Events {
         &self.path
     }
 
-    /// Says that a run goes on from here: what earlier files of the folder have from this step on was never kept.
+    /// Marks a resumed run: TensorBoard discards what earlier files of the folder have from this step on.
     ///
     /// # Errors
-    /// As of [`Events::add`].
+    /// See [`Events::add`].
     pub(super) fn resume(&mut self, step: u64) -> io::Result<()> {
         const STARTED: u64 = 1;
         let mut session = Vec::new();
@@ -67,10 +68,10 @@ impl Events {
         self.record(&event(SystemTime::now(), step, |event| bytes_field(event, 7, &session)))
     }
 
-    /// Adds values of this moment, by tag.
+    /// Adds values by tag.
     ///
     /// # Errors
-    /// They cannot be written. The file stays readable, and may be tried again.
+    /// Writing fails. The file stays readable, and a later call may succeed.
     pub(super) fn add(&mut self, step: u64, scalars: &[(&str, f64)]) -> io::Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in scalars {
@@ -91,7 +92,7 @@ impl Events {
         record.extend(message);
         record.extend(masked(crc32c(message)).to_le_bytes());
         if self.torn {
-            // Half a record would hide all that come later.
+            // A partial record would hide all later ones.
             self.file.set_len(self.whole)?;
         }
         self.torn = true;
@@ -102,7 +103,7 @@ impl Events {
     }
 }
 
-/// A message of this moment.
+/// Encodes an `Event` message.
 fn event(at: SystemTime, step: u64, rest: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut event = Vec::new();
     key(&mut event, 1, EIGHT_BYTES);
@@ -113,7 +114,7 @@ fn event(at: SystemTime, step: u64, rest: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> 
     event
 }
 
-/// Protobuf's kinds of values.
+/// Protobuf wire types.
 const VARINT: u8 = 0;
 const EIGHT_BYTES: u8 = 1;
 const BYTES: u8 = 2;
@@ -142,7 +143,7 @@ fn unix_seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// This machine's name, in characters that any file system takes.
+/// Host name, restricted to characters that any file system accepts.
 fn host() -> String {
     let name = sysinfo::System::host_name().unwrap_or_default();
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -150,8 +151,7 @@ fn host() -> String {
     if name.is_empty() { "host".to_owned() } else { name }
 }
 
-/// CRC-32C (Castagnoli) of some bytes: the remainders of all byte values, eight divisions each, are worked out when the
-/// program is compiled.
+/// CRC-32C (Castagnoli), with a table computed at compile time.
 fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
@@ -170,7 +170,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |rest: u32, byte| (rest >> 8) ^ TABLE[usize::from(rest as u8 ^ byte)])
 }
 
-/// A checksum as TFRecord stores it, so that one of bytes which hold checksums is still a good one.
+/// Masks a checksum as TFRecord does, so that checksums of data that contains checksums stay strong.
 fn masked(checksum: u32) -> u32 {
     checksum.rotate_right(15).wrapping_add(0xA282_EAD8)
 }
@@ -179,13 +179,13 @@ fn masked(checksum: u32) -> u32 {
 mod tests {
     use super::*;
 
-    /// Checksums the slow way: one polynomial division, bit by bit.
+    /// Checksum by bitwise polynomial division, as a reference.
     fn divided(bytes: &[u8]) -> u32 {
         let bit = |rest: u32, _| if rest & 1 == 1 { (rest >> 1) ^ 0x82F6_3B78 } else { rest >> 1 };
         !bytes.iter().fold(!0u32, |rest, &byte| (0..8).fold(rest ^ u32::from(byte), bit))
     }
 
-    /// Messages of a file, their frames checked.
+    /// Messages of a file, with their frames checked.
     fn messages(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let unmasked = |four: &[u8]| {
             let stored = u32::from_le_bytes(four.try_into().expect("four bytes"));
@@ -302,7 +302,7 @@ mod tests {
         let unwritable = File::open(events.path()).expect("it is there");
         let good = std::mem::replace(&mut events.file, unwritable);
         assert!(events.add(1, &[("a", 1.0)]).is_err(), "it was opened to be read");
-        // As a full disk leaves it: some bytes of a record, and an error.
+        // A full disk leaves some bytes of a record and an error.
         (&good).write_all(&[1, 2, 3]).expect("they are written");
         events.file = good;
         events.add(2, &[("a", 2.0)]).expect("it is written");

@@ -1,5 +1,4 @@
-//! Owns the log of a training run: one JSON object a line, whole or not there. It must never decide what is in an object: the
-//! numbers of an epoch and of the end are those that `--json` prints.
+//! Log of a training run: one JSON object a line, each written whole. Objects of epochs and of the end are those of `--json`.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -11,20 +10,19 @@ use serde_json::{Value, json};
 use super::super::failure::Failure;
 use super::snapshot::Snapshot;
 
-/// A log that is being written.
+/// A log file.
 pub(super) struct Log {
     file: File,
     path: PathBuf,
-    /// The last line has no end: the next one begins with it.
+    /// True if the last line is unterminated; the next write terminates it first.
     torn: bool,
 }
 
 impl Log {
-    /// Begins a log in this file: after what is in it where a run is resumed, else anew. Its folder is made where it is
-    /// missing: it may be the checkpoint's, which is made later.
+    /// Opens a log: appends if a run is resumed, else truncates. Creates its folder if missing, which may be the checkpoint's.
     ///
     /// # Errors
-    /// The folder or the file cannot be made or opened; the message has the path.
+    /// The folder or the file cannot be created or opened; the message has the path.
     pub(super) fn start(path: &Path, resume: bool) -> Result<Log, Failure> {
         let refused = |error: io::Error| Failure::Io(format!("cannot write {}: {error}", path.display()));
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -43,10 +41,10 @@ impl Log {
         &self.path
     }
 
-    /// Adds an object of the run's, with its kind as `event` and the moment as `unix_s`.
+    /// Adds an object, with its kind as `event` and the time as `unix_s`.
     ///
     /// # Errors
-    /// It cannot be written. The next one may be tried.
+    /// Writing fails. A later call may succeed.
     pub(super) fn add(&mut self, event: &str, object: &Value) -> io::Result<()> {
         let mut object = object.clone();
         object["event"] = event.into();
@@ -54,15 +52,15 @@ impl Log {
         self.line(&object.to_string())
     }
 
-    /// Adds a moment of training.
+    /// Adds a snapshot of training.
     ///
     /// # Errors
-    /// As of [`Log::add`].
+    /// See [`Log::add`].
     pub(super) fn step(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         self.add("step", &step_json(snapshot))
     }
 
-    /// Adds a line in one write, so that whoever reads along, or another process that appends, never meets half of one.
+    /// Adds a line in one write, so that a concurrent reader or another appending process never sees a partial line.
     fn line(&mut self, text: &str) -> io::Result<()> {
         let line = format!("{}{text}\n", if self.torn { "\n" } else { "" });
         let written = loop {
@@ -81,7 +79,7 @@ impl Log {
     }
 }
 
-/// A moment, in the names that an epoch's object has.
+/// A snapshot as JSON, with the keys of an epoch's object.
 fn step_json(snapshot: &Snapshot) -> Value {
     json!({
         "epoch": snapshot.epoch,
@@ -103,7 +101,7 @@ fn step_json(snapshot: &Snapshot) -> Value {
     })
 }
 
-/// Whether a file is there whose last line was never ended, as a killed run or a full disk leaves it.
+/// Returns true if the file exists and its last line is unterminated, as after a killed run or a full disk.
 fn ends_within_a_line(path: &Path) -> bool {
     let last = || {
         let mut file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|facts| facts.is_file()))?;
@@ -166,7 +164,7 @@ mod tests {
             assert!(what.contains(&file.path().display().to_string()) || path == &folder, "{what}");
             assert!(what.contains(&folder.display().to_string()), "{what}");
         }
-        // A disk that is always full.
+        // A device that is always full.
         let Ok(mut log) = Log::start(Path::new("/dev/full"), false) else { return };
         assert!(log.add("start", &json!({})).is_err());
         assert!(log.add("end", &json!({})).is_err());

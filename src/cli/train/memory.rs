@@ -1,5 +1,4 @@
-//! Owns what a run may take of its device's memory: how much is free, and batches of which size fit. It must never take
-//! more than that to find out.
+//! Device memory of training: how much is free, and the largest micro-batch that fits.
 
 use std::sync::Arc;
 
@@ -14,10 +13,10 @@ use super::super::failure::Failure;
 use super::super::model::{MicroBatch, ModelArgs, not_even_one};
 use super::super::placement::Placement;
 
-/// How often a smaller batch is tried where a real step took more than was predicted.
+/// Maximum number of smaller batches tried if a real step took more memory than predicted.
 const TRIES_MAX: usize = 8;
 
-/// What reads the memory that training takes there.
+/// Meter of the memory that training takes on the device.
 pub(super) fn meter(place: &Placement) -> Arc<dyn MemoryMeter> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
@@ -28,7 +27,7 @@ pub(super) fn meter(place: &Placement) -> Arc<dyn MemoryMeter> {
     Arc::new(HeapMeter)
 }
 
-/// What training may take there, beside loaders of this budget; `None` where nobody knows.
+/// Memory that training may take beside loaders of this budget; `None` if unknown.
 pub(super) fn free(place: &Placement, loaders: ByteCount, threads: usize) -> Option<ByteCount> {
     #[cfg(feature = "burn-cuda")]
     if let Some(number) = place.gpu {
@@ -36,14 +35,17 @@ pub(super) fn free(place: &Placement, loaders: ByteCount, threads: usize) -> Opt
     }
     #[cfg(not(feature = "burn-cuda"))]
     let _ = place;
-    // Every rank of this machine has its share.
+    // Ranks of one machine share its memory equally.
     let host = HostFacts::read();
     let ranks = (host.local_ranks.count * threads) as u64;
     Some(ByteCount(host.memory.available.0 / ranks.max(1)).saturating_sub(loaders))
         .filter(|free| *free > ByteCount::ZERO)
 }
 
-/// What a type of activations means there; a type that the device has not is refused.
+/// Note on the activation type on this device.
+///
+/// # Errors
+/// A usage error if the device does not support it.
 pub(super) fn precision_note(precision: Precision, place: &Placement) -> Result<Option<String>, Failure> {
     if precision == Precision::F32 {
         return Ok(None);
@@ -65,7 +67,7 @@ pub(super) fn precision_note(precision: Precision, place: &Placement) -> Result<
     )))
 }
 
-/// The size of a batch, and in the configuration how many of them make a step.
+/// Returns the micro-batch size and sets the number of micro-batches of a step in the configuration.
 pub(super) fn micro_batch(
     args: &ModelArgs,
     config: &mut TrainConfig,
@@ -103,13 +105,13 @@ pub(super) fn micro_batch(
                 notes.push(format!("batches of {micro_batch} do not fit: {}", refused.message))
             }
         }
-        // The next smaller one.
+        // Try the next smaller one.
         limit = predicted.account.peak.saturating_sub(ByteCount(1));
     }
     Err(not_even_one(config, batch_size, budget))
 }
 
-/// Two real steps with batches of this size.
+/// Runs two real steps with micro-batches of this size.
 fn tried(
     config: &TrainConfig,
     micro_batch: usize,

@@ -1,5 +1,6 @@
-//! Owns everybody who looks at a training run while it goes on: the view or the line on the terminal, the log, TensorBoard's
-//! file. They are all told from here. It must never stop the run: what cannot be written is said once, and counted.
+//! Observers of a training run: the live view or progress line, the log and the TensorBoard file.
+//!
+//! A file that cannot be written does not stop the run: the error is reported once and losses are counted.
 
 use std::io;
 use std::panic;
@@ -18,24 +19,24 @@ use super::log::Log;
 use super::snapshot::{EpochEnd, Snapshot};
 use super::view::View;
 
-/// How often the files get a moment of an epoch, besides the last one.
+/// Interval between snapshots written to the files, besides the last one of an epoch.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How a training run is looked at.
+/// Options for observing a run.
 #[derive(Args, Clone, Default)]
 pub(super) struct ObserverArgs {
-    /// Show one line of progress, and no live view
+    /// Show a progress line instead of the live view
     #[arg(long)]
     plain: bool,
-    /// Write a log: one JSON object a line, a step a second
+    /// Write a log: JSON lines, one step a second
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Write scalars for TensorBoard into this folder
+    /// Folder for TensorBoard scalars
     #[arg(long, value_name = "DIR")]
     tensorboard: Option<PathBuf>,
 }
 
-/// Those who look at a run. A clone is another handle to them.
+/// Observers of a run. A clone is another handle to the same observers.
 #[derive(Clone)]
 pub(super) struct Observers(Arc<Mutex<ObserverSet>>);
 
@@ -43,12 +44,12 @@ struct ObserverSet {
     face: Face,
     log: Option<Log>,
     events: Option<Events>,
-    /// Lines and records that could not be written.
+    /// Numbers of lines and records that could not be written.
     lost: Lost,
-    /// The latest moment, and when the files got one.
+    /// Latest snapshot, and the time of the last one written to the files.
     latest: Option<Snapshot>,
     written: Option<Instant>,
-    /// Nothing is written any more.
+    /// True once the end was written.
     ended: bool,
 }
 
@@ -58,18 +59,17 @@ struct Lost {
     events: u64,
 }
 
-/// What is seen on the terminal.
+/// Display on the terminal.
 enum Face {
     View(Box<View>),
     Line(Progress),
 }
 
 impl ObserverArgs {
-    /// Begins to look at a run of so many steps. With results as `json`, or where there is no terminal for a view, a line has
-    /// to do.
+    /// Starts observing a run of `steps` steps. With `json`, or without a capable terminal, a progress line replaces the view.
     ///
     /// # Errors
-    /// A file cannot be made.
+    /// A file cannot be created.
     pub(super) fn begin(&self, json: bool, resume: bool, steps: u64) -> Result<Observers, Failure> {
         let log = self.log.as_deref().map(|path| Log::start(path, resume)).transpose()?;
         let events = self.tensorboard.as_deref().map(Events::start).transpose()?;
@@ -90,88 +90,87 @@ impl Observers {
         Observers(Arc::new(Mutex::new(ObserverSet { face, log, events, lost, latest, written, ended: false })))
     }
 
-    /// Has the view taken away before any thread's panic is printed: it would be drawn over.
+    /// Clears the view before a panic is printed, so that the message is not drawn over.
     fn make_way_for_panics(&self) {
-        let (looking, print) = (Arc::downgrade(&self.0), panic::take_hook());
+        let (observers, print) = (Arc::downgrade(&self.0), panic::take_hook());
         panic::set_hook(Box::new(move |what| {
-            // The thread that panics may be the one that draws.
-            if let Some(Ok(mut looking)) = looking.upgrade().as_ref().map(|looking| looking.try_lock()) {
-                looking.clear();
+            // The panicking thread may hold the lock.
+            if let Some(Ok(mut observers)) = observers.upgrade().as_ref().map(|observers| observers.try_lock()) {
+                observers.clear();
             }
             print(what);
         }));
     }
 
-    /// The run begins after so many steps of the very first epoch and those after it: none, unless it is resumed. `object`
-    /// says what it is.
+    /// Records the start at global step `steps`, 0 unless the run is resumed. `object` describes the run.
     pub(super) fn start(&self, steps: u64, object: &Value) {
-        let mut looking = lock(&self.0);
+        let mut observers = lock(&self.0);
         if steps > 0 {
-            looking.chart(|events| events.resume(steps + 1));
+            observers.chart(|events| events.resume(steps + 1));
         }
-        looking.log(|log| log.add("start", object));
+        observers.log(|log| log.add("start", object));
     }
 
-    /// Some steps are done. As often as anybody likes: it is a few additions unless something is due.
+    /// Records a snapshot. Cheap: a few additions unless an output is due.
     pub(super) fn step(&self, snapshot: &Snapshot) {
-        let mut looking = lock(&self.0);
-        if looking.ended {
+        let mut observers = lock(&self.0);
+        if observers.ended {
             return;
         }
-        match &mut looking.face {
+        match &mut observers.face {
             Face::View(view) => view.step(snapshot),
             Face::Line(line) => line.at(snapshot.global_step(), || snapshot.to_line()),
         }
-        if looking.written.is_none_or(|written| written.elapsed() >= EVERY) {
-            looking.write(snapshot);
+        if observers.written.is_none_or(|written| written.elapsed() >= EVERY) {
+            observers.write(snapshot);
         } else {
-            looking.latest = Some(snapshot.clone());
+            observers.latest = Some(snapshot.clone());
         }
     }
 
-    /// An epoch is done and validated. `object` is what `--json` prints of it.
+    /// Records the end of an epoch. `object` is the one that `--json` prints.
     pub(super) fn epoch(&self, end: &EpochEnd, object: &Value) {
-        let mut looking = lock(&self.0);
-        if let Some(latest) = looking.latest.take() {
-            looking.write(&latest);
+        let mut observers = lock(&self.0);
+        if let Some(latest) = observers.latest.take() {
+            observers.write(&latest);
         }
-        looking.log(|log| log.add("epoch", object));
+        observers.log(|log| log.add("epoch", object));
         let named = [("loss/val", end.val_loss), ("accuracy/val", end.val_accuracy)];
         let scalars: Vec<_> = named.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect();
         if !scalars.is_empty() {
-            looking.chart(|events| events.add(end.global_step, &scalars));
+            observers.chart(|events| events.add(end.global_step, &scalars));
         }
     }
 
-    /// Lets something else be printed, above what is seen on the terminal.
+    /// Prints above the display.
     pub(super) fn aside(&self, print: impl FnOnce()) {
         lock(&self.0).aside(print);
     }
 
-    /// Takes what is seen off the terminal, for good: others are about to print.
+    /// Removes the display for good.
     pub(super) fn clear(&self) {
         lock(&self.0).clear();
     }
 
-    /// The run is over; `object` is what `--json` prints at its end. Only the first one counts.
+    /// Records the end of the run; `object` is the one that `--json` prints. Only the first call counts.
     pub(super) fn end(&self, object: &Value) {
         self.clear();
-        let mut looking = lock(&self.0);
-        if looking.ended {
+        let mut observers = lock(&self.0);
+        if observers.ended {
             return;
         }
-        if let Some(latest) = looking.latest.take() {
-            looking.write(&latest);
+        if let Some(latest) = observers.latest.take() {
+            observers.write(&latest);
         }
-        looking.log(|log| log.add("end", object));
-        looking.ended = true;
-        let ObserverSet { log, events, lost, .. } = &*looking;
+        observers.log(|log| log.add("end", object));
+        observers.ended = true;
+        let ObserverSet { log, events, lost, .. } = &*observers;
         told(log.as_ref().map(Log::path), "lines", lost.log);
         told(events.as_ref().map(Events::path), "records", lost.events);
     }
 }
 
-/// Says at the end what is missing.
+/// Reports lost lines or records at the end.
 fn told(path: Option<&Path>, what: &str, lost: u64) {
     if let (Some(path), true) = (path, lost > 0) {
         say("warning", format_args!("{} is not whole: {lost} {what} could not be written", path.display()));
@@ -186,7 +185,7 @@ impl ObserverSet {
         }
     }
 
-    /// Gives the files a moment.
+    /// Writes a snapshot to the files.
     fn write(&mut self, snapshot: &Snapshot) {
         (self.latest, self.written) = (None, Some(Instant::now()));
         self.log(|log| log.step(snapshot));
@@ -212,7 +211,7 @@ impl ObserverSet {
         }
     }
 
-    /// Says that a file cannot be written, the first time.
+    /// Reports the first failed write of a file.
     fn complain(&mut self, lost: u64, path: &str, error: &io::Error) {
         if lost == 1 {
             let what = format!("cannot write {path}: {error}; training goes on, and the file is tried again each time");
@@ -228,7 +227,7 @@ impl ObserverSet {
     }
 }
 
-/// A moment, by TensorBoard's tags.
+/// A snapshot by TensorBoard tags.
 fn scalars(snapshot: &Snapshot) -> Vec<(&'static str, f64)> {
     let mut scalars = vec![
         ("loss/train", snapshot.loss),

@@ -1,5 +1,4 @@
-//! Owns who trains: the ranks of this process, on which device and backend each, and how they find the others. It must never
-//! tell anybody how it goes.
+//! Ranks of this process: their devices, backends and process group.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,12 +15,12 @@ use super::super::failure::{Failure, chain};
 use super::TrainArgs;
 use super::setup::Setup;
 
-/// The ranks of this process among all others, and the device of each.
+/// Process group of this process's ranks, and the device of each.
 pub(super) fn of(args: &TrainArgs) -> Result<(ProcessGroup, Vec<DeviceSpec>), Failure> {
     let world = DistributedEnv::from_env().map_err(|error| Failure::Usage(chain(&error)))?;
     let devices = match (&args.devices, &args.device, &world) {
         (Some(list), ..) => list.split(',').map(device).collect::<Result<_, _>>()?,
-        // One process a GPU: each takes its own.
+        // One process per GPU: each takes its own.
         (None, DeviceSpec::Auto, Some(world)) if cfg!(feature = "burn-cuda") && world.local_world_size > 1 => {
             vec![DeviceSpec::Cuda(world.local_rank as u32)]
         }
@@ -38,7 +37,7 @@ fn device(name: &str) -> Result<DeviceSpec, Failure> {
     }
 }
 
-/// Trains as one rank, on the backend that its setup asks for.
+/// Trains as one rank, on the backend of its setup.
 pub(super) fn train_rank(
     setup: &Setup,
     group: &ProcessGroup,
@@ -74,7 +73,7 @@ fn train_on<B: AutodiffBackend>(
         _ => Some(group.join(thread).map_err(TrainError::Collective)?),
     };
     let data = TrainData::<B>::from_loaders(setup.training.clone(), setup.validation.clone(), &device);
-    // The heap is one for all threads of a process: what each of them takes cannot be told apart.
+    // Threads of a process share one heap, so their memory cannot be told apart.
     let meter = (setup.rank_info.threads == 1).then(|| Arc::clone(&setup.meter));
     train(&setup.config, &data, TrainContext { device, meter, communicator }, stop, observe).map(drop)
 }

@@ -1,5 +1,5 @@
-//! Owns the way from what the trainer and the loaders tell to a moment that is looked at: rates of late instead of an epoch's
-//! means, the largest accounts, the time that is left. It must never ask the device for anything: that would wait for it.
+//! Snapshots of a training run from its progress and the loaders' statistics: recent rates instead of an epoch's means, the
+//! largest accounts, the remaining time. The device is not queried, because that would synchronize with it.
 
 use std::time::Instant;
 
@@ -8,21 +8,21 @@ use feedstock::{ByteCount, Loader};
 
 use super::snapshot::{EpochEnd, Snapshot};
 
-/// Rates are those of about this many seconds, so that they neither jump nor lag.
-const OF_LATE_S: f64 = 1.0;
-/// How many accounts are told of.
+/// Window of recent rates, seconds: long enough not to jump, short enough not to lag.
+const RATE_WINDOW_S: f64 = 1.0;
+/// Maximum number of listed accounts.
 const ACCOUNTS_MAX: usize = 8;
 
-/// What is kept between two moments of a run.
+/// State between two snapshots.
 pub(super) struct SnapshotBuilder {
     loaders: Vec<Loader>,
     ram_budget: ByteCount,
     memory_budget: Option<ByteCount>,
-    /// Where the rates of late begin, and what they came to.
+    /// Start of the current rate window.
     since: Progress,
     rates: Option<Rates>,
     val_accuracy: Option<f64>,
-    /// When the run began, and the share of it that was done then: above 0 where it resumes.
+    /// Start of the run, and the share done at that time: above 0 if resumed.
     began: Option<(Instant, f64)>,
 }
 
@@ -46,7 +46,7 @@ impl SnapshotBuilder {
         }
     }
 
-    /// This moment.
+    /// Builds a snapshot from the trainer's progress.
     pub(super) fn snapshot(&mut self, now: &Progress) -> Snapshot {
         let rates = self.rates(now);
         let (ram_held, accounts) = self.memory();
@@ -65,7 +65,7 @@ impl SnapshotBuilder {
             ram_held,
             ram_budget: self.ram_budget,
             accounts,
-            // Between steps little is in use: it is the most within one that has to fit.
+            // Between steps little is in use; the peak within a step has to fit.
             memory_in_use: now.memory.map(|memory| memory.peak),
             memory_budget: self.memory_budget,
             ..Snapshot::default()
@@ -74,7 +74,7 @@ impl SnapshotBuilder {
         snapshot
     }
 
-    /// The end of an epoch.
+    /// Records the end of an epoch.
     pub(super) fn end(&mut self, epoch: &EpochReport) -> EpochEnd {
         let EpochReport { training, validation } = epoch;
         self.val_accuracy = validation.map(|score| score.accuracy).or(self.val_accuracy);
@@ -85,7 +85,7 @@ impl SnapshotBuilder {
         }
     }
 
-    /// Rates since about a second ago; of an epoch's first second, its means.
+    /// Rates over the window; during the first second of an epoch, its means.
     fn rates(&mut self, now: &Progress) -> Rates {
         let whole = Rates {
             images_per_s: now.images_per_s(),
@@ -96,7 +96,7 @@ impl SnapshotBuilder {
             (self.since, self.rates) = (Progress { epoch: now.epoch, ..Progress::default() }, None);
         }
         let seconds = now.seconds - self.since.seconds;
-        if seconds >= OF_LATE_S {
+        if seconds >= RATE_WINDOW_S {
             let spent =
                 |of: fn(&Progress) -> f64| (of(now) * now.seconds - of(&self.since) * self.since.seconds) / seconds;
             self.rates = Some(Rates {
@@ -109,7 +109,7 @@ impl SnapshotBuilder {
         self.rates.unwrap_or(whole)
     }
 
-    /// What the loaders hold, and their largest accounts: those of one name are one.
+    /// Bytes held by the loaders, and their largest accounts, summed by name.
     fn memory(&self) -> (ByteCount, Vec<(&'static str, ByteCount)>) {
         let mut held = ByteCount::ZERO;
         let mut accounts: Vec<(&'static str, ByteCount)> = Vec::new();
@@ -127,7 +127,7 @@ impl SnapshotBuilder {
         (held, accounts)
     }
 
-    /// As long as the rest takes if it goes on as it did; nobody knows in the first seconds.
+    /// Remaining time at the mean speed so far; `None` in the first two seconds.
     fn seconds_left(&mut self, done: f64) -> Option<f64> {
         let (began, first) = *self.began.get_or_insert((Instant::now(), done));
         let (seconds, new) = (began.elapsed().as_secs_f64(), done - first);
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_those_of_late() {
+    fn rates_are_recent() {
         let mut snapshots = SnapshotBuilder::new(Vec::new(), ByteCount(1), None);
         let at = |epoch, seconds: f64, images, waited: f64| Progress {
             epoch,
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_validation_is_told_until_the_next() {
+    fn validation_accuracy_is_kept_until_the_next() {
         let mut snapshots = SnapshotBuilder::new(Vec::new(), ByteCount(1), None);
         let training = Progress { epoch: 1, steps: 10, step: 10, ..Progress::default() };
         assert_eq!(snapshots.snapshot(&training).val_accuracy, None);

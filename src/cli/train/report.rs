@@ -1,5 +1,4 @@
-//! Owns what a training run says: a line while it goes, a line or an object an epoch, and the closing table. It must
-//! never count anything that the trainer has not told.
+//! Reports of a training run: a line or object after each epoch, and the summary. All figures come from the trainer's events.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,22 +17,22 @@ use super::super::model::{account_text, phases_text, report_json};
 use super::super::table::{columns, counted, facts};
 use super::Setup;
 
-/// Steps, at most, before memory is watched for growth.
+/// Maximum number of warm-up steps before memory is watched for growth.
 const WARM_UP_STEPS_MAX: u64 = 1000;
 
-/// What grows by less than this is not worth a word: lists of bounded size fill.
+/// Minimum growth that is reported; smaller growth comes from lists of bounded size that fill up.
 const GROWTH_MIN: ByteCount = ByteCount(1 << 20);
 
-/// What has happened so far; shared with whoever has to tell of it when the run cannot.
+/// State of the run's summary, shared with the watchdog that prints it after an interrupt.
 #[derive(Clone)]
 pub(super) struct RunSummary {
-    /// The loaders, and the folders behind them.
+    /// Loaders and their sources.
     parts: Vec<(Arc<dyn Source>, Loader)>,
     budget: ByteCount,
     config: Arc<TrainConfig>,
     budget_is_set: bool,
     told: Arc<Mutex<Reported>>,
-    /// Where the device is a GPU.
+    /// GPU utilization, if the device is a GPU.
     gpu: Option<Arc<Gpu>>,
 }
 
@@ -43,14 +42,14 @@ struct Reported {
     first_epoch: u64,
     memory: Option<MemoryReport>,
     pruned: Option<PruneReport>,
-    /// Steps of this run, and what memory did meanwhile.
+    /// Steps of this run.
     steps: u64,
     trend: Option<LeakDetector>,
-    /// Training's memory at most, and what the allocator held at the end of an epoch.
+    /// Peak of training memory.
     peak: ByteCount,
     held: Option<AllocatorStats>,
     epochs: Vec<EpochReport>,
-    /// The epoch under way.
+    /// Progress of the current epoch.
     under_way: Option<Progress>,
 }
 
@@ -94,25 +93,25 @@ impl RunSummary {
             }
             TrainEvent::Pruned(report) => {
                 told.pruned = Some((*report).clone());
-                // What it takes is another now.
+                // The pruned model takes another amount.
                 told.trend = None;
             }
             _ => {}
         }
     }
 
-    /// Whether there is anything to tell: a run that was refused never began.
+    /// Returns true if training has begun.
     pub(super) fn has_begun(&self) -> bool {
         self.told().parameters > 0
     }
 
-    /// Bytes that the loaders hold now, and held at most.
+    /// Bytes that the loaders hold, and their peak.
     fn held(&self) -> (ByteCount, ByteCount) {
         let reports: Vec<_> = self.parts.iter().map(|(_, loader)| loader.stats().memory).collect();
         (reports.iter().map(|report| report.held).sum(), reports.iter().map(|report| report.peak).sum())
     }
 
-    /// What came of an epoch.
+    /// Line or JSON object of an epoch.
     pub(super) fn epoch_line(&self, epoch: &EpochReport, json: bool) -> String {
         let EpochReport { training, validation } = epoch;
         if json {
@@ -132,7 +131,7 @@ impl RunSummary {
         )
     }
 
-    /// Where memory goes, once it is known.
+    /// Memory table, printed once it was measured.
     pub(super) fn memory_line(&self, report: &MemoryReport) -> String {
         let MemoryReport { account, forecast, .. } = report;
         let batches = match self.config.accumulate {
@@ -151,7 +150,7 @@ impl RunSummary {
         )
     }
 
-    /// What pruning did.
+    /// Line about pruning.
     pub(super) fn prune_line(&self, report: &PruneReport) -> String {
         let PruneReport { after_epochs, parameters, activations, scores, .. } = report;
         let scores = scores.map_or(String::new(), |[before, after]| {
@@ -167,13 +166,13 @@ impl RunSummary {
         )
     }
 
-    /// The whole run, as far as it got, and why it ended early if it did.
+    /// Summary of the run; `ended` is the reason if it ended early.
     pub(super) fn render(&self, json: bool, ended: Option<&str>) -> String {
         let told = self.told().clone();
         if json { self.json(&told, ended).to_string() } else { self.text(&told, ended) }
     }
 
-    /// What is trained, for whoever keeps a log of it.
+    /// Description of the run for the log.
     pub(super) fn start_json(&self) -> Value {
         let told = self.told();
         json!({
@@ -188,7 +187,7 @@ impl RunSummary {
         })
     }
 
-    /// What `--json` prints at the end.
+    /// JSON object of the summary.
     pub(super) fn end_json(&self, ended: Option<&str>) -> Value {
         let told = self.told().clone();
         self.json(&told, ended)
@@ -319,7 +318,7 @@ impl RunSummary {
         parts.join("\n")
     }
 
-    /// Share of the processor time of this process that the loaders' stages took.
+    /// Share of this process's CPU time that the loaders' stages took.
     fn loaders_cpu_share(&self) -> f64 {
         let busy = |stats: &PipelineStats| {
             [&stats.admit, &stats.read, &stats.work, &stats.transfer]
@@ -331,7 +330,7 @@ impl RunSummary {
         busy.as_secs_f64() / process_cpu_time().as_secs_f64().max(1e-9)
     }
 
-    /// Damaged samples that were used, of all loaders.
+    /// Accepted damaged samples of all loaders.
     fn damaged(&self) -> Vec<DamagedSample> {
         self.parts.iter().flat_map(|(_, loader)| loader.damaged_samples()).collect()
     }
@@ -342,7 +341,7 @@ impl RunSummary {
 }
 
 impl Reported {
-    /// Takes the memory of the moment into account.
+    /// Adds a memory reading to the leak detector.
     fn weigh(&mut self, step: &Progress, loaders: ByteCount) {
         self.steps = self.steps.max(step.epoch.saturating_mul(step.steps) + step.step);
         let mut accounted = loaders;
@@ -352,41 +351,41 @@ impl Reported {
             readings.push(("training", memory.in_use));
             accounted += memory.in_use;
         }
-        // What loaders have reserved is touched by and by: only what goes beyond it is growth.
+        // Reserved memory becomes resident gradually: only growth beyond the reservations counts.
         readings.push(("process", process_memory().rss.max(accounted)));
         self.held = step.allocator.or(self.held);
-        // Caches fill and pools take their sizes first.
+        // Caches and pools reach their sizes first.
         let trend = self.trend.get_or_insert_with(|| LeakDetector::new(self.steps + step.steps.min(WARM_UP_STEPS_MAX)));
         trend.add(self.steps, &readings);
     }
 
-    /// Training's memory at most, the first steps included: these were read phase by phase. `None` where nothing was read.
+    /// Peak of training memory, including the first steps, which are read phase by phase. `None` without readings.
     fn peak_in_all(&self) -> Option<ByteCount> {
         let phases = self.memory.iter().flat_map(|memory| memory.at.iter().map(|reading| reading.peak));
         Some(phases.fold(self.peak, Ord::max)).filter(|peak| *peak > ByteCount::ZERO)
     }
 
-    /// The accounts that grow.
+    /// Accounts that grow.
     fn growing(&self) -> Vec<LeakReport> {
         let mut growing = self.trend.as_ref().map(LeakDetector::all_growing).unwrap_or_default();
         growing.retain(|growth| growth.to.saturating_sub(growth.from) >= GROWTH_MIN);
         growing
     }
 
-    /// Images trained on, and the seconds that took.
+    /// Number of images trained on, and the seconds.
     fn totals(&self) -> (u64, f64) {
         let trained = self.epochs.iter().map(|epoch| epoch.training).chain(self.under_way);
         trained.fold((0, 0.0), |(images, seconds), step| (images + step.images, seconds + step.seconds))
     }
 
-    /// The epoch that did best on validation, and its accuracy.
+    /// Epoch of the best validation accuracy, and that accuracy.
     fn best(&self) -> Option<(u64, f64)> {
         let scores = self.epochs.iter().filter_map(|epoch| Some((epoch.training.epoch, epoch.validation?.accuracy)));
         scores.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 }
 
-/// Which account grows, and where that leads.
+/// Message about a growing account and its projection.
 fn growth_text(growth: &LeakReport, config: &TrainConfig) -> String {
     let LeakReport { account, bytes_per_step, from, to, .. } = growth;
     let limit = config.device_budget.filter(|_| account == "training").and_then(|budget| growth.reaches(budget));
@@ -406,7 +405,7 @@ fn growth_json(growth: &LeakReport) -> Value {
     })
 }
 
-/// Images a second in the epochs before and after pruning; means over what there is.
+/// Mean images per second in the epochs before and after pruning.
 fn rates(report: &PruneReport, told: &Reported) -> [f64; 2] {
     let (before, after): (Vec<_>, Vec<_>) =
         told.epochs.iter().map(|epoch| epoch.training).partition(|training| training.epoch < report.after_epochs);

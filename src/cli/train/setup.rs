@@ -1,5 +1,4 @@
-//! Owns what a rank of a training run reads and trains: which folders, cut how, by which loaders, how these share the
-//! budget, and batches of which size. It must never train, nor draw over anything that it has not drawn itself.
+//! Setup of a rank: data, transforms, loaders, their shares of the budget, and batch sizes.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use feedstock::train::{MemoryMeter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
 use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
 
-use super::super::data::{PROGRAM_OVERHEAD, refused_beside, split};
+use super::super::data::{PROGRAM_OVERHEAD, split, with_other_accounts};
 use super::super::failure::{Failure, chain, say};
 use super::super::placement::Placement;
 use super::super::synth::{self, SynthError, SynthSpec};
@@ -19,27 +18,27 @@ use super::super::table::counted;
 use super::super::watch::WatchArgs;
 use super::{TrainArgs, memory};
 
-/// Pictures up to this side are small ones: the small network, and samples of [`SMALL_SIZE`].
+/// Images up to this side use the small network and samples of [`SMALL_SIZE`].
 const SMALL_SIDE_MAX: u32 = 96;
 const SMALL_SIZE: u32 = 32;
 const LARGE_SIZE: u32 = 224;
-/// How many pictures are asked for their size.
+/// Number of images whose headers are read to find the size.
 const PROBED: u64 = 16;
 
-/// Which rank this is.
+/// Rank of a setup.
 #[derive(Clone, Copy)]
 pub(super) struct RankInfo {
     pub(super) rank: usize,
     pub(super) world_size: usize,
-    /// Ranks in this process: they share its budgets.
+    /// Ranks in this process, which share its budgets.
     pub(super) threads: usize,
 }
 
-/// What a rank reads and trains.
+/// Data, loaders and configuration of a rank.
 pub(super) struct Setup {
     pub(super) rank_info: RankInfo,
     pub(super) config: TrainConfig,
-    /// Whether somebody has set the budget for training; else it is what was free.
+    /// True if the training budget was given; otherwise it is the free memory.
     pub(super) budget_is_set: bool,
     pub(super) meter: Arc<dyn MemoryMeter>,
     pub(super) folder: Arc<dyn Source>,
@@ -88,9 +87,10 @@ impl Setup {
                 .transform(center(&sides, size))
                 .shuffle(false)
                 .own_ram_budget(loaders_budget);
-            // It gets what it has use for, but leaves training three quarters where it can.
-            let plan =
-                builder.plan().map_err(|error| refused_beside(error, &[("watch", watched, WatchArgs::BECAUSE)]))?;
+            // Validation gets what its plan can use, at most a quarter of the budget where that suffices.
+            let plan = builder
+                .plan()
+                .map_err(|error| with_other_accounts(error, &[("watch", watched, WatchArgs::BECAUSE)]))?;
             share = plan.knee.min(ByteCount(loaders_budget.0 / 4)).max(plan.minimum);
             validating = Some(builder.own_ram_budget(share));
         }
@@ -103,13 +103,13 @@ impl Setup {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
             false => training.transform(RandomResizedCrop::new(size).scale(0.35, 1.0).flip(0.5)),
         };
-        let training = training.build().map_err(|error| refused_beside(error, &beside))?;
+        let training = training.build().map_err(|error| with_other_accounts(error, &beside))?;
         let validation = validating.map(LoaderBuilder::build).transpose()?;
         notes.extend(training.notes().iter().chain(folder.notes()).cloned());
         if let Some(folder) = &validation_folder {
             notes.extend(folder.notes().iter().cloned());
         }
-        // What nobody has set is what there is.
+        // Without a given budget, the free memory is the budget.
         let budget_is_set = config.device_budget.is_some();
         config.device_budget = config.device_budget.or(free);
         Ok(Setup {
@@ -127,17 +127,17 @@ impl Setup {
         })
     }
 
-    /// Batches of the whole run.
+    /// Number of batches of the whole run.
     pub(super) fn batches_in_all(&self) -> u64 {
         self.training.batches_per_epoch().saturating_mul(self.config.epochs)
     }
 
-    /// Every loader there is.
+    /// All loaders.
     pub(super) fn loaders(&self) -> Vec<Loader> {
         [Some(self.training.clone()), self.validation.clone()].into_iter().flatten().collect()
     }
 
-    /// What is read, in a few words.
+    /// Describes the data in one line.
     pub(super) fn describe(&self) -> String {
         let (images, classes) =
             (counted(self.folder.len(), "image"), counted(self.folder.classes().len() as u64, "class"));
@@ -151,11 +151,11 @@ impl Setup {
     }
 }
 
-/// What both loaders are like.
+/// Settings common to both loaders.
 fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Placement, batch_size: usize) -> LoaderBuilder {
     let builder = Loader::builder(folder.clone())
         .device(place.device.clone())
-        // A GPU works on one while the step after it is being enqueued.
+        // A GPU works on one batch while the next step is enqueued.
         .batches_held(if place.gpu.is_some() { 2 } else { 1 })
         .process_overhead(PROGRAM_OVERHEAD)
         .batch_size(batch_size)
@@ -169,7 +169,7 @@ fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Placement, batch_s
     }
 }
 
-/// Labels are places in the list of classes, so both lists must be the same.
+/// Compares the class lists: labels are indices into them, so they must be equal.
 fn check_classes(training: &dyn Source, validation: &dyn Source) -> Result<(), Failure> {
     let (ours, theirs) = (training.classes(), validation.classes());
     if ours == theirs {
@@ -189,7 +189,7 @@ fn check_classes(training: &dyn Source, validation: &dyn Source) -> Result<(), F
     )))
 }
 
-/// Width and height of some pictures, at even distances. What is no picture tells nothing; its turn comes.
+/// Width and height of some images at even distances. Unreadable ones are skipped here and reported by the loader.
 fn sides(folder: &dyn Source) -> Vec<(u32, u32)> {
     let probed = PROBED.min(folder.len());
     let ids = (0..probed).map(|i| SampleId(i * folder.len() / probed));
@@ -209,13 +209,13 @@ fn largest(sides: &[(u32, u32)]) -> u32 {
     sides.iter().map(|&(width, height)| width.max(height)).max().unwrap_or(0)
 }
 
-/// The cut that pictures are validated with.
+/// Validation transform.
 fn center(sides: &[(u32, u32)], size: u32) -> ResizeCenterCrop {
     let whole = sides.iter().all(|&side| side == (size, size));
     ResizeCenterCrop::new(if whole { size } else { (size * 8).div_ceil(7) }, size)
 }
 
-/// A set of drawn images: made now, or found in the cache.
+/// Synthetic data set: made now, or found in the cache.
 fn drawn(quiet: bool) -> Result<(PathBuf, PathBuf), Failure> {
     let spec = SynthSpec::default();
     let SynthSpec { seed, train_per_class, test_per_class, width, height } = spec;
@@ -234,7 +234,7 @@ fn drawn(quiet: bool) -> Result<(PathBuf, PathBuf), Failure> {
     };
     let made = match cache_root() {
         Some(root) => make(&root).or_else(|error| match error {
-            // A home that cannot be written to is no reason not to try the program.
+            // Falls back to the temporary folder if the cache folder is not writable.
             SynthError::Io { .. } => make(&env::temp_dir()),
             error => Err(error),
         }),

@@ -1,44 +1,43 @@
-//! Owns what is known of a training run at one moment: the plain numbers that are drawn, logged and charted. It must never
-//! find any of them out: whoever trains fills them in.
+//! Snapshot of a training run: the numbers that are displayed, logged and charted.
 
 use feedstock::ByteCount;
 
-/// A moment of a training run. Shares are of 1.
+/// A snapshot of a training run. Shares are fractions of 1.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Snapshot {
-    /// The epoch, from 0.
+    /// Epoch, from 0.
     pub(super) epoch: u64,
-    /// How many epochs there will be.
+    /// Number of epochs.
     pub(super) epochs: u64,
     /// Steps done in this epoch.
     pub(super) step: u64,
-    /// Steps of an epoch, as far as can be told.
+    /// Expected steps of an epoch.
     pub(super) steps: u64,
-    /// Loss of training.
+    /// Training loss.
     pub(super) loss: f64,
-    /// Share of the images trained on that were named rightly.
+    /// Training accuracy.
     pub(super) accuracy: f64,
-    /// The same of the last validation, once there was one.
+    /// Accuracy of the last validation, if any.
     pub(super) val_accuracy: Option<f64>,
-    /// The learning rate of the latest step.
+    /// Learning rate of the latest step.
     pub(super) learning_rate: f64,
-    /// Images a second.
+    /// Images per second.
     pub(super) images_per_s: f64,
-    /// Share of the time in which the device was at work.
+    /// Share of the time in which the device was busy.
     pub(super) busy_share: f64,
-    /// Share of the time in which training waited for data.
+    /// Share of the time in which training waited for input.
     pub(super) input_wait_share: f64,
-    /// What the loaders hold.
+    /// Bytes held by the loaders.
     pub(super) ram_held: ByteCount,
-    /// What they may hold.
+    /// RAM budget of the loaders.
     pub(super) ram_budget: ByteCount,
-    /// The largest holders among their accounts, or none where nobody asked.
+    /// Largest accounts of the loaders.
     pub(super) accounts: Vec<(&'static str, ByteCount)>,
-    /// What training itself holds: of a GPU's memory, or of the heap.
+    /// Memory of training: GPU memory or heap.
     pub(super) memory_in_use: Option<ByteCount>,
-    /// What it may hold.
+    /// Memory budget of training.
     pub(super) memory_budget: Option<ByteCount>,
-    /// Until the last epoch is done.
+    /// Remaining seconds.
     pub(super) seconds_left: Option<f64>,
 }
 
@@ -49,12 +48,12 @@ impl Snapshot {
         ((self.epoch as f64 + within.min(1.0)) / self.epochs.max(1) as f64).clamp(0.0, 1.0)
     }
 
-    /// Steps since the very first epoch: where a value stands in a chart, resumed or not.
+    /// Steps since the first epoch: the x axis of charts, also after a resume.
     pub(super) fn global_step(&self) -> u64 {
         self.epoch.saturating_mul(self.steps).saturating_add(self.step)
     }
 
-    /// The moment in one line.
+    /// The snapshot in one line.
     pub(super) fn to_line(&self) -> String {
         format!(
             "epoch {}/{} {}/{}  {:.0} images/s  loss {:.3}  acc {:.0} %  wait {:.0} %  busy {:.0} %  RAM {}/{}",
@@ -73,14 +72,14 @@ impl Snapshot {
     }
 }
 
-/// What validation came to at the end of an epoch, where there was one.
+/// Validation result at the end of an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct EpochEnd {
-    /// Steps since the very first epoch.
+    /// Steps since the first epoch.
     pub(super) global_step: u64,
-    /// Mean loss of the images validated on.
+    /// Validation loss.
     pub(super) val_loss: Option<f64>,
-    /// Share of them that were named rightly.
+    /// Validation accuracy.
     pub(super) val_accuracy: Option<f64>,
 }
 
@@ -89,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_of_the_run_is_one_however_odd_the_numbers() {
+    fn done_share_stays_within_0_and_1() {
         let at =
             |epoch, epochs, step, steps| Snapshot { epoch, epochs, step, steps, ..Snapshot::default() }.done_share();
         assert_eq!([at(0, 4, 0, 10), at(1, 4, 5, 10), at(3, 4, 10, 10)], [0.0, 0.375, 1.0]);
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_go_on_over_epochs() {
+    fn global_steps_continue_over_epochs() {
         let point = Snapshot { epoch: 2, step: 3, steps: 100, ..Snapshot::default() };
         assert_eq!(point.global_step(), 203);
     }

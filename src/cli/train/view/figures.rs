@@ -1,13 +1,13 @@
-//! Owns how figures are written in the view: short, and as wide each time as the time before. It must never decide which.
+//! Number formats of the view: short, and of constant width.
 
 use feedstock::ByteCount;
 
-/// A share of a budget.
+/// Share of a budget that is held.
 pub(super) fn share_of(held: ByteCount, budget: ByteCount) -> f64 {
     held.0 as f64 / budget.0.max(1) as f64
 }
 
-/// So much of a budget. Of two sizes in the same unit, only the second says it.
+/// Held bytes of a budget. If both have the same unit, only the second shows it.
 pub(super) fn of(held: ByteCount, budget: ByteCount) -> String {
     let (held, budget) = (held.to_string(), budget.to_string());
     match (held.split_once(' '), budget.split_once(' ')) {
@@ -16,7 +16,7 @@ pub(super) fn of(held: ByteCount, budget: ByteCount) -> String {
     }
 }
 
-/// A share of 1, in hundredths.
+/// A share in percent.
 pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
@@ -37,7 +37,7 @@ pub(super) fn rate(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-3 { format!("{value:.2e}") } else { format!("{value:.4}") }
 }
 
-/// A time in its two largest units.
+/// A duration in its two largest units.
 pub(super) fn time(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.max(0.0).round() as u64 } else { return "-".to_owned() };
     match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {

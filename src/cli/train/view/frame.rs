@@ -1,5 +1,4 @@
-//! Owns how a moment of a training run looks: which lines there is room for, and what stands where. It must never panic
-//! however small the room is: lines fall away, the least telling first, until one is left.
+//! Layout of the view for one snapshot. In a small terminal the least important lines are dropped first, down to one line.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -12,29 +11,29 @@ use super::super::snapshot::Snapshot;
 use super::figures::{of, percent, rate, share_of, short, time};
 use super::history::History;
 
-/// From this width on, two things stand side by side.
+/// Minimum width of the two-column layout.
 const WIDE: u16 = 76;
-/// Below this width, or with fewer lines than this, one line has to do.
+/// Below this width, or with fewer lines than this, one line is shown.
 const WIDTH_MIN: u16 = 36;
 const LINES_MIN: u16 = 4;
-/// A share of waiting that is worth a look.
+/// Share of input wait that is highlighted.
 const WAITS: f64 = 0.1;
 
-/// What is drawn.
+/// Contents of a frame.
 pub(super) struct Frame<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) loss: &'a History,
     pub(super) rate: &'a History,
 }
 
-/// A line, or one of those that make a chart.
+/// A line, or a line of a chart.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Rule,
     Head,
     Bar,
-    /// The two numbers that are charted, and the charts below them.
-    Courses,
+    /// The two charted numbers, and the charts below them.
+    Numbers,
     Charts,
     Loss,
     Rate,
@@ -47,11 +46,11 @@ enum Part {
     Accounts,
 }
 
-/// Lines from top to bottom, each with its turn when there is not room for all.
+/// Lines from top to bottom, each with its priority when not all fit.
 const SIDE_BY_SIDE: [(Part, u8); 10] = [
     (Part::Rule, 7),
     (Part::Head, 0),
-    (Part::Courses, 1),
+    (Part::Numbers, 1),
     (Part::Charts, 5),
     (Part::Charts, 6),
     (Part::Charts, 8),
@@ -72,8 +71,8 @@ const ONE_BELOW_ANOTHER: [(Part, u8); 9] = [
     (Part::Training, 7),
 ];
 
-/// The lines that a terminal of this width and height has for a view. It leaves a third to what is printed above, and one to
-/// the cursor.
+/// Number of lines for a view on a terminal of this width and height. A third is left to other output, and one line to the
+/// cursor.
 pub(super) fn lines((width, height): (u16, u16)) -> u16 {
     let room = (height - height / 3).saturating_sub(1);
     let most = if width >= WIDE { SIDE_BY_SIDE.len() } else { ONE_BELOW_ANOTHER.len() } as u16;
@@ -120,11 +119,11 @@ impl Frame<'_> {
             }
             Part::Head => self.head(area, buffer),
             Part::Bar => bar(area, self.snapshot.done_share(), GAUGE, buffer),
-            Part::Courses if charted => {
+            Part::Numbers if charted => {
                 title(left, &self.loss_line(), &range(self.loss), buffer);
                 title(right, &self.rate_line(), &range(self.rate), buffer);
             }
-            Part::Courses => {
+            Part::Numbers => {
                 self.loss(left, buffer);
                 self.rate(right, buffer);
             }
@@ -196,11 +195,11 @@ impl Frame<'_> {
         Line::from(spans)
     }
 
-    /// A number and its course, in one line.
+    /// A number and its history in one line.
     fn loss(&self, area: Rect, buffer: &mut Buffer) {
         title(area, &self.loss_line(), &Line::default(), buffer);
         let values = self.loss.whole(usize::from(area.width));
-        // From a little below the least, so that a small fall is seen as well, and the least is no gap.
+        // The scale starts a little below the minimum, so that a small decrease is visible and the minimum is not a gap.
         let (low, high) = bounds(&values);
         let base = low - (high - low).max(f64::MIN_POSITIVE) / 7.0;
         sparkline(behind(area, 17), &values.iter().map(|value| value - base).collect::<Vec<_>>(), LOSS, buffer);
@@ -225,7 +224,7 @@ impl Frame<'_> {
         }
     }
 
-    /// As many of the accounts as there is room for.
+    /// As many accounts as fit.
     fn accounts(&self, area: Rect, buffer: &mut Buffer) {
         let mut line = Line::default();
         for (name, held) in &self.snapshot.accounts {
@@ -257,20 +256,20 @@ fn strong(text: String) -> Span<'static> {
     Span::styled(text, Modifier::BOLD)
 }
 
-/// The two halves of a line, with a gap between them.
+/// Splits a line into two halves with a gap.
 fn halves(area: Rect) -> (Rect, Rect) {
     let gap = if area.width >= WIDE { 4 } else { 2 };
     let width = area.width.saturating_sub(gap) / 2;
     (Rect { width, ..area }, Rect { x: area.x + area.width - width, width, ..area })
 }
 
-/// What is left of a line behind its first cells.
+/// Rest of a line after its first cells.
 fn behind(area: Rect, cells: u16) -> Rect {
     let cells = cells.min(area.width);
     Rect { x: area.x + cells, width: area.width - cells, ..area }
 }
 
-/// One text at the left and, where there is room for it, one at the right.
+/// A text at the left and, if it fits, one at the right.
 fn title(area: Rect, left: &Line<'_>, right: &Line<'_>, buffer: &mut Buffer) {
     buffer.set_line(area.x, area.y, left, area.width);
     let (taken, wanted) = (left.width() as u16 + 1, right.width() as u16);
@@ -283,7 +282,7 @@ fn title(area: Rect, left: &Line<'_>, right: &Line<'_>, buffer: &mut Buffer) {
 fn gauge(area: Rect, name: &'static str, share: f64, figure: String, style: Style, buffer: &mut Buffer) {
     const NAME: u16 = 12;
     let name_width = if area.width >= 30 { NAME } else { name.len() as u16 + 1 };
-    // As wide as figures get, so that bars do not move with them.
+    // Constant width of figures, so that bars do not move.
     let figure_width = (figure.chars().count() as u16).max(if area.width >= 30 { 0 } else { 4 });
     title(area, &Line::from(label(name)), &Line::from(number(figure)), buffer);
     let width = area.width.saturating_sub(name_width + figure_width + 1);
@@ -292,7 +291,7 @@ fn gauge(area: Rect, name: &'static str, share: f64, figure: String, style: Styl
     }
 }
 
-/// A bar, full as far as the share goes, to half a cell.
+/// A bar filled to the share, to half a cell.
 fn bar(area: Rect, share: f64, style: Style, buffer: &mut Buffer) {
     let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
     let halves = (share * f64::from(area.width) * 2.0).round() as u16;
@@ -306,16 +305,16 @@ fn bar(area: Rect, share: f64, style: Style, buffer: &mut Buffer) {
     }
 }
 
-/// A line over the whole width, from `floor` or the least value to the largest.
-fn chart(area: Rect, course: &History, floor: f64, style: Style, buffer: &mut Buffer) {
-    // Braille has two points in a cell.
-    let values = course.whole(usize::from(area.width) * 2);
+/// A line chart over the whole width, from `floor` or the minimum to the maximum.
+fn chart(area: Rect, history: &History, floor: f64, style: Style, buffer: &mut Buffer) {
+    // Braille has two points per cell.
+    let values = history.whole(usize::from(area.width) * 2);
     if values.len() < 2 {
         return;
     }
     let (low, high) = bounds(&values);
     let low = low.min(floor);
-    // A line that neither rises nor falls is one in the middle.
+    // A constant line is drawn in the middle.
     let margin = if high > low { 0.0 } else { 1.0 };
     let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(at, &value)| (at as f64, value)).collect();
     let line = Dataset::default().marker(Marker::Braille).graph_type(GraphType::Line).style(style).data(&points);
@@ -325,9 +324,9 @@ fn chart(area: Rect, course: &History, floor: f64, style: Style, buffer: &mut Bu
         .render(area, buffer);
 }
 
-/// Bars over the whole width, from zero to the largest.
+/// Bars over the whole width, from zero to the maximum.
 fn sparkline(area: Rect, values: &[f64], style: Style, buffer: &mut Buffer) {
-    // Fine enough for eight levels a cell.
+    // Fine enough for eight levels per cell.
     const LEVELS: f64 = 1000.0;
     let (_, high) = bounds(values);
     if values.is_empty() || high <= 0.0 {
@@ -343,9 +342,9 @@ fn bounds(values: &[f64]) -> (f64, f64) {
     values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &value| (low.min(value), high.max(value)))
 }
 
-/// Between which values a course runs.
-fn range(course: &History) -> Line<'static> {
-    let (low, high) = bounds(&course.whole(usize::MAX));
+/// Minimum and maximum of a history.
+fn range(history: &History) -> Line<'static> {
+    let (low, high) = bounds(&history.whole(usize::MAX));
     if low < high { Line::from(label(format!("{} .. {}", short(low), short(high)))) } else { Line::default() }
 }
 

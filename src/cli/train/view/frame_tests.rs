@@ -1,4 +1,4 @@
-//! Proves what a picture shows at each size, and that none is too small. It must never look at how it is made.
+//! Tests of the frame's contents at each size.
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -38,12 +38,12 @@ fn courses() -> (History, History) {
     (loss, rate)
 }
 
-/// What is seen of a picture, line by line.
+/// Text of a frame, line by line.
 fn seen(snapshot: &Snapshot, width: u16, height: u16) -> Vec<String> {
     let (loss, rate) = courses();
     let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("it takes any size");
-    let picture = Frame { snapshot, loss: &loss, rate: &rate };
-    terminal.draw(|frame| frame.render_widget(&picture, frame.area())).expect("it is drawn");
+    let view = Frame { snapshot, loss: &loss, rate: &rate };
+    terminal.draw(|frame| frame.render_widget(&view, frame.area())).expect("it is drawn");
     let buffer = terminal.backend().buffer();
     let line = |row| (0..width).map(|column| buffer[(column, row)].symbol()).collect::<String>();
     (0..height).map(|row| line(row).trim_end().to_owned()).collect()
@@ -76,7 +76,7 @@ fn braille(c: char) -> bool {
 }
 
 #[test]
-fn a_wide_picture_has_everything_in_its_place() {
+fn wide_view_has_two_columns() {
     for width in [76, 79, 119, 300] {
         let lines = seen(&snapshot(), width, 10);
         has(&lines, &ALL);
@@ -89,7 +89,7 @@ fn a_wide_picture_has_everything_in_its_place() {
 }
 
 #[test]
-fn a_narrow_picture_has_it_one_below_another() {
+fn narrow_view_has_one_column() {
     let lines = seen(&snapshot(), 39, 9);
     has(&lines, &ALL);
     has(&lines, &["val 58.2 %", "lr 0.0123", "busy", "wait"]);

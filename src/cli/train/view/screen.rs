@@ -1,9 +1,8 @@
-//! Owns the lines at the bottom of a terminal that are drawn anew and again. It must never take the terminal over: no raw
-//! mode, no other screen, no hidden cursor, nothing read from it.
+//! Lines at the bottom of a terminal that are redrawn in place, without raw mode, alternate screen or hidden cursor.
 //!
-//! Lines are reached by moving up from the line below the last, where the cursor rests; nobody asks where on the screen that
-//! is (the answer would come through standard input, in raw mode). So a program that ends without a word, killed or by a
-//! second Ctrl-C, leaves the cursor below the view, visible, and the terminal as it was.
+//! The cursor rests below the last line, and lines are reached by moving up from it; its absolute position is not queried,
+//! because the answer would arrive on standard input in raw mode. A killed program leaves the cursor visible below the view
+//! and the terminal as it was.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -11,14 +10,13 @@ use std::io::{self, Write};
 use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier, Style};
 
-/// Every so many times all is drawn, over what others wrote there meanwhile: a shell that stopped the program for a while,
-/// a key that was pressed.
+/// Interval of full redraws, which overwrite other output: of a shell that stopped the program, or echoed keys.
 const WHOLE_EVERY: u32 = 20;
 
-/// The lower end of a terminal.
+/// The bottom of a terminal.
 pub(super) struct Screen<W> {
     out: W,
-    /// What stands there.
+    /// Current contents.
     drawn: Option<Drawn>,
     draws: u32,
     text: String,
@@ -26,7 +24,7 @@ pub(super) struct Screen<W> {
 
 struct Drawn {
     buffer: Buffer,
-    /// The terminal's width and height when it was drawn.
+    /// Terminal width and height at the last draw.
     size: (u16, u16),
 }
 
@@ -35,7 +33,7 @@ impl<W: Write> Screen<W> {
         Screen { out, drawn: None, draws: 0, text: String::new() }
     }
 
-    /// Draws these lines on a terminal of this width and height, in one write: cells that changed, and now and then all.
+    /// Draws lines on a terminal of this width and height in one write: changed cells, and at intervals all.
     ///
     /// # Errors
     /// The terminal cannot be written to.
@@ -58,7 +56,7 @@ impl<W: Write> Screen<W> {
         self.send()
     }
 
-    /// Takes the lines away, if any are there, and leaves the cursor where the first was.
+    /// Removes the lines, if any, and leaves the cursor at the first.
     ///
     /// # Errors
     /// The terminal cannot be written to.
@@ -70,10 +68,10 @@ impl<W: Write> Screen<W> {
         Ok(drawn.map(|drawn| drawn.buffer))
     }
 
-    /// Moves up to where the first line is by now, and empties everything from there on.
+    /// Moves up to the first line and clears everything from there on.
     fn erase(&mut self, width: u16) {
         let Some(Drawn { buffer, .. }) = &self.drawn else { return };
-        // A terminal that became narrower has broken the lines that do not fit any more.
+        // A terminal that became narrower has wrapped the lines that no longer fit.
         let rows = |row| u32::from(length(buffer, row).div_ceil(width.max(1)).max(1));
         up(&mut self.text, (0..buffer.area.height).map(rows).sum());
         self.text.push_str("\r\x1b[J");
@@ -90,18 +88,18 @@ impl<W: Write> Screen<W> {
 
 fn up(text: &mut String, rows: u32) {
     if rows > 0 {
-        // A string takes everything.
+        // Writing to a string cannot fail.
         let _ = write!(text, "\x1b[{rows}A");
     }
 }
 
-/// Cells of a line up to the last that shows anything.
+/// Cells of a line up to the last visible one.
 fn length(buffer: &Buffer, row: u16) -> u16 {
     let shows = |&column: &u16| buffer[(column, row)].symbol() != " ";
     (0..buffer.area.width).rev().find(shows).map_or(0, |column| column + 1)
 }
 
-/// Whole lines, without the blanks at their ends.
+/// Whole lines without trailing blanks.
 fn lines(text: &mut String, buffer: &Buffer) {
     for row in 0..buffer.area.height {
         text.push('\r');
@@ -110,7 +108,7 @@ fn lines(text: &mut String, buffer: &Buffer) {
     }
 }
 
-/// Cells that changed, by line: the cursor goes to each run of them and comes back.
+/// Changed cells by line: the cursor moves to each run of them and back.
 fn changes(text: &mut String, before: &Buffer, after: &Buffer) {
     let height = after.area.height;
     let mut at = height;
@@ -123,7 +121,7 @@ fn changes(text: &mut String, before: &Buffer, after: &Buffer) {
         } else if row > at {
             let _ = write!(text, "\x1b[{}B", row - at);
         }
-        // Blanks at the end are emptied and not written: a terminal that becomes narrower would break a line for them.
+        // Trailing blanks are cleared, not written: a terminal that becomes narrower would wrap them.
         let length = length(after, row);
         let _ = write!(text, "\x1b[{}G", first.min(length) + 1);
         styled(text, (first..length.min(last + 1)).map(|column| &after[(column, row)]));
@@ -137,7 +135,7 @@ fn changes(text: &mut String, before: &Buffer, after: &Buffer) {
     }
 }
 
-/// Cells one after another, with a change of style where there is one.
+/// Consecutive cells, with style changes.
 fn styled<'a>(text: &mut String, cells: impl Iterator<Item = &'a Cell>) {
     let plain = Cell::EMPTY.style();
     let mut worn = plain;
@@ -153,7 +151,7 @@ fn styled<'a>(text: &mut String, cells: impl Iterator<Item = &'a Cell>) {
     }
 }
 
-/// The sequence for a style, in the colours that every terminal's own theme defines.
+/// Escape sequence of a style, in the terminal theme's colors.
 fn dress(text: &mut String, style: Style) {
     text.push_str("\x1b[0");
     for (modifier, code) in [(Modifier::BOLD, 1), (Modifier::DIM, 2)] {
@@ -169,7 +167,7 @@ fn dress(text: &mut String, style: Style) {
     text.push('m');
 }
 
-/// A colour's place in the palette.
+/// Palette index of a color.
 fn number(color: Color) -> Option<u8> {
     Some(match color {
         Color::Black => 0,

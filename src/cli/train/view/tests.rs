@@ -1,4 +1,4 @@
-//! Proves the view on an emulated terminal. It must never look at the bytes that are sent: only at what is seen.
+//! Tests of the view on an emulated terminal, by what is visible on it.
 
 use std::io;
 use std::num::NonZero;
@@ -10,7 +10,7 @@ use feedstock::ByteCount;
 use super::super::super::lock;
 use super::*;
 
-/// A terminal that both the view and what is printed beside it write to.
+/// A terminal shared by the view and other output.
 #[derive(Clone)]
 struct Emulated(Arc<Mutex<vt100::Parser>>);
 
@@ -70,7 +70,7 @@ fn snapshot(step: u64) -> Snapshot {
     }
 }
 
-/// A view that is drawn at every step, and the size that it believes in.
+/// A view that redraws at every step, and the terminal size that it sees.
 fn view(terminal: &Emulated, width: u16, height: u16) -> (View<Emulated>, Arc<Mutex<(u16, u16)>>) {
     let size = Arc::new(Mutex::new((width, height)));
     let asked = size.clone();
@@ -195,7 +195,7 @@ fn it_is_drawn_ten_times_a_second_at_most() {
     view.step(&snapshot(1));
     let first = terminal.lines();
     (2..1000).for_each(|number| view.step(&snapshot(number)));
-    // A thousand steps take no tenth of a second; on a machine that stalls they may, and then it may be drawn.
+    // A thousand steps take under a tenth of a second; on a stalled machine they may take longer, and a redraw is allowed.
     assert!(terminal.lines() == first || view.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW));
     thread::sleep(REDRAW);
     view.step(&snapshot(1000));
@@ -206,7 +206,7 @@ fn it_is_drawn_ten_times_a_second_at_most() {
 fn drawing_takes_a_fraction_of_a_millisecond() {
     let mut view = View::on(io::sink(), Box::new(|| Some((200, 50))));
     (1..2000).for_each(|number| view.step(&snapshot(number)));
-    // The fastest of some: others may be using the machine as well.
+    // The fastest of several: the machine may be busy.
     let times = (2000..2030).map(|number| {
         view.drawn = None;
         let began = Instant::now();
