@@ -1,4 +1,4 @@
-//! Epochs over Parquet files, and that what their source says it holds is the most that it holds, counted by the allocator.
+//! Tests of the memory of Parquet sources, counted by the allocator, and of epochs over Parquet files.
 #![cfg(feature = "parquet")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use feedstock::host::{CountingAllocator, heap, reset_heap_peak};
-use feedstock::source::{ParquetOptions, Source};
+use feedstock::source::{ParquetOptions, ParquetSource, Source};
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{ByteCount, Error, Loader, SampleId, mix64};
 use image::{ExtendedColorType, ImageEncoder};
@@ -22,17 +22,17 @@ use parquet::schema::parser::parse_message_type;
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
 
-/// Counts are the process's, so one test at a time.
+/// The counters are those of the process, so tests run one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What the test's own threads and the harness take.
+/// Memory of the test's threads and the harness.
 const HARNESS: u64 = 256 << 10;
 
 const READERS: u64 = 4;
 const ROWS: usize = 240;
 const GROUP_ROWS: usize = 40;
 
-/// An image of up to 96 KiB; some twice, so that a dictionary has a use.
+/// Bytes of an image, up to 96 KiB. Each appears twice, for dictionaries.
 fn image(id: u64) -> Vec<u8> {
     let seed = mix64(id / 2);
     let random = |i: u64| if i.is_multiple_of(4) { mix64(seed ^ i << 24) as u8 } else { (i / 97) as u8 };
@@ -62,7 +62,7 @@ fn write(folder: &Path, properties: WriterProperties, image: impl Fn(u64) -> Vec
 }
 
 #[test]
-fn what_is_held_never_passes_what_was_said() {
+fn memory_stays_within_the_stated_maximum() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let codecs = [
         Compression::UNCOMPRESSED,
@@ -74,7 +74,7 @@ fn what_is_held_never_passes_what_was_said() {
     ];
     let images: Vec<Vec<u8>> = (0..ROWS as u64).map(image).collect();
     for codec in codecs {
-        // One page for all of a row group, as other writers have it; many small ones; a dictionary; delta encoding.
+        // One page per row group, as other writers do; many small pages; a dictionary; delta encoding.
         for (layout, page_bytes, dictionary, delta) in [
             ("large pages", 1 << 30, false, false),
             ("small pages", 128 << 10, false, false),
@@ -94,11 +94,11 @@ fn what_is_held_never_passes_what_was_said() {
                 properties = properties.set_column_encoding("label".into(), Encoding::PLAIN);
             }
             let path = write(folder.path(), properties.build(), |id| images[id as usize].clone());
-            // Without the index of the source, which is counted by itself.
+            // The index of the source is checked separately.
             let before = heap().unwrap().in_use;
-            let source = ParquetOptions::new().mixed(1).open([&path]).unwrap();
+            let source = ParquetSource::open_with([&path], &ParquetOptions::new().shuffle_row_groups(1)).unwrap();
             let index = heap().unwrap().in_use.0 - before.0;
-            let told = source.io_profile().buffer_bytes;
+            let stated = source.io_profile().buffer_bytes;
             assert!(index <= source.index_bytes() + source.blocks().unwrap().bytes() + HARNESS, "{index} bytes");
 
             let mut outs: Vec<Vec<u8>> = (0..READERS).map(|_| vec![0; 96 << 10]).collect();
@@ -109,7 +109,7 @@ fn what_is_held_never_passes_what_was_said() {
                     let source = &source;
                     scope.spawn(move || {
                         for step in 0..ROWS as u64 {
-                            // Mostly by the block, now and then from anywhere: that loads what is soon given up.
+                            // Mostly within a block, sometimes anywhere, which loads a block that is soon evicted.
                             let far = step % 16 == 15;
                             let id = if far { mix64(step ^ (reader as u64) << 32) } else { step + 40 * reader as u64 };
                             let id = SampleId(id % ROWS as u64);
@@ -119,16 +119,16 @@ fn what_is_held_never_passes_what_was_said() {
                     });
                 }
             });
-            let taken = heap().unwrap().peak.0 - start.0;
-            println!("{codec}, {layout}: {} KiB taken, {} KiB told", taken >> 10, told >> 10);
-            assert!(taken <= told + HARNESS, "{codec}, {layout}: {taken} bytes are held, {told} were told of");
-            // And it is no fairy tale: no more than twice what is really taken, but for what codecs in C take.
-            assert!(told <= 2 * taken + (2 << 20), "{codec}, {layout}: {taken} bytes are held, {told} were told of");
+            let peak = heap().unwrap().peak.0 - start.0;
+            println!("{codec}, {layout}: peak {} KiB, stated {} KiB", peak >> 10, stated >> 10);
+            assert!(peak <= stated + HARNESS, "{codec}, {layout}: peak {peak}, stated {stated}");
+            // The maximum is tight: at most twice the peak, except for the memory of codecs in C.
+            assert!(stated <= 2 * peak + (2 << 20), "{codec}, {layout}: peak {peak}, stated {stated}");
         }
     }
 }
 
-/// A JPEG of noise, whose bytes compress no further.
+/// JPEG of noise, which does not compress further.
 fn jpeg(id: u64) -> Vec<u8> {
     let (width, height) = (300 + (id % 7) as u32, 200);
     let pixels: Vec<u8> = (0..width as u64 * height as u64 * 3).map(|at| mix64(at ^ id << 32) as u8).collect();
@@ -139,26 +139,26 @@ fn jpeg(id: u64) -> Vec<u8> {
 }
 
 #[test]
-fn an_epoch_brings_each_row_once_and_its_row_groups_are_in_the_budget() {
+fn epochs_are_complete_within_the_budget() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let folder = tempfile::tempdir().unwrap();
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_dictionary_enabled(false);
     let path = write(folder.path(), properties.build(), jpeg);
-    let source = Arc::new(ParquetOptions::new().open([&path]).unwrap());
-    let told = source.io_profile().buffer_bytes;
+    let source = Arc::new(ParquetSource::open([&path]).unwrap());
+    let stated = source.io_profile().buffer_bytes;
     let builder = || {
         let transform = RandomResizedCrop::new(64).flip(0.5);
         Loader::builder(Arc::clone(&source)).transform(transform).batch_size(48).workers(1)
     };
-    let Err(Error::OverBudget(refused)) = builder().ram_budget(ByteCount(told)).build() else {
-        panic!("a budget of {told} bytes holds the row groups and nothing else");
+    let Err(Error::OverBudget(refused)) = builder().ram_budget(ByteCount(stated)).build() else {
+        panic!("a budget of {stated} bytes holds only the row groups");
     };
     let needed = refused.needed;
-    assert!(needed.0 > told);
+    assert!(needed.0 > stated);
     let loader = builder().ram_budget(ByteCount(needed.0)).build().unwrap();
     for epoch in 0..2 {
         let mut labels: Vec<u32> = loader.epoch(epoch).flat_map(|batch| batch.unwrap().labels().to_vec()).collect();
-        // Row groups are mixed two by two, and not in the order of the file.
+        // Row groups are shuffled two by two, not in the order of the file.
         assert!(!labels.is_sorted());
         labels.sort_unstable();
         assert_eq!(labels, (0..ROWS as u32).collect::<Vec<_>>());

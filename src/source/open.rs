@@ -44,7 +44,7 @@ fn open_parquet(_: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Ar
     if let Some(folder) = &options.index_folder {
         parquet = parquet.index_folder(folder);
     }
-    Ok(Arc::new(parquet.open(files)?))
+    Ok(Arc::new(super::ParquetSource::open_with(files, &parquet)?))
 }
 
 #[cfg(not(feature = "parquet"))]

@@ -1,5 +1,5 @@
-//! Owns the source that reads Parquet files as the Hugging Face hub has them: a row is a sample, a row group is a block.
-//! It must never decode an image, and never hold more than the blocks and the pages that it has told of.
+//! Source over Parquet files in the layout of the Hugging Face hub: a row is a sample, a row group is a block. The
+//! memory of blocks and pages is known when the source is opened ([`IoProfile::buffer_bytes`]).
 
 mod columns;
 mod file;
@@ -12,6 +12,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::fs;
 use std::mem::size_of;
 use std::path::{Path, PathBuf};
 
@@ -28,29 +29,29 @@ pub use options::ParquetOptions;
 
 use columns::LabelKind;
 use file::DataFile;
-use pages::{Chunk, read_values};
-use scan::{NO_LABEL, Scanned, Texts, fault, numbered, place};
+use pages::{ColumnChunk, read_values};
+use scan::{ClassNames, NO_LABEL, ScannedFile, location, numbered, row_problem};
 use sizes::image_bytes;
 
-/// Row groups that are read at the same time.
+/// Row groups that are loaded concurrently.
 const LOADS_MAX: usize = 2;
 
-/// A larger row group is worth a word: several of them are held at once.
+/// Row group size from which on a note is given: several row groups are held at a time.
 const BLOCK_BYTES_NOTED: u64 = 256 << 20;
 
-/// Images and labels in Parquet files, as the Hugging Face hub has them.
+/// Images and labels in Parquet files, in the layout of the Hugging Face hub.
 ///
-/// * The images are the column `image`, `img` or the like, or the only one of its kind: a struct of `bytes` (binary) and
-///   `path`, or a binary column. Only the columns that are needed are read.
-/// * The labels are the column `label`, `labels`, `fine_label`, `cls` or the like: whole numbers, whose classes are named by
-///   what the hub's library has written into the file (or by the numbers), or text, whose different values are the
-///   classes, sorted bytewise.
-/// * A row without bytes or without a label (the hub's -1) is a sample that cannot be read: one bad sample, as the run's
-///   policy for those has it. [`notes`](Source::notes) count them. Where no row is any good, the files are refused.
-/// * Rows can only be had by the row group, which is a block ([`Blocks`]): row groups of 100 to 1000 images keep memory low.
+/// * Images are in the column `image`, `img` or similar, or in the only one of its type: a struct of `bytes` (binary)
+///   and `path`, or a binary column. Only the required columns are read.
+/// * Labels are in the column `label`, `labels`, `fine_label`, `cls` or similar: integers, with class names from the
+///   metadata of the Hugging Face library (or the numbers), or text, whose distinct values are the classes, sorted
+///   bytewise.
+/// * A row without bytes or without a label (-1) is a bad sample, which [`OnBadSample`](crate::OnBadSample) handles.
+///   [`notes`](Source::notes) contain their number. Files without any readable row are refused.
+/// * Rows are read by the row group, which is a block ([`Blocks`]). Row groups of 100 to 1000 images keep memory low.
 ///
-/// Labels and sizes take 8 bytes a row in RAM. Sizes are found by reading all of a file once, and then kept in a small
-/// file beside it; it is checked, and made anew when the data has been written to.
+/// Labels and sizes take 8 bytes per row in RAM. Determining the sizes takes one read of the whole file; they are kept
+/// in a small index file beside it, which is validated, and replaced after the data was modified.
 ///
 /// # Example
 /// ```no_run
@@ -61,11 +62,11 @@ const BLOCK_BYTES_NOTED: u64 = 256 << 20;
 /// # Ok::<(), feedstock::source::SourceError>(())
 /// ```
 pub struct ParquetSource {
-    files: Vec<Part>,
-    groups: Vec<Group>,
-    held: BlockCache,
+    files: Vec<ParquetFile>,
+    groups: Vec<RowGroup>,
+    cache: BlockCache,
     blocks: Blocks,
-    /// For each sample, its bytes, or what it lacks.
+    /// Size of each sample, or the marker of a row without an image.
     sizes: Vec<u32>,
     labels: Vec<u32>,
     classes: Vec<String>,
@@ -74,67 +75,88 @@ pub struct ParquetSource {
     drop_page_cache: AtomicBool,
 }
 
-/// A file, and the sample that is its first row.
-struct Part {
+/// File, its image column, and the sample of its first row.
+struct ParquetFile {
     file: DataFile,
     images: ColumnDescPtr,
     first: u64,
 }
 
-/// A row group: of which file, which one of it, and where its images lie.
-struct Group {
-    part: u32,
+/// Row group: the index of its file, its number in the file, and the location of its images.
+struct RowGroup {
+    file: u32,
     number: u32,
-    chunk: Chunk,
+    chunk: ColumnChunk,
 }
 
 impl ParquetSource {
-    /// Opens files, whose rows follow each other in this order, and reads their labels and, the first time, all sizes.
+    /// Opens files with default options. Rows are numbered in the order of the files. Labels are read, and sizes, too,
+    /// if there is no index.
     ///
     /// # Errors
-    /// * [`SourceError::Io`] where a file cannot be opened or read.
-    /// * [`SourceError::Unusable`] where it is no whole Parquet file, has no such columns, or is damaged: with the row group
-    ///   and the row.
+    /// * [`SourceError::Io`] if a file cannot be opened or read.
+    /// * [`SourceError::Unusable`] if a file is not a complete Parquet file, has no suitable columns, or is damaged;
+    ///   with the row group and the row.
     pub fn open(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self, SourceError> {
-        ParquetOptions::new().open(paths)
+        Self::open_with(paths, &ParquetOptions::new())
     }
 
-    fn assemble(scanned: Vec<Scanned>, texts: Texts, mixed: impl Fn(u64) -> usize) -> Result<Self, SourceError> {
-        let (classes, places) = classes(&scanned, texts)?;
+    /// Opens files with options.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(
+        paths: impl IntoIterator<Item = impl AsRef<Path>>,
+        options: &ParquetOptions,
+    ) -> Result<Self, SourceError> {
+        let (mut names, mut files, mut seen) = (ClassNames::default(), Vec::new(), HashSet::new());
+        for path in paths {
+            let path = path.as_ref();
+            let scanned = scan::scan(path, options, &mut names)?;
+            if !seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.into())) {
+                return Err(scanned.file.unusable("", "the file is given twice: name each file once"));
+            }
+            files.push(scanned);
+        }
+        Self::assemble(files, names, options)
+    }
+
+    fn assemble(scanned: Vec<ScannedFile>, names: ClassNames, options: &ParquetOptions) -> Result<Self, SourceError> {
+        let (classes, class_of) = classes(&scanned, names)?;
         let (mut files, mut groups, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         let (mut sizes, mut labels, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         let (mut end, mut block_bytes_max, mut load_bytes_max) = (0u64, 0u64, 0u64);
-        for (part, mut found) in scanned.into_iter().enumerate() {
+        for (file, mut found) in scanned.into_iter().enumerate() {
             let first = end;
             let mut left = found.sizes.rows.as_slice();
-            for (&(number, chunk), (rows, pieces)) in found.groups.iter().zip(&found.sizes.groups) {
+            for (&(number, chunk), (rows, memory)) in found.groups.iter().zip(&found.sizes.groups) {
                 let (own, rest) = left.split_at(*rows as usize);
                 left = rest;
                 end += rows;
                 ends.push(end);
-                groups.push(Group { part: part as u32, number, chunk });
+                groups.push(RowGroup { file: file as u32, number, chunk });
                 block_bytes_max = block_bytes_max.max(own.iter().map(|&size| image_bytes(size)).sum());
                 let largest = own.iter().map(|&size| image_bytes(size)).max().unwrap_or(0);
-                load_bytes_max = load_bytes_max.max(pieces.load_bytes(*rows, largest));
+                load_bytes_max = load_bytes_max.max(memory.load_bytes(*rows, largest));
             }
-            if let Some(places) = &places {
+            if let Some(class_of) = &class_of {
                 let known = found.labels.iter_mut().filter(|label| **label != NO_LABEL);
-                known.for_each(|label| *label = places[*label as usize]);
+                known.for_each(|label| *label = class_of[*label as usize]);
             }
             sizes.append(&mut found.sizes.rows);
             labels.append(&mut found.labels);
             notes.append(&mut found.notes);
-            files.push(Part { file: found.file, images: found.image.column, first });
+            files.push(ParquetFile { file: found.file, images: found.image.column, first });
         }
-        // What many files have in common is said once.
-        let mut said = HashSet::new();
-        notes.retain(|note| said.insert(note.clone()));
-        notes.extend(about_rows(&files, &sizes, &labels)?);
-        let blocks = Blocks::new(ends, mixed(block_bytes_max));
+        // Notes that several files share are given once.
+        let mut seen = HashSet::new();
+        notes.retain(|note| seen.insert(note.clone()));
+        notes.extend(note_about_rows(&files, &sizes, &labels)?);
+        let blocks = Blocks::new(ends, options.row_groups_shuffled(block_bytes_max));
         if block_bytes_max > BLOCK_BYTES_NOTED {
             notes.push(format!(
-                "the largest row group has {} of images, and up to {} are held at once: written with smaller row groups \
-                 (of 100 to 1000 rows), the files would take less RAM and mix better",
+                "the largest row group has {} of images, and up to {} row groups are in RAM at a time: smaller row \
+                 groups (100 to 1000 rows) need less RAM and shuffle better",
                 ByteCount(block_bytes_max),
                 (blocks.resident() as u64).min(blocks.count())
             ));
@@ -142,12 +164,12 @@ impl ParquetSource {
         sizes.shrink_to_fit();
         labels.shrink_to_fit();
         groups.shrink_to_fit();
-        let held = BlockCache::new(blocks.clone(), block_bytes_max, LOADS_MAX);
+        let cache = BlockCache::new(blocks.clone(), block_bytes_max, LOADS_MAX);
         let drop_page_cache = AtomicBool::new(false);
         Ok(ParquetSource {
             files,
             groups,
-            held,
+            cache,
             blocks,
             sizes,
             labels,
@@ -158,34 +180,35 @@ impl ParquetSource {
         })
     }
 
-    fn part_of(&self, id: SampleId) -> &Part {
-        assert!(id.0 < self.len(), "{id} was asked of a source of {} samples", self.len());
-        &self.files[self.files.partition_point(|part| part.first <= id.0) - 1]
+    fn file_of(&self, id: SampleId) -> &ParquetFile {
+        assert!(id.0 < self.len(), "{id} is not in a source of {} samples", self.len());
+        &self.files[self.files.partition_point(|file| file.first <= id.0) - 1]
     }
 
-    /// Where a sample is: its file, and the row group and the row in that.
-    fn place_of(&self, id: SampleId) -> (&DataFile, String) {
+    /// File of a sample, and its location there.
+    fn location_of(&self, id: SampleId) -> (&DataFile, String) {
         let block = self.blocks.block_of(id);
         let group = &self.groups[block as usize];
         let row = id.0 - self.blocks.samples(block).start;
-        (&self.files[group.part as usize].file, place(group.number, row))
+        (&self.files[group.file as usize].file, location(group.number, row))
     }
 
     /// Reads the images of a row group.
     fn load(&self, block: u64, buffer: &mut BlockBuffer) -> Result<(), SourceError> {
-        let Group { part, number, chunk } = &self.groups[block as usize];
-        let Part { file, images, .. } = &self.files[*part as usize];
+        let RowGroup { file, number, chunk } = &self.groups[block as usize];
+        let ParquetFile { file, images, .. } = &self.files[*file as usize];
         let samples = self.blocks.samples(block);
         let sizes = &self.sizes[samples.start as usize..samples.end as usize];
         let opened = Arc::new(file.open()?);
         let put = |row: u64, image: Option<&parquet::data_type::ByteArray>| {
             let (size, start) = (sizes[row as usize], buffer.len());
             let bytes = image.map_or(&[][..], |image| image.data());
-            // Sizes were found in this very file, or in what its index says is this very file.
-            let is_same = image.is_none() == (fault(size, 0).is_some()) && bytes.len() as u64 == image_bytes(size);
+            // The sizes come from this file, or from an index that names it.
+            let is_same =
+                image.is_none() == (row_problem(size, 0).is_some()) && bytes.len() as u64 == image_bytes(size);
             if !is_same || buffer.append(bytes).is_none() {
-                let told = format!("the image has {} bytes, {} in the index", bytes.len(), image_bytes(size));
-                return Err(ParquetError::General(told));
+                let message = format!("the image has {} bytes, {} in the index", bytes.len(), image_bytes(size));
+                return Err(ParquetError::General(message));
             }
             buffer.add_sample(start..buffer.len());
             Ok(())
@@ -194,21 +217,22 @@ impl ParquetSource {
         if self.drop_page_cache.load(Ordering::Relaxed) {
             opened.advise(chunk.start, chunk.bytes, Advice::DontNeed);
         }
-        read.map(drop).map_err(|bad| file.damaged(&place(*number, bad.row), bad.cause))
+        read.map(drop).map_err(|error| file.damaged(&location(*number, error.row), error.cause))
     }
 }
 
-/// The names of the classes; and for labels that are text, what place each provisional number has in them.
-fn classes(scanned: &[Scanned], texts: Texts) -> Result<(Vec<String>, Option<Vec<u32>>), SourceError> {
-    let is_text = |found: &&Scanned| found.label_kind == LabelKind::Text;
+/// Names of the classes; and for text labels, the class of each provisional number.
+fn classes(scanned: &[ScannedFile], names: ClassNames) -> Result<(Vec<String>, Option<Vec<u32>>), SourceError> {
+    let is_text = |found: &&ScannedFile| found.label_kind == LabelKind::Text;
     if let Some(text) = scanned.iter().find(is_text) {
         if let Some(number) = scanned.iter().find(|found| !is_text(found)) {
             let (name, other) = (&number.label_name, text.file.path.display());
-            let cause = format!("the labels ('{name}') are numbers, while those of {other} are text: open them apart");
+            let cause =
+                format!("the labels ('{name}') are integers, and those of {other} are text: open the files separately");
             return Err(number.file.unusable("", cause));
         }
-        let (classes, places) = texts.sorted();
-        return Ok((classes, Some(places)));
+        let (classes, class_of) = names.sorted();
+        return Ok((classes, Some(class_of)));
     }
     let Some((named, names)) = scanned.iter().find_map(|found| Some((found, found.class_names.as_ref()?))) else {
         let numbered = scanned.iter().map(|found| numbered(&found.labels)).max_by_key(Vec::len);
@@ -217,7 +241,7 @@ fn classes(scanned: &[Scanned], texts: Texts) -> Result<(Vec<String>, Option<Vec
     for found in scanned {
         let other = named.file.path.display();
         if found.class_names.as_ref().is_some_and(|own| own != names) {
-            let cause = format!("its classes ('{}') have other names than those of {other}", found.label_name);
+            let cause = format!("the class names of '{}' differ from those of {other}", found.label_name);
             return Err(found.file.unusable("", format!("{cause}: open files of one data set together")));
         }
         let outside = |&label: &u32| label != NO_LABEL && label as usize >= names.len();
@@ -230,32 +254,32 @@ fn classes(scanned: &[Scanned], texts: Texts) -> Result<(Vec<String>, Option<Vec
     Ok((names.clone(), None))
 }
 
-/// A word about rows that are no samples.
+/// Note about the rows that cannot be read.
 ///
 /// # Errors
-/// [`SourceError::Unusable`] where there are no others.
-fn about_rows(files: &[Part], sizes: &[u32], labels: &[u32]) -> Result<Option<String>, SourceError> {
+/// [`SourceError::Unusable`] if there are no other rows.
+fn note_about_rows(files: &[ParquetFile], sizes: &[u32], labels: &[u32]) -> Result<Option<String>, SourceError> {
     let Some(first) = files.first() else {
-        let cause = "no Parquet file was given: name one at least".into();
+        let cause = "no Parquet file is given: name at least one".into();
         return Err(SourceError::Unusable { path: PathBuf::new(), place: "Parquet".into(), cause });
     };
-    let mut faults: BTreeMap<&str, usize> = BTreeMap::new();
-    for fault in sizes.iter().zip(labels).filter_map(|(&size, &label)| fault(size, label)) {
-        *faults.entry(fault).or_default() += 1;
+    let mut problems: BTreeMap<&str, usize> = BTreeMap::new();
+    for problem in sizes.iter().zip(labels).filter_map(|(&size, &label)| row_problem(size, label)) {
+        *problems.entry(problem).or_default() += 1;
     }
-    let bad: usize = faults.values().sum();
-    let told: Vec<String> = faults.iter().map(|(fault, rows)| format!("{fault} ({rows})")).collect();
-    let told = told.join(", ");
-    let hint = "Images have to be in the files (the hub's library embeds them when it writes), and a test set without labels \
-                cannot be trained on";
+    let bad: usize = problems.values().sum();
+    let list: Vec<String> = problems.iter().map(|(problem, rows)| format!("{problem} ({rows})")).collect();
+    let list = list.join(", ");
+    let hint = "Images must be in the files (the Hugging Face library embeds them), and a test set without labels cannot \
+                be used for training";
     let more = if files.len() > 1 { format!(" and {} more files", files.len() - 1) } else { String::new() };
     match (sizes.len(), bad) {
-        (0, _) => Err(first.file.unusable("", format!("there are no rows in it{more}"))),
+        (0, _) => Err(first.file.unusable("", format!("the file{more} has no rows"))),
         (rows, bad) if rows == bad => {
-            Err(first.file.unusable("", format!("no row of it{more} is of use: {told}. {hint}")))
+            Err(first.file.unusable("", format!("no row of the file{more} can be read: {list}. {hint}")))
         }
         (_, 0) => Ok(None),
-        (rows, _) => Ok(Some(format!("{bad} of {rows} rows cannot be read as samples: {told}. {hint}"))),
+        (rows, _) => Ok(Some(format!("{bad} of {rows} rows cannot be read: {list}. {hint}"))),
     }
 }
 
@@ -268,7 +292,7 @@ impl Source for ParquetSource {
         &self.classes
     }
 
-    /// Of a row without one, the first class: such a row cannot be read.
+    /// Label of a sample; 0 for rows without a label, which cannot be read.
     fn label(&self, id: SampleId) -> u32 {
         Some(self.labels[id.0 as usize]).filter(|&label| label != NO_LABEL).unwrap_or(0)
     }
@@ -277,20 +301,20 @@ impl Source for ParquetSource {
         image_bytes(self.sizes[id.0 as usize])
     }
 
-    /// The file and the row in it, from 0.
+    /// Path of the file, and row in it, from 0.
     fn name(&self, id: SampleId) -> String {
-        let part = self.part_of(id);
-        format!("{}: row {}", part.file.path.display(), id.0 - part.first)
+        let file = self.file_of(id);
+        format!("{}: row {}", file.file.path.display(), id.0 - file.first)
     }
 
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
         let bytes = self.encoded_bytes(id);
         assert_eq!(out.len() as u64, bytes, "{id} has {bytes} bytes");
-        if let Some(fault) = fault(self.sizes[id.0 as usize], self.labels[id.0 as usize]) {
-            let (file, place) = self.place_of(id);
-            return Err(file.unusable(&place, format!("the row has {fault}")));
+        if let Some(problem) = row_problem(self.sizes[id.0 as usize], self.labels[id.0 as usize]) {
+            let (file, location) = self.location_of(id);
+            return Err(file.unusable(&location, format!("the row has {problem}")));
         }
-        self.held.read(id, out, |block, buffer| self.load(block, buffer))
+        self.cache.read(id, out, |block, buffer| self.load(block, buffer))
     }
 
     fn title(&self) -> String {
@@ -310,21 +334,21 @@ impl Source for ParquetSource {
     }
 
     fn io_profile(&self) -> IoProfile {
-        let buffer_bytes = self.held.capacity_bytes().saturating_add(LOADS_MAX as u64 * self.load_bytes_max);
+        let buffer_bytes = self.cache.capacity_bytes().saturating_add(LOADS_MAX as u64 * self.load_bytes_max);
         IoProfile { concurrency: LOADS_MAX, buffer_bytes, coalesce_bytes: 0 }
     }
 
-    /// Asks the system to read the row groups that these samples are in, but no more of them than are held.
+    /// Asks the system to read the row groups of these samples ahead, at most as many as are held.
     fn read_ahead(&self, ids: &[SampleId]) {
         let mut last = None;
         let mut asked = 0;
         for block in ids.iter().map(|&id| self.blocks.block_of(id)) {
-            if last.replace(block) == Some(block) || self.held.contains(block) {
+            if last.replace(block) == Some(block) || self.cache.contains(block) {
                 continue;
             }
             let group = &self.groups[block as usize];
-            // A file that cannot be opened says so when it is read.
-            if let Ok(opened) = self.files[group.part as usize].file.open() {
+            // A file that cannot be opened fails when it is read.
+            if let Ok(opened) = self.files[group.file as usize].file.open() {
                 opened.advise(group.chunk.start, group.chunk.bytes, Advice::WillNeed);
             }
             asked += 1;
@@ -334,17 +358,17 @@ impl Source for ParquetSource {
         }
     }
 
-    fn set_drop_page_cache(&self, forget: bool) {
-        self.drop_page_cache.store(forget, Ordering::Relaxed);
+    fn set_drop_page_cache(&self, drop: bool) {
+        self.drop_page_cache.store(drop, Ordering::Relaxed);
     }
 
     fn index_bytes(&self) -> u64 {
         let strings = |list: &Vec<String>| {
             list.capacity() * size_of::<String>() + list.iter().map(String::capacity).sum::<usize>()
         };
-        let paths = self.files.iter().map(|part| part.file.path.capacity()).sum::<usize>();
-        let tables = self.files.capacity() * size_of::<Part>()
-            + self.groups.capacity() * size_of::<Group>()
+        let paths = self.files.iter().map(|file| file.file.path.capacity()).sum::<usize>();
+        let tables = self.files.capacity() * size_of::<ParquetFile>()
+            + self.groups.capacity() * size_of::<RowGroup>()
             + (self.sizes.capacity() + self.labels.capacity()) * size_of::<u32>();
         (size_of::<Self>() + paths + tables + strings(&self.classes) + strings(&self.notes)) as u64
     }

@@ -1,6 +1,5 @@
-//! Owns what is found out about Parquet files when they are opened: their row groups, the labels of all rows, and the
-//! sizes of all images, which take a look at every page where they are not known from the last time.
-//! It must never keep an image.
+//! Scan of a Parquet file when it is opened: row groups, the labels of all rows, and the sizes of all images. Without
+//! an index from an earlier run, the sizes need every page. No image is kept.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -12,34 +11,34 @@ use parquet::data_type::{ByteArrayType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 
-use super::SourceError;
-use super::columns::{Columns, LabelKind, Leaf, choose};
-use super::file::{DataFile, Opened};
+use super::columns::{Columns, LabelKind, Leaf, select};
+use super::file::{DataFile, OpenFile};
 use super::options::ParquetOptions;
-use super::pages::{Bad, Chunk, Pieces, read_values};
-use super::sizes::{NO_IMAGE, ONLY_PATH, Sizes};
+use super::pages::{ColumnChunk, PageMemory, RowError, read_values};
+use super::sizes::{ImageSizes, NO_IMAGE, ONLY_PATH};
+use crate::source::error::SourceError;
 use crate::source::parallel::try_map;
 use crate::sync::Arc;
 
-/// In place of a label: the row has none.
+/// Label of a row without one.
 pub(super) const NO_LABEL: u32 = u32::MAX;
 
-/// Past so many classes, a column holds something else than labels.
+/// Maximum number of classes: a column with more is not a label column.
 const CLASS_COUNT_MAX: usize = 1 << 20;
 
-/// Labels that are decoded at once.
+/// Labels decoded at a time.
 const LABEL_BATCH: usize = 4096;
 
-/// More threads than this do not find the sizes any faster.
+/// Maximum number of scan threads: more are not faster.
 const THREADS_MAX: usize = 16;
 
-/// What one file turned out to be.
-pub(super) struct Scanned {
+/// Result of the scan of a file.
+pub(super) struct ScannedFile {
     pub(super) file: DataFile,
     pub(super) image: Leaf,
-    /// The row groups that have rows: their number in the file, and where their images lie.
-    pub(super) groups: Vec<(u32, Chunk)>,
-    pub(super) sizes: Sizes,
+    /// Row groups with rows: their number in the file, and the location of their images.
+    pub(super) groups: Vec<(u32, ColumnChunk)>,
+    pub(super) sizes: ImageSizes,
     pub(super) labels: Vec<u32>,
     pub(super) label_name: String,
     pub(super) label_kind: LabelKind,
@@ -47,18 +46,18 @@ pub(super) struct Scanned {
     pub(super) notes: Vec<String>,
 }
 
-/// The classes that are told by name, over all files: each with the number that stands for it until all are known.
+/// Class names of text labels over all files, each with a provisional number until all names are known.
 #[derive(Default)]
-pub(super) struct Texts(BTreeMap<String, u32>);
+pub(super) struct ClassNames(BTreeMap<String, u32>);
 
-impl Texts {
-    /// The names in their final order, and for each provisional number its place in it.
+impl ClassNames {
+    /// Sorted names, and the class index for each provisional number.
     pub(super) fn sorted(self) -> (Vec<String>, Vec<u32>) {
-        let mut places = vec![0; self.0.len()];
-        for (place, number) in self.0.values().enumerate() {
-            places[*number as usize] = place as u32;
+        let mut classes = vec![0; self.0.len()];
+        for (class, number) in self.0.values().enumerate() {
+            classes[*number as usize] = class as u32;
         }
-        (self.0.into_keys().collect(), places)
+        (self.0.into_keys().collect(), classes)
     }
 
     fn number(&mut self, text: &str) -> Option<u32> {
@@ -70,18 +69,18 @@ impl Texts {
     }
 }
 
-/// Where in a file something is wrong.
-pub(super) fn place(group: u32, row: u64) -> String {
+/// Location of a row, for messages.
+pub(super) fn location(group: u32, row: u64) -> String {
     format!("row group {group}, row {row}")
 }
 
-/// Opens a file and finds out all about it.
-pub(super) fn scan(path: &Path, options: &ParquetOptions, texts: &mut Texts) -> Result<Scanned, SourceError> {
-    let (file, opened) = DataFile::look(path)?;
+/// Opens and scans a file.
+pub(super) fn scan(path: &Path, options: &ParquetOptions, names: &mut ClassNames) -> Result<ScannedFile, SourceError> {
+    let (file, opened) = DataFile::open_new(path)?;
     let opened = Arc::new(opened);
     let metadata = footer(&file, &opened)?;
     let (image, label) = (options.image_column.as_deref(), options.label_column.as_deref());
-    let columns = choose(metadata.file_metadata(), image, label).map_err(|cause| file.unusable("", cause))?;
+    let columns = select(metadata.file_metadata(), image, label).map_err(|cause| file.unusable("", cause))?;
 
     let groups: Vec<(u32, &RowGroupMetaData, u64)> = (0u32..)
         .zip(metadata.row_groups())
@@ -93,20 +92,20 @@ pub(super) fn scan(path: &Path, options: &ParquetOptions, texts: &mut Texts) -> 
     let chunks = chunks.collect::<Result<Vec<_>, _>>()?;
     let mut labels = Vec::new();
     for &(number, group, rows) in &groups {
-        scan.read_labels(number, group, rows, texts, &mut labels)?;
+        scan.read_labels(number, group, rows, names, &mut labels)?;
     }
 
     let image_name = columns.image.column.path().string();
     let rows: Vec<u64> = groups.iter().map(|(.., rows)| *rows).collect();
     let mut notes = Vec::new();
     let folder = options.index_folder.as_deref();
-    let sizes = match Sizes::read(&file, &image_name, &rows, folder) {
+    let sizes = match ImageSizes::read(&file, &image_name, &rows, folder) {
         Some(sizes) => sizes,
         None => {
             let sizes = scan.sizes(&groups, &chunks)?;
             if let Err((path, error)) = sizes.write(&file, &image_name, folder) {
                 notes.push(format!(
-                    "the sizes of the images in {} were found by reading all of it, and cannot be kept for the next time: \
+                    "the index of {}, which took a read of the whole file, could not be saved for the next run: \
                      {}: {error}",
                     file.path.display(),
                     path.display()
@@ -117,9 +116,9 @@ pub(super) fn scan(path: &Path, options: &ParquetOptions, texts: &mut Texts) -> 
     };
     if !columns.other_labels.is_empty() {
         let (name, others) = (&columns.label_name, columns.other_labels.join(", "));
-        notes.push(format!("the labels are those of the column '{name}'; there are others: {others}"));
+        notes.push(format!("labels are read from the column '{name}'; other candidates: {others}"));
     }
-    Ok(Scanned {
+    Ok(ScannedFile {
         groups: groups.iter().map(|(number, ..)| *number).zip(chunks).collect(),
         image: columns.image,
         sizes,
@@ -132,7 +131,7 @@ pub(super) fn scan(path: &Path, options: &ParquetOptions, texts: &mut Texts) -> 
     })
 }
 
-fn footer(file: &DataFile, opened: &Opened) -> Result<ParquetMetaData, SourceError> {
+fn footer(file: &DataFile, opened: &OpenFile) -> Result<ParquetMetaData, SourceError> {
     // As for pages: what is damaged may panic.
     let read = || ParquetMetaDataReader::new().parse_and_finish(opened);
     let read = catch_unwind(AssertUnwindSafe(read));
@@ -142,27 +141,26 @@ fn footer(file: &DataFile, opened: &Opened) -> Result<ParquetMetaData, SourceErr
 
 struct Scan<'a> {
     file: &'a DataFile,
-    opened: &'a Arc<Opened>,
+    opened: &'a Arc<OpenFile>,
     columns: &'a Columns,
 }
 
 impl Scan<'_> {
-    fn bad(&self, group: u32, bad: Bad) -> SourceError {
-        self.file.damaged(&place(group, bad.row), bad.cause)
+    fn row_error(&self, group: u32, error: RowError) -> SourceError {
+        self.file.damaged(&location(group, error.row), error.cause)
     }
 
-    fn chunk(&self, number: u32, group: &RowGroupMetaData, leaf: &Leaf) -> Result<Chunk, SourceError> {
+    fn chunk(&self, number: u32, group: &RowGroupMetaData, leaf: &Leaf) -> Result<ColumnChunk, SourceError> {
         let unusable = |cause| self.file.unusable(&format!("row group {number}"), cause);
         let name = leaf.column.path().string();
-        let Some(chunk) = group.columns().get(leaf.number).and_then(|column| Chunk::of(column, self.file.bytes)) else {
-            return Err(unusable(format!(
-                "the footer says that the column '{name}' lies outside of the file: it is damaged"
-            )));
+        let Some(chunk) = group.columns().get(leaf.index).and_then(|column| ColumnChunk::of(column, self.file.bytes))
+        else {
+            return Err(unusable(format!("the footer is damaged: it places the column '{name}' outside of the file")));
         };
-        match chunk.foreign_codec() {
+        match chunk.unsupported_codec() {
             None => Ok(chunk),
             Some(codec) => Err(unusable(format!(
-                "the column '{name}' is compressed with {codec}, which is not supported: write it with Snappy or Zstandard"
+                "unsupported codec {codec} of the column '{name}': write it with Snappy or Zstandard"
             ))),
         }
     }
@@ -172,7 +170,7 @@ impl Scan<'_> {
         number: u32,
         group: &RowGroupMetaData,
         rows: u64,
-        texts: &mut Texts,
+        names: &mut ClassNames,
         labels: &mut Vec<u32>,
     ) -> Result<(), SourceError> {
         let leaf = &self.columns.label;
@@ -181,7 +179,7 @@ impl Scan<'_> {
         let mut wrong = None;
         let mut put_number = |row: u64, label: i64| {
             let label = match usize::try_from(label) {
-                // The hub's way to say that a row of a test set has none.
+                // -1 in test sets of the hub: the row has no label.
                 Err(_) => NO_LABEL,
                 Ok(label) if label < class_count => label as u32,
                 Ok(label) => {
@@ -212,35 +210,39 @@ impl Scan<'_> {
                     };
                     let text = text.as_utf8()?;
                     let too_many = || ParquetError::General(format!("more than {CLASS_COUNT_MAX} different labels"));
-                    labels.push(texts.number(text).ok_or_else(too_many)?);
+                    labels.push(names.number(text).ok_or_else(too_many)?);
                     Ok(())
                 })
             }
         };
-        done.map_err(|bad| self.bad(number, bad))?;
+        done.map_err(|error| self.row_error(number, error))?;
         match wrong {
             None => Ok(()),
             Some((row, label)) => Err(self.file.unusable(
-                &place(number, row),
+                &location(number, row),
                 format!(
-                    "the label is {label}, but there are {class_count} classes at most: is '{}' the column of the labels?",
+                    "the label is {label}, but there are at most {class_count} classes: is '{}' the label column?",
                     self.columns.label_name
                 ),
             )),
         }
     }
 
-    /// Finds the sizes of all images, several row groups at once.
-    fn sizes(&self, groups: &[(u32, &RowGroupMetaData, u64)], chunks: &[Chunk]) -> Result<Sizes, SourceError> {
+    /// Determines the sizes of all images, several row groups in parallel.
+    fn sizes(
+        &self,
+        groups: &[(u32, &RowGroupMetaData, u64)],
+        chunks: &[ColumnChunk],
+    ) -> Result<ImageSizes, SourceError> {
         let threads = available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
         let found = try_map(groups.len(), threads, |at| {
             let (number, group, rows) = groups[at];
             self.sizes_of(number, group, rows, &chunks[at])
         })?;
-        let mut sizes = Sizes::default();
-        for ((group_sizes, pieces), (.., rows)) in found.into_iter().zip(groups) {
+        let mut sizes = ImageSizes::default();
+        for ((group_sizes, memory), (.., rows)) in found.into_iter().zip(groups) {
             sizes.rows.extend(group_sizes);
-            sizes.groups.push((*rows, pieces));
+            sizes.groups.push((*rows, memory));
         }
         Ok(sizes)
     }
@@ -250,18 +252,18 @@ impl Scan<'_> {
         number: u32,
         group: &RowGroupMetaData,
         rows: u64,
-        chunk: &Chunk,
-    ) -> Result<(Vec<u32>, Pieces), SourceError> {
-        let opened = Arc::new(self.opened.afresh());
+        chunk: &ColumnChunk,
+    ) -> Result<(Vec<u32>, PageMemory), SourceError> {
+        let opened = Arc::new(self.opened.with_new_maximum());
         let (mut sizes, mut has_nulls) = (Vec::new(), false);
-        let pieces = read_values::<ByteArrayType>(&opened, &self.columns.image.column, chunk, rows, 1, |_, image| {
+        let memory = read_values::<ByteArrayType>(&opened, &self.columns.image.column, chunk, rows, 1, |_, image| {
             has_nulls |= image.is_none();
-            let too_large = || ParquetError::General("an image of 4 GiB or more".into());
+            let too_large = || ParquetError::General("the image has 4 GiB or more".into());
             let size = image.map_or(Some(NO_IMAGE), |image| u32::try_from(image.len()).ok());
             sizes.push(size.filter(|&size| image.is_none() || size < ONLY_PATH).ok_or_else(too_large)?);
             Ok(())
         });
-        let pieces = pieces.map_err(|bad| self.bad(number, bad))?;
+        let memory = memory.map_err(|error| self.row_error(number, error))?;
         if has_nulls && let Some(path) = &self.columns.path {
             let chunk = self.chunk(number, group, path)?;
             read_values::<ByteArrayType>(&opened, &path.column, &chunk, rows, LABEL_BATCH, |row, path| {
@@ -271,20 +273,20 @@ impl Scan<'_> {
                 }
                 Ok(())
             })
-            .map_err(|bad| self.bad(number, bad))?;
+            .map_err(|error| self.row_error(number, error))?;
         }
-        Ok((sizes, pieces))
+        Ok((sizes, memory))
     }
 }
 
-/// The names of classes that have none: their numbers.
+/// Class names for labels without names: their numbers.
 pub(super) fn numbered(labels: &[u32]) -> Vec<String> {
     let count = labels.iter().filter(|&&label| label != NO_LABEL).max().map_or(0, |&label| label as usize + 1);
     (0..count).map(|class| class.to_string()).collect()
 }
 
-/// What is wrong with a row, if anything: the same words for a note about many and the error of one.
-pub(super) fn fault(size: u32, label: u32) -> Option<&'static str> {
+/// Reason for which a row cannot be read, for the note about all of them and the error of one.
+pub(super) fn row_problem(size: u32, label: u32) -> Option<&'static str> {
     match (size, label) {
         (NO_IMAGE, _) => Some("no image"),
         (ONLY_PATH, _) => Some("the path of an image file, but not its bytes"),

@@ -1,4 +1,4 @@
-//! Owns the tests of Parquet files as their users meet them: several codecs and layouts, good files and bad ones.
+//! Tests of Parquet sources: codecs, layouts, indices, damaged files, selection of columns.
 
 mod write;
 
@@ -27,7 +27,7 @@ fn read(source: &ParquetSource, id: u64) -> Result<Vec<u8>, SourceError> {
     source.read_into(SampleId(id), &mut out).map(|()| out)
 }
 
-/// All samples come back as they were written.
+/// Compares all samples with the rows that were written.
 fn compare(source: &ParquetSource, rows: &[Row]) {
     assert_eq!(source.len(), rows.len() as u64);
     for (id, row) in rows.iter().enumerate() {
@@ -41,7 +41,7 @@ fn refusal(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> String {
     ParquetSource::open(paths).expect_err("it should be refused").to_string()
 }
 
-/// Writes over some bytes of a file and leaves its time as it was.
+/// Overwrites some bytes of a file, and keeps its modification time.
 fn damage(path: &Path, at: u64, bytes: &[u8]) {
     let file = File::options().write(true).open(path).unwrap();
     let modified = file.metadata().unwrap().modified().unwrap();
@@ -56,7 +56,7 @@ fn index_of(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn what_was_written_comes_back_in_every_layout() {
+fn every_codec_and_layout_is_read() {
     let codecs = [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
@@ -82,7 +82,7 @@ fn what_was_written_comes_back_in_every_layout() {
                 HUB => shape,
                 _ => Shape { meaning: Some(meaning("cls", &["ant", "bee", "cat", "dog", "eel"])), ..shape },
             };
-            // The last row group is shorter, and the second file goes on where the first one ends.
+            // The last row group is shorter, and the rows of the second file follow those of the first.
             let first = write(folder.path(), "a.parquet", &rows(0, 35), &shape);
             let second = write(folder.path(), "b.parquet", &rows(35, 10 + number as u64), &shape);
             let source = ParquetSource::open([&first, &second]).unwrap();
@@ -93,7 +93,7 @@ fn what_was_written_comes_back_in_every_layout() {
             assert_eq!(ends[..5], [10, 20, 30, 35, 45]);
             assert_eq!(source.notes(), [""; 0]);
             conformance::check(&source).unwrap();
-            // What was kept says the same as what was found.
+            // The saved index gives the same result as the scan.
             let again = ParquetSource::open([&first, &second]).unwrap();
             assert_eq!((&again.sizes, again.io_profile()), (&source.sizes, source.io_profile()));
             compare(&again, &rows(0, 45 + number as u64));
@@ -104,10 +104,10 @@ fn what_was_written_comes_back_in_every_layout() {
 }
 
 #[test]
-fn many_threads_read_in_any_order() {
+fn threads_can_read_in_any_order() {
     let folder = folder();
     let path = write(folder.path(), "a.parquet", &rows(0, 200), &Shape::default());
-    let source = ParquetOptions::new().mixed(1).open([path]).unwrap();
+    let source = ParquetSource::open_with([path], &ParquetOptions::new().shuffle_row_groups(1)).unwrap();
     thread::scope(|scope| {
         for thread in 0..6u64 {
             let source = &source;
@@ -129,7 +129,7 @@ fn sizes_are_kept_beside_the_file_until_it_changes() {
     let index = index_of(&path);
     let start = ParquetSource::open([&path]).unwrap().groups[0].chunk.start;
     let kept = fs::read(&index).unwrap();
-    // Damage that nobody sees who does not look at every page.
+    // Damage that only a read of every page finds.
     damage(&path, start, &[0xFF; 64]);
     let source = ParquetSource::open([&path]).unwrap();
     assert!(read(&source, 0).is_err());
@@ -137,13 +137,13 @@ fn sizes_are_kept_beside_the_file_until_it_changes() {
     fs::remove_file(&index).unwrap();
     assert!(refusal([&path]).contains("row group 0, row 0"));
 
-    // Written anew, with other sizes: the old index is worth nothing.
+    // A new file with other sizes: the old index is ignored.
     write(folder.path(), "a.parquet", &rows(500, 30), &Shape::default());
     fs::write(&index, &kept).unwrap();
     compare(&ParquetSource::open([&path]).unwrap(), &rows(500, 30));
     let good = fs::read(&index).unwrap();
     assert_ne!(good, kept);
-    // Damaged in any place, cut off, too long: made anew.
+    // A damaged, truncated or too long index is replaced.
     for bad in [0, 9, 20, 40, 50, 80, good.len() - 9, good.len() - 1] {
         let mut text = good.clone();
         text[bad] ^= 4;
@@ -161,16 +161,17 @@ fn sizes_are_kept_beside_the_file_until_it_changes() {
 }
 
 #[test]
-fn an_index_that_can_be_written_nowhere_is_a_note() {
+fn an_index_that_cannot_be_written_is_noted() {
     let folder = folder();
     let path = write(folder.path(), "a.parquet", &rows(0, 12), &Shape::default());
     fs::write(folder.path().join("file"), "").unwrap();
-    let source = ParquetOptions::new().index_folder(folder.path().join("file/x")).open([&path]).unwrap();
+    let source =
+        ParquetSource::open_with([&path], &ParquetOptions::new().index_folder(folder.path().join("file/x"))).unwrap();
     compare(&source, &rows(0, 12));
-    assert!(source.notes()[0].contains("cannot be kept for the next time"), "{:?}", source.notes());
+    assert!(source.notes()[0].contains("could not be saved for the next run"), "{:?}", source.notes());
 
     let elsewhere = folder.path().join("deep/er");
-    let source = ParquetOptions::new().index_folder(&elsewhere).open([&path]).unwrap();
+    let source = ParquetSource::open_with([&path], &ParquetOptions::new().index_folder(&elsewhere)).unwrap();
     assert_eq!((source.notes().len(), fs::read_dir(&elsewhere).unwrap().count()), (0, 1));
     assert!(!index_of(&path).exists());
 }
@@ -199,9 +200,8 @@ fn rows_without_an_image_or_a_label_are_bad_samples() {
             assert_eq!(read(&source, id).unwrap(), image(id));
         }
         let [note] = source.notes() else { panic!("{:?}", source.notes()) };
-        let told =
-            "4 of 25 rows cannot be read as samples: no image (1), no label (2), the path of an image file, but not";
-        assert!(note.starts_with(told), "{note}");
+        let expected = "4 of 25 rows cannot be read: no image (1), no label (2), the path of an image file, but not";
+        assert!(note.starts_with(expected), "{note}");
     }
     for (what, change) in [
         ("no image (5).", (|row: &mut Row| (row.bytes, row.path) = (None, None)) as fn(&mut Row)),
@@ -212,15 +212,15 @@ fn rows_without_an_image_or_a_label_are_bad_samples() {
         none.iter_mut().for_each(change);
         let path = write(folder.path(), "none.parquet", &none, &Shape::default());
         let text = refusal([&path]);
-        assert!(text.contains("no row of it is of use") && text.contains(what), "{text}");
+        assert!(text.contains("no row of the file can be read") && text.contains(what), "{text}");
     }
     let path = write(folder.path(), "empty.parquet", &[], &Shape::default());
-    assert!(refusal([&path]).contains("there are no rows in it"));
-    assert!(refusal([""; 0]).contains("no Parquet file was given"));
+    assert!(refusal([&path]).contains("the file has no rows"));
+    assert!(refusal([""; 0]).contains("no Parquet file is given"));
 }
 
 #[test]
-fn what_is_no_parquet_file_is_refused_with_advice() {
+fn other_files_are_refused_with_advice() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     let page = "<html><body>Please log in</body></html>";
@@ -235,28 +235,28 @@ fn what_is_no_parquet_file_is_refused_with_advice() {
     let end = long.len();
     long[end - 8..end - 4].copy_from_slice(&u32::MAX.to_le_bytes());
     fs::write(at("long"), long).unwrap();
-    for (name, told) in [
-        ("empty", "this file is empty"),
-        ("short", "8 bytes are too few for a Parquet file"),
-        ("page", "it does not begin with 'PAR1'"),
-        ("fifo", "this is a FIFO, and no Parquet file"),
-        ("", "this is a folder: give the Parquet files in it"),
-        ("cut", "cut off: it does not end with 'PAR1'"),
-        ("secret", "is encrypted, which is not supported"),
+    for (name, expected) in [
+        ("empty", "the file is empty"),
+        ("short", "a Parquet file has at least 12 bytes, and this one has 8"),
+        ("page", "not a Parquet file, which begins with 'PAR1'"),
+        ("fifo", "this is a FIFO, not a Parquet file"),
+        ("", "this is a folder: name the Parquet files in it"),
+        ("cut", "truncated: it does not end with 'PAR1'"),
+        ("secret", "encrypted Parquet files are not supported"),
         ("long", "footer: it is damaged"),
         ("missing", "cannot open"),
     ] {
         let text = refusal([at(name)]);
-        assert!(text.contains(told) && text.contains(at(name).to_str().unwrap()), "{name}: {text}");
+        assert!(text.contains(expected) && text.contains(at(name).to_str().unwrap()), "{name}: {text}");
     }
     assert!(refusal([at("a.parquet"), folder.path().join("./a.parquet")]).contains("given twice"));
 }
 
 #[test]
-fn a_file_that_changed_since_is_an_error() {
+fn changed_files_are_errors() {
     let folder = folder();
     let path = write(folder.path(), "a.parquet", &rows(0, 60), &Shape::default());
-    let open = || ParquetOptions::new().mixed(1).open([&path]).unwrap();
+    let open = || ParquetSource::open_with([&path], &ParquetOptions::new().shuffle_row_groups(1)).unwrap();
     let source = open();
     File::options().append(true).open(&path).and_then(|mut file| std::io::Write::write_all(&mut file, b"+")).unwrap();
     assert!(matches!(read(&source, 0), Err(SourceError::Changed { .. })));
@@ -267,7 +267,7 @@ fn a_file_that_changed_since_is_an_error() {
     let later = SystemTime::now() + Duration::from_secs(5);
     File::open(&path).unwrap().set_times(FileTimes::new().set_modified(later)).unwrap();
     let error = read(&source, 59).unwrap_err().to_string();
-    assert!(error.contains("was written to since it was opened"), "{error}");
+    assert!(error.contains("was modified after it was opened"), "{error}");
     assert_eq!(read(&source, 1).unwrap(), image(1), "its block is held");
     fs::remove_file(&path).unwrap();
     assert!(matches!(read(&source, 59), Err(SourceError::Io { doing: "open", .. })));
@@ -275,7 +275,7 @@ fn a_file_that_changed_since_is_an_error() {
 }
 
 #[test]
-fn damage_in_any_place_is_an_error_and_never_a_panic_or_a_wrong_size() {
+fn damage_is_an_error_and_never_a_panic_or_a_wrong_size() {
     let folder = folder();
     for (seed, codec) in
         [(1, Compression::SNAPPY), (2, Compression::UNCOMPRESSED), (3, Compression::ZSTD(ZstdLevel::default()))]
@@ -309,7 +309,7 @@ fn damage_in_any_place_is_an_error_and_never_a_panic_or_a_wrong_size() {
 }
 
 #[test]
-fn damage_since_the_sizes_were_found_fails_the_row_group_alone() {
+fn later_damage_fails_only_its_row_group() {
     let folder = folder();
     let path = write(folder.path(), "a.parquet", &rows(0, 30), &Shape::default());
     let source = ParquetSource::open([&path]).unwrap();
@@ -323,20 +323,18 @@ fn damage_since_the_sizes_were_found_fails_the_row_group_alone() {
 }
 
 #[test]
-fn columns_are_found_or_asked_for() {
+fn columns_are_recognized_or_named() {
     let folder = folder();
     let open = |options: &ParquetOptions, schema: &'static str, meaning: Option<String>| {
         let shape = Shape { schema, meaning, ..Shape::default() };
-        options.open([write(folder.path(), "a.parquet", &rows(0, 20), &shape)])
+        ParquetSource::open_with([write(folder.path(), "a.parquet", &rows(0, 20), &shape)], options)
     };
     let none = ParquetOptions::new();
     let refused = |schema| open(&none, schema, None).unwrap_err().to_string();
 
     // A plain column of bytes, and labels as text: the classes are sorted.
     let plain = "message m { optional binary photo; required binary species (UTF8); optional int64 id; }";
-    assert!(
-        refused(plain).contains("it cannot be told which column holds the labels: name it; its columns are: photo")
-    );
+    assert!(refused(plain).contains("no label column was recognized: name it; its columns are: photo"));
     let source = open(&none.clone().label_column("species"), plain, None).unwrap();
     assert_eq!(source.classes(), ["Ape", "newt", "ox", "wolf", "\u{e4}lk"]);
     let labels: Vec<u32> = (0..5).map(|id| source.label(SampleId(id))).collect();
@@ -346,47 +344,47 @@ fn columns_are_found_or_asked_for() {
     // Two columns that could hold images, and two of labels.
     let two =
         "message m { optional binary a; optional binary b; optional int64 coarse_label; optional int64 fine_label; }";
-    assert!(refused(two).contains("images could be in several columns (a, b): name the one to read"));
+    assert!(refused(two).contains("several columns may hold the images (a, b): name the one to read"));
     let source = open(&none.clone().image_column("b"), two, Some(meaning("fine_label", &["v", "w", "x", "y", "z"])));
     let source = source.unwrap();
-    assert_eq!(source.notes(), ["the labels are those of the column 'fine_label'; there are others: coarse_label"]);
+    assert_eq!(source.notes(), ["labels are read from the column 'fine_label'; other candidates: coarse_label"]);
     assert_eq!(source.classes(), ["v", "w", "x", "y", "z"]);
     compare(&source, &rows(0, 20));
     let source = open(&none.clone().image_column("a").label_column("coarse_label"), two, None).unwrap();
     assert_eq!(source.classes(), ["0", "1", "2", "3", "4"]);
 
-    // Labels that only the hub's metadata knows for labels.
+    // A label column that only the hub's metadata names.
     let odd = "message m { optional binary photo; optional int64 kind; optional int64 id; }";
     let source = open(&none, odd, Some(meaning("kind", &["v", "w", "x", "y", "z"]))).unwrap();
     assert_eq!(source.classes().len(), 5);
 
-    for (options, told) in [
-        (none.clone().image_column("nothing"), "the column 'nothing' is none of images"),
-        (none.clone().image_column("label"), "the column 'label' is none of images"),
-        (none.clone().label_column("image"), "the column 'image' is none of labels"),
+    for (options, expected) in [
+        (none.clone().image_column("nothing"), "the column 'nothing' has no images"),
+        (none.clone().image_column("label"), "the column 'label' has no images"),
+        (none.clone().label_column("image"), "the column 'image' has no labels"),
     ] {
         let text = open(&options, HUB, None).unwrap_err().to_string();
-        assert!(text.contains(told) && text.contains("image (struct of bytes, path), label (int64)"), "{text}");
+        assert!(text.contains(expected) && text.contains("image (struct of bytes, path), label (int64)"), "{text}");
     }
-    let nested = "message m { optional group images (LIST) { repeated group list { optional group element { optional binary \
-                  bytes; } } } optional int64 label; }";
+    let nested = "message m { optional group images (LIST) { repeated group list { optional group element { \
+                  optional binary bytes; } } } optional int64 label; }";
     let shape = Shape { schema: nested, ..Shape::default() };
     let text = refusal([write(folder.path(), "nested.parquet", &[], &shape)]);
-    assert!(text.contains("no column of images") && text.contains("images (struct of list)"), "{text}");
+    assert!(text.contains("no image column") && text.contains("images (struct of list)"), "{text}");
 }
 
 #[test]
-fn files_of_different_data_sets_are_told_apart() {
+fn files_of_different_data_sets_are_refused() {
     let folder = folder();
     let first = write(folder.path(), "a.parquet", &rows(0, 20), &Shape::default());
     let other = Shape { meaning: Some(meaning("label", &["ant", "bee", "cat", "dog", "fox"])), ..Shape::default() };
     let other = write(folder.path(), "b.parquet", &rows(0, 20), &other);
-    assert!(refusal([&first, &other]).contains("its classes ('label') have other names than those of"));
+    assert!(refusal([&first, &other]).contains("the class names of 'label' differ from those of"));
 
     let text = "message m { optional binary photo; required binary label (UTF8); }";
     let bare = Shape { meaning: None, ..Shape::default() };
     let text = write(folder.path(), "c.parquet", &[], &Shape { schema: text, ..bare.clone() });
-    assert!(refusal([&text, &first]).contains("are numbers, while those of"));
+    assert!(refusal([&text, &first]).contains("are integers, and those of"));
 
     // A file without names goes with one that has some, as long as there are enough.
     let mut more = rows(0, 20);
@@ -396,21 +394,19 @@ fn files_of_different_data_sets_are_told_apart() {
     write(folder.path(), "d.parquet", &more, &bare);
     assert!(refusal([&unnamed, &first]).contains("d.parquet, row 13: the label is 5, but"));
     let named = write(folder.path(), "e.parquet", &more, &Shape::default());
-    assert!(refusal([&named]).contains("row group 1, row 3: the label is 5, but there are 5 classes at most"));
+    assert!(refusal([&named]).contains("row group 1, row 3: the label is 5, but there are at most 5 classes"));
     assert_eq!(ParquetSource::open([&unnamed]).unwrap().classes().len(), 6);
     more[13].label = Some(i64::MAX);
-    assert!(
-        refusal([write(folder.path(), "f.parquet", &more, &bare)]).contains("is 'label' the column of the labels?")
-    );
+    assert!(refusal([write(folder.path(), "f.parquet", &more, &bare)]).contains("is 'label' the label column?"));
 }
 
 #[test]
-fn codecs_that_are_not_supported_are_named() {
+fn unsupported_codecs_are_named() {
     let schema = Arc::new(parquet::schema::parser::parse_message_type(HUB).unwrap());
     let column = parquet::schema::types::SchemaDescriptor::new(schema).column(1);
     let codec = |codec| {
         let metadata = ColumnChunkMetaData::builder(column.clone()).set_compression(codec).build().unwrap();
-        Chunk::of(&metadata, 100).unwrap().foreign_codec()
+        ColumnChunk::of(&metadata, 100).unwrap().unsupported_codec()
     };
     assert_eq!(
         (codec(Compression::BROTLI(BrotliLevel::default())), codec(Compression::LZO)),
@@ -423,14 +419,15 @@ fn codecs_that_are_not_supported_are_named() {
 fn large_row_groups_are_noted() {
     let folder = folder();
     let path = write(folder.path(), "a.parquet", &rows(0, 12), &Shape::default());
-    let (file, mut texts) = (ParquetOptions::new(), Texts::default());
-    let mut scanned = scan::scan(&path, &file, &mut texts).unwrap();
-    // As if its images were larger: writing so many bytes takes its time.
+    let (mut options, mut names) = (ParquetOptions::new(), ClassNames::default());
+    let mut scanned = scan::scan(&path, &options, &mut names).unwrap();
+    // Larger sizes in the index: writing such a file would take long.
     scanned.sizes.rows[3] = 300 << 20;
-    let source = ParquetSource::assemble(vec![scanned], texts, |_| 2).unwrap();
+    options = options.shuffle_row_groups(2);
+    let source = ParquetSource::assemble(vec![scanned], names, &options).unwrap();
     assert!(source.notes()[0].starts_with("the largest row group has 300"), "{:?}", source.notes());
     assert!(source.io_profile().buffer_bytes > 600 << 20);
-    // And as it is not so, it is seen.
+    // The wrong size is detected.
     let error = read(&source, 0).unwrap_err().to_string();
     assert!(error.contains("in the index"), "{error}");
 }

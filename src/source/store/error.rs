@@ -1,139 +1,130 @@
-//! Owns what can go wrong with a store, in words that name the URL, the numbers and what to do next.
-//! It must never show a query or a key: what a URL carries behind `?` is left out before it comes here.
+//! Errors of object stores. A message names the URL, the numbers and the next step. The query of a URL may be a
+//! signature, so it is removed before a URL is stored in an error.
 
-use std::fmt;
 use std::time::Duration;
 
-use super::Identity;
+use super::version::ObjectVersion;
 
-/// What went wrong with a store.
-#[derive(Clone, Debug)]
+/// Error of an object store.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// A text that names no object of a store.
+    /// The text is not the URL of an object.
+    #[error(
+        "'{url}' is not the URL of an object: {reason}; expected s3://bucket/path, gs://bucket/path, \
+         az://container/path or https://host/path"
+    )]
     Url {
-        /// The text.
+        /// URL without its query.
         url: String,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
-    /// A store that could not be set up: a setting is missing or means nothing.
+    /// The store could not be configured: a setting is missing or invalid.
+    #[error("cannot configure {url}: {reason}")]
     Setup {
-        /// The store.
+        /// URL of the store.
         url: String,
-        /// What was said.
+        /// Reason.
         reason: String,
     },
-    /// Bytes, or word of them, that could not be had.
+    /// A request failed, with all its attempts.
+    #[error(
+        "cannot {operation} {url}{} after {} and {:.1} s: {cause}{}",
+        range_text(*.offset, *.bytes), attempts_text(*.attempts), .elapsed.as_secs_f64(), hint_text(.hint)
+    )]
     Request {
-        /// What was being done: "read", "look at", "list".
-        doing: &'static str,
-        /// Which object.
+        /// Operation, as an infinitive: "read", "open", "list".
+        operation: &'static str,
+        /// URL of the object.
         url: String,
-        /// The first byte that was asked for.
+        /// First byte requested.
         offset: u64,
-        /// How many bytes were asked for.
+        /// Number of bytes requested; 0 where none were.
         bytes: u64,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
-        /// How long all of it took.
+        /// Time since the first attempt began.
         elapsed: Duration,
         /// HTTP status of the last answer; `None` where no answer came.
         status: Option<u16>,
-        /// What went wrong last.
+        /// Message of the last failure. It is text, because the client's own errors contain the URL with its query.
         cause: String,
-        /// What to do about it, where that is known.
+        /// Advice; may be empty.
         hint: &'static str,
     },
-    /// An object that is not the one that was opened any more.
+    /// The object was replaced after it was opened.
+    #[error(
+        "{url} was {opened} when it was opened and is {} now: leave the data alone during a run, or open the source \
+         again",
+        .found.as_ref().map_or("another object".to_owned(), ToString::to_string)
+    )]
     Changed {
-        /// Which object.
+        /// URL of the object.
         url: String,
-        /// What it was.
-        opened: Identity,
-        /// What it is now, where it said so.
-        found: Option<Identity>,
+        /// Version that was opened.
+        opened: ObjectVersion,
+        /// Version found now, where the store returned it.
+        found: Option<ObjectVersion>,
     },
-    /// A read past the end of an object.
+    /// A read reaches past the end of the object.
+    #[error(
+        "cannot read bytes {offset} to {} of {url}, which has {object_bytes} bytes: check that its index belongs to it",
+        .offset.saturating_add(*.bytes)
+    )]
     PastEnd {
-        /// Which object.
+        /// URL of the object.
         url: String,
-        /// The first byte that was asked for.
+        /// First byte requested.
         offset: u64,
-        /// How many bytes were asked for.
+        /// Number of bytes requested.
         bytes: u64,
-        /// How many bytes it has.
+        /// Size of the object, bytes.
         object_bytes: u64,
     },
-    /// A listing of what cannot be listed.
+    /// The store cannot list objects.
+    #[error(
+        "cannot list {url}: HTTP has no listings; name the shards with a brace pattern, as in \
+         https://host/train-{{000..146}}.tar"
+    )]
     CannotList {
-        /// The store.
+        /// URL of the store.
         url: String,
     },
-    /// A prefix that more objects begin with than a listing names.
+    /// A listing has more objects than the limit.
+    #[error("more than {object_count_max} objects begin with {url}: use a longer prefix")]
     TooManyObjects {
-        /// The prefix.
+        /// URL of the prefix.
         url: String,
-        /// How many a listing names.
+        /// Maximum number of objects in a listing.
         object_count_max: usize,
     },
 }
 
 impl StoreError {
-    /// Returns true if the object does not exist.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, StoreError::Request { status: Some(404 | 410), .. })
-    }
-
-    /// Whether storage or the way to it is at fault, and not what was asked for or found there.
+    /// Returns true if the storage, the network or the configuration failed, as opposed to the data or the request.
     #[must_use]
     pub fn is_io(&self) -> bool {
         matches!(self, StoreError::Setup { .. } | StoreError::Request { .. })
     }
-}
 
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Url { url, reason } => write!(
-                f,
-                "'{url}' names no object of a store: {reason}; write it as s3://bucket/path, gs://bucket/path, \
-                 az://container/path or https://host/path"
-            ),
-            Self::Setup { url, reason } => write!(f, "cannot set up {url}: {reason}"),
-            Self::Request { doing, url, offset, bytes, attempts, elapsed, cause, hint, .. } => {
-                write!(f, "cannot {doing} {url}")?;
-                if *bytes > 0 {
-                    write!(f, " (bytes {offset} to {}, {bytes} in all)", offset + bytes)?;
-                }
-                let times = if *attempts == 1 { "1 attempt" } else { &format!("{attempts} attempts") };
-                write!(f, " after {times} and {:.1} s: {cause}", elapsed.as_secs_f64())?;
-                if hint.is_empty() { Ok(()) } else { write!(f, "; {hint}") }
-            }
-            Self::Changed { url, opened, found } => {
-                write!(f, "{url} was {opened} when it was opened and ")?;
-                match found {
-                    Some(found) => write!(f, "is {found} now")?,
-                    None => f.write_str("is another now")?,
-                }
-                f.write_str(": leave the data alone during a run, or open the source again")
-            }
-            Self::PastEnd { url, offset, bytes, object_bytes } => write!(
-                f,
-                "bytes {offset} to {} of {url} were asked for, and it has {object_bytes}: does its index belong to it?",
-                offset.saturating_add(*bytes)
-            ),
-            Self::CannotList { url } => write!(
-                f,
-                "{url} cannot be listed, for HTTP has no word for that: name the shards with a brace pattern, as in \
-                 https://host/train-{{000..146}}.tar"
-            ),
-            Self::TooManyObjects { url, object_count_max } => {
-                write!(f, "more than {object_count_max} objects begin with {url}: name fewer, by a longer prefix")
-            }
-        }
+    /// Returns true if the store answered that the object does not exist (HTTP 404 or 410).
+    ///
+    /// S3 answers 403 instead where the caller may not list the bucket; that is not counted as "not found".
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, StoreError::Request { status: Some(404 | 410), .. })
     }
 }
 
-impl std::error::Error for StoreError {}
+fn range_text(offset: u64, bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!(" (bytes {offset} to {}, {bytes} in all)", offset + bytes) }
+}
+
+fn attempts_text(attempts: u32) -> String {
+    if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") }
+}
+
+fn hint_text(hint: &str) -> String {
+    if hint.is_empty() { String::new() } else { format!("; {hint}") }
+}

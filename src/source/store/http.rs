@@ -1,5 +1,5 @@
-//! Owns the way to a server: the client of HTTP with its TLS, and what an answer's first line said.
-//! It must never try again or wait: whoever asks does.
+//! HTTP client of the stores, with TLS, and a record of each response's status. It makes one attempt; retries are in
+//! `client.rs`.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,33 +13,32 @@ use rustls::crypto::ring;
 
 use crate::sync::{Arc, Mutex, lock};
 
-/// How long a connection may take to come about.
+/// Maximum time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection that nobody uses is kept.
+/// Time after which an unused connection is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a server answered a request, for whoever put this in the request's extensions: the stores' own errors do not
-/// say it.
+/// Record of the response to a request, placed in the request's extensions. `object_store`'s errors do not contain it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen(Arc<Mutex<Answer>>);
+pub(super) struct ResponseInfo(Arc<Mutex<Response>>);
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Answer {
-    /// Whether the request was made: credentials are looked for before.
-    pub(super) asked: bool,
+pub(super) struct Response {
+    /// True once the request was sent; false while credentials are being obtained.
+    pub(super) sent: bool,
     pub(super) status: Option<u16>,
-    /// How long the server asks to be left alone.
+    /// Value of the `Retry-After` header.
     pub(super) retry_after: Option<Duration>,
 }
 
-impl Seen {
-    pub(super) fn answer(&self) -> Answer {
+impl ResponseInfo {
+    pub(super) fn get(&self) -> Response {
         *lock(&self.0)
     }
 }
 
-/// Makes clients for stores: HTTP/1.1, a connection for each request that is under way, TLS by `ring` with the
-/// authorities that this machine trusts.
+/// Factory of HTTP/1.1 clients: one connection for each concurrent request, TLS by `ring` with the certificate
+/// authorities of this machine.
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) in_flight: usize,
@@ -58,36 +57,37 @@ impl HttpConnector for Connector {
             .tls_backend_preconfigured(tls().map_err(|error| refused(Box::new(error)))?)
             .https_only(!plain)
             // Many connections are faster than many streams on one, and a straggler holds nobody else up.
+            // Many connections are faster than many streams on one, and a slow response delays no other.
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(self.in_flight)
-            // Ranges are ranges of what is stored.
+            // Ranges refer to the stored bytes.
             .no_gzip()
             .no_brotli()
             .no_deflate()
             .no_zstd()
             .build()
             .map_err(|error| refused(Box::new(error)))?;
-        Ok(HttpClient::new(Client(HttpClient::new(client))))
+        Ok(HttpClient::new(RecordingClient(HttpClient::new(client))))
     }
 }
 
 fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
     let mut roots = RootCertStore::empty();
-    // A machine without any still reads over plain HTTP; over HTTPS the refusal names the certificate.
+    // Without any certificate, plain HTTP still works; over HTTPS the error names the certificate.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(ring::default_provider());
     let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(versions.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// A client that notes what was answered.
+/// Client that fills in the [`ResponseInfo`] of each request.
 #[derive(Debug)]
-struct Client(HttpClient);
+struct RecordingClient(HttpClient);
 
-impl HttpService for Client {
+impl HttpService for RecordingClient {
     fn call<'me, 'call>(
         &'me self,
         request: HttpRequest,
@@ -97,15 +97,15 @@ impl HttpService for Client {
         Self: 'call,
     {
         Box::pin(async move {
-            let seen = request.extensions().get::<Seen>().cloned();
-            if let Some(seen) = &seen {
-                lock(&seen.0).asked = true;
+            let info = request.extensions().get::<ResponseInfo>().cloned();
+            if let Some(info) = &info {
+                lock(&info.0).sent = true;
             }
             let response = self.0.execute(request).await?;
-            if let Some(seen) = seen {
+            if let Some(info) = info {
                 let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
                 let (status, retry_after) = (Some(response.status().as_u16()), after.map(Duration::from_secs));
-                *lock(&seen.0) = Answer { asked: true, status, retry_after };
+                *lock(&info.0) = Response { sent: true, status, retry_after };
             }
             Ok(response)
         })

@@ -1,18 +1,18 @@
-//! Owns what a store can be told: how much at once, how long, how often again, and what it may keep on a disk.
-//! It must never show a value of a setting, for some of them are keys.
+//! Options of a store: concurrency, timeouts, retries, caching. `Debug` output contains no values of settings, because
+//! some are keys.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::DiskCache;
+use super::cache::DiskCache;
 use crate::units::Seed;
 
-/// Requests that are under way at once, unless somebody says otherwise.
+/// Default number of concurrent requests.
 pub const IN_FLIGHT: usize = 32;
-/// As many as there can be: a loader has a thread for each that waits.
+/// Maximum number of concurrent requests: a loader has a thread for each.
 pub const IN_FLIGHT_MAX: usize = 1024;
 
-/// How a [`Store`](super::Store) reads.
+/// Options of a [`Store`](super::Store).
 ///
 /// ```
 /// use std::time::Duration;
@@ -23,30 +23,32 @@ pub const IN_FLIGHT_MAX: usize = 1024;
 /// ```
 #[derive(Clone)]
 pub struct StoreOptions {
-    /// Requests that may be under way at once, over all objects of the store: 1 to [`IN_FLIGHT_MAX`]. 32.
+    /// Maximum number of concurrent requests over all objects of the store: 1 to [`IN_FLIGHT_MAX`]. Default: 32.
     pub in_flight: usize,
-    /// How long one request may take, from asking to its last byte. 20 s.
+    /// Timeout of one request, to its last byte. Default: 20 s.
     pub attempt_timeout: Duration,
-    /// How long a read may take with all its attempts and waits. 60 s.
+    /// Timeout of a read with all its attempts and waits. Default: 60 s.
     pub deadline: Duration,
-    /// How often a request is tried in all, where what went wrong may pass; at least 1. 8.
+    /// Maximum number of attempts after transient failures; at least 1. Default: 8.
     pub attempts: u32,
-    /// The wait before the second attempt; it doubles with each, up to 5 s, less up to a half by chance. 100 ms.
+    /// Wait before the second attempt. It doubles with each attempt, up to 5 s, less a random share of up to one half.
+    /// Default: 100 ms.
     pub backoff: Duration,
-    /// A request that takes this many times as long as 95 of 100 recent ones of its size is sent a second time. One
-    /// place in eight of those that may be under way, four at most, is kept for these. `None`: never. 3.
+    /// A request is sent a second time once it has taken this multiple of the 95th percentile of recent requests of its
+    /// size. One request in eight of those that may run concurrently, at most four, is reserved for these. `None`
+    /// disables hedging. Default: 3.
     pub hedge_after: Option<f64>,
-    /// Ranges with no more than so many bytes between them are read by one request. 64 KiB.
-    pub join_gap_bytes: u64,
-    /// What one request asks for at most, bytes; larger reads are cut, and their parts asked for at once; at least 1. 2 MiB:
-    /// each request that is sent a second time may take so much memory.
+    /// Maximum gap between two ranges that share a request, bytes. Default: 64 KiB.
+    pub coalesce_gap_bytes: u64,
+    /// Maximum size of one request, bytes; at least 1. Larger reads are split, and their parts requested concurrently.
+    /// A hedged request may take this much memory. Default: 2 MiB.
     pub request_bytes_max: u64,
-    /// What the waits between attempts are drawn from.
+    /// Seed of the random part of the backoff.
     pub seed: Seed,
-    /// Where blocks of objects are kept between epochs and runs. `None`: nowhere.
+    /// Disk cache for blocks of objects, kept between epochs and runs. Default: none.
     pub cache: Option<DiskCache>,
-    /// Settings by the names of environment variables (`AWS_ENDPOINT_URL`, `GOOGLE_SERVICE_ACCOUNT`), which go before
-    /// those of the environment.
+    /// Settings by the names of environment variables (`AWS_ENDPOINT_URL`, `GOOGLE_SERVICE_ACCOUNT`). They take
+    /// precedence over the environment.
     pub settings: Vec<(String, String)>,
 }
 
@@ -59,7 +61,7 @@ impl Default for StoreOptions {
             attempts: 8,
             backoff: Duration::from_millis(100),
             hedge_after: Some(3.0),
-            join_gap_bytes: 64 << 10,
+            coalesce_gap_bytes: 64 << 10,
             request_bytes_max: 2 << 20,
             seed: Seed::default(),
             cache: None,
@@ -69,8 +71,8 @@ impl Default for StoreOptions {
 }
 
 impl StoreOptions {
-    /// The same with nothing that cannot be: zeros become ones.
-    pub(super) fn sane(mut self) -> Self {
+    /// The same options with each value moved into its range.
+    pub(super) fn clamped(mut self) -> Self {
         self.in_flight = self.in_flight.clamp(1, IN_FLIGHT_MAX);
         self.attempts = self.attempts.max(1);
         self.request_bytes_max = self.request_bytes_max.max(1);
@@ -83,17 +85,11 @@ impl fmt::Debug for StoreOptions {
         let settings: Vec<&str> = self.settings.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("StoreOptions")
             .field("in_flight", &self.in_flight)
-            .field("attempt_timeout", &self.attempt_timeout)
             .field("deadline", &self.deadline)
             .field("attempts", &self.attempts)
-            .field("backoff", &self.backoff)
-            .field("hedge_after", &self.hedge_after)
-            .field("join_gap_bytes", &self.join_gap_bytes)
-            .field("request_bytes_max", &self.request_bytes_max)
-            .field("seed", &self.seed)
             .field("cache", &self.cache)
             .field("settings", &settings)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -102,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_value_of_a_setting_is_shown() {
+    fn debug_output_has_no_values_of_settings() {
         let settings = vec![("AWS_SECRET_ACCESS_KEY".to_owned(), "hunter2".to_owned())];
         let shown = format!("{:?}", StoreOptions { settings, ..StoreOptions::default() });
         assert!(shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("hunter2"), "{shown}");

@@ -1,5 +1,4 @@
-//! Owns the judgement of what went wrong with a request (may it pass?) and the waits between attempts.
-//! It must never let a read outlive its deadline.
+//! Classification of failed requests and exponential backoff between attempts. No operation outlives its deadline.
 
 use std::error::Error;
 use std::time::Duration;
@@ -7,92 +6,99 @@ use std::time::Duration;
 use object_store::client::HttpError;
 use tokio::time::{Instant, sleep_until};
 
-use super::backend::variables;
-use super::http::Seen;
-use super::target::Kind;
-use super::{Identity, StoreError};
+use super::backend::credentials_hint;
+use super::error::StoreError;
+use super::http::ResponseInfo;
+use super::options::StoreOptions;
+use super::url::StoreKind;
+use super::version::ObjectVersion;
 use crate::units::{KeyedRng, SampleId, Seed};
 
-/// The longest wait between two attempts, unless a server asks for a longer one.
+/// Maximum wait between two attempts, unless the server asks for a longer one.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// The longest wait that a server is granted.
+/// Maximum wait that a server may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
-/// Attempts where it is likely that none will do.
+/// Maximum number of attempts for failures that are probably permanent.
 const HINTED_ATTEMPTS: u32 = 3;
-/// A cause is cut after so many characters: some servers answer with a page.
+/// Maximum length of a cause, characters: some servers answer with a web page.
 const CAUSE_CHARS_MAX: usize = 400;
 
-/// What went wrong with one request.
+/// Failure of one attempt.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// It may pass. What is hinted at more likely will not, and is not tried as often.
-    Passing { cause: String, after: Option<Duration>, hint: &'static str },
-    /// It will not.
-    Lasting { cause: String, hint: &'static str },
-    /// The object is another, which one if that was said.
-    Changed(Option<Identity>),
+pub(super) enum AttemptError {
+    /// It may pass. With a hint it is probably permanent, and is retried less often.
+    Transient(Failure),
+    /// It will not pass.
+    Permanent(Failure),
+    /// The object was replaced, by this version where the store returned it.
+    Changed(Option<ObjectVersion>),
 }
 
-impl Failure {
-    pub(super) fn passing(cause: impl Into<String>) -> Self {
-        Failure::Passing { cause: cause.into(), after: None, hint: "" }
+/// Description of a failure.
+#[derive(Debug, Default)]
+pub(super) struct Failure {
+    pub(super) cause: String,
+    /// HTTP status, where an answer came.
+    pub(super) status: Option<u16>,
+    /// Wait that the server asked for.
+    pub(super) retry_after: Option<Duration>,
+    pub(super) hint: &'static str,
+}
+
+impl AttemptError {
+    pub(super) fn transient(cause: impl Into<String>) -> Self {
+        AttemptError::Transient(Failure { cause: cause.into(), ..Failure::default() })
     }
 }
 
-/// Judges an error of a store's, with what the server answered where it did.
-pub(super) fn judge(error: &object_store::Error, seen: &Seen, kind: Kind) -> Failure {
+/// Classifies an error of the client by the response, where one came.
+pub(super) fn classify(error: &object_store::Error, response: &ResponseInfo, kind: StoreKind) -> AttemptError {
     use object_store::Error as E;
-    let answer = seen.answer();
-    let cause = cause(error);
-    let lasting = |hint| Failure::Lasting { cause: cause.clone(), hint };
-    let passing = |hint| Failure::Passing { cause: cause.clone(), after: answer.retry_after, hint };
-    match answer.status {
-        Some(412 | 416) => return Failure::Changed(None),
-        Some(401 | 403) => return lasting(variables(kind)),
-        Some(404 | 410) => return lasting("check the path, and whether the object was moved or deleted"),
-        Some(408 | 429) => return passing(""),
-        Some(300..=399) => return lasting("the place is another: check the region, the endpoint and the URL"),
-        Some(400..=499) => return lasting("the server does not take such a request: check the URL and the endpoint"),
-        Some(500..=599) => return passing(""),
+    let response = response.get();
+    let failure =
+        |hint| Failure { cause: describe(error), status: response.status, retry_after: response.retry_after, hint };
+    let permanent = |hint| AttemptError::Permanent(failure(hint));
+    let transient = |hint| AttemptError::Transient(failure(hint));
+    match response.status {
+        Some(412 | 416) => return AttemptError::Changed(None),
+        Some(401 | 403) => return permanent(credentials_hint(kind)),
+        Some(404 | 410) => return permanent("check the path, and whether the object was moved or deleted"),
+        Some(300..=399) => return permanent("the server redirects: check the region, the endpoint and the URL"),
+        Some(408 | 429 | 500..=599) => return transient(""),
+        Some(400..=499) => return permanent("the server refuses such a request: check the URL and the endpoint"),
         _ => {}
     }
     match error {
-        E::NotSupported { .. } => lasting(
-            "the server answers a request for a part with the whole: put the data on one that knows ranges (nginx, any \
+        E::NotSupported { .. } => permanent(
+            "the server answers a range request with the whole object: use a server that supports ranges (nginx, any \
              object store)",
         ),
-        E::NotImplemented { .. } | E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => lasting(""),
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => lasting(variables(kind)),
-        // The request was not made: credentials were looked for. Nothing of the network means that there are none; else
-        // their server may come back, or (what is asked last is the machine that this would be) does not exist.
-        E::Generic { .. } if !answer.asked && !of_the_network(error) => lasting(variables(kind)),
-        E::Generic { .. } if !answer.asked => passing(variables(kind)),
-        _ => passing(""),
+        E::NotImplemented { .. } | E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => permanent(""),
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => permanent(credentials_hint(kind)),
+        // The request was not sent: obtaining credentials failed. Without a network error there are none. With one, the
+        // metadata server of a cloud machine may come back, or this machine is not in a cloud.
+        E::Generic { .. } if !response.sent && !is_network_error(error) => permanent(credentials_hint(kind)),
+        E::Generic { .. } if !response.sent => transient(credentials_hint(kind)),
+        _ => transient(""),
     }
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let mut next = Some(error);
-    // Nobody nests deeper; a chain that bites its own tail ends as well.
-    std::iter::from_fn(move || {
-        let this = next?;
-        next = this.source();
-        Some(this)
-    })
-    .take(16)
+    // The limit ends a cyclic chain.
+    std::iter::successors(Some(error), |&error| error.source()).take(16)
 }
 
-fn of_the_network(error: &object_store::Error) -> bool {
+fn is_network_error(error: &object_store::Error) -> bool {
     chain(error).any(|part| part.is::<HttpError>() || part.is::<std::io::Error>())
 }
 
-/// The last word of an error's chain and the one before it that says more, without the request's URL (whose query may
-/// be a signature).
-fn cause(error: &object_store::Error) -> String {
+/// First and last message of an error's chain, without those that contain the request's URL (whose query may be a
+/// signature).
+fn describe(error: &object_store::Error) -> String {
     let texts: Vec<String> = chain(error).map(ToString::to_string).filter(|text| !text.contains("://")).collect();
     let last = texts.last().map_or("no cause was given", String::as_str);
     let text = match texts.first() {
-        Some(first) if first.contains("<Message>") || first.contains("<Code>") => spoken(first),
+        Some(first) if first.contains("<Message>") || first.contains("<Code>") => without_xml(first),
         Some(first) if !first.contains(last) => format!("{first}: {last}"),
         Some(first) => first.clone(),
         None => last.to_owned(),
@@ -104,8 +110,8 @@ fn cause(error: &object_store::Error) -> String {
     }
 }
 
-/// What an error of S3's, GCS's or Azure's says, without its tags.
-fn spoken(text: &str) -> String {
+/// Code and message of an XML error of S3, GCS or Azure.
+fn without_xml(text: &str) -> String {
     let tag = |name: &str| {
         let (_, after) = text.split_once(&format!("<{name}>"))?;
         after.split_once(&format!("</{name}>")).map(|(inner, _)| inner.trim().to_owned())
@@ -115,102 +121,96 @@ fn spoken(text: &str) -> String {
     parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
-/// The attempts of one read, listing or look.
-pub(super) struct Tries<'a> {
-    pub(super) doing: &'static str,
-    pub(super) url: &'a str,
-    pub(super) offset: u64,
-    pub(super) bytes: u64,
+/// Attempts of one operation.
+pub(super) struct RetryState<'a> {
+    operation: &'static str,
+    url: &'a str,
+    offset: u64,
+    bytes: u64,
     pub(super) deadline: Instant,
     started: Instant,
-    made: u32,
-    allowed: u32,
-    backoff: Duration,
+    attempts: u32,
+    attempts_max: u32,
+    base_backoff: Duration,
     rng: KeyedRng,
-    last: String,
+    last: Failure,
 }
 
-impl<'a> Tries<'a> {
-    pub(super) fn new(doing: &'static str, url: &'a str, range: (u64, u64), options: &super::StoreOptions) -> Self {
+impl<'a> RetryState<'a> {
+    /// Starts the clock. `range` is the first byte and the number of bytes.
+    pub(super) fn new(operation: &'static str, url: &'a str, range: (u64, u64), options: &StoreOptions) -> Self {
         let started = Instant::now();
         let key = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
-        Tries {
-            doing,
+        RetryState {
+            operation,
             url,
             offset: range.0,
             bytes: range.1,
             deadline: started + options.deadline,
             started,
-            made: 0,
-            allowed: options.attempts,
-            backoff: options.backoff,
+            attempts: 0,
+            attempts_max: options.attempts,
+            base_backoff: options.backoff,
             rng: KeyedRng::new(Seed(options.seed.0 ^ key), 0, SampleId(range.0), 0),
-            last: String::new(),
+            last: Failure::default(),
         }
     }
 
     /// Counts an attempt that begins.
     pub(super) fn begin(&mut self) {
-        self.made += 1;
+        self.attempts += 1;
     }
 
-    /// Waits for the next attempt after one that failed.
+    /// Waits until the next attempt.
     ///
     /// # Errors
-    /// Where there is none: the error of it all.
-    pub(super) async fn again(
-        &mut self,
-        cause: String,
-        after: Option<Duration>,
-        hint: &'static str,
-    ) -> Result<(), StoreError> {
-        self.last = cause;
-        let allowed = if hint.is_empty() { self.allowed } else { self.allowed.min(HINTED_ATTEMPTS) };
-        if self.made >= allowed {
-            return Err(self.error(hint));
+    /// The error of the operation, if no attempt or no time is left.
+    pub(super) async fn back_off(&mut self, failure: Failure) -> Result<(), StoreError> {
+        let max = if failure.hint.is_empty() { self.attempts_max } else { self.attempts_max.min(HINTED_ATTEMPTS) };
+        if self.attempts >= max {
+            return Err(self.error(failure));
         }
-        let wait = self.wait().max(after.unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX));
+        let wait = self.backoff().max(failure.retry_after.unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX));
         let next = Instant::now() + wait;
         if next >= self.deadline {
-            return Err(self.error("there was no time for another attempt"));
+            return Err(self.error(Failure { hint: "there was no time for another attempt", ..failure }));
         }
+        self.last = failure;
         sleep_until(next).await;
         Ok(())
     }
 
-    /// The wait after the attempts so far: doubled with each, less up to a half by chance, so that those who failed
-    /// together do not come back together.
-    fn wait(&mut self) -> Duration {
-        let doubled = self.backoff.saturating_mul(1 << (self.made.saturating_sub(1)).min(16)).min(BACKOFF_MAX);
+    /// Backoff after the attempts so far: doubled with each attempt, reduced by a random share of up to one half, so
+    /// that requests that failed together do not return together.
+    fn backoff(&mut self) -> Duration {
+        let doubled = self.base_backoff.saturating_mul(1 << (self.attempts.saturating_sub(1)).min(16)).min(BACKOFF_MAX);
         doubled.mul_f64(self.rng.range(0.5, 1.0))
     }
 
-    /// The error of a read whose time is up.
-    pub(super) fn late(&mut self) -> StoreError {
-        if self.last.is_empty() {
-            self.last = "no answer by the deadline".to_owned();
+    /// Error of an operation whose deadline has passed.
+    pub(super) fn deadline_error(&mut self) -> StoreError {
+        let mut failure = std::mem::take(&mut self.last);
+        failure.hint = "";
+        if failure.cause.is_empty() {
+            failure.cause.push_str("no answer by the deadline");
         } else {
-            self.last.push_str(", and the next attempt was still under way at the deadline");
+            failure.cause.push_str(", and the next attempt was still under way at the deadline");
         }
-        self.error("")
+        self.error(failure)
     }
 
-    pub(super) fn lasting(&mut self, cause: String, hint: &'static str) -> StoreError {
-        self.last = cause;
-        self.error(hint)
-    }
-
-    fn error(&self, hint: &'static str) -> StoreError {
-        let numbers = self.last.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+    /// Error of the operation.
+    pub(super) fn error(&self, failure: Failure) -> StoreError {
+        let Failure { cause, status, hint, .. } = failure;
         StoreError::Request {
-            status: numbers.into_iter().find(|status| (400..600).contains(status)),
-            doing: self.doing,
+            operation: self.operation,
             url: self.url.to_owned(),
             offset: self.offset,
             bytes: self.bytes,
-            attempts: self.made,
+            attempts: self.attempts,
             elapsed: self.started.elapsed(),
-            cause: self.last.clone(),
+            status,
+            cause,
             hint,
         }
     }
@@ -219,18 +219,16 @@ impl<'a> Tries<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::store::StoreOptions;
 
     #[test]
-    fn waits_double_within_their_bounds_and_repeat_by_key() {
+    fn backoff_doubles_within_bounds_and_repeats_by_key() {
         let waits = |offset| {
-            let mut tries = Tries::new("read", "s3://b/x", (offset, 1), &StoreOptions::default());
-            (1..10)
-                .map(|_| {
-                    tries.begin();
-                    tries.wait()
-                })
-                .collect::<Vec<_>>()
+            let mut retry = RetryState::new("read", "s3://b/x", (offset, 1), &StoreOptions::default());
+            let wait = |_| {
+                retry.begin();
+                retry.backoff()
+            };
+            (1..10).map(wait).collect::<Vec<_>>()
         };
         let first = waits(0);
         for (i, wait) in first.iter().enumerate() {
@@ -242,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stores_error_is_told_in_words() {
+    fn xml_errors_become_text() {
         let text = "Server returned non-2xx status code: 404 Not Found: <?xml version=\"1.0\"?>\n\
                     <Error><Code>NoSuchBucket\
                     </Code><Message>The bucket does not exist</Message></Error>";
         assert_eq!(
-            spoken(text),
+            without_xml(text),
             "Server returned non-2xx status code: 404 Not Found: NoSuchBucket: The bucket does not exist"
         );
     }

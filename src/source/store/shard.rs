@@ -1,12 +1,15 @@
-//! Objects as shards.
+//! Objects of stores as shards.
 
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Object, Store, StoreError, StoreOptions};
-use crate::source::SourceError;
+use super::bucket::Store;
+use super::error::StoreError;
+use super::object::Object;
+use super::options::StoreOptions;
+use crate::source::error::SourceError;
 use crate::source::shard_io::{ShardIdentity, ShardIo};
 use crate::source::skip_read::{NoSeek, SkipRead};
 use crate::sync::{Arc, Mutex, lock};
@@ -15,10 +18,10 @@ use crate::sync::{Arc, Mutex, lock};
 const CHUNK_BYTES: usize = 4 << 20;
 /// Chunks that a scan requests in advance.
 const CHUNKS_AHEAD: usize = 3;
-/// Memory of a store's threads, and of its client, bytes.
+/// Memory of the threads and the client of a store, bytes.
 const STORE_BYTES: u64 = 4 << 20;
 
-/// The stores opened so far: shards of one bucket share one, with its connections and limits.
+/// Stores opened so far: shards of one bucket share one, with its connections and limits.
 #[derive(Debug)]
 pub(in crate::source) struct ObjectStores {
     open: Mutex<Vec<Store>>,
@@ -30,7 +33,7 @@ impl ObjectStores {
         ObjectStores { open: Mutex::default(), options }
     }
 
-    /// Looks up an object.
+    /// Opens an object.
     pub(in crate::source) fn open(&self, url: &str) -> Result<Arc<dyn ShardIo>, SourceError> {
         let (store, path) = self.store(url)?;
         let object = store.object(&path)?;
@@ -44,12 +47,12 @@ impl ObjectStores {
         Ok(store.list(&path)?.iter().map(|object| store.url(&object.path).into()).collect())
     }
 
-    /// Upper limit of the memory of requests to all of them, bytes.
+    /// Maximum memory of the requests to all stores, bytes.
     pub(in crate::source) fn buffer_bytes(&self, read_bytes_max: u64) -> u64 {
         lock(&self.open).iter().map(|store| store.held_bytes(read_bytes_max) + STORE_BYTES).sum()
     }
 
-    /// The store that a URL is in, and the path in it.
+    /// Store of a URL, and the path in it.
     fn store(&self, url: &str) -> Result<(Store, String), SourceError> {
         let mut open = lock(&self.open);
         if let Some((store, path)) = open.iter().find_map(|store| Some((store.clone(), store.path_of(url)?))) {
@@ -61,14 +64,14 @@ impl ObjectStores {
     }
 }
 
-/// One object.
+/// Object as a shard.
 #[derive(Debug)]
 struct ObjectShard {
     /// URL without its query.
     url: PathBuf,
     object: Object,
     store: Store,
-    /// Its URL carries a query, which may be a signature for this object alone.
+    /// True if the URL has a query, which may be a signature for this object alone.
     is_signed: bool,
 }
 
@@ -77,10 +80,10 @@ impl ShardIo for ObjectShard {
         &self.url
     }
 
-    /// The version is a hash of size, ETag and time of the last change.
+    /// Size, and a hash of size, ETag and time of the last change.
     fn identity(&self) -> ShardIdentity {
-        let identity = self.object.identity();
-        ShardIdentity { bytes: identity.bytes, version: xxh3_128(identity.to_string().as_bytes()) }
+        let version = self.object.version();
+        ShardIdentity { bytes: version.bytes, version: xxh3_128(version.to_string().as_bytes()) }
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
@@ -110,7 +113,7 @@ impl ShardIo for ObjectShard {
         let object = match self.store.object(&path) {
             Ok(object) => object,
             Err(SourceError::Store(error)) if error.is_not_found() => return Ok(None),
-            // A signature that is for the shard alone is refused for everything else.
+            // A signature for the shard alone is refused for other objects.
             Err(SourceError::Store(error)) if self.is_signed && is_refused(&error) => return Ok(None),
             Err(error) => return Err(error),
         };

@@ -1,4 +1,4 @@
-//! Owns the writing of Parquet files for tests. It must never read one.
+//! Writer of Parquet files for tests.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use parquet::schema::types::ColumnPath;
 use crate::sync::Arc;
 use crate::units::mix64;
 
-/// The schema that the hub's library writes.
+/// Schema of the Hugging Face library.
 pub(super) const HUB: &str = "message m {
     optional int64 id;
     optional group image { optional binary bytes; optional binary path (UTF8); }
     optional int64 label;
 }";
 
-/// A row: the image's bytes, its path, the label.
+/// Row: bytes of the image, its path, the label.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) bytes: Option<Vec<u8>>,
@@ -29,7 +29,7 @@ pub(super) struct Row {
     pub(super) label: Option<i64>,
 }
 
-/// How a file is written.
+/// Layout of a file.
 #[derive(Clone)]
 pub(super) struct Shape {
     pub(super) schema: &'static str,
@@ -57,14 +57,14 @@ impl Default for Shape {
     }
 }
 
-/// What the hub's library writes about a column of labels.
+/// Metadata of the Hugging Face library for a label column.
 pub(super) fn meaning(column: &str, names: &[&str]) -> String {
     let features =
         serde_json::json!({ "image": { "_type": "Image" }, column: { "names": names, "_type": "ClassLabel" } });
     serde_json::json!({ "info": { "features": features } }).to_string()
 }
 
-/// An image of some length between 0 and 4 KiB. Every third one is a copy of one before, for the sake of dictionaries.
+/// Bytes of an image, 0 to 4 KiB. Every third one repeats an earlier one, for dictionaries.
 pub(super) fn image(id: u64) -> Vec<u8> {
     let seed = if id % 3 == 2 { id - 1 } else { id };
     (0..mix64(seed) % 4096).map(|i| if i % 5 == 0 { mix64(seed ^ i << 20) as u8 } else { 7 }).collect()
@@ -75,7 +75,7 @@ pub(super) fn rows(first: u64, count: u64) -> Vec<Row> {
     (first..first + count).map(row).collect()
 }
 
-/// Writes a file; the columns' values are told by their names.
+/// Writes a file. The name of a column determines its values.
 pub(super) fn write(folder: &Path, name: &str, rows: &[Row], shape: &Shape) -> PathBuf {
     let path = folder.join(name);
     let mut properties = WriterProperties::builder()

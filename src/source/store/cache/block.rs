@@ -1,10 +1,9 @@
-//! Owns the file of a block: its bytes, then a tail with a checksum for each page of them and one for itself.
-//! It must never give bytes that were not checked.
+//! File format of a cached block. Bytes are returned only after their checksum was verified.
 //!
 //! ```text
 //! bytes of the object | xxh3 of each 64 KiB | the key, 16 bytes | xxh3 of the tail so far | "feedblk1"
 //! ```
-//! All numbers are little-endian. How long it must be is known by whoever asks, so that a cut file shows by its size.
+//! All numbers are little-endian. The reader knows the size of the block, so a truncated file shows by its size.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -17,18 +16,18 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub(super) const PAGE_BYTES: usize = 64 << 10;
 const MAGIC: &[u8; 8] = b"feedblk1";
-/// A use renews the time of a file that is older.
-const RENEW_AFTER: Duration = Duration::from_secs(60);
+/// Age of a file's time from which on a read renews it.
+const TOUCH_AFTER: Duration = Duration::from_secs(60);
 
-/// What there is of a block.
+/// Outcome of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    Whole,
-    Nothing,
+pub(super) enum Lookup {
+    Hit,
+    Miss,
     Damaged,
 }
 
-/// The size of a block's file.
+/// Size of the file of a block of `bytes`.
 pub(super) fn file_bytes(bytes: u64) -> u64 {
     bytes + tail_bytes(bytes as usize) as u64
 }
@@ -48,7 +47,7 @@ fn tail(key: u128, bytes: &[u8]) -> Vec<u8> {
     tail
 }
 
-/// The checksums of the pages in a tail, if it is one, and of this block.
+/// Checksums of the pages. `None` if the tail is damaged or belongs to another block.
 fn checksums(tail: &[u8], key: u128) -> Option<&[u8]> {
     let rest = tail.strip_suffix(MAGIC)?;
     let (rest, sum) = rest.split_last_chunk::<8>()?;
@@ -56,7 +55,7 @@ fn checksums(tail: &[u8], key: u128) -> Option<&[u8]> {
     (u64::from_le_bytes(*sum) == xxh3_64(rest) && u128::from_le_bytes(*found) == key).then_some(sums)
 }
 
-/// Writes a block to a new file, which stays locked as long as it is held.
+/// Writes a block to a new file, which stays locked while the returned handle is open.
 pub(super) fn write(path: &Path, key: u128, bytes: &[u8]) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.lock()?;
@@ -65,14 +64,12 @@ pub(super) fn write(path: &Path, key: u128, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Fills `out` with what lies `within` bytes into a block of `bytes`.
-pub(super) fn read(path: &Path, key: u128, bytes: u64, within: u64, out: &mut [u8]) -> Found {
+/// Fills `out` from the position `within` of a block of `bytes`. I/O errors, such as too many open files, are misses.
+pub(super) fn read(path: &Path, key: u128, bytes: u64, within: u64, out: &mut [u8]) -> Lookup {
     match try_read(path, key, bytes as usize, within as usize, out) {
-        Ok(true) => Found::Whole,
-        Ok(false) => Found::Damaged,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
-        // No more files can be opened, say: nothing is known about the block.
-        Err(_) => Found::Nothing,
+        Ok(true) => Lookup::Hit,
+        Ok(false) => Lookup::Damaged,
+        Err(_) => Lookup::Miss,
     }
 }
 
@@ -90,14 +87,12 @@ fn try_read(path: &Path, key: u128, bytes: usize, within: usize, out: &mut [u8])
         let start = page * PAGE_BYTES;
         let length = PAGE_BYTES.min(bytes - start);
         let out = &mut out[part.clone()];
-        // A page that is wanted whole is read where it belongs; of another one, the rest has to be read to be checked.
+        // A whole page is read in place. Of a partial one, the rest is needed for the checksum.
         let sum = if out.len() == length {
             file.read_exact_at(out, start as u64)?;
             xxh3_64(out)
         } else {
-            if scratch.is_empty() {
-                scratch = vec![0; PAGE_BYTES];
-            }
+            scratch.resize(PAGE_BYTES, 0);
             let whole = &mut scratch[..length];
             file.read_exact_at(whole, start as u64)?;
             let from = within + part.start - start;
@@ -108,11 +103,11 @@ fn try_read(path: &Path, key: u128, bytes: usize, within: usize, out: &mut [u8])
             return Ok(false);
         }
     }
-    renew(&file, meta.modified());
+    touch(&file, meta.modified());
     Ok(true)
 }
 
-/// The pages that a read touches, and which part of its memory each fills.
+/// Pages that a read touches, and the part of its buffer that each one fills.
 fn pages(within: usize, bytes: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
     let end = within + bytes;
     (within / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).map(move |page| {
@@ -121,10 +116,10 @@ fn pages(within: usize, bytes: usize) -> impl Iterator<Item = (usize, Range<usiz
     })
 }
 
-/// Marks a block as used. Where that cannot be, it ages as if it were not.
-fn renew(file: &File, modified: io::Result<SystemTime>) {
+/// Marks a block as used. If that fails, the block ages as if it were unused.
+fn touch(file: &File, modified: io::Result<SystemTime>) {
     let now = SystemTime::now();
-    if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > RENEW_AFTER)) {
+    if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > TOUCH_AFTER)) {
         let _ = file.set_modified(now);
     }
 }
