@@ -15,7 +15,8 @@ use super::failure::Failure;
 use super::lock;
 use super::stop::Stop;
 
-/// Interval between two reads of `/proc/<pid>/status`. The kernel keeps the peak itself; only the last moments are missed.
+/// Interval between two reads of `/proc/<pid>/status`. The kernel keeps the peak itself; only the last moments are
+/// missed.
 const LOOK: Duration = Duration::from_millis(4);
 
 /// The current child process, if any. A clone can kill it from another thread.

@@ -26,9 +26,9 @@ use feedstock::{
 use super::failure::{Failure, say};
 use super::table::counted;
 
-/// Resident size of this program without payload: code, runtime, allocator. Measured from outside (`docs/BUDGET.md`). Most
-/// of it is code, and how much of that is resident is the system's choice: where the page cache holds the program in large
-/// folios, as after a copy, some 2 MiB more than as it was linked.
+/// Resident size of this program without payload: code, runtime, allocator. Measured from outside (`docs/BUDGET.md`).
+/// Most of it is code, and how much of that is resident is the system's choice: where the page cache holds the program
+/// in large folios, as after a copy, some 2 MiB more than as it was linked.
 pub(crate) const PROGRAM_OVERHEAD: ByteCount = ByteCount(15 << 20);
 
 /// Names of validation folders beside `train`.
@@ -112,7 +112,10 @@ pub(crate) struct SourceArgs {
     shuffle_buffer: ByteCount,
     /// Concurrent requests to an object store
     #[cfg(feature = "store")]
-    #[arg(long, value_name = "N", default_value_t = IN_FLIGHT as u32, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
+    #[arg(
+        long, value_name = "N", default_value_t = IN_FLIGHT as u32,
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64)
+    )]
     store_requests: u32,
     /// Folder that caches objects of a store
     #[cfg(feature = "store")]
@@ -168,7 +171,10 @@ pub(crate) struct LoaderArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) batch_size: usize,
     /// Height and width of a sample
-    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
+    #[arg(
+        long, value_name = "PIXELS", default_value_t = 224,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX))
+    )]
     pub(crate) size: u32,
     /// Maximum number of decoding threads (bench: a list) [default: by cores]
     #[arg(long, value_name = "N", value_delimiter = ',')]

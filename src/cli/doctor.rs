@@ -13,8 +13,8 @@ use super::failure::{Failure, print};
 use super::table::{counted, facts};
 
 const MORE: &str = "\
-Copy rates are the best of five copies of 32 MiB each. The pageable one is what a program gets that does not page-lock its
-memory. With --device cuda:N, a device that cannot be used is an error (exit code 6).
+Copy rates are the best of five copies of 32 MiB each. The pageable rate is that of memory that is not page-locked. With \
+--device cuda:N, a device that cannot be used is an error (exit code 6).
 
 Example:
   feedstock doctor --device cuda:0 --json";
@@ -70,7 +70,9 @@ fn about(host: &HostFacts) -> Vec<Finding> {
             "memory",
             format!("{} available of {} ({})", memory.available, memory.limit, memory.limited_by),
             "memory",
-            json!({ "available_bytes": memory.available.0, "limit_bytes": memory.limit.0, "limited_by": memory.limited_by }),
+            json!({
+                "available_bytes": memory.available.0, "limit_bytes": memory.limit.0, "limited_by": memory.limited_by
+            }),
         ),
         finding(
             "cores",

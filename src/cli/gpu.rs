@@ -1,4 +1,5 @@
-//! GPU utilization from NVML and device memory held by loaders. Without a GPU or NVML there is no figure, and no failure.
+//! GPU utilization from NVML and device memory held by loaders. Without a GPU or NVML there is no figure, and no
+//! failure.
 
 use feedstock::ByteCount;
 use feedstock::device::{Device, SimDevice};

@@ -1,8 +1,8 @@
 //! `feedstock inspect`: summarizes a data set and lists its unusable files.
 //!
-//! One thread walks the folders, the others inspect files. Each file has a channel for its one result, and the channels are
-//! drained in order: results appear in the order of the walk, and the number of pending files is bounded. An image is
-//! decoded only after the RAM for it is reserved.
+//! One thread walks the folders, the others inspect files. Each file has a channel for its one result, and the channels
+//! are drained in order: results appear in the order of the walk, and the number of pending files is bounded. An image
+//! is decoded only after the RAM for it is reserved.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -43,14 +43,14 @@ const AHEAD: usize = 8;
 const BUDGET_LEAST: ByteCount = ByteCount(4 << 20);
 
 const MORE: &str = "\
-Bad files are listed as they are found. The summary gives the number of files, their formats, sizes and classes, outliers, \
-and files of equal content (across classes, or across train and val, such files leak). --quick reads headers only: it finds \
-neither damage behind them nor duplicates. Sizes are as stored; EXIF orientation is counted, not applied.
+Bad files are listed as they are found. The summary gives the number of files, their formats, sizes and classes, \
+outliers, and files of equal content (across classes, or across train and val, such files leak). --quick reads headers \
+only: it finds neither damage behind them nor duplicates. Sizes are as stored; EXIF orientation is counted, not applied.
 
-Folders are walked in order for files with an image extension; symbolic links are followed, hidden files are skipped. A file \
-given by name is inspected whatever its extension. Shards are not opened: `feedstock verify` checks packed ones against \
-their hashes. The means of --files and --json are those of the RGB image and of its top left corner, a quarter of the width \
-by a quarter of the height. The exit code is 4 if any file is bad.
+Folders are walked in order for files with an image extension; symbolic links are followed, hidden files are skipped. \
+A file given by name is inspected whatever its extension. Shards are not opened: `feedstock verify` checks packed ones \
+against their hashes. The means of --files and --json are those of the RGB image and of its top left corner, a quarter \
+of the width by a quarter of the height. The exit code is 4 if any file is bad.
 
 Examples:
   feedstock inspect photos/train --sheet batch.png
@@ -146,8 +146,8 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<(), Failure> 
     match (interrupted, summary.totals.ok, summary.totals.bad()) {
         (true, ..) => Err(Failure::Interrupted),
         (_, 0, 0) => Err(Failure::Data(
-            "no image files found (.jpg, .png, ...). Shards (.tar, .parquet) are not inspected: `feedstock verify` checks \
-             packed ones, `feedstock plan --data` describes any"
+            "no image files found (.jpg, .png, ...). Shards (.tar, .parquet) are not inspected: `feedstock verify` \
+             checks packed ones, `feedstock plan --data` describes any"
                 .into(),
         )),
         (_, _, 0) => Ok(()),
@@ -174,8 +174,8 @@ impl Accounts {
     fn of(budget: ByteCount) -> Result<Self, Failure> {
         if budget < BUDGET_LEAST {
             return Err(Failure::Budget(format!(
-                "RAM budget of {budget} is too small: the minimum is {BUDGET_LEAST}, of which {} are for the summary and half \
-                 for files and images; raise --ram-budget",
+                "RAM budget of {budget} is too small: the minimum is {BUDGET_LEAST}, of which {} are for the summary \
+                 and half for files and images; raise --ram-budget",
                 ByteCount(SUMMARY_BYTES)
             )));
         }

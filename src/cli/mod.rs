@@ -46,12 +46,12 @@ Examples:
   feedstock verify shards/train
   feedstock doctor
 
-Data is a folder of class folders (<folder>/<class>/<image>) or shards: a tar file, a folder of tar files, or a pattern such as \
-'train-{0000..0146}.tar'. Sizes are 24G, 1.5GiB, 512MB, 60% (of the available memory) or auto (half of it). Results go to \
-standard output; progress, notes and errors to standard error.
+Data is a folder of class folders (<folder>/<class>/<image>) or shards: a tar file, a folder of tar files, or a \
+pattern such as 'train-{0000..0146}.tar'. Sizes are 24G, 1.5GiB, 512MB, 60% (of the available memory) or auto (half of \
+it). Results go to standard output; progress, notes and errors to standard error.
 
-Exit codes: 0 success, 1 budget exceeded (prove), 2 usage error, 3 budget too small, 4 bad data, 5 I/O or system error, \
-6 device error, 70 bug, 130 interrupted";
+Exit codes: 0 success, 1 budget exceeded (prove), 2 usage error, 3 budget too small, 4 bad data, 5 I/O or system \
+error, 6 device error, 70 bug, 130 interrupted";
 
 /// Data loader for training: decodes images within a RAM budget
 #[derive(Parser)]
@@ -107,8 +107,8 @@ pub(crate) fn run(started: Instant) -> ExitCode {
         }
     };
     if !matches!(cli.verb, Verb::Train(_)) {
-        // Called before there are other threads. An allocator without this setting is covered by the headroom. Training is
-        // excluded: its tensors are large blocks that are allocated again in every step.
+        // Called before there are other threads. An allocator without this setting is covered by the headroom. Training
+        // is excluded: its tensors are large blocks that are allocated again in every step.
         feedstock::host::return_large_blocks();
     }
     let context = Context { started, stop: Stop::watch() };

@@ -105,7 +105,8 @@ impl ModelArgs {
         match self.micro_batch {
             Some(MicroBatch::Of(micro_batch)) if !batch_size.is_multiple_of(micro_batch) => {
                 Err(Failure::Usage(format!(
-                    "--micro-batch {micro_batch} does not divide --batch-size {batch_size}: choose a divisor, so that all steps have one size"
+                    "--micro-batch {micro_batch} does not divide --batch-size {batch_size}: choose a \
+                     divisor, so that all steps have one size"
                 )))
             }
             Some(MicroBatch::Of(micro_batch)) => Ok(((batch_size / micro_batch) as u64, micro_batch)),

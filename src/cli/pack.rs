@@ -19,12 +19,13 @@ use super::table::{counted, facts};
 use super::{Context, lock};
 
 const MORE: &str = "\
-Writes shard-00000.tar and so on, and manifest.json, into DST. A sample is two members of a shard: KEY.jpg (or .png, ...; with \
---decoded KEY.ppm.zst) and KEY.cls, its class index. The bytes depend on the data, the settings and the seed, not on the \
-workers or the budget.
+Writes shard-00000.tar and so on, and manifest.json, into DST. A sample is two members of a shard: KEY.jpg (or .png, \
+...; with --decoded KEY.ppm.zst) and KEY.cls, its class index. The bytes depend on the data, the settings and the \
+seed, not on the workers or the budget.
 
-An interrupted run resumes when it is started again with the same settings. Several jobs can share the work, each with its \
-own --shard-of; the last one writes the manifest. Images that cannot be used are left out and listed; the exit code is then 4.
+An interrupted run resumes when it is started again with the same settings. Several jobs can share the work, each with \
+its own --shard-of; the last one writes the manifest. Images that cannot be used are left out and listed; the exit \
+code is then 4.
 
 Examples:
   feedstock pack photos/train shards/train

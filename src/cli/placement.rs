@@ -45,7 +45,7 @@ fn gpu(number: u32) -> Result<Arc<dyn Device>, Failure> {
 #[cfg(not(feature = "burn-cuda"))]
 fn gpu(number: u32) -> Result<Arc<dyn Device>, Failure> {
     Err(Failure::Usage(format!(
-        "cuda:{number} cannot train: this program was built without burn's CUDA backend. Build it with `cargo build --release \
-         --features cli,burn-cuda`, or train with --device cpu"
+        "cuda:{number} cannot train: this program was built without burn's CUDA backend. Build it with `cargo build \
+         --release --features cli,burn-cuda`, or train with --device cpu"
     )))
 }

@@ -16,8 +16,8 @@ use super::model::{
 use super::table::facts;
 
 const MORE: &str = "\
-Looks at the machine and at the headers of the data, decides the sizes that a loader would run with, and explains them. \
-Nothing is decoded. A budget that is too small is refused with the least that works (exit code 3).
+Looks at the machine and at the headers of the data, decides the sizes that a loader would run with, and explains \
+them. Nothing is decoded. A budget that is too small is refused with the least that works (exit code 3).
 
 Examples:
   feedstock plan --data photos/train --ram-budget 2G --batch-size 256

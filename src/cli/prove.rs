@@ -52,7 +52,10 @@ pub(crate) struct ProveArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
     /// Height and width of a sample
-    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
+    #[arg(
+        long, value_name = "PIXELS", default_value_t = 224,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX))
+    )]
     size: u32,
     /// Maximum number of decoding threads [default: by cores]
     #[arg(long, value_name = "N")]

@@ -46,7 +46,8 @@ impl Stop {
         self.0.asked.load(Ordering::SeqCst)
     }
 
-    /// Registers an action that ends the work wherever it waits. It runs on another thread, or at once if the request was made.
+    /// Registers an action that ends the work wherever it waits. It runs on another thread, or at once if the request
+    /// was made.
     pub(crate) fn on_stop(&self, end: impl Fn() + Send + 'static) {
         let mut ends = lock(&self.0.ends);
         if self.is_requested() {
@@ -67,8 +68,8 @@ impl Stop {
         drop((ends, words));
     }
 
-    /// Does `work` and prints its report at the end. If the user interrupts and the work does not end in time, the watchdog
-    /// prints the report so far. `render` gets the reason why the work ended early.
+    /// Does `work` and prints its report at the end. If the user interrupts and the work does not end in time, the
+    /// watchdog prints the report so far. `render` gets the reason why the work ended early.
     pub(crate) fn report(
         &self,
         render: impl Fn(Option<&str>) -> String + Clone + Send + 'static,

@@ -1,8 +1,8 @@
 //! Synthetic data set for `train` without data: small JPEG files of drawn shapes and textures, in class folders below
 //! `train/` and `test/`.
 //!
-//! It is written to a temporary folder and renamed into place; a folder with other contents is left alone. The bytes depend
-//! on the spec alone: each image has its own random stream, whichever thread draws it.
+//! It is written to a temporary folder and renamed into place; a folder with other contents is left alone. The bytes
+//! depend on the spec alone: each image has its own random stream, whichever thread draws it.
 
 mod draw;
 

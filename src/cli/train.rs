@@ -38,10 +38,10 @@ use setup::{RankInfo, Setup};
 const CHECKPOINT: &str = "last.ckpt";
 
 const MORE: &str = "\
-A folder that contains train/ and val/ (or valid/, validation/, test/) is split into training and validation data. Without \
---data a small set of JPEG files is drawn and kept in the cache folder. The RAM budget is for the loaders; --vram-budget is \
-for training itself. With the device sim the CPU trains, and batches pass through a simulated GPU. Ctrl-C ends after the \
-current step and prints a summary.
+A folder that contains train/ and val/ (or valid/, validation/, test/) is split into training and validation data. \
+Without --data a small set of JPEG files is drawn and kept in the cache folder. The RAM budget is for the loaders; \
+--vram-budget is for training itself. With the device sim the CPU trains, and batches pass through a simulated GPU. \
+Ctrl-C ends after the current step and prints a summary.
 
 Examples:
   feedstock train
@@ -62,7 +62,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     /// Number of epochs
-    #[arg(long, value_name = "N", default_value_t = TrainConfig::new(ModelKind::Small, 1, 32).epochs, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    #[arg(
+        long, value_name = "N", default_value_t = TrainConfig::new(ModelKind::Small, 1, 32).epochs,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 32)
+    )]
     epochs: u64,
     /// Samples in a batch
     #[arg(long, value_name = "N", default_value_t = 64)]

@@ -17,8 +17,8 @@ use super::table::counted;
 use super::{Context, lock};
 
 const MORE: &str = "\
-Compares each shard's size and hash with the manifest, counts its members, and decompresses compressed ones, which checks \
-their checksums. Missing, additional and damaged shards are listed; the exit code is 4 if there are any.
+Compares each shard's size and hash with the manifest, counts its members, and decompresses compressed ones, which \
+checks their checksums. Missing, additional and damaged shards are listed; the exit code is 4 if there are any.
 
 Examples:
   feedstock verify shards/train

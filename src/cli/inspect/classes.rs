@@ -139,6 +139,7 @@ impl Classes {
             class.as_ref().map(|(files, name)| json!({ "class": name, "files": files }))
         };
         let part = |part: &Part| {
+            let sizes = part.smallest.as_ref().zip(part.largest.as_ref());
             json!({
                 "part": part.name,
                 "classes": part.classes,
@@ -146,7 +147,7 @@ impl Classes {
                 "outside_files": part.outside,
                 "smallest": class(&part.smallest),
                 "largest": class(&part.largest),
-                "imbalance": part.smallest.as_ref().zip(part.largest.as_ref()).map(|(small, large)| large.0 as f64 / small.0 as f64),
+                "imbalance": sizes.map(|(small, large)| large.0 as f64 / small.0 as f64),
             })
         };
         self.closed().iter().map(part).collect()

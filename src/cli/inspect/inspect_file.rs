@@ -21,14 +21,14 @@ use super::super::failure::chain;
 use super::super::stop::Stop;
 use super::walk::Found;
 
-/// Prefix of a file that `--quick` reads; if it does not contain the header, the whole file is read. A camera's JPEG has a
-/// thumbnail of up to 64 KiB before its own header.
+/// Prefix of a file that `--quick` reads; if it does not contain the header, the whole file is read. A camera's JPEG
+/// has a thumbnail of up to 64 KiB before its own header.
 const PREFIX_BYTES: u64 = 72 << 10;
 
 /// Inspects files within a budget, from any number of threads.
 pub(super) struct FileInspector {
-    /// A thread that holds a file may wait for memory of an image; one that holds an image waits for nothing. Accounts have
-    /// caps, so files never take the memory of images, and there is no deadlock.
+    /// A thread that holds a file may wait for memory of an image; one that holds an image waits for nothing. Accounts
+    /// have caps, so files never take the memory of images, and there is no deadlock.
     pub(super) files: Account,
     /// `None` inspects headers only.
     pub(super) images: Option<Account>,

@@ -33,10 +33,16 @@ pub(crate) struct SheetArgs {
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
     /// Images on the sheet, up to 64
-    #[arg(long, value_name = "N", requires = "sheet", default_value_t = 36, value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(
+        long, value_name = "N", requires = "sheet", default_value_t = 36,
+        value_parser = clap::value_parser!(u64).range(1..=64)
+    )]
     sheet_count: u64,
     /// Height and width of each image
-    #[arg(long, value_name = "PIXELS", requires = "sheet", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
+    #[arg(
+        long, value_name = "PIXELS", requires = "sheet", default_value_t = 224,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX))
+    )]
     size: u32,
     /// Seed; the sheet shows the first batch of epoch 0
     #[arg(long, value_name = "N", requires = "sheet", default_value_t = 0)]

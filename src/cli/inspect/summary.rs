@@ -1,5 +1,5 @@
-//! Summary of all files. Its size is bounded ([`SUMMARY_BYTES`]); the hashes, which grow with the number of files, have an
-//! account of their own.
+//! Summary of all files. Its size is bounded ([`SUMMARY_BYTES`]); the hashes, which grow with the number of files, have
+//! an account of their own.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,8 +17,8 @@ use super::duplicates::{Duplicates, Entry, Hashes};
 use super::inspect_file::{Finding, Problem};
 use super::outliers::Outliers;
 
-/// Upper bound of the summary without hashes: half of it for the list of bad files, up to a dozen outlier paths of 4 KiB,
-/// and histograms of 32 KiB.
+/// Upper bound of the summary without hashes: half of it for the list of bad files, up to a dozen outlier paths of 4
+/// KiB, and histograms of 32 KiB.
 pub(super) const SUMMARY_BYTES: u64 = 1 << 20;
 /// Maximum text of listed bad files, bytes.
 const BAD_BYTES: usize = 512 << 10;

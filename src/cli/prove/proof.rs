@@ -77,8 +77,8 @@ impl Request {
             self.workers_asked.map_or(String::new(), |count| format!(", {}", counted(count as u64, "worker")));
         let epochs = counted(self.epochs, "epoch");
         format!(
-            "{name}: {samples} samples, batches of {batch_size} x {size}x{size} {output} {layout}{workers}, {epochs} per \
-             run"
+            "{name}: {samples} samples, batches of {batch_size} x {size}x{size} {output} {layout}{workers}, {epochs} \
+             per run"
         )
     }
 }

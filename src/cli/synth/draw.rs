@@ -1,8 +1,8 @@
-//! Drawing of synthetic images: ten classes of shapes and textures in any color, position, size and rotation, on a gradient
-//! with clutter and noise.
+//! Drawing of synthetic images: ten classes of shapes and textures in any color, position, size and rotation, on a
+//! gradient with clutter and noise.
 //!
-//! Arithmetic is limited to additions, products, quotients and square roots, which round alike on all platforms: one seed
-//! gives one image everywhere.
+//! Arithmetic is limited to additions, products, quotients and square roots, which round alike on all platforms: one
+//! seed gives one image everywhere.
 
 use feedstock::KeyedRng;
 use image::ExtendedColorType;

@@ -2,11 +2,12 @@
 //!
 //! A partial record would hide all later ones from a reader, so a failed write is truncated.
 //!
-//! The format: TFRecord frames (length, masked CRC-32C of the length, bytes, masked CRC-32C of the bytes; all little-endian)
-//! around protobuf messages. Four messages with nine fields are needed, so they are encoded by hand:
+//! The format: TFRecord frames (length, masked CRC-32C of the length, bytes, masked CRC-32C of the bytes; all
+//! little-endian) around protobuf messages. Four messages with nine fields are needed, so they are encoded by hand:
 //!
 //! ```text
-//! Event      { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary = 5; SessionLog session_log = 7; }
+//! Event      { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary = 5;
+//!              SessionLog session_log = 7; }
 //! Summary    { repeated Value value = 1; }
 //! Value      { string tag = 1; float simple_value = 2; }
 //! SessionLog { SessionStatus status = 1; }
@@ -34,8 +35,8 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Creates a file in this folder, and the folder if missing. Its name has the time, the host and the process id, so each
-    /// run has its own file.
+    /// Creates a file in this folder, and the folder if missing. Its name has the time, the host and the process id, so
+    /// each run has its own file.
     ///
     /// # Errors
     /// The folder or the file cannot be created or written; the message has the path.

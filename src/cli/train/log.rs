@@ -1,4 +1,5 @@
-//! Log of a training run: one JSON object a line, each written whole. Objects of epochs and of the end are those of `--json`.
+//! Log of a training run: one JSON object a line, each written whole. Objects of epochs and of the end are those of
+//! `--json`.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -19,7 +20,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens a log: appends if a run is resumed, else truncates. Creates its folder if missing, which may be the checkpoint's.
+    /// Opens a log: appends if a run is resumed, else truncates. Creates its folder if missing, which may be the
+    /// checkpoint's.
     ///
     /// # Errors
     /// The folder or the file cannot be created or opened; the message has the path.

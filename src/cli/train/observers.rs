@@ -66,7 +66,8 @@ enum Face {
 }
 
 impl ObserverArgs {
-    /// Starts observing a run of `steps` steps. With `json`, or without a capable terminal, a progress line replaces the view.
+    /// Starts observing a run of `steps` steps. With `json`, or without a capable terminal, a progress line replaces
+    /// the view.
     ///
     /// # Errors
     /// A file cannot be created.

@@ -1,5 +1,5 @@
-//! Snapshots of a training run from its progress and the loaders' statistics: recent rates instead of an epoch's means, the
-//! largest accounts, the remaining time. The device is not queried, because that would synchronize with it.
+//! Snapshots of a training run from its progress and the loaders' statistics: recent rates instead of an epoch's means,
+//! the largest accounts, the remaining time. The device is not queried, because that would synchronize with it.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! Reports of a training run: a line or object after each epoch, and the summary. All figures come from the trainer's events.
+//! Reports of a training run: a line or object after each epoch, and the summary. All figures come from the trainer's
+//! events.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -139,8 +140,8 @@ impl RunSummary {
             several => format!("{several} batches of {} a step", forecast.micro_batch),
         };
         format!(
-            "memory: training takes {} at most in {}, {batches} ({} predicted): {} of activations, {} of parameters, {} of \
-             optimizer state",
+            "memory: training takes {} at most in {}, {batches} ({} predicted): {} of activations, {} of parameters, \
+             {} of optimizer state",
             account.peak,
             self.config.precision,
             forecast.account.peak,

@@ -99,8 +99,8 @@ impl<W: Write> View<W> {
     }
 }
 
-/// Area of a view on a terminal of this width and height. The last column stays empty: terminals differ in when they wrap a
-/// full line.
+/// Area of a view on a terminal of this width and height. The last column stays empty: terminals differ in when they
+/// wrap a full line.
 fn area(size: (u16, u16)) -> Rect {
     Rect::new(0, 0, size.0.saturating_sub(1), frame::lines(size))
 }

@@ -192,7 +192,8 @@ mod tests {
                 let _inner = tracing::trace_span!(target: "feedstock::test", "sample", id = u64::MAX).entered();
             }
             let _foreign = tracing::debug_span!(target: "other", "else").entered();
-            tracing::debug!(target: "feedstock::stream", stream = "copy", what = "convert", began_ago_ns = 2500u64, ended_ago_ns = 500u64);
+            tracing::debug!(target: "feedstock::stream", stream = "copy", what = "convert",
+                began_ago_ns = 2500u64, ended_ago_ns = 500u64);
         });
         trace.counter("RAM \"by\" account", [("slots", 5), ("scratch", 6)].into_iter());
         assert_eq!(trace.finish().expect("it is written").lost, 0);

@@ -1,4 +1,5 @@
-//! Layout of the view for one snapshot. In a small terminal the least important lines are dropped first, down to one line.
+//! Layout of the view for one snapshot. In a small terminal the least important lines are dropped first, down to one
+//! line.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -71,8 +72,8 @@ const ONE_BELOW_ANOTHER: [(Part, u8); 9] = [
     (Part::Training, 7),
 ];
 
-/// Number of lines for a view on a terminal of this width and height. A third is left to other output, and one line to the
-/// cursor.
+/// Number of lines for a view on a terminal of this width and height. A third is left to other output, and one line to
+/// the cursor.
 pub(super) fn lines((width, height): (u16, u16)) -> u16 {
     let room = (height - height / 3).saturating_sub(1);
     let most = if width >= WIDE { SIDE_BY_SIDE.len() } else { ONE_BELOW_ANOTHER.len() } as u16;
@@ -199,7 +200,8 @@ impl Frame<'_> {
     fn loss(&self, area: Rect, buffer: &mut Buffer) {
         title(area, &self.loss_line(), &Line::default(), buffer);
         let values = self.loss.whole(usize::from(area.width));
-        // The scale starts a little below the minimum, so that a small decrease is visible and the minimum is not a gap.
+        // The scale starts a little below the minimum, so that a small decrease is visible and the minimum is not a
+        // gap.
         let (low, high) = bounds(&values);
         let base = low - (high - low).max(f64::MIN_POSITIVE) / 7.0;
         sparkline(behind(area, 17), &values.iter().map(|value| value - base).collect::<Vec<_>>(), LOSS, buffer);

@@ -1,8 +1,8 @@
 //! Lines at the bottom of a terminal that are redrawn in place, without raw mode, alternate screen or hidden cursor.
 //!
-//! The cursor rests below the last line, and lines are reached by moving up from it; its absolute position is not queried,
-//! because the answer would arrive on standard input in raw mode. A killed program leaves the cursor visible below the view
-//! and the terminal as it was.
+//! The cursor rests below the last line, and lines are reached by moving up from it; its absolute position is not
+//! queried, because the answer would arrive on standard input in raw mode. A killed program leaves the cursor visible
+//! below the view and the terminal as it was.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};

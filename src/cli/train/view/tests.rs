@@ -195,7 +195,8 @@ fn it_is_drawn_ten_times_a_second_at_most() {
     view.step(&snapshot(1));
     let first = terminal.lines();
     (2..1000).for_each(|number| view.step(&snapshot(number)));
-    // A thousand steps take under a tenth of a second; on a stalled machine they may take longer, and a redraw is allowed.
+    // A thousand steps take under a tenth of a second; on a stalled machine they may take longer, and a redraw is
+    // allowed.
     assert!(terminal.lines() == first || view.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW));
     thread::sleep(REDRAW);
     view.step(&snapshot(1000));
