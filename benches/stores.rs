@@ -134,6 +134,8 @@ impl Source for EachByItself {
         self.0.index_bytes()
     }
     fn io_profile(&self) -> IoProfile {
-        IoProfile { coalesce_bytes: 0, ..self.0.io_profile() }
+        let mut profile = self.0.io_profile();
+        profile.coalesce_bytes = 0;
+        profile
     }
 }

@@ -40,7 +40,7 @@ pub enum SourceError {
         /// Its size now, or the part of it that could be read, bytes.
         found_bytes: u64,
     },
-    /// A path that was indexed as an image is no regular file any more.
+    /// A path that was indexed as an image is not a regular file any more.
     #[error(
         "{} was an image file when it was indexed and is {found} now: leave the data alone during a run, or open the \
          source again", path.display()
@@ -229,11 +229,19 @@ impl From<StoreError> for SourceError {
 
 /// A folder entry or shard member that may be or hold a sample and could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Unreadable {
     /// Path of the entry, or of the shard.
     pub path: PathBuf,
     /// Reason, with the place in the shard.
     pub cause: String,
+}
+
+impl Unreadable {
+    /// Creates an entry.
+    pub fn new(path: impl Into<PathBuf>, cause: impl Into<String>) -> Self {
+        Unreadable { path: path.into(), cause: cause.into() }
+    }
 }
 
 impl fmt::Display for Unreadable {

@@ -164,6 +164,7 @@ pub trait Source: Send + Sync + 'static {
 
 /// A sample to read, the buffer for it, and the result.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct SampleRead<'a> {
     /// Id of the sample.
     pub id: SampleId,
@@ -181,14 +182,22 @@ impl<'a> SampleRead<'a> {
 }
 
 /// Recommended concurrency of reads, and their memory.
+///
+/// ```
+/// use feedstock::source::IoProfile;
+///
+/// let mut profile = IoProfile::default();
+/// profile.concurrency = 8;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IoProfile {
     /// Number of concurrent reads, each on its own thread. Few serve a local disk, a store needs more.
     pub concurrency: usize,
     /// Upper limit of the memory of that many reads, bytes: decompression buffers and cached blocks. The buffers of the
     /// caller and the index are not included.
     pub buffer_bytes: u64,
-    /// Maximum size of one [`Source::read_many`] call, bytes. 0 if it is no better than single reads.
+    /// Maximum size of one [`Source::read_many`] call, bytes. 0 if single reads are as good.
     pub coalesce_bytes: u64,
 }
 

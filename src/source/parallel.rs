@@ -6,8 +6,8 @@ use std::thread;
 
 use crate::sync::{AtomicUsize, Mutex, Ordering, STACK_BYTES, lock};
 
-/// Calls `work` for each index below `count` on up to `threads` threads. Returns the results in order, or the error with
-/// the lowest index.
+/// Calls `work` for each index below `count` on up to `threads` threads. Returns the results in order, or the error
+/// with the lowest index.
 pub(super) fn try_map<T: Send, E: Send>(
     count: usize,
     threads: usize,

@@ -289,7 +289,7 @@ impl Findings {
 
     fn report(&mut self, path: &[u8], cause: String) {
         self.unreadable_count += 1;
-        self.keep(Unreadable { path: OsStr::from_bytes(path).into(), cause });
+        self.keep(Unreadable::new(OsStr::from_bytes(path), cause));
     }
 
     fn keep(&mut self, entry: Unreadable) {
