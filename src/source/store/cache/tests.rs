@@ -166,7 +166,7 @@ fn write_errors_disable_storing_but_not_reading() {
 #[test]
 fn invalid_caches_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let small = DiskCache::open(folder.path(), ByteCount(1 << 20)).expect_err("no room").to_string();
+    let small = DiskCache::open(folder.path(), ByteCount(1 << 20)).expect_err("no room").full_message();
     assert!(small.contains("1.00 MiB"), "{small}");
     std::fs::write(folder.path().join("file"), b"").unwrap();
     let file = DiskCache::open(folder.path().join("file"), ByteCount(1 << 30)).expect_err("a file").to_string();
