@@ -1,4 +1,4 @@
-//! What the ledger costs: one reservation and its return, alone and with others at it.
+//! Cost of one reservation and its release, alone and with contention.
 //!
 //! `cargo bench --bench ledger`
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]

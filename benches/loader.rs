@@ -1,27 +1,27 @@
-//! The loader against what its workers could do at best: decode and transform in a tight loop, files in memory, on one core
-//! and on as many as there are workers. All are measured in turn, in one run; shares are of the loader's images/s. A
-//! loader's first epoch is told apart from later ones: it reads every file, later ones find small files kept in RAM.
+//! Throughput of the loader relative to its upper bound: decoding and transforming files in memory in a tight loop, on
+//! one core and on as many as there are workers. All are measured in turn in one run. The first epoch, which reads
+//! every file, is reported apart from later ones, which find small files cached in RAM.
 //!
-//! `cargo bench --bench loader` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class folders (CIFAR: the one
-//! with train/ in it). It prints the rows that `docs/BENCHMARKS.md` shows.
+//! Run `cargo bench --bench loader` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class folders (CIFAR:
+//! the one with train/ in it). It prints the rows of `docs/BENCHMARKS.md`.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use feedstock::rng::Seed;
 use feedstock::source::SourceError;
 use feedstock::transform::{RandomResizedCrop, Transform};
-use feedstock::{ByteCount, DType, ImageFolder, Layout, Loader, Preprocessor, SampleId, Seed, Source};
+use feedstock::{ByteCount, DType, ImageFolder, Layout, Loader, Preprocessor, SampleId, Source};
 
 const WORKERS: usize = 2;
 const ROUNDS: usize = 5;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// An epoch of the loader has at least so many samples: each begins with an empty pipeline, as one of a large data set
-/// does, but not every fifth of a second.
-const EPOCH_SAMPLES_MIN: u64 = 4000;
+/// Minimum number of samples of an epoch, since each begins with an empty pipeline.
+const MIN_EPOCH_SAMPLES: u64 = 4000;
 
 struct Case {
     name: &'static str,
@@ -30,7 +30,7 @@ struct Case {
     samples: u64,
 }
 
-/// A folder, several times over.
+/// A folder repeated several times.
 struct Repeated {
     folder: ImageFolder,
     times: u64,
@@ -111,16 +111,16 @@ fn row<T: Transform>(
         source.read_into(id, &mut bytes)?;
         files.push(bytes);
     }
-    let times = EPOCH_SAMPLES_MIN.div_ceil(source.len());
+    let times = MIN_EPOCH_SAMPLES.div_ceil(source.len());
     let source = Arc::new(Repeated { folder: source, times });
     let loader = || {
         Loader::builder(source.clone())
             .batch_size(64)
             .ram_budget(ByteCount(1 << 30))
             .transform(transform())
-            .output(dtype)
+            .dtype(dtype)
             .layout(layout)
-            .workers(WORKERS)
+            .max_workers(WORKERS)
             .build()
     };
     let (mut tight, mut parallel, mut first, mut fed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -133,7 +133,7 @@ fn row<T: Transform>(
         let loader = loader()?;
         let fresh = epoch(&loader, 0)?;
         let later = epoch(&loader, 1)?;
-        // The first round warms both up.
+        // The first round is a warm-up.
         if round > 0 {
             tight.push(alone);
             parallel.push(together);
@@ -147,7 +147,8 @@ fn row<T: Transform>(
     let (of_one, of_all) = (share(&fed, &tight, WORKERS), share(&fed, &parallel, 1));
     let first_of_one = share(&first, &tight, WORKERS);
     println!(
-        "| {name} | {dtype} {layout} | {:.0} | {:.0} | {:.0} | {of_one:.0} % | {of_all:.0} % | {:.0} | {first_of_one:.0} % |",
+        "| {name} | {dtype} {layout} | {:.0} | {:.0} | {:.0} | {of_one:.0} % | {of_all:.0} % | {:.0} | \
+         {first_of_one:.0} % |",
         median(tight),
         median(parallel),
         median(fed),
@@ -156,7 +157,7 @@ fn row<T: Transform>(
     Ok(())
 }
 
-/// Images a second of one epoch of the loader.
+/// Images per second of one epoch of the loader.
 fn epoch(loader: &Loader, number: u64) -> Result<f64> {
     let (start, mut images) = (Instant::now(), 0);
     for batch in loader.epoch(number) {
@@ -165,13 +166,13 @@ fn epoch(loader: &Loader, number: u64) -> Result<f64> {
     Ok(images as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Images a second of one thread that does nothing else. Samples that the loader would call bad are a mistake here.
+/// Images per second of one thread that only decodes and transforms. Every file must be good.
 fn tight_loop<T: Transform>(files: &[Vec<u8>], transform: &impl Fn() -> T) -> f64 {
-    let mut maker = Preprocessor::new(transform());
+    let mut preprocessor = Preprocessor::new(transform());
     let mut out = vec![0; transform().out_spec().elements()];
     let start = Instant::now();
     for (i, file) in files.iter().enumerate() {
-        maker.process_as(file, Seed(0), 0, SampleId(i as u64), &mut out).expect("a good file");
+        preprocessor.process_as(file, Seed(0), 0, SampleId(i as u64), &mut out).expect("a good file");
         std::hint::black_box(&out);
     }
     files.len() as f64 / start.elapsed().as_secs_f64()

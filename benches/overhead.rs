@@ -65,7 +65,7 @@ fn bare(folder: &Path, size: u32) -> Result<f64> {
         .ram_budget(ByteCount(512 << 20))
         .transform(RandomResizedCrop::new(size).flip(0.5))
         .layout(Layout::Nhwc)
-        .workers(WORKERS)
+        .max_workers(WORKERS)
         .build()?;
     let (mut images, mut began) = (0, Instant::now());
     // The same epochs as the program's: the warm-up epoch has the number after the others.

@@ -14,11 +14,12 @@ use std::time::Instant;
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use feedstock::SampleId;
+use feedstock::rng::Seed;
 use feedstock::tensor::{Orientation, SampleSpec};
 use feedstock::transform::{
     Geometry, KeyedRng, RandomCrop, RandomResizedCrop, Region, Resampler, Transform, TransformError,
 };
-use feedstock::{SampleId, Seed};
 
 const ROUNDS: usize = 15;
 

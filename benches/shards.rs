@@ -126,7 +126,7 @@ fn epoch(path: &Path) -> Result<(Duration, u64)> {
     let samples = source.len();
     let loader = Loader::builder(source)
         .batch_size(64)
-        .workers(WORKERS)
+        .max_workers(WORKERS)
         .ram_budget(ByteCount(1 << 30))
         .transform(RandomResizedCrop::new(224).flip(0.5))
         .build()?;

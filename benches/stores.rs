@@ -54,7 +54,7 @@ fn main() -> Result<()> {
             let options = OpenOptions::new().index_folder(scratch.path());
             let (near, far) = (open_with(&tar, &options)?, open_with(Path::new(&url), &options)?);
             let alone: Arc<dyn Source> = Arc::new(EachByItself(far.clone()));
-            for (order, sampling) in [("shuffled", Sampling::Shuffled), ("as stored", Sampling::ById)] {
+            for (order, sampling) in [("shuffled", Sampling::Shuffled), ("as stored", Sampling::Sequential)] {
                 let (mut disk, mut store, mut each) = (Vec::new(), Vec::new(), Vec::new());
                 let mut requests = 0.0;
                 for _ in 0..ROUNDS {
@@ -84,7 +84,7 @@ struct Measured {
 fn measure(source: &Arc<dyn Source>, side: u32, sampling: Sampling, proxy: &FaultyProxy) -> Result<Measured> {
     let loader = Loader::builder(source.clone())
         .batch_size(64)
-        .workers(WORKERS)
+        .max_workers(WORKERS)
         .ram_budget(ByteCount(512 << 20))
         .transform(RandomResizedCrop::new(side))
         .sampling(sampling)

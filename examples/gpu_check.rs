@@ -397,7 +397,7 @@ impl Check {
             .transform(RandomCrop::new(32).padding(4).flip(0.5))
             .batch_size(16)
             .ram_budget(ByteCount(1 << 30))
-            .output(DType::F32)
+            .dtype(DType::F32)
             .normalize(IMAGENET)
             .device(device)
             .build()?;

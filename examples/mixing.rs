@@ -49,6 +49,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A tenth is held out, by a seed; the rest is for training, balanced by class.
     let (train, validation) = Subset::split(both, 0.9, 17)?;
     println!("{} to train on, {} to validate with", train.len(), validation.len());
-    count("balanced", Arc::new(train), Sampling::balanced().draws(600))?;
-    count("validation", Arc::new(validation), Sampling::ById)
+    count("balanced", Arc::new(train), Sampling::balanced().num_samples(600))?;
+    count("validation", Arc::new(validation), Sampling::Sequential)
 }

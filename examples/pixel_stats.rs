@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut builder = Loader::builder(ImageFolder::open(folder)?)
         .batch_size(64)
         .transform(RandomResizedCrop::new(SIZE as u32).flip(0.5))
-        .output(if is_f32 { DType::F32 } else { DType::U8 });
+        .dtype(if is_f32 { DType::F32 } else { DType::U8 });
     if is_f32 {
         builder = builder.normalize(Normalize { mean: MEAN, std: STD });
     }

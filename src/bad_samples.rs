@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::sample_error::{Chain, SampleError, Stage};
 use crate::sync::{Arc, Mutex, lock};
-use crate::units::SampleId;
+use crate::units::{ParseError, SampleId};
 
 /// The policy for a sample that cannot be read or decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,13 +23,13 @@ pub enum OnBadSample {
 }
 
 impl FromStr for OnBadSample {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         match text {
             "fail" => Ok(OnBadSample::Fail),
             "substitute" => Ok(OnBadSample::Substitute),
             "mask" => Ok(OnBadSample::Mask),
-            _ => Err(format!("unknown policy for bad samples '{text}': expected fail, substitute or mask")),
+            _ => Err(ParseError::unknown("policy for bad samples", text, "fail, substitute or mask")),
         }
     }
 }
@@ -209,6 +209,6 @@ mod tests {
         for name in ["fail", "substitute", "mask"] {
             assert_eq!(name.parse::<OnBadSample>().unwrap().to_string(), name);
         }
-        assert!("skip".parse::<OnBadSample>().unwrap_err().contains("'skip'"));
+        assert!("skip".parse::<OnBadSample>().unwrap_err().to_string().contains("'skip'"));
     }
 }

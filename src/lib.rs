@@ -1,22 +1,60 @@
-//! A data loader that keeps the memory budget it is given: images from folders and shards, decoded and augmented on the
-//! CPU, handed over in batches whose memory is used again and again, all within a number of bytes that its user named.
+//! A data loader for training that keeps the memory budget it is given.
 //!
-//! Start with [`Loader::builder`]. The README shows it in a trainer; `docs/ARCHITECTURE.md` follows a sample through
-//! the code; `docs/BUDGET.md` explains the byte equation that [`Plan::explain`] prints.
+//! It reads images from folders, tar shards and Parquet files, decodes and augments them on the CPU, and returns
+//! batches in reused memory, all within a number of bytes that the user names. The same seed gives the same batches,
+//! byte for byte, at any budget and any number of workers.
 //!
-//! | To | look at |
+//! ```no_run
+//! use feedstock::prelude::*;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let loader = Loader::builder(ImageFolder::open("train")?)
+//!     .batch_size(256)
+//!     .ram_budget("24G")
+//!     .transform(RandomResizedCrop::new(224).flip(0.5))
+//!     .build()?; // an error with the byte table if the budget is too small
+//!
+//! for batch in loader.epoch(0) {
+//!     let batch = batch?;
+//!     println!("{:?}, labels {:?}", batch.shape(), batch.labels());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to look
+//!
+//! | Task | Item |
 //! |---|---|
-//! | open a folder, tars, Parquet | [`source::open`] |
-//! | read from other storage | [`Source`], and [`source::conformance`] for its tests |
-//! | mix, weigh, balance, divide | [`source::Concat`], [`Sampling`], [`source::Subset`] |
-//! | make shards | [`pack`] |
-//! | join, mix, weigh or divide data | [`source::Concat`], [`source::Subset`], [`Sampling`] |
-//! | cut and augment otherwise | [`transform::Transform`] |
+//! | build a loader | [`Loader::builder`], [`LoaderBuilder`] |
+//! | open a folder, tar shards, Parquet files | [`source::open`] |
+//! | read from other storage | [`Source`], and [`source::conformance`] to test it |
+//! | join, weigh, balance or divide data | [`source::Concat`], [`Sampling`], [`source::Subset`] |
+//! | crop and augment | [`transform`] |
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
-//! | see where the bytes are | [`Loader::stats`], [`budget::LedgerReport`] |
-//! | make a single sample, as for inference | [`Preprocessor`] |
-//! | make tar shards of a data set, and check them | [`pack`] |
-//! | resume in mid-epoch | [`Epoch::state`], [`Loader::resume`] |
+//! | see where bytes and time go | [`Plan::explain`], [`Loader::stats`], [`budget::LedgerReport`] |
+//! | preprocess a single sample, as for inference | [`Preprocessor`] |
+//! | pack a data set into tar shards, and verify them | [`pack`] |
+//! | resume within an epoch | [`Epoch::state`], [`Loader::resume`] |
+//!
+//! `docs/ARCHITECTURE.md` follows a sample through the code; `docs/BUDGET.md` explains the byte equation behind
+//! [`Plan::explain`].
+//!
+//! # Features
+//!
+//! | Feature | Default | Adds |
+//! |---|---|---|
+//! | `turbo` | yes | JPEG through libjpeg-turbo, built from source (cmake, nasm); zune-jpeg otherwise |
+//! | `cuda` | yes | NVIDIA GPUs, through the driver found at run time |
+//! | `parquet` | no | Parquet files as the Hugging Face hub stores them |
+//! | `store` | no | objects in S3, GCS and Azure and over HTTP, with retries and a cache on disk |
+//! | `serde` | no | `Serialize` for plans, statistics and reports, and `Deserialize` for settings and [`State`] |
+//! | `burn` | no | the adapter to burn's `DataLoader` |
+//! | `burn-cuda` | no | batches as tensors of burn's CUDA backend, without a copy |
+//! | `train` | no | a small trainer on burn |
+//! | `cli` | no | the `feedstock` program |
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "burn")]
 pub mod adapt;
@@ -36,7 +74,9 @@ pub mod plan;
 mod pool;
 mod preprocess;
 mod preprocessor;
+pub mod rng;
 mod sample_error;
+#[doc(hidden)]
 pub mod sampler;
 #[cfg(test)]
 #[path = "../tests/common/skip.rs"]
@@ -52,20 +92,41 @@ mod units;
 
 pub use bad_samples::{BAD_SAMPLE_NAMES_MAX, BadSample, DamagedSample, OnBadSample};
 pub use batch::{Batch, BatchSample};
-pub use budget::{CpuBudget, ParseCpuBudgetError, ParseRamBudgetError, RamBudget};
+pub use budget::{CpuBudget, RamBudget};
 pub use error::{Error, ErrorKind};
-pub use host::DistributedEnv;
-pub use loader::{Epoch, Loader, LoaderBuilder, Moves, Sampling, SlowSample, State, Stats, ram_budget_here};
-pub use metrics::{Histogram, Journey, PipelineStats, StageStats};
-pub use pipeline::{ResizeEvent, ResizeReason};
+pub use loader::{Epoch, Loader, LoaderBuilder, ResolvedBudget, Sampling, State, stats, stats::Stats};
 pub use plan::Plan;
 pub use preprocessor::Preprocessor;
 pub use sample_error::{SampleError, SampleErrorKind, Stage};
 pub use source::{ImageFolder, Source};
 pub use tensor::{DType, Layout};
-pub use units::{ByteCount, KeyedRng, ParseByteCountError, SampleId, Seed, mix64};
+pub use units::{ByteCount, ParseError, SampleId};
 
-/// The documents' examples are compiled, so that they cannot rot.
+/// The names that most programs need: `use feedstock::prelude::*`.
+pub mod prelude {
+    pub use crate::transform::{RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
+    pub use crate::{
+        Batch, ByteCount, CpuBudget, DType, Error, ErrorKind, ImageFolder, Layout, Loader, LoaderBuilder, OnBadSample,
+        RamBudget, SampleId, Sampling, Source, State,
+    };
+}
+
+// The loader crosses threads; so do its batches and errors.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    const fn is_sync<T: Sync>() {}
+    is_send::<Epoch>();
+    is_send::<Batch>();
+    is_sync::<Batch>();
+    is_send::<Loader>();
+    is_sync::<Loader>();
+    is_send::<LoaderBuilder>();
+    is_sync::<LoaderBuilder>();
+    is_send::<Error>();
+    is_sync::<Error>();
+};
+
+/// The documents, whose examples are compiled and run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 pub struct Readme;

@@ -1,5 +1,4 @@
-//! Owns the face of the library: a loader, what it hands out, and what it says of itself (`builder.rs`: what it is
-//! asked for). It must never do a stage's work; it starts runs and iterates.
+//! The face of the library: a [`Loader`], its epochs, and what they report. `builder.rs` is the way to a loader.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,47 +8,51 @@ use tracing::debug_span;
 
 use crate::bad_samples::{BadSample, DamagedSample};
 use crate::batch::Batch;
-use crate::budget::LedgerReport;
-use crate::device::{Device, Utilization};
+use crate::device::Device;
 use crate::error::Error;
-use crate::metrics::{Counters, Histogram, PipelineStats, Taken};
-use crate::pipeline::{Engine, ResizeEvent, Run};
-use crate::plan::{Plan, PoolSizes, Profile};
+use crate::metrics::{Counters, SampleTiming};
+use crate::pipeline::{Engine, Run};
+use crate::plan::{Plan, Profile};
 use crate::source::Source;
 use crate::sync::{Arc, Ordering};
-use crate::units::SampleId;
 
 mod builder;
+mod resolve;
 mod sampling;
+mod state;
+pub mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use builder::{LoaderBuilder, ram_budget_here};
+pub use builder::LoaderBuilder;
+pub use resolve::ResolvedBudget;
 pub use sampling::Sampling;
+pub use state::State;
+use stats::{GovernorLog, SlowSample, Stats};
 
-/// How long a consumer that holds every batch may wait for another before that is called a mistake: another thread of
-/// its own may be about to drop one.
-const HELD_MAX: Duration = Duration::from_secs(5);
-/// How often a wait for a batch looks around.
+/// Time that a consumer holding every batch may wait for another one before [`Error::BatchesHeld`]: a second thread of
+/// the consumer may be about to drop one.
+const MAX_HELD: Duration = Duration::from_secs(5);
+/// Interval at which a wait for a batch checks the consumer's holdings.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Feeds batches of a source's samples, epoch by epoch, within a RAM budget.
+/// Batches of a source's samples, epoch by epoch, within a RAM budget.
 ///
-/// Its threads live as long as an [`Epoch`] does, its memory as long as itself. A clone is another handle to the same
+/// Its memory lives as long as it does, its threads as long as an [`Epoch`]. A clone is another handle to the same
 /// loader.
 ///
 /// ```
+/// use feedstock::prelude::*;
 /// use feedstock::source::MemorySource;
-/// use feedstock::transform::RandomResizedCrop;
-/// use feedstock::{Loader, RamBudget};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let white = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;";
+/// # let white = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\
+/// #     \x02\x02D\x01\x00;";
 /// let classes = vec!["cat".to_owned(), "dog".to_owned()];
 /// let source = MemorySource::new(classes, (0..10).map(|i| (white.to_vec(), i % 2)).collect())?;
 /// let loader = Loader::builder(source)
 ///     .batch_size(4)
-///     .ram_budget("64M".parse::<RamBudget>()?)
+///     .ram_budget("64M")
 ///     .transform(RandomResizedCrop::new(32).flip(0.5))
 ///     .seed(17)
 ///     .build()?;
@@ -75,70 +78,13 @@ struct About {
     notes: Vec<String>,
 }
 
-/// A place in a run: together with the loader's settings it names every batch that is still to come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    /// The epoch under way.
-    pub epoch: u64,
-    /// Its next batch.
-    pub batch: u64,
-}
-
-/// What a loader has done and holds.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Stats {
-    /// What each stage has done since the loader was built.
-    pub pipeline: PipelineStats,
-    /// Who holds which bytes.
-    pub memory: LedgerReport,
-    /// How often a bad sample was met.
-    pub bad_samples: u64,
-    /// How busy the device was, where it can tell.
-    pub device: Option<Utilization>,
-    /// What reading took, sample by sample.
-    pub read_times: Histogram,
-    /// What decoding and transforming took, sample by sample.
-    pub work_times: Histogram,
-    /// What the consumer waited, batch by batch.
-    pub wait_times: Histogram,
-}
-
-/// What the loader spent on one sample: the longest that it took in any epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SlowSample {
-    /// Which sample.
-    pub id: SampleId,
-    /// What its source calls it.
-    pub name: String,
-    /// Reading it; zero where it came out of the cache.
-    pub read: Duration,
-    /// Decoding and transforming it.
-    pub work: Duration,
-}
-
-/// How large a loader's runs are at the moment, and how that came about.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Moves {
-    /// The governor's level: 0 is the plan, each further one halves what circulates.
-    pub level: u32,
-    /// What circulates. After a move down it takes until the consumer and the workers have let go of what they hold.
-    pub now: PoolSizes,
-    /// Moves since the loader was built.
-    pub made: u64,
-    /// The latest of them (up to 64), oldest first.
-    pub latest: Vec<ResizeEvent>,
-}
-
 impl Loader {
-    /// Starts to describe a loader of this source's samples.
+    /// Creates a builder of a loader for the samples of `source`.
     pub fn builder(source: impl Source) -> LoaderBuilder {
         LoaderBuilder::new(source)
     }
 
-    /// The batches of one epoch, from its first. The order depends on seed and epoch alone.
+    /// Starts an epoch at its first batch. The order depends on seed and epoch alone.
     ///
     /// One epoch at a time: while another [`Epoch`] of this loader lives, the first item is [`Error::Busy`].
     #[must_use]
@@ -146,7 +92,24 @@ impl Loader {
         self.resume(State { epoch, batch: 0 })
     }
 
-    /// The rest of an epoch, from a place that [`Epoch::state`] gave. It costs no more than starting at the beginning.
+    /// Starts an epoch at a state that [`Epoch::state`] returned. It costs no more than starting at the beginning.
+    ///
+    /// ```no_run
+    /// # use feedstock::prelude::*;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let loader = Loader::builder(ImageFolder::open("train")?).transform(RandomResizedCrop::new(224)).build()?;
+    /// let mut epoch = loader.epoch(0);
+    /// let _first = epoch.next();
+    /// std::fs::write("state.txt", epoch.state().to_string())?;
+    /// drop(epoch);
+    /// // Later, in another process with the same settings:
+    /// let state: State = std::fs::read_to_string("state.txt")?.parse()?;
+    /// for batch in loader.resume(state) {
+    ///     println!("{} samples", batch?.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn resume(&self, state: State) -> Epoch {
         let State { epoch, batch } = state;
@@ -164,56 +127,57 @@ impl Loader {
         }
     }
 
-    /// Batches of one epoch.
+    /// Number of batches of one epoch.
     #[must_use]
     pub fn batches_per_epoch(&self) -> u64 {
         self.engine.batches().len()
     }
 
-    /// Samples of one epoch that this rank gets.
+    /// Number of samples of one epoch that belong to this rank.
     #[must_use]
     pub fn samples_per_epoch(&self) -> u64 {
         let batches = self.engine.batches();
         batches.len().checked_sub(1).map_or(0, |last| batches.positions(last).end)
     }
 
-    /// Samples in a full batch: what was asked for, or all of an epoch's where they are fewer.
+    /// Samples of a full batch: the batch size, or all samples of an epoch if they are fewer.
     #[must_use]
     pub fn batch_size(&self) -> usize {
         self.engine.config.batch_size.get()
     }
 
-    /// The names of the classes, by label.
+    /// Names of the classes, by label.
     #[must_use]
     pub fn classes(&self) -> &[String] {
         self.engine.config.source.classes()
     }
 
-    /// Where batches end up.
+    /// The device that batches end up on.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.engine.config.device
     }
 
-    /// The sizes that it runs with, and why.
+    /// The sizes that it runs with, and their reasons.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.engine.plan
     }
 
-    /// What the plan knew of the data.
+    /// The survey of the data that the plan rests on.
     #[must_use]
     pub fn profile(&self) -> &Profile {
         &self.facts.profile
     }
 
-    /// What a person should know about this loader before it runs, one sentence each.
+    /// Notes on the loader before it runs, one sentence each: limits of the machine, the budget, classes without
+    /// samples.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.facts.notes
     }
 
-    /// What it has done so far, and what it holds.
+    /// A snapshot of its work and memory.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {
@@ -231,37 +195,37 @@ impl Loader {
     #[must_use]
     pub fn slowest_samples(&self) -> Vec<SlowSample> {
         let source = &self.engine.config.source;
-        let slow = |Taken { id, read, work }| SlowSample { id, name: source.name(id), read, work };
+        let slow = |SampleTiming { id, read, work }| SlowSample { id, name: source.name(id), read, work };
         self.engine.counters.slowest.list().into_iter().map(slow).collect()
     }
 
-    /// Every change of size that the governor has made to runs of this loader.
+    /// The changes of size under memory pressure.
     #[must_use]
-    pub fn moves(&self) -> Moves {
+    pub fn governor_log(&self) -> GovernorLog {
         let (made, latest) = self.engine.governor.events();
-        Moves { level: self.engine.governor.level(), now: self.engine.active(), made, latest }
+        GovernorLog { level: self.engine.governor.level(), now: self.engine.active(), made, latest }
     }
 
-    /// Every different sample that could not be used so far.
+    /// Every distinct sample that could not be used so far.
     #[must_use]
     pub fn bad_samples(&self) -> Vec<BadSample> {
         self.engine.bad_samples.samples()
     }
 
-    /// Every different damaged sample that was used all the same so far ([`LoaderBuilder::accept_truncated`]), by id;
-    /// [`BAD_SAMPLE_NAMES_MAX`](crate::BAD_SAMPLE_NAMES_MAX) at most.
+    /// Every distinct damaged sample that was used so far ([`LoaderBuilder::accept_truncated`]), by id; up to
+    /// [`BAD_SAMPLE_NAMES_MAX`](crate::BAD_SAMPLE_NAMES_MAX).
     #[must_use]
     pub fn damaged_samples(&self) -> Vec<DamagedSample> {
         self.engine.bad_samples.damaged()
     }
 
-    /// Ends the epoch under way, and every later one, with [`Error::Cancelled`]. May be called from any thread.
+    /// Ends the current epoch and every later one with [`Error::Cancelled`]. May be called from any thread.
     pub fn stop(&self) {
         self.engine.stop();
     }
 }
 
-/// The batches of one epoch, in order. Dropping it ends the threads of the pipeline.
+/// Iterator over the batches of one epoch, in order. Dropping it ends the threads of the pipeline.
 ///
 /// After an error there are no more batches.
 pub struct Epoch {
@@ -270,18 +234,18 @@ pub struct Epoch {
     failed: Option<Error>,
     state: State,
     batches: u64,
-    /// When the consumer got its latest batch.
+    /// Time at which the consumer got its latest batch.
     handed_over: Option<Instant>,
 }
 
 impl Epoch {
-    /// Where this epoch has got to: [`Loader::resume`] goes on from there with the very next batch.
+    /// The position of the next batch, from which [`Loader::resume`] goes on.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Batches that are still to come, if none fails.
+    /// Number of batches still to come.
     #[must_use]
     pub fn batches_left(&self) -> u64 {
         self.batches.saturating_sub(self.state.batch)
@@ -303,7 +267,7 @@ impl Epoch {
                 Err(RecvTimeoutError::Timeout) => {
                     let held = self.engine.in_hand.load(Ordering::Relaxed);
                     waited = if self.engine.consumer_holds_all() { waited + TICK } else { Duration::ZERO };
-                    if waited >= HELD_MAX {
+                    if waited >= MAX_HELD {
                         return Some(Err(Error::BatchesHeld { held }));
                     }
                 }
@@ -320,12 +284,12 @@ impl Iterator for Epoch {
             return Some(Err(error));
         }
         let run = self.run.take()?;
-        // Behind the last batch there is only the end to wait for.
+        // After the last batch only the end of the run is waited for.
         let State { epoch, batch } = self.state;
         let _span = (self.batches_left() > 0).then(|| debug_span!("next", epoch, batch).entered());
         let since = Instant::now();
         let received = self.receive(&run);
-        let Counters { consume, journey, wait_times, .. } = &self.engine.counters;
+        let Counters { consume, latency, wait_times, .. } = &self.engine.counters;
         consume.waited_in(since);
         if let Some(handed_over) = self.handed_over.take() {
             consume.was_busy(since - handed_over);
@@ -334,7 +298,7 @@ impl Iterator for Epoch {
             let (now, samples) = (Instant::now(), batch.len() as u64);
             consume.queue_out();
             consume.handed_over(samples);
-            journey.ready.add(now - batch.delivered(), samples);
+            latency.ready.add(now - batch.delivered(), samples);
             wait_times.add(now - since);
             self.handed_over = Some(now);
             self.run = Some(run);
@@ -343,7 +307,7 @@ impl Iterator for Epoch {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // An error may end it early, or be its only item.
+        // An error may end the epoch early, or be its only item.
         (0, Some(usize::try_from(self.batches_left()).unwrap_or(usize::MAX).saturating_add(1)))
     }
 }

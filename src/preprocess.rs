@@ -4,10 +4,11 @@
 //! then decodes and resamples row by row in memory of that size; it allocates nothing itself.
 
 use crate::decode::{self, DecodeRequest, Header, Limits, Options, WorkingSet};
+use crate::rng::{KeyedRng, Seed};
 use crate::sample_error::{SampleError, Stage};
 use crate::tensor::{Orientation, SampleSpec};
 use crate::transform::{Geometry, Resampler, Transform, TransformError};
-use crate::units::{ByteCount, KeyedRng, SampleId, Seed};
+use crate::units::{ByteCount, SampleId};
 
 /// Separates the transform's random stream from the others of the same sample.
 const TRANSFORM_SALT: u64 = 0x7F_0A;

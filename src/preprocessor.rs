@@ -2,9 +2,10 @@
 
 use crate::decode::{Limits, Options, WorkingSet};
 use crate::preprocess::SamplePlan;
+use crate::rng::Seed;
 use crate::sample_error::{SampleError, Stage};
 use crate::transform::Transform;
-use crate::units::{ByteCount, SampleId, Seed};
+use crate::units::{ByteCount, SampleId};
 
 /// Preprocesses one sample at a time, exactly as a [`Loader`](crate::Loader) with the same transform, options and seed.
 ///

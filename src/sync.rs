@@ -1,8 +1,7 @@
-//! Owns the choice of synchronisation primitives and the way threads are started.
-//! It must never hold a lock of its own or know what it is used for.
+//! Synchronization primitives, and the start of threads.
 //!
-//! Concurrent cores (`budget/ledger.rs`, `pool/countdown.rs`) name their primitives through `crate::sync`, so that a
-//! test can compile the same source against loom's.
+//! Concurrent code (`budget/ledger.rs`, `pool/countdown.rs`) names its primitives through `crate::sync`, so that a test
+//! can compile the same source against loom's.
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,11 +10,11 @@ use std::any::Any;
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-/// Stack of every thread of the pipeline. Decoders keep their tables on the heap; 512 KiB is several times what the
-/// deepest of them was seen to use, and only touched pages count.
+/// Stack of every thread of the pipeline, in bytes. Decoders keep their tables on the heap; 512 KiB is several times
+/// the deepest stack measured, and only touched pages count.
 pub(crate) const STACK_BYTES: usize = 512 << 10;
 
-/// Starts a thread that a person can find by name in `top -H` or a debugger.
+/// Starts a named thread, as `top -H` and debuggers show it.
 pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
@@ -29,7 +28,7 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     message.unwrap_or("(no message)")
 }
 
-/// Locks, whatever a thread that panicked in between has left: every critical section here leaves its data whole.
+/// Locks a mutex even if a thread panicked while holding it: every critical section here leaves its data consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,25 +1,29 @@
-//! Owns what the bytes of a sample and of a batch mean: element type, layout, shape, and their sizes.
-//! It must never hold pixels of its own.
+//! Element type, layout and shape of samples and batches, and their sizes in bytes.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The type of one element.
+use crate::units::ParseError;
+
+/// Element type of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum DType {
     /// Unsigned byte, `0..=255`, as decoded.
     #[default]
     U8,
     /// IEEE 754 single precision.
     F32,
-    /// The upper half of an `F32`, rounded to nearest even.
+    /// bfloat16: the upper half of an `F32`, rounded to nearest even.
     Bf16,
     /// IEEE 754 half precision, rounded to nearest even.
     F16,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Size of one element in bytes.
     #[must_use]
     pub const fn size_bytes(self) -> usize {
         match self {
@@ -30,37 +34,28 @@ impl DType {
     }
 }
 
-/// The order of a batch's axes.
+/// Order of a batch's axes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum Layout {
     /// Batch, height, width, channel: as decoded.
     Nhwc,
-    /// Batch, channel, height, width: what most training code takes.
+    /// Batch, channel, height, width: as most training code expects.
     #[default]
     Nchw,
 }
 
-/// What was wrong with the name of a dtype or a layout.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseTensorError(String);
-
-impl fmt::Display for ParseTensorError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ParseTensorError {}
-
 impl FromStr for DType {
-    type Err = ParseTensorError;
+    type Err = ParseError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_ascii_lowercase().as_str() {
             "u8" => Ok(DType::U8),
             "f32" => Ok(DType::F32),
             "bf16" => Ok(DType::Bf16),
             "f16" => Ok(DType::F16),
-            _ => Err(ParseTensorError(format!("'{text}' is no element type: use u8, f32, bf16 or f16"))),
+            _ => Err(ParseError::unknown("dtype", text, "u8, f32, bf16 or f16")),
         }
     }
 }
@@ -77,12 +72,12 @@ impl fmt::Display for DType {
 }
 
 impl FromStr for Layout {
-    type Err = ParseTensorError;
+    type Err = ParseError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_ascii_lowercase().as_str() {
             "nhwc" => Ok(Layout::Nhwc),
             "nchw" => Ok(Layout::Nchw),
-            _ => Err(ParseTensorError(format!("'{text}' is no layout: use nchw or nhwc"))),
+            _ => Err(ParseError::unknown("layout", text, "nchw or nhwc")),
         }
     }
 }
@@ -99,11 +94,12 @@ impl fmt::Display for Layout {
 /// Channels of a decoded sample: every image becomes RGB.
 pub const CHANNELS: usize = 3;
 
-/// The largest side that a sample may have in a batch. It keeps every size below in 64 bits without a second thought.
+/// Maximum height and width of a sample in a batch. No size of a sample or batch overflows 64 bits.
 pub const SIDE_MAX: u32 = 1 << 14;
 
 /// The shape of one sample in a batch: RGB, `height` x `width`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SampleSpec {
     /// Rows.
     pub height: u32,
@@ -112,13 +108,13 @@ pub struct SampleSpec {
 }
 
 impl SampleSpec {
-    /// Elements of one sample: height x width x channels.
+    /// Number of elements: height x width x channels.
     #[must_use]
     pub const fn elements(self) -> usize {
         self.height as usize * self.width as usize * CHANNELS
     }
 
-    /// Bytes of one sample whose elements are of this type.
+    /// Size in bytes with this element type.
     #[must_use]
     pub const fn size_bytes(self, dtype: DType) -> usize {
         self.elements() * dtype.size_bytes()
@@ -145,13 +141,13 @@ pub struct Region {
 }
 
 impl Region {
-    /// The whole of a picture of `width` x `height` pixels.
+    /// The rectangle of a whole image of `width` x `height` pixels.
     #[must_use]
     pub const fn whole(width: u32, height: u32) -> Self {
         Region { x: 0, y: 0, width, height }
     }
 
-    /// Whether it has pixels, and all of them are in a picture of `width` x `height`.
+    /// Returns true if it is not empty and lies within an image of `width` x `height` pixels.
     #[must_use]
     pub fn fits(&self, width: u32, height: u32) -> bool {
         let within =
@@ -160,24 +156,22 @@ impl Region {
     }
 }
 
-/// How a picture lies in its file, as EXIF says it: which way to turn it to see it as it was taken.
-///
-/// Sizes and pixels of a decoder are *stored* ones; what a person looks at is *seen*.
+/// EXIF orientation: the rotation and mirroring that turn the *stored* image of a file into the *displayed* one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Orientation {
-    /// Whether stored rows are seen as columns. The mirrors below are of the picture as stored.
+    /// Stored rows are displayed as columns. The mirrors below apply to the stored image.
     swaps: bool,
-    /// Whether the last stored column is seen first.
+    /// The last stored column is displayed first.
     columns: bool,
-    /// Whether the last stored row is seen first.
+    /// The last stored row is displayed first.
     rows: bool,
 }
 
 impl Orientation {
-    /// Seen as it is stored: EXIF's 1.
+    /// Displayed as stored: EXIF's 1.
     pub const UPRIGHT: Orientation = Orientation { swaps: false, columns: false, rows: false };
 
-    /// What EXIF's tag 0x0112 means; upright where it is none of 1 to 8.
+    /// Converts a value of EXIF's tag 0x0112. Values other than 1 to 8 are upright.
     #[must_use]
     pub const fn from_exif(value: u8) -> Self {
         let (swaps, columns, rows) = match value {
@@ -193,33 +187,35 @@ impl Orientation {
         Orientation { swaps, columns, rows }
     }
 
-    /// Whether the picture is seen lying on its side: its width is then the stored height.
+    /// Returns true if the displayed width is the stored height.
     #[must_use]
     pub const fn swaps_sides(self) -> bool {
         self.swaps
     }
 
-    /// Whether the last stored column is seen first (as the first column, or as the first row where sides swap).
+    /// Returns true if the last stored column is displayed first (as a row if sides swap).
     #[must_use]
     pub const fn mirrors_columns(self) -> bool {
         self.columns
     }
 
-    /// Whether the last stored row is seen first (as the first row, or as the first column where sides swap).
+    /// Returns true if the last stored row is displayed first (as a column if sides swap).
     #[must_use]
     pub const fn mirrors_rows(self) -> bool {
         self.rows
     }
 
-    /// Width and height as seen of a picture that is stored with these; and the other way round.
+    /// Converts stored width and height to displayed ones, and back.
     #[must_use]
     pub const fn sides(self, width: u32, height: u32) -> (u32, u32) {
         if self.swaps { (height, width) } else { (width, height) }
     }
 }
 
-/// Mean and standard deviation per channel, on the scale where white is 1: an element becomes `(v / 255 - mean) / std`.
+/// Mean and standard deviation per channel, on the scale at which white is 1: an element becomes
+/// `(v / 255 - mean) / std`.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Normalize {
     /// Mean of red, green, blue.
     pub mean: [f32; 3],
@@ -265,7 +261,7 @@ mod tests {
 
     #[test]
     fn names_parse_and_print() {
-        for name in ["u8", "f32", "bf16"] {
+        for name in ["u8", "f32", "bf16", "f16"] {
             assert_eq!(name.parse::<DType>().expect(name).to_string(), name);
         }
         for name in ["nchw", "nhwc"] {
@@ -277,10 +273,10 @@ mod tests {
 
     #[test]
     fn orientations_are_those_of_exif() {
-        // CIPA DC-008, tag 0x0112: where the stored row 0 and column 0 are seen.
-        let seen = [("top", "left"), ("top", "right"), ("bottom", "right"), ("bottom", "left")];
-        let seen_swapped = [("left", "top"), ("right", "top"), ("right", "bottom"), ("left", "bottom")];
-        for (value, (row, column)) in (1..=8).zip(seen.into_iter().chain(seen_swapped)) {
+        // CIPA DC-008, tag 0x0112: the side at which stored row 0 and column 0 are displayed.
+        let upright = [("top", "left"), ("top", "right"), ("bottom", "right"), ("bottom", "left")];
+        let swapped = [("left", "top"), ("right", "top"), ("right", "bottom"), ("left", "bottom")];
+        for (value, (row, column)) in (1..=8).zip(upright.into_iter().chain(swapped)) {
             let orientation = Orientation::from_exif(value);
             assert_eq!(orientation.swaps_sides(), value > 4);
             assert_eq!(orientation.mirrors_rows(), matches!(row, "bottom" | "right"), "{value}");

@@ -1,6 +1,7 @@
-//! Owns the small values that every part speaks in: byte counts, sample ids, seeds.
-//! It must never know about any part of the pipeline, and it imports nothing but `std`.
+//! Small values that every module shares: byte counts, sample ids, and the error of parsing.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul};
@@ -8,9 +9,9 @@ use std::str::FromStr;
 
 /// A number of bytes.
 ///
-/// It parses what people write and prints what people read. A bare suffix (`K`, `M`, `G`, `T`) and the `iB` forms are
-/// powers of 1024, as in `ulimit`, container runtimes and batch schedulers; the `B` forms (`MB`, `GB`) are powers of
-/// 1000, as on the box a disk came in.
+/// Parses from a number with a unit and prints with three significant digits. A bare suffix (`K`, `M`, `G`, `T`) and
+/// the `iB` forms are powers of 1024, as in `ulimit`, container runtimes and batch schedulers; the `B` forms (`MB`,
+/// `GB`) are powers of 1000, as disks are labeled.
 ///
 /// ```
 /// use feedstock::ByteCount;
@@ -20,22 +21,77 @@ use std::str::FromStr;
 /// assert_eq!(ByteCount(3 << 29).to_string(), "1.50 GiB");
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ByteCount(pub u64);
 
-/// What was wrong with a text that should have been a size.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseByteCountError {
+/// Text that does not parse as a value: the kind of value, the text, and the accepted forms.
+///
+/// Every [`FromStr`] of this library has it as its error.
+///
+/// ```
+/// use feedstock::DType;
+/// let error = "f64".parse::<DType>().expect_err("not a dtype of a batch");
+/// assert_eq!((error.kind(), error.text()), ("dtype", "f64"));
+/// assert_eq!(error.to_string(), "unknown dtype 'f64': expected u8, f32, bf16 or f16");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem} {kind} '{text}': expected {expected}")]
+pub struct ParseError {
+    problem: &'static str,
+    kind: &'static str,
     text: String,
+    expected: Cow<'static, str>,
 }
+
+impl ParseError {
+    /// An error for text that is none of a few names.
+    #[must_use]
+    pub fn unknown(kind: &'static str, text: &str, expected: impl Into<Cow<'static, str>>) -> Self {
+        ParseError { problem: "unknown", kind, text: text.to_owned(), expected: expected.into() }
+    }
+
+    /// An error for text that does not have the form of a value.
+    #[must_use]
+    pub fn invalid(kind: &'static str, text: &str, expected: impl Into<Cow<'static, str>>) -> Self {
+        ParseError { problem: "invalid", ..Self::unknown(kind, text, expected) }
+    }
+
+    /// The kind of value that was expected, such as `dtype`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// The text that was parsed.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The forms that are accepted.
+    #[must_use]
+    pub fn expected(&self) -> &str {
+        &self.expected
+    }
+}
+
+impl From<Infallible> for ParseError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// The accepted forms of a [`ByteCount`].
+pub(crate) const SIZE_FORMS: &str = "a number with a unit, such as 24G, 1.5GiB or 512MB \
+    (units: B, K, M, G, T, KiB, MiB, GiB, TiB, KB, MB, GB, TB)";
 
 const BINARY: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 impl FromStr for ByteCount {
-    type Err = ParseByteCountError;
+    type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = || ParseByteCountError { text: text.to_owned() };
+        let refused = || ParseError::invalid("size", text, SIZE_FORMS);
         let trimmed = text.trim();
         let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(split);
@@ -80,24 +136,11 @@ impl fmt::Display for ByteCount {
     }
 }
 
-impl fmt::Display for ParseByteCountError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "'{}' is no size: write a number and a unit, such as 24G, 1.5GiB or 512MB (units: B, K, M, G, T, KiB, MiB, \
-             GiB, TiB, KB, MB, GB, TB)",
-            self.text
-        )
-    }
-}
-
-impl std::error::Error for ParseByteCountError {}
-
 impl ByteCount {
     /// No bytes.
     pub const ZERO: ByteCount = ByteCount(0);
 
-    /// `self - other`, or zero where `other` is larger.
+    /// Subtraction that stops at zero.
     #[must_use]
     pub fn saturating_sub(self, other: ByteCount) -> ByteCount {
         ByteCount(self.0.saturating_sub(other.0))
@@ -130,74 +173,14 @@ impl Sum for ByteCount {
     }
 }
 
-/// The place of a sample in its source: `0..source.len()`.
+/// The index of a sample in its source: `0..source.len()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SampleId(pub u64);
 
 impl fmt::Display for SampleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sample {}", self.0)
-    }
-}
-
-/// The number that every random choice of a run is derived from, together with the epoch and the sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Seed(pub u64);
-
-/// A stream of random numbers that is a pure function of its key: no thread, queue or clock has a say in it.
-///
-/// The generator is `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), run
-/// as a counter: the nth number is the finaliser of `key + n * golden_gamma`.
-#[derive(Clone, Debug)]
-pub struct KeyedRng {
-    state: u64,
-}
-
-const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// The finaliser of `SplitMix64`: a bijection on 64 bits in which every input bit reaches every output bit.
-#[must_use]
-pub fn mix64(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
-
-impl KeyedRng {
-    /// The stream for one purpose (`salt`) of one sample in one epoch.
-    #[must_use]
-    pub fn new(seed: Seed, epoch: u64, sample: SampleId, salt: u64) -> Self {
-        let mut state = mix64(seed.0.wrapping_add(GOLDEN_GAMMA));
-        for part in [epoch, sample.0, salt] {
-            state = mix64(state ^ mix64(part.wrapping_add(GOLDEN_GAMMA)).wrapping_add(GOLDEN_GAMMA));
-        }
-        KeyedRng { state }
-    }
-
-    /// The next 64 random bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(GOLDEN_GAMMA);
-        mix64(self.state)
-    }
-
-    /// A number in `[0, 1)`, with 53 random bits.
-    pub fn unit(&mut self) -> f64 {
-        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// A number in `[low, high)`; `low` where the two are equal.
-    pub fn range(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * self.unit()
-    }
-
-    /// An integer in `[0, bound)`, without bias worth measuring (Lemire's multiply and shift).
-    ///
-    /// # Panics
-    /// Panics if `bound` is zero.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "an empty range has no number in it");
-        ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 }
 
@@ -207,7 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn sizes_parse_as_people_write_them() {
+    fn sizes_parse_with_every_unit() {
         for (text, bytes) in [
             ("0", 0),
             ("17", 17),
@@ -226,11 +209,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused_with_its_text() {
+    fn an_invalid_size_is_refused_with_its_text() {
         for text in ["", "G", "12Q", "-1G", "1e3", "1.2.3G", "nan", "inf", "20000000T", "99999999999999999999", "1..5G"]
         {
             let error = text.parse::<ByteCount>().expect_err(text);
-            assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+            assert!(error.to_string().starts_with(&format!("invalid size '{text}': expected a number")), "{error}");
         }
     }
 
@@ -262,29 +245,5 @@ mod tests {
         fn no_text_makes_the_parser_panic(text in ".{0,24}") {
             let _ = text.parse::<ByteCount>();
         }
-    }
-
-    #[test]
-    fn streams_differ_by_every_part_of_their_key() {
-        let first = |seed, epoch, sample, salt| KeyedRng::new(Seed(seed), epoch, SampleId(sample), salt).next_u64();
-        let base = first(1, 2, 3, 4);
-        assert_eq!(base, first(1, 2, 3, 4));
-        for other in [first(2, 2, 3, 4), first(1, 3, 3, 4), first(1, 2, 4, 4), first(1, 2, 3, 5), first(2, 1, 3, 4)] {
-            assert_ne!(base, other);
-        }
-    }
-
-    #[test]
-    fn unit_and_below_are_uniform() {
-        let mut rng = KeyedRng::new(Seed(7), 0, SampleId(0), 0);
-        let mut counts = [0u32; 10];
-        let mut sum = 0.0;
-        for _ in 0..100_000 {
-            counts[rng.below(10) as usize] += 1;
-            sum += rng.unit();
-        }
-        // 100,000 draws: a fair bin is 10,000 +- 95; six deviations leave a false alarm less likely than a bit flip.
-        assert!(counts.iter().all(|&n| n.abs_diff(10_000) < 570), "{counts:?}");
-        assert!((sum / 100_000.0 - 0.5).abs() < 0.006, "{sum}");
     }
 }

@@ -63,13 +63,13 @@ fn measure(root: &Path, batch_size: usize, ranks: u64, output: DType) -> (f64, u
     let loader = Loader::builder(ImageFolder::open(root).unwrap())
         .transform(RandomResizedCrop::new(64).flip(0.5))
         .batch_size(batch_size)
-        .rank(0, ranks)
-        .workers(2)
-        .output(output)
+        .shard(0, ranks)
+        .max_workers(2)
+        .dtype(output)
         .layout(if output == DType::U8 { Layout::Nhwc } else { Layout::Nchw })
         .ram_budget(ByteCount(1 << 30))
         // The governor reads small files of the kernel's, twenty times a second whatever the batches.
-        .governed(false)
+        .adapt_to_pressure(false)
         .build()
         .unwrap();
     let run = |epoch| loader.epoch(epoch).map(|batch| batch.unwrap().len() as u64).sum::<u64>();

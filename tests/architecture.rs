@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// The top-level modules of `src/`, layer by layer from the bottom. A file imports from its own module and from lower layers.
 const LAYERS: &[&[&str]] = &[
     &["units", "sync"],
-    &["tensor", "blocks"],
+    &["tensor", "blocks", "rng"],
     &["host", "budget", "metrics", "sampler", "source"],
     &["decode", "transform", "device"],
     &["sample_error", "plan"],

@@ -57,9 +57,9 @@ fn builder(source: MemorySource) -> feedstock::LoaderBuilder {
     Loader::builder(source)
         .transform(Resize::exact(8, 8))
         .batch_size(5)
-        .workers(2)
+        .max_workers(2)
         .ram_budget(ByteCount(1 << 30))
-        .output(DType::F32)
+        .dtype(DType::F32)
         .seed(3)
 }
 

@@ -1,7 +1,7 @@
-//! The promise where breaking it is deadly: the whole program runs in a memory control group whose limit is its budget
-//! and little more, without swap, over a folder of tiny, huge and broken files. The kernel kills what takes more.
+//! The whole program in a memory control group whose limit is its budget and 4 MiB, without swap, over a folder of
+//! tiny, huge and broken files. The kernel kills a process that takes more.
 #![cfg(all(feature = "cli", target_os = "linux"))]
-#![allow(clippy::print_stdout, reason = "a test tells its reader what it measured")]
+#![allow(clippy::print_stdout, reason = "a test prints its measurements")]
 
 mod common;
 #[path = "common/group.rs"]
@@ -26,32 +26,32 @@ use group::{Charged, Group};
 
 const MIB: u64 = 1 << 20;
 
-/// What a group's limit has beyond the budget. A group is charged for things that are no resident memory of the process:
-/// its page tables and kernel stacks and the kernel's records of open files (0.3 to 1.4 MiB were measured), and pages of
-/// files on their way through the cache, of which those being read cannot be taken back.
+/// The group's limit beyond the budget. A group is also charged for memory that is not resident in the process: page
+/// tables, kernel stacks and the kernel's records of open files (0.3 to 1.4 MiB were measured), and page cache, of
+/// which pages being read cannot be reclaimed.
 const BESIDE: u64 = 4 * MIB;
 
-/// One run, seen from outside.
+/// One run, measured from outside.
 struct Ran {
     said: Said,
-    /// The most that was resident (VmHWM).
+    /// Peak resident memory (VmHWM).
     peak: u64,
     charged: Charged,
     oom_kills: u64,
-    /// The most that was charged, the cache of files included.
+    /// Peak charge, page cache included.
     group_peak: u64,
-    /// Why there was no group.
+    /// The reason that no group could be created.
     alone: Option<String>,
 }
 
-/// Runs the program with these arguments in a group of its own, from a cold file cache.
+/// Runs the program in a group of its own, with a cold page cache.
 fn run_within(limit: u64, folder: &Path, args: &str) -> Ran {
     hostile::drop_page_cache(folder);
     let program = feedstock(words(args, folder));
     let group = Group::make(limit);
     let child = match &group {
         Ok(group) => {
-            // It enters before it becomes the program, so that the program is charged from its first page.
+            // The shell enters the group before it executes the program, so the program is charged from its first page.
             let mut shell = Command::new("sh");
             shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.door());
             shell.arg(program.get_program()).args(program.get_args());
@@ -82,7 +82,7 @@ fn run_within(limit: u64, folder: &Path, args: &str) -> Ran {
     Ran { said, peak, charged, oom_kills, group_peak, alone }
 }
 
-/// What all runs with one policy have in common.
+/// Results that all runs with one policy share.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     digest: String,
@@ -98,7 +98,7 @@ fn outcome(json: &Value) -> Outcome {
     Outcome { digest: text(&json["digest"]), bad }
 }
 
-/// Runs at the least budget and above it, with one worker and three, and holds every run against the promise.
+/// Runs at the minimum budget and above it, with one worker and three, and checks peak memory and batches of every run.
 fn check(folder: &Path, settings: &str, bad: usize, policies: &[&str]) {
     let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
     for workers in [1, 3] {
@@ -119,28 +119,28 @@ fn check(folder: &Path, settings: &str, bad: usize, policies: &[&str]) {
                 let what = format!("budget {budget} ({times}/{of} of the minimum), {workers} workers, {policy}");
                 let mib = |bytes: u64| bytes as f64 / MIB as f64;
                 println!(
-                    "{what}: peak {:.1} of {:.1} MiB ({:.1} %); the group's {:.1} MiB without file cache (kernel {:.1}), \
-                     {:.1} with it{}",
+                    "{what}: peak {:.1} of {:.1} MiB ({:.1} %); the group's {:.1} MiB without page cache (kernel \
+                     {:.1}), {:.1} with it{}",
                     mib(ran.peak),
                     mib(budget),
                     100.0 * ran.peak as f64 / budget as f64,
                     mib(ran.charged.firm),
                     mib(ran.charged.kernel),
                     mib(ran.group_peak),
-                    ran.alone.as_ref().map_or(String::new(), |why| format!(" (skipped: no group can be made: {why})"))
+                    ran.alone.as_ref().map_or(String::new(), |why| format!(" (skipped: no group: {why})"))
                 );
                 assert_eq!(ran.oom_kills, 0, "{what}: {:?}", ran.said);
                 let json = ran.said.ok().json();
                 let told = json["peak_rss_bytes"].as_u64().expect("a number");
-                assert!(ran.peak.max(told) <= budget, "{what}: {} bytes were resident, it tells of {told}", ran.peak);
-                // Two giant files at once may take more than was planned for one, where the budget has room; nothing else.
+                assert!(ran.peak.max(told) <= budget, "{what}: {} bytes were resident, it reports {told}", ran.peak);
+                // Only two oversized files at once may take more than was planned for one, if the budget has room.
                 let [planned, ledger] =
                     ["planned_bytes", "ledger_peak_bytes"].map(|key| json[key].as_u64().expect("a number"));
                 let expected = planned.max(ledger);
                 assert!(ran.peak.max(told) <= expected, "{what}: {} resident, {expected} planned", ran.peak.max(told));
-                // Counted as the group counts, the budget holds as well; the kernel's own share is beside it.
+                // The budget also holds for the group's charge, except for the kernel's own share.
                 let own = ran.charged.firm - ran.charged.kernel;
-                assert!(own <= budget, "{what}: the group was charged {own} besides the cache of files");
+                assert!(own <= budget, "{what}: the group was charged {own} besides page cache");
                 let outcome = outcome(&json);
                 assert_eq!(outcome.bad.len(), bad, "{what}: {json}");
                 match outcomes.iter().find(|(of, _)| of == policy) {
@@ -151,13 +151,13 @@ fn check(folder: &Path, settings: &str, bad: usize, policies: &[&str]) {
         }
     }
     if let [(_, first), (_, second)] = &outcomes[..] {
-        assert_eq!(first.bad, second.bad, "whatever is done about them, the same files are bad");
+        assert_eq!(first.bad, second.bad, "the same files are bad under every policy");
         assert_ne!(first.digest, second.digest);
     }
 }
 
 #[test]
-fn tiny_and_broken_files_fit_into_the_least_budget() {
+fn tiny_and_broken_files_fit_the_minimum_budget() {
     let folder = tempdir().expect("a folder");
     hostile::small(folder.path());
     let bad = hostile::broken(folder.path());
@@ -166,19 +166,19 @@ fn tiny_and_broken_files_fit_into_the_least_budget() {
 }
 
 #[test]
-fn huge_pictures_of_every_format_among_them_fit_too() {
+fn huge_images_of_every_format_fit_the_minimum_budget() {
     let folder = tempdir().expect("a folder");
     hostile::small(folder.path());
     let bad = hostile::broken(folder.path()) + hostile::large(folder.path());
     check(folder.path(), "--size 96 --batch-size 8", bad, &["substitute"]);
-    // What an allocator keeps depends on what came before: without these it kept most of all, 15 MiB over the budget.
+    // Memory kept by the allocator depends on earlier samples: without these it kept the most, 15 MiB over the budget.
     for name in ["8mp.png", "2mp-deep.png"] {
         fs::remove_file(folder.path().join("large").join(name)).expect("removed");
     }
     check(folder.path(), "--size 96 --batch-size 8", bad, &["mask"]);
 }
 
-/// Were these tests blind, this one would see it.
+/// Checks that these tests detect a limit that is too low.
 #[test]
 fn a_limit_far_below_the_budget_is_noticed() {
     let folder = tempdir().expect("a folder");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use burn::backend::Flex;
 use burn::tensor::Tensor;
-use feedstock::DistributedEnv;
+use feedstock::host::DistributedEnv;
 use feedstock::train::ProcessGroup;
 
 mod common;

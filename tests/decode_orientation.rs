@@ -4,8 +4,9 @@
 use std::io::Cursor;
 
 use feedstock::decode::{Limits, Options, probe};
+use feedstock::rng::Seed;
 use feedstock::transform::{RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{Preprocessor, SampleId, Seed};
+use feedstock::{Preprocessor, SampleId};
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat, RgbImage};
 

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use feedstock::mix64;
+use feedstock::rng::mix64;
 
 #[path = "common/fuzzing.rs"]
 mod fuzzing;

@@ -233,8 +233,8 @@ fn the_sheet_is_the_loaders_batch() {
             .transform(RandomResizedCrop::new(24).flip(0.5))
             .layout(Layout::Nhwc)
             .seed(seed)
-            .bad_samples_max(1.0)
-            .own_ram_budget(feedstock::ByteCount(1 << 30))
+            .max_bad_fraction(1.0)
+            .ram_budget(1 << 30)
             .build()
             .expect("built");
         let batch = loader.epoch(0).next().expect("a batch").expect("good");

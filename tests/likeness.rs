@@ -10,9 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use feedstock::decode::{Format, Limits, Options, Quality, probe};
+use feedstock::rng::Seed;
 use feedstock::tensor::{Orientation, SampleSpec};
 use feedstock::transform::{Geometry, KeyedRng, RandomResizedCrop, Resampler, Transform, TransformError};
-use feedstock::{Preprocessor, SampleId, Seed};
+use feedstock::{Preprocessor, SampleId};
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use skip::{Missing, skip};

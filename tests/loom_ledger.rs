@@ -1,14 +1,14 @@
-//! Every interleaving of the ledger's concurrent core, explored by loom.
+//! The ledger under every thread interleaving, with loom.
 //!
-//! The module under test is compiled a second time here, with `crate::sync` being loom's primitives, so no build flag and
-//! no second copy of the dependencies is needed.
+//! The module under test is compiled a second time here, with loom's primitives as `crate::sync`, so neither a build
+//! flag nor a second copy of the dependencies is needed.
 #![allow(
     dead_code,
     missing_docs,
     unreachable_pub,
     unused_imports,
     clippy::unwrap_used,
-    reason = "a module of the library, as loom sees it"
+    reason = "a module of the library, compiled against loom"
 )]
 
 mod sync {
@@ -34,7 +34,7 @@ use loom::thread;
 use units::ByteCount;
 
 #[test]
-fn two_takers_never_overshoot() {
+fn concurrent_reservations_never_exceed_the_limit() {
     loom::model(|| {
         let ledger = Ledger::new(ByteCount(10));
         let account = ledger.account(AccountKind::Encoded, ledger.limit());
@@ -45,7 +45,7 @@ fn two_takers_never_overshoot() {
             })
             .collect();
         let granted = threads.into_iter().map(|t| t.join().unwrap()).filter(Result::is_ok).count();
-        // Each gives its bytes back before it ends, so one or both may succeed, but never together.
+        // Each releases its bytes before it ends, so one or both succeed, but never at the same time.
         assert!(granted >= 1);
         let report = ledger.report();
         assert_eq!(report.held, ByteCount(0));
@@ -72,7 +72,7 @@ fn a_release_always_wakes_the_waiter() {
 }
 
 #[test]
-fn a_cancelled_wait_never_sleeps_on() {
+fn a_cancelled_wait_always_ends() {
     loom::model(|| {
         let ledger = Ledger::new(ByteCount(10));
         let account = ledger.account(AccountKind::Encoded, ledger.limit());
@@ -88,5 +88,23 @@ fn a_cancelled_wait_never_sleeps_on() {
         let waited = account.reserve_waiting(ByteCount(1), || cancelled.load(Ordering::Acquire));
         assert_eq!(waited.unwrap_err(), WaitError::Cancelled);
         canceller.join().unwrap();
+    });
+}
+
+#[test]
+fn a_report_during_growth_adds_up() {
+    loom::model(|| {
+        let ledger = Ledger::new(ByteCount(10));
+        let account = ledger.account(AccountKind::Scratch, ledger.limit());
+        let mut held = account.reserve(ByteCount(5)).unwrap();
+        let grower = thread::spawn(move || {
+            held.grow_to(ByteCount(8)).unwrap();
+            held
+        });
+        let seen = ledger.report();
+        assert!([5, 8].contains(&seen.held.0));
+        assert_eq!(seen.accounts.iter().map(|a| a.held).sum::<ByteCount>(), seen.held);
+        drop(grower.join().unwrap());
+        assert_eq!(ledger.held(), ByteCount(0));
     });
 }

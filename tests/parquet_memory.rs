@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use feedstock::host::{CountingAllocator, heap, reset_heap_peak};
+use feedstock::rng::mix64;
 use feedstock::source::{ParquetOptions, ParquetSource, Source};
 use feedstock::transform::RandomResizedCrop;
-use feedstock::{ByteCount, Error, Loader, SampleId, mix64};
+use feedstock::{ByteCount, Error, Loader, SampleId};
 use image::{ExtendedColorType, ImageEncoder};
 use parquet::basic::{Compression, Encoding, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
@@ -148,7 +149,7 @@ fn epochs_are_complete_within_the_budget() {
     let stated = source.io_profile().buffer_bytes;
     let builder = || {
         let transform = RandomResizedCrop::new(64).flip(0.5);
-        Loader::builder(Arc::clone(&source)).transform(transform).batch_size(48).workers(1)
+        Loader::builder(Arc::clone(&source)).transform(transform).batch_size(48).max_workers(1)
     };
     let Err(Error::OverBudget(refused)) = builder().ram_budget(ByteCount(stated)).build() else {
         panic!("a budget of {stated} bytes holds only the row groups");

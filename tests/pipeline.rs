@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 
 use feedstock::budget::AccountKind;
 use feedstock::device::{Device, DeviceSpec, SimDevice, open};
+use feedstock::rng::{KeyedRng, Seed};
 use feedstock::source::{MemorySource, SourceError};
 use feedstock::tensor::SampleSpec;
 use feedstock::transform::{Geometry, IMAGENET, RandomResizedCrop, Resize, Transform};
 use feedstock::{
-    ByteCount, DType, Error, ErrorKind, KeyedRng, Layout, Loader, LoaderBuilder, OnBadSample, SampleError,
-    SampleErrorKind, SampleId, Seed, Source, Stage, State,
+    ByteCount, DType, Error, ErrorKind, Layout, Loader, LoaderBuilder, OnBadSample, SampleError, SampleErrorKind,
+    SampleId, Source, Stage, State,
 };
 use image::{ExtendedColorType, ImageEncoder};
 use xxhash_rust::xxh3::Xxh3;
@@ -89,10 +90,10 @@ fn every_way(base: impl Fn() -> LoaderBuilder, check: impl Fn(&str, Loader)) {
     for workers in [1, 2, 7] {
         for device in devices() {
             let device: Arc<dyn Device> = open(&device.parse::<DeviceSpec>().unwrap()).unwrap();
-            let least = base().workers(1).device(device.clone()).plan().unwrap().minimum;
+            let least = base().max_workers(1).device(device.clone()).plan().unwrap().minimum;
             for budget in [least, AMPLE] {
                 let name = format!("{workers} workers, {budget}, {}", device.name());
-                let loader = base().workers(workers).ram_budget(budget).device(device.clone()).build();
+                let loader = base().max_workers(workers).ram_budget(budget).device(device.clone()).build();
                 check(&name, loader.unwrap_or_else(|error| panic!("{name}: {error}")));
             }
         }
@@ -182,7 +183,7 @@ fn batches_do_not_depend_on_workers_budget_or_device() {
         [(DType::U8, Layout::Nhwc), (DType::U8, Layout::Nchw), (DType::F32, Layout::Nchw), (DType::Bf16, Layout::Nhwc)]
     {
         let base = || {
-            let builder = builder(mixed(43)).output(dtype).layout(layout);
+            let builder = builder(mixed(43)).dtype(dtype).layout(layout);
             if dtype == DType::U8 { builder } else { builder.normalize(IMAGENET) }
         };
         let expected: Vec<u64> = (0..2).map(|epoch| digest(base().build().unwrap().epoch(epoch)).unwrap()).collect();
@@ -215,7 +216,7 @@ fn a_resumed_run_continues_with_the_next_batch() {
 fn ranks_cover_every_sample_once_between_them() {
     let mut seen = Vec::new();
     for rank in 0..3 {
-        let loader = builder(mixed(43)).rank(rank, 3).build().unwrap();
+        let loader = builder(mixed(43)).shard(rank, 3).build().unwrap();
         let own = ids(loader.epoch(0));
         assert_eq!(own.len() as u64, loader.samples_per_epoch());
         seen.extend(own);
@@ -243,7 +244,7 @@ fn with_bad_samples() -> MemorySource {
 
 #[test]
 fn a_bad_sample_always_has_the_same_substitute() {
-    let base = || builder(with_bad_samples()).bad_samples_max(0.2);
+    let base = || builder(with_bad_samples()).max_bad_fraction(0.2);
     let expected = digest(base().build().unwrap().epoch(0)).unwrap();
     every_way(base, |name, loader| {
         assert_eq!(digest(loader.epoch(0)).unwrap(), expected, "{name}");
@@ -266,7 +267,7 @@ fn a_bad_sample_always_has_the_same_substitute() {
 #[test]
 fn the_mask_policy_zeroes_bad_samples() {
     let base =
-        || builder(with_bad_samples()).on_bad_sample(OnBadSample::Mask).bad_samples_max(0.2).layout(Layout::Nhwc);
+        || builder(with_bad_samples()).on_bad_sample(OnBadSample::Mask).max_bad_fraction(0.2).layout(Layout::Nhwc);
     every_way(base, |name, loader| {
         let mut pixels = Vec::new();
         let mut masked = Vec::new();
@@ -331,7 +332,7 @@ fn accepted_damage_is_listed_with_its_warnings() {
         },
     );
     // Unasked, they are bad.
-    let loader = builder(source()).bad_samples_max(1.0).build().unwrap();
+    let loader = builder(source()).max_bad_fraction(1.0).build().unwrap();
     ids(loader.epoch(0));
     assert_eq!(loader.bad_samples().iter().map(|bad| bad.id.0).collect::<BTreeSet<_>>(), BTreeSet::from([5, 17]));
     assert_eq!(loader.damaged_samples(), []);
@@ -339,7 +340,7 @@ fn accepted_damage_is_listed_with_its_warnings() {
 
 #[test]
 fn too_many_bad_samples_end_the_run_with_a_count() {
-    let base = || builder(with_bad_samples()).bad_samples_max(0.03).shuffle(false);
+    let base = || builder(with_bad_samples()).max_bad_fraction(0.03).shuffle(false);
     every_way(base, |name, loader| {
         let results: Vec<_> = loader.epoch(0).collect();
         let error = results.last().unwrap().as_ref().expect_err(name);
@@ -353,7 +354,7 @@ fn too_many_bad_samples_end_the_run_with_a_count() {
 fn a_source_of_nothing_but_bad_samples_ends_in_an_error() {
     for policy in [OnBadSample::Fail, OnBadSample::Substitute] {
         let source = source_of(vec![b"no image".to_vec(); 20]);
-        let loader = builder(source).on_bad_sample(policy).bad_samples_max(1.0).build().unwrap();
+        let loader = builder(source).on_bad_sample(policy).max_bad_fraction(1.0).build().unwrap();
         let error = loader.epoch(0).find_map(Result::err).expect("no batch can be made");
         assert_eq!(error.kind(), ErrorKind::Data, "{error}");
     }
@@ -375,7 +376,7 @@ impl Transform for Panics {
 
 #[test]
 fn a_panic_in_a_transform_makes_a_bad_sample() {
-    let loader = builder(mixed(40)).transform(Panics).bad_samples_max(1.0).build().unwrap();
+    let loader = builder(mixed(40)).transform(Panics).max_bad_fraction(1.0).build().unwrap();
     for epoch in 0..3 {
         assert_eq!(loader.epoch(epoch).map(|batch| batch.unwrap().len()).sum::<usize>(), 40);
     }
@@ -456,7 +457,7 @@ fn small_files_are_read_once_if_the_budget_holds_them() {
 #[test]
 fn failed_reads_are_tried_again_each_epoch() {
     every_way(
-        || builder(Storage { every_bad: 7, ..Storage::sound(tiny(403)) }).bad_samples_max(1.0),
+        || builder(Storage { every_bad: 7, ..Storage::sound(tiny(403)) }).max_bad_fraction(1.0),
         |name, loader| {
             for epoch in 0..2 {
                 assert!(ids(loader.epoch(epoch)).iter().all(|id| id % 7 != 6), "{name}");
@@ -469,7 +470,7 @@ fn failed_reads_are_tried_again_each_epoch() {
 #[test]
 fn a_failed_read_makes_a_bad_sample() {
     every_way(
-        || builder(Storage { every_bad: 7, ..Storage::sound(mixed(43)) }).bad_samples_max(1.0),
+        || builder(Storage { every_bad: 7, ..Storage::sound(mixed(43)) }).max_bad_fraction(1.0),
         |name, loader| {
             assert!(ids(loader.epoch(0)).iter().all(|id| id % 7 != 6), "{name}");
             assert!(loader.bad_samples().iter().all(|bad| bad.stage == Stage::Read && bad.id.0 % 7 == 6), "{name}");
@@ -494,7 +495,7 @@ fn oversized_images_are_decoded_or_are_bad_samples() {
     let mut many: Vec<_> = (0..5000).map(|_| samples[1].clone()).collect();
     many[2501] = png_of_one_color(9000, 9000);
     let many = Arc::new(source_of(many));
-    let least = builder(many.clone()).workers(1).plan().unwrap().minimum;
+    let least = builder(many.clone()).max_workers(1).plan().unwrap().minimum;
     let loader = builder(many).ram_budget(least).build().unwrap();
     assert_eq!(ids(loader.epoch(0)).len(), 5000);
     let bad = loader.bad_samples();
@@ -520,7 +521,7 @@ fn png_of_one_color(width: u32, height: u32) -> Vec<u8> {
 #[test]
 fn a_budget_below_the_minimum_is_refused_with_its_table() {
     let source = || mixed(43);
-    let least = builder(source()).workers(1).plan().unwrap().minimum;
+    let least = builder(source()).max_workers(1).plan().unwrap().minimum;
     let error = builder(source()).ram_budget(ByteCount(least.0 - 1)).build().expect_err("one byte short");
     assert_eq!(error.kind(), ErrorKind::Budget);
     let text = error.to_string();
@@ -560,11 +561,11 @@ fn settings_out_of_range_are_refused() {
     let base = || builder(mixed(10));
     let cases: [(LoaderBuilder, &str); 9] = [
         (base().batch_size(0), "batch size is 0"),
-        (base().workers(0), "workers is 0"),
+        (base().max_workers(0), "workers is 0"),
         (base().prefetch(0), "prefetch is 0"),
         (base().batches_held(0), "batches held is 0"),
-        (base().rank(2, 2), "rank"),
-        (base().bad_samples_max(1.5), "1.5"),
+        (base().shard(2, 2), "rank"),
+        (base().max_bad_fraction(1.5), "1.5"),
         (base().batch_size(11).drop_last(true), "a batch of 11"),
         (base().normalize(IMAGENET), "u8"),
         (Loader::builder(mixed(3)), "no transform"),
@@ -585,7 +586,7 @@ fn a_consumer_that_holds_everything_is_told_so() {
     // With nothing to hold them back, the loader's other batches lie ready; at the least budget there are none, and to
     // wait for one would be to wait for oneself.
     for (budget, expected) in [(AMPLE, Some(2)), (ByteCount(0), None)] {
-        let base = || builder(mixed(43)).batches_held(2).workers(1);
+        let base = || builder(mixed(43)).batches_held(2).max_workers(1);
         let budget = budget.max(base().plan().unwrap().minimum);
         let loader = base().ram_budget(budget).build().unwrap();
         let mut epoch = loader.epoch(0);

@@ -1,7 +1,7 @@
-//! Memory that somebody else takes during a run: the loader gives its own back, survives where the kernel would have
-//! killed, and gets its throughput again afterwards. The batches are the same all along.
+//! Memory pressure from another process during a run: the loader releases memory, so the kernel does not kill it, and
+//! regains its size afterwards. The batches stay the same.
 #![cfg(all(feature = "cli", target_os = "linux"))]
-#![allow(clippy::print_stdout, reason = "a test tells its reader what it measured")]
+#![allow(clippy::print_stdout, reason = "a test prints its measurements")]
 
 mod common;
 #[path = "common/group.rs"]
@@ -20,14 +20,14 @@ use group::Group;
 
 const MIB: u64 = 1 << 20;
 
-/// How long the loader runs where nobody disturbs it: memory is taken within a second or two of its start, and a second
-/// of calm precedes each of the four levels that it grows by.
+/// Duration of an undisturbed run. Memory is taken within a second or two of the start, and a second without pressure
+/// precedes each of the four levels of growth.
 const RUN_SECONDS: f64 = 20.0;
 
-/// Set, this test program is not a test but takes so many MiB, says so, and gives them back when its input ends.
+/// If set, this test program takes this many MiB, reports it, and releases them at the end of its input.
 const HOG: &str = "FEEDSTOCK_TEST_HOG";
 
-/// Starts a program inside of a group.
+/// Starts a program in a group.
 fn start_within(group: &Group, program: &mut Command) -> Child {
     let mut shell = Command::new("sh");
     shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.door());
@@ -63,15 +63,15 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
             "bench --data DIR --ram-budget 300M --batch-size 128 --layout nhwc --prefetch 12 --workers 2 --json";
         format!("{common} --epochs {epochs}")
     };
-    // Long enough to shrink and to grow again, however fast this machine is.
+    // Enough epochs to shrink and to grow again, whatever the speed of the machine.
     let tried = said(finish(feedstock(words(&args(20), folder.path())).spawn().expect("started"))).ok();
     let epochs = (20.0 * RUN_SECONDS / tried.json()["seconds"].as_f64().expect("a number")).clamp(20.0, 1e5) as u32;
-    // What the batches are, told by a run that nobody disturbs.
+    // The batches of an undisturbed run.
     let quiet = said(finish(feedstock(words(&args(epochs), folder.path())).spawn().expect("started"))).ok();
     let plan = quiet.json()["planned_bytes"].as_u64().expect("a number");
     assert!(plan > 200 * MIB, "{plan}: there is nothing to give back");
 
-    // Room for the loader, and for a part of what the other takes.
+    // Room for the loader and for part of what the other process takes.
     let limit = plan + 100 * MIB;
     let group = match Group::make(limit) {
         Ok(group) => group,
@@ -111,11 +111,11 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     assert!(moves.iter().any(|one| one["level"].as_u64() > Some(0)), "{moves:?}");
     let reason = moves[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("left") && reason.contains("control group"), "{reason}");
-    // It had all of its size again in the end: that is what its throughput rests on.
+    // At the end it has its full size again, and with it its throughput.
     assert_eq!(report["moves"]["level"], 0, "{moves:?}");
 }
 
-/// Takes memory bit by bit, as a program that grows does, and holds it until its input ends.
+/// Takes memory gradually and holds it until the end of its input.
 fn take(mib: usize) {
     let mut held: Vec<Vec<u8>> = Vec::new();
     for _ in 0..mib {

@@ -1,5 +1,5 @@
-//! The promise, for requests that nobody thought of: whatever is asked of whatever data at whatever budget, the plan is
-//! refused, or it is kept. Never a byte more in the ledger, never a batch that does not come, never other batches.
+//! Random requests on random data at random budgets: the plan is refused, or it is kept. The ledger never exceeds the
+//! budget, every batch arrives, and batches are the same at every budget.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::collections::VecDeque;
@@ -16,43 +16,43 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use xxhash_rust::xxh3::Xxh3;
 
-/// A batch takes milliseconds here; whoever waits for this long waits for ever.
+/// Time after which a batch counts as lost. It takes milliseconds here.
 const STALL: Duration = Duration::from_secs(30);
 const AMPLE: ByteCount = ByteCount(1 << 40);
 
-/// What is asked for, and of which data.
+/// A request and its data.
 #[derive(Clone, Debug)]
 struct Case {
-    /// Sides and format of each sample: JPEG, PNG, a file cut off, no picture at all.
+    /// Width, height and kind of each sample: JPEG, PNG, a truncated file, not an image.
     samples: Vec<(u32, u32, u8)>,
     batch_size: usize,
     side: u32,
     workers: usize,
     prefetch: Option<usize>,
-    /// How many batches the consumer holds, all the time.
+    /// Batches that the consumer holds at any time.
     held: usize,
-    output: DType,
+    dtype: DType,
     layout: Layout,
     policy: OnBadSample,
     seed: u64,
 }
 
 fn sample(&(width, height, kind): &(u32, u32, u8)) -> Vec<u8> {
-    let picture = RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 3) as u8, (x ^ y) as u8]));
+    let image = RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 3) as u8, (x ^ y) as u8]));
     let mut file = Cursor::new(Vec::new());
     let format = if kind.is_multiple_of(2) { ImageFormat::Jpeg } else { ImageFormat::Png };
-    DynamicImage::ImageRgb8(picture).write_to(&mut file, format).unwrap();
+    DynamicImage::ImageRgb8(image).write_to(&mut file, format).unwrap();
     let mut file = file.into_inner();
     match kind {
         8 => file.truncate(file.len() / 2),
-        9 => file = b"no picture".to_vec(),
+        9 => file = b"not an image".to_vec(),
         _ => {}
     }
     file
 }
 
 fn side() -> impl Strategy<Value = u32> {
-    // Mostly small, sometimes a giant among them, whose file and pixels are beyond every common buffer.
+    // Mostly small, sometimes oversized: file and pixels beyond every common buffer.
     prop_oneof![8 => 1u32..120, 2 => 120u32..500, 1 => 900u32..1500]
 }
 
@@ -61,15 +61,15 @@ prop_compose! {
         samples in prop::collection::vec((side(), side(), 0u8..10), 1..40),
         (batch_size, side, workers, held) in (1usize..20, 1u32..80, 1usize..6, 1usize..4),
         prefetch in prop::option::weighted(0.3, 1usize..5),
-        output in prop::sample::select(vec![DType::U8, DType::F32, DType::Bf16, DType::F16]),
+        dtype in prop::sample::select(vec![DType::U8, DType::F32, DType::Bf16, DType::F16]),
         layout in prop::sample::select(vec![Layout::Nchw, Layout::Nhwc]),
         policy in prop::sample::select(vec![OnBadSample::Substitute, OnBadSample::Mask]),
         seed in any::<u64>(),
     ) -> Case {
-        // Substitutes that are bad themselves are counted as well, so that a set of mostly bad samples ends any run.
+        // Bad substitutes count as well, so a set of mostly bad samples ends any run.
         let bad = samples.iter().filter(|(_, _, kind)| *kind >= 8).count();
         let policy = if bad * 4 > samples.len() { OnBadSample::Mask } else { policy };
-        Case { samples, batch_size, side, workers, prefetch, held, output, layout, policy, seed }
+        Case { samples, batch_size, side, workers, prefetch, held, dtype, layout, policy, seed }
     }
 }
 
@@ -80,11 +80,11 @@ impl Case {
             .transform(RandomResizedCrop::new(self.side).flip(0.5))
             .batch_size(self.batch_size)
             .batches_held(self.held)
-            .workers(self.workers)
-            .output(self.output)
+            .max_workers(self.workers)
+            .dtype(self.dtype)
             .layout(self.layout)
             .on_bad_sample(self.policy)
-            .bad_samples_max(1.0)
+            .max_bad_fraction(1.0)
             .seed(self.seed);
         match self.prefetch {
             Some(batches) => builder.prefetch(batches),
@@ -102,7 +102,7 @@ impl Case {
         let (consumed, held_max) = (loader.clone(), self.held);
         let consumer = thread::spawn(move || {
             let mut digest = Xxh3::new();
-            // Those of one epoch are still held in the next.
+            // Batches of one epoch are still held in the next.
             let mut held: VecDeque<Batch> = VecDeque::new();
             for epoch in 0..2 {
                 for batch in consumed.epoch(epoch) {
@@ -120,7 +120,7 @@ impl Case {
         });
         let expected = 2 * loader.batches_per_epoch();
         for batch in 0..expected {
-            // A consumer that has panicked shows when it is joined.
+            // A panic of the consumer shows at the join.
             if let Err(mpsc::RecvTimeoutError::Timeout) = batches.recv_timeout(STALL) {
                 panic!("batch {batch} of {expected} did not come within {STALL:?}; {:?}", loader.stats());
             }
@@ -135,10 +135,10 @@ impl Case {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 24,
-        // The same cases every time, and nothing written beside the sources.
+        // The same cases every time, and no files beside the sources.
         rng_seed: RngSeed::Fixed(7),
         failure_persistence: None,
-        // A stall takes its time to be called one.
+        // A stall takes 30 s to detect.
         max_shrink_iters: 8,
         ..ProptestConfig::default()
     })]
@@ -155,12 +155,12 @@ proptest! {
         }
         let least = case.run(minimum).unwrap();
         for budget in [ByteCount(minimum.0 + 1), share(above), ByteCount(1 << 30)] {
-            prop_assert_eq!(case.run(budget).unwrap(), least, "the batches at {} and at the minimum of {}", budget, minimum);
+            prop_assert_eq!(case.run(budget).unwrap(), least, "batches at {} and at the minimum {}", budget, minimum);
         }
     }
 }
 
-/// A consumer that keeps more than it said gets an error, also where what it keeps is of an epoch that is over.
+/// A consumer that holds more batches than announced gets an error, also if they belong to an earlier epoch.
 #[test]
 fn batches_held_beyond_the_end_of_an_epoch_count() {
     let case = Case {
@@ -170,7 +170,7 @@ fn batches_held_beyond_the_end_of_an_epoch_count() {
         workers: 1,
         prefetch: None,
         held: 2,
-        output: DType::F32,
+        dtype: DType::F32,
         layout: Layout::Nchw,
         policy: OnBadSample::Mask,
         seed: 0,

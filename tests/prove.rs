@@ -124,7 +124,7 @@ fn invalid_arguments_and_bad_data_are_refused() {
     let place = Place::new();
     for (more, code, expected) in [
         ("--budgets 1M,64M", 3, "is too small"),
-        ("--budgets 12Q", 2, "'12Q' is no size"),
+        ("--budgets 12Q", 2, "'12Q'"),
         ("--budgets 64M --max-bad 7", 2, "7 is no share"),
         ("--budgets 64M --workers 0", 2, "workers is 0"),
     ] {

@@ -9,9 +9,10 @@
 use std::fs;
 use std::path::Path;
 
+use feedstock::SampleId;
+use feedstock::rng::Seed;
 use feedstock::tensor::{Orientation, SampleSpec};
 use feedstock::transform::{Geometry, KeyedRng, Region, Resampler, ResizeCenterCrop, Transform, TransformError};
-use feedstock::{SampleId, Seed};
 
 /// The same as `test_image` in `make_fixtures.py`.
 fn test_image(kind: &str, width: u32, height: u32) -> Vec<u8> {

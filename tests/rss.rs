@@ -1,6 +1,6 @@
-//! The promise, seen from outside: the whole process stays within `--ram-budget`, from its first page to its last.
+//! Peak resident memory of the whole program, measured from outside: at most `--ram-budget`, over every container.
 #![cfg(all(feature = "cli", target_os = "linux"))]
-#![allow(clippy::print_stdout, reason = "a test tells its reader what it measured")]
+#![allow(clippy::print_stdout, reason = "a test prints its measurements")]
 
 mod common;
 #[cfg(feature = "store-tests")]
@@ -18,15 +18,15 @@ use common::{class_folders, feedstock, finish, imagenet_sample, said, words};
 
 const MIB: u64 = 1 << 20;
 
-/// Peak resident bytes of a process that is alive; none where it is gone.
+/// Peak resident bytes of a process; `None` once it has ended.
 fn peak_rss(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Runs the loader alone, and returns its peak (the highest that was seen from outside, or that it says itself) and what
-/// its plan expected.
+/// Runs the loader alone and returns its peak (the higher of the one measured from outside and the one reported) and
+/// the sum of its plan.
 fn measure(folder: &Path, budget_mib: u64, more: &str) -> (u64, u64) {
     measure_program(feedstock([""; 0]), folder, budget_mib, more)
 }
@@ -53,21 +53,22 @@ fn measure_program(mut program: Command, folder: &Path, budget_mib: u64, more: &
 }
 
 fn check(folder: &Path, more: &str) {
-    // Several epochs, and a budget near the least: an allocator that keeps what large pictures gave back shows only then.
+    // Several epochs, and a budget near the minimum: only then does an allocator show that keeps memory of large
+    // images.
     for budget_mib in [48, 64, 256, 1024] {
         for layout in ["nchw", "nhwc"] {
             let (peak, planned) = measure(folder, budget_mib, &format!("--layout {layout} {more}"));
             assert!(peak <= budget_mib * MIB, "{peak} bytes were resident, the budget was {budget_mib} MiB");
-            // The byte table leaves nothing out: where the budget is ample, only this would show it.
+            // The byte table is complete: at an ample budget only this would show an omission.
             assert!(peak <= planned, "{peak} bytes were resident, the plan expected {planned}");
         }
     }
 }
 
 #[test]
-fn the_process_stays_within_its_budget_on_pictures_made_up() {
+fn generated_images_fit_the_budget() {
     let folder = tempfile::tempdir().expect("a folder");
-    // A few larger ones among them, so that there is something to plan for.
+    // A few are larger, so that the plan has to provide for them.
     class_folders(folder.path(), &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
     check(folder.path(), "--epochs 6 --workers 2");
     let (peak, _) = measure(folder.path(), 256, "--output f32 --workers 4");
@@ -77,16 +78,16 @@ fn the_process_stays_within_its_budget_on_pictures_made_up() {
 }
 
 #[test]
-fn the_process_stays_within_its_budget_on_photographs() {
+fn imagenet_images_fit_the_budget() {
     match imagenet_sample() {
         Some(folder) => check(&folder, "--epochs 3"),
         None => skip::skip(&Missing::Data("the sample of ImageNet beside the repository")),
     }
 }
 
-/// The page cache holds a copied program in larger pieces than one that was just linked, and more of it is resident.
+/// The page cache holds a copied program in larger folios than a linked one, so more of it is resident.
 #[test]
-fn a_copy_of_the_program_stays_within_its_budget() {
+fn a_copy_of_the_program_fits_the_budget() {
     let place = tempfile::tempdir().expect("a folder");
     class_folders(place.path(), &["ant", "bee"], 80, &[(500, 375), (1000, 750)]);
     let copy = place.path().join("copy");
@@ -97,16 +98,16 @@ fn a_copy_of_the_program_stays_within_its_budget() {
     assert!(peak <= planned, "{peak} bytes were resident, the plan expected {planned}");
 }
 
-/// A tar of files, as they lie in a folder of class folders.
+/// A tar of a folder of class folders.
 fn tar_of(folder: &Path) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     builder.append_dir_all(".", folder).expect("a tar");
     builder.into_inner().expect("a tar")
 }
 
-/// The same pictures in each container there is.
+/// The same images in every container.
 #[test]
-fn the_process_stays_within_its_budget_whatever_the_container() {
+fn every_container_fits_the_budget() {
     let place = tempfile::tempdir().expect("a folder");
     let folder = place.path().join("files");
     class_folders(&folder, &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
@@ -130,10 +131,10 @@ fn check_container(path: &Path, budgets_mib: &[u64], more: &str) {
     }
 }
 
-/// Row groups of 50 pictures, each group's in one page, as the hub has them.
+/// Row groups of 50 images with one page each, as the hub has them.
 #[test]
 #[cfg(feature = "parquet")]
-fn the_process_stays_within_its_budget_over_parquet() {
+fn parquet_fits_the_budget() {
     use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 
     let place = tempfile::tempdir().expect("a folder");
@@ -161,10 +162,10 @@ fn the_process_stays_within_its_budget_over_parquet() {
     check_container(&path, &[64, 256], "");
 }
 
-/// What requests hold is planned for the worst, which a web server on the same machine is far from.
+/// Requests are planned for the worst case; a web server on the same machine is far from it.
 #[test]
 #[cfg(feature = "store-tests")]
-fn the_process_stays_within_its_budget_over_a_store() {
+fn a_store_fits_the_budget() {
     let (place, scratch) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let folder = place.path().join("files");
     class_folders(&folder, &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);

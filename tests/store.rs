@@ -34,7 +34,7 @@ static HEAP: feedstock::host::CountingAllocator = feedstock::host::CountingAlloc
 
 /// What an object holds: every eight bytes say where they are, and of which version.
 fn content(bytes: usize, version: u64) -> Vec<u8> {
-    let word = |i: u64| (feedstock::mix64(i ^ version << 40)).to_le_bytes();
+    let word = |i: u64| (feedstock::rng::mix64(i ^ version << 40)).to_le_bytes();
     (0..bytes.div_ceil(8) as u64).flat_map(word).take(bytes).collect()
 }
 

@@ -603,7 +603,7 @@ fn bad_settings_are_refused_in_one_line() {
     for (flags, code, expected) in [
         ("--freeze nonsense", 2, "no parameter 'nonsense' to freeze: expected one of stem, blocks.0"),
         ("--freeze stem,blocks,head", 2, "leaves no parameter to train"),
-        ("--freeze stem,,head", 2, "empty name in 'stem,,head'"),
+        ("--freeze stem,,head", 2, "invalid names of parameters 'stem,,head'"),
         ("--micro-batch 7 --batch-size 64", 2, "--micro-batch 7 does not divide --batch-size 64"),
         ("--micro-batch 0", 2, "'0' is no size of a batch"),
         ("--prune 1.5", 2, "pruning a share of 1.5"),

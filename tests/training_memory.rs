@@ -129,7 +129,7 @@ fn loader(images: u32, batch: usize) -> Loader {
         .batch_size(batch)
         .ram_budget(ByteCount(64 << 20))
         .transform(ResizeCenterCrop::new(16, 16))
-        .output(DType::F32)
+        .dtype(DType::F32)
         .build()
         .unwrap()
 }

@@ -47,7 +47,7 @@ pub struct ImageBatch<B: Backend> {
 ///     .batch_size(256)
 ///     .ram_budget("4G".parse::<RamBudget>()?)
 ///     .transform(RandomResizedCrop::new(224).flip(0.5))
-///     .output(DType::F32)
+///     .dtype(DType::F32)
 ///     .normalize(IMAGENET)
 ///     .build()?;
 /// let data: Arc<dyn DataLoader<B, ImageBatch<B>>> = Arc::new(BurnLoader::new(loader, Default::default()));

@@ -29,9 +29,9 @@ fn builder(bad: &[u32]) -> LoaderBuilder {
         .batch_size(BATCH)
         .ram_budget(ByteCount(64 << 20))
         .transform(ResizeCenterCrop::new(4, 4))
-        .output(DType::F32)
+        .dtype(DType::F32)
         .normalize(Normalize { mean: [0.0; 3], std: [1.0 / 255.0; 3] })
-        .bad_samples_max(1.0)
+        .max_bad_fraction(1.0)
         .seed(3)
 }
 
@@ -91,7 +91,7 @@ fn an_epoch_is_resumed_at_any_batch() {
 fn another_type_gives_the_same_values() {
     let (expected, _) = epoch(&adapt(builder(&[]).shuffle(false)));
     assert_eq!(expected, (0..IMAGES).collect::<Vec<_>>());
-    assert_eq!(epoch(&adapt(builder(&[]).shuffle(false).output(DType::Bf16))).0, expected);
+    assert_eq!(epoch(&adapt(builder(&[]).shuffle(false).dtype(DType::Bf16))).0, expected);
     let source = MemorySource::new(vec!["a".to_owned()], vec![(png(7), 0)]).expect("a source");
     let raw = adapt(Loader::builder(source).transform(ResizeCenterCrop::new(4, 4)).ram_budget(ByteCount(64 << 20)));
     let batch = raw.iter().next().expect("a batch");

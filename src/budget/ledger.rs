@@ -1,15 +1,15 @@
-//! Owns who holds which bytes: one `Ledger`, its named `Account`s, and the `Reservation`s that are taken from them.
-//! It must never allocate what it accounts for, and never let the sum of what is held pass the limit.
+//! The accounting of bytes: a `Ledger`, its named `Account`s, and the `Reservation`s taken from them.
 //!
-//! One lock guards every number, so a snapshot is always consistent: the accounts add up to what is held, and what is
-//! held is at most the limit. The pipeline reserves by the chunk of samples, not by the sample, so the lock is cold.
+//! One lock guards every number, so a snapshot is always consistent: the accounts add up to the bytes held, which are
+//! at most the limit (proven by `the_ledger_always_balances`, and with loom in `tests/loom_ledger.rs`). The pipeline
+//! reserves by chunks of samples, so the lock is cold. The ledger accounts for memory and allocates none.
 
 use std::fmt;
 
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::units::ByteCount;
 
-/// The one book in which every payload byte of a loader stands.
+/// Accounts for every payload byte of a loader. A clone is another handle to the same ledger.
 ///
 /// ```
 /// use feedstock::ByteCount;
@@ -30,17 +30,17 @@ pub struct Ledger {
 
 struct Shared {
     limit: u64,
-    book: Mutex<Book>,
+    totals: Mutex<Totals>,
     freed: Condvar,
 }
 
 #[derive(Default)]
-struct Book {
+struct Totals {
     held: u64,
     peak: u64,
-    /// Held by accounts whose reservations outlive any wait, so nobody should wait for these bytes.
+    /// Bytes in fixed accounts. They outlive any wait, so no wait counts on them.
     fixed: u64,
-    /// Waits under way: with none, giving bytes back costs no system call.
+    /// Waits in progress. Without any, releasing bytes costs no system call.
     waits: u32,
     accounts: Vec<Entry>,
 }
@@ -120,117 +120,141 @@ impl serde::Serialize for AccountKind {
     }
 }
 
-/// A named holder of bytes.
+/// A named holder of bytes in a [`Ledger`].
 #[derive(Clone)]
 pub struct Account {
     shared: Arc<Shared>,
     index: usize,
 }
 
-/// Bytes that are held until this is dropped. It can be split, shrunk, and grown within its account.
-#[must_use = "a reservation that is dropped at once holds nothing"]
+/// Bytes held until this is dropped. It can be split, shrunk and grown within its account.
+#[must_use = "a reservation holds bytes only until it is dropped"]
 pub struct Reservation {
     account: Account,
     bytes: u64,
 }
 
-/// A request that the ledger refused, and who holds the bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A request that the ledger refused, with the largest holders.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{account}' needs {needed}, but {available} of the {limit} are left{}", Holders(.holders))]
+#[non_exhaustive]
 pub struct OverBudget {
-    /// The account that asked.
+    /// The requesting account.
     pub account: AccountKind,
-    /// What it asked for.
+    /// Bytes requested.
     pub needed: ByteCount,
-    /// What was left at that moment; for a wait that could never end, what would be left if all that moves came back.
+    /// Bytes left. For a wait that could never end: bytes left if every reservation that is not fixed were released.
     pub available: ByteCount,
-    /// The limit that stands in the way: the account's cap or the ledger's limit.
+    /// The limit exceeded: the account's cap or the ledger's limit.
     pub limit: ByteCount,
-    /// The largest holders at that moment, largest first, three at most.
+    /// The largest holders, largest first, three at most.
     pub holders: Vec<(AccountKind, ByteCount)>,
 }
 
-/// Why a wait for bytes ended without them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The list of the largest holders in an error message.
+struct Holders<'a>(&'a [(AccountKind, ByteCount)]);
+
+impl fmt::Display for Holders<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "; most is held by ";
+        for (name, held) in self.0 {
+            write!(f, "{separator}{name} ({held})")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// The end of a wait without bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// No release could ever make room.
+    #[error(transparent)]
     OverBudget(OverBudget),
-    /// The wait was called off.
+    /// The wait was cancelled.
+    #[error("the wait for bytes was cancelled")]
     Cancelled,
 }
 
-/// What one account holds and has held at most.
+/// Bytes held by one account, now and at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct AccountReport {
     /// The account.
     pub kind: AccountKind,
-    /// What it may hold at most.
+    /// Maximum that it may hold.
     pub cap: ByteCount,
-    /// Held now.
+    /// Bytes held now.
     pub held: ByteCount,
-    /// Held at most, ever.
+    /// Maximum held so far.
     pub peak: ByteCount,
 }
 
-/// One consistent look at a ledger.
+/// A consistent snapshot of a ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct LedgerReport {
-    /// What may be held at most.
+    /// Maximum that may be held.
     pub limit: ByteCount,
-    /// Held now, all accounts together.
+    /// Bytes held now by all accounts.
     pub held: ByteCount,
-    /// Held at most, ever.
+    /// Maximum held so far.
     pub peak: ByteCount,
-    /// By account, in the order in which the accounts were opened.
+    /// The accounts, in the order in which they were opened.
     pub accounts: Vec<AccountReport>,
 }
 
 impl Ledger {
-    /// An empty ledger that lets at most `limit` be held.
+    /// Creates an empty ledger with a limit.
     #[must_use]
     pub fn new(limit: ByteCount) -> Self {
-        Ledger { shared: Arc::new(Shared { limit: limit.0, book: Mutex::new(Book::default()), freed: Condvar::new() }) }
+        Ledger {
+            shared: Arc::new(Shared { limit: limit.0, totals: Mutex::new(Totals::default()), freed: Condvar::new() }),
+        }
     }
 
-    /// Opens an account for reservations that come and go. It may hold at most `cap`: where the caps of all accounts
-    /// add up to no more than the limit, each can be used to the full whatever the others do.
+    /// Opens an account for temporary reservations, of at most `cap` in all. If the caps of all accounts add up to no
+    /// more than the limit, each account can be filled whatever the others hold.
     #[must_use]
     pub fn account(&self, kind: AccountKind, cap: ByteCount) -> Account {
         self.open(kind, cap, false)
     }
 
-    /// Opens an account for reservations that stay as long as the loader does.
+    /// Opens an account for reservations that live as long as the loader.
     #[must_use]
     pub fn fixed_account(&self, kind: AccountKind, cap: ByteCount) -> Account {
         self.open(kind, cap, true)
     }
 
     fn open(&self, kind: AccountKind, cap: ByteCount, fixed: bool) -> Account {
-        let mut book = self.shared.lock();
-        book.accounts.push(Entry { kind, fixed, cap: cap.0, held: 0, peak: 0 });
-        Account { shared: self.shared.clone(), index: book.accounts.len() - 1 }
+        let mut totals = self.shared.lock();
+        totals.accounts.push(Entry { kind, fixed, cap: cap.0, held: 0, peak: 0 });
+        Account { shared: self.shared.clone(), index: totals.accounts.len() - 1 }
     }
 
-    /// What may be held at most.
+    /// Maximum that may be held.
     #[must_use]
     pub fn limit(&self) -> ByteCount {
         ByteCount(self.shared.limit)
     }
 
-    /// What is held now.
+    /// Bytes held now.
     #[must_use]
     pub fn held(&self) -> ByteCount {
         ByteCount(self.shared.lock().held)
     }
 
-    /// What every account holds, in one consistent look.
+    /// A consistent snapshot of all accounts.
     #[must_use]
     pub fn report(&self) -> LedgerReport {
-        let book = self.shared.lock();
+        let totals = self.shared.lock();
         LedgerReport {
             limit: self.limit(),
-            held: ByteCount(book.held),
-            peak: ByteCount(book.peak),
-            accounts: book
+            held: ByteCount(totals.held),
+            peak: ByteCount(totals.peak),
+            accounts: totals
                 .accounts
                 .iter()
                 .map(|entry| AccountReport {
@@ -243,59 +267,46 @@ impl Ledger {
         }
     }
 
-    /// Wakes every wait, so that it asks again whether it has been called off.
+    /// Wakes every wait, so that it checks for cancellation.
     pub fn wake(&self) {
-        // Taking the lock orders this after a waiter's last look at its condition: it cannot sleep through the call.
-        let _book = self.shared.lock();
+        // Taking the lock orders this after a waiter's last check of its condition: it cannot sleep through the call.
+        let _totals = self.shared.lock();
         self.shared.freed.notify_all();
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Book> {
-        lock(&self.book)
+    fn lock(&self) -> MutexGuard<'_, Totals> {
+        lock(&self.totals)
     }
 }
 
-impl Book {
+impl Totals {
     fn take(&mut self, index: usize, bytes: u64, limit: u64) -> bool {
-        let entry = &self.accounts[index];
+        let entry = &mut self.accounts[index];
         if bytes > entry.cap.saturating_sub(entry.held).min(limit - self.held) {
             return false;
         }
+        entry.held += bytes;
+        entry.peak = entry.peak.max(entry.held);
+        self.fixed += if entry.fixed { bytes } else { 0 };
         self.held += bytes;
         self.peak = self.peak.max(self.held);
-        self.credit(index, bytes);
         true
     }
 
-    /// What this account could take if everything that moves came back: no wait can end with more.
+    fn release(&mut self, index: usize, bytes: u64) {
+        let entry = &mut self.accounts[index];
+        entry.held -= bytes;
+        self.fixed -= if entry.fixed { bytes } else { 0 };
+        self.held -= bytes;
+    }
+
+    /// Bytes that the account could take if every reservation that is not fixed were released.
     fn reachable(&self, index: usize, limit: u64) -> u64 {
         let entry = &self.accounts[index];
         let stays = if entry.fixed { entry.held } else { 0 };
         entry.cap.saturating_sub(stays).min(limit - self.fixed)
-    }
-
-    fn give_back(&mut self, index: usize, bytes: u64) {
-        self.held -= bytes;
-        self.debit(index, bytes);
-    }
-
-    fn credit(&mut self, index: usize, bytes: u64) {
-        let entry = &mut self.accounts[index];
-        entry.held += bytes;
-        entry.peak = entry.peak.max(entry.held);
-        if entry.fixed {
-            self.fixed += bytes;
-        }
-    }
-
-    fn debit(&mut self, index: usize, bytes: u64) {
-        let entry = &mut self.accounts[index];
-        entry.held -= bytes;
-        if entry.fixed {
-            self.fixed -= bytes;
-        }
     }
 
     fn refusal(&self, index: usize, needed: u64, available: u64, limit: u64) -> OverBudget {
@@ -321,45 +332,45 @@ impl Account {
         self.shared.lock().accounts[self.index].kind
     }
 
-    /// Takes bytes now, or says why not.
+    /// Reserves bytes now.
     ///
     /// # Errors
-    /// [`OverBudget`] if what is held and what is asked for pass the account's cap or the ledger's limit together.
+    /// [`OverBudget`] if the reservation would exceed the account's cap or the ledger's limit.
     pub fn reserve(&self, bytes: ByteCount) -> Result<Reservation, OverBudget> {
-        let mut book = self.shared.lock();
-        if book.take(self.index, bytes.0, self.shared.limit) {
+        let mut totals = self.shared.lock();
+        if totals.take(self.index, bytes.0, self.shared.limit) {
             Ok(self.holding(bytes.0))
         } else {
-            let entry = &book.accounts[self.index];
-            let available = entry.cap.saturating_sub(entry.held).min(self.shared.limit - book.held);
-            Err(book.refusal(self.index, bytes.0, available, self.shared.limit))
+            let entry = &totals.accounts[self.index];
+            let available = entry.cap.saturating_sub(entry.held).min(self.shared.limit - totals.held);
+            Err(totals.refusal(self.index, bytes.0, available, self.shared.limit))
         }
     }
 
-    /// Takes bytes as soon as they are there. Only one place of the pipeline may wait: the one that lets samples in.
+    /// Reserves bytes as soon as they are available. Only admission may wait, or the pipeline could deadlock.
     ///
-    /// `cancelled` is asked before each sleep; whoever makes it true must call [`Ledger::wake`] afterwards.
+    /// `cancelled` is checked before each sleep; the thread that makes it true must call [`Ledger::wake`] afterwards.
     ///
     /// # Errors
     /// [`WaitError::OverBudget`] at once if even an idle pipeline would leave too little, [`WaitError::Cancelled`] if
-    /// the wait was called off.
+    /// the wait was cancelled.
     pub fn reserve_waiting(&self, bytes: ByteCount, cancelled: impl Fn() -> bool) -> Result<Reservation, WaitError> {
-        let mut book = self.shared.lock();
+        let mut totals = self.shared.lock();
         loop {
             if cancelled() {
                 return Err(WaitError::Cancelled);
             }
-            if book.take(self.index, bytes.0, self.shared.limit) {
+            if totals.take(self.index, bytes.0, self.shared.limit) {
                 return Ok(self.holding(bytes.0));
             }
-            let reachable = book.reachable(self.index, self.shared.limit);
+            let reachable = totals.reachable(self.index, self.shared.limit);
             if bytes.0 > reachable {
-                let refusal = book.refusal(self.index, bytes.0, reachable, self.shared.limit);
+                let refusal = totals.refusal(self.index, bytes.0, reachable, self.shared.limit);
                 return Err(WaitError::OverBudget(refusal));
             }
-            book.waits += 1;
-            book = self.shared.freed.wait(book).unwrap_or_else(PoisonError::into_inner);
-            book.waits -= 1;
+            totals.waits += 1;
+            totals = self.shared.freed.wait(totals).unwrap_or_else(PoisonError::into_inner);
+            totals.waits -= 1;
         }
     }
 
@@ -369,40 +380,40 @@ impl Account {
 }
 
 impl Reservation {
-    /// How much it holds.
+    /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> ByteCount {
         ByteCount(self.bytes)
     }
 
-    /// Cuts a part off, held by the same account.
+    /// Splits `bytes` off into a reservation of the same account.
     ///
     /// # Panics
-    /// Panics if the part is larger than what is held.
+    /// Panics if `bytes` is more than it holds.
     pub fn split(&mut self, bytes: ByteCount) -> Reservation {
-        assert!(bytes.0 <= self.bytes, "{} cut from {}", bytes, self.bytes());
+        assert!(bytes.0 <= self.bytes, "split {} off {}", bytes, self.bytes());
         self.bytes -= bytes.0;
         self.account.holding(bytes.0)
     }
 
-    /// Gives back all but `bytes`.
+    /// Releases all but `bytes`.
     ///
     /// # Panics
-    /// Panics if `bytes` is more than what is held.
+    /// Panics if `bytes` is more than it holds.
     pub fn shrink_to(&mut self, bytes: ByteCount) {
-        assert!(bytes.0 <= self.bytes, "{} shrunk to {}", self.bytes(), bytes);
+        assert!(bytes.0 <= self.bytes, "shrink {} to {}", self.bytes(), bytes);
         drop(self.split(ByteCount(self.bytes - bytes.0)));
     }
 
-    /// Takes more bytes from the same account, up to `bytes` in all.
+    /// Reserves more bytes of the same account, up to `bytes` in all.
     ///
     /// # Errors
-    /// As [`Account::reserve`]; what is held stays held.
+    /// The same as [`Account::reserve`]; the bytes held so far stay reserved.
     ///
     /// # Panics
-    /// Panics if `bytes` is less than what is held.
+    /// Panics if `bytes` is less than it holds.
     pub fn grow_to(&mut self, bytes: ByteCount) -> Result<(), OverBudget> {
-        assert!(bytes.0 >= self.bytes, "{} grown to {}", self.bytes(), bytes);
+        assert!(bytes.0 >= self.bytes, "grow {} to {}", self.bytes(), bytes);
         let mut more = self.account.reserve(ByteCount(bytes.0 - self.bytes))?;
         self.bytes += std::mem::take(&mut more.bytes);
         Ok(())
@@ -412,28 +423,14 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            let mut book = self.account.shared.lock();
-            book.give_back(self.account.index, self.bytes);
-            if book.waits > 0 {
+            let mut totals = self.account.shared.lock();
+            totals.release(self.account.index, self.bytes);
+            if totals.waits > 0 {
                 self.account.shared.freed.notify_all();
             }
         }
     }
 }
-
-impl fmt::Display for OverBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}' needs {}, but {} of the {} are left", self.account, self.needed, self.available, self.limit)?;
-        let mut separator = "; most is held by ";
-        for (name, held) in &self.holders {
-            write!(f, "{separator}{name} ({held})")?;
-            separator = ", ";
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for OverBudget {}
 
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,5 +1,7 @@
-//! Owns the limit and the book: what a loader may hold, and who holds it.
-//! It must never measure the machine (that is `host`), decide sizes (that is `plan`) or hold payload itself.
+//! Budgets as users write them, and the ledger that accounts for every byte a loader holds.
+//!
+//! [`RamBudget`] and [`CpuBudget`] are parsed values; a [`Ledger`] hands out [`Reservation`]s under named [`Account`]s
+//! and never lets their sum exceed its limit. Reading the machine is up to `host`, deciding sizes up to `plan`.
 
 mod ledger;
 
@@ -8,9 +10,9 @@ use std::str::FromStr;
 
 pub use ledger::{Account, AccountKind, AccountReport, Ledger, LedgerReport, OverBudget, Reservation, WaitError};
 
-use crate::units::{ByteCount, ParseByteCountError};
+use crate::units::{ByteCount, ParseError, SIZE_FORMS};
 
-/// How much RAM a loader may take, as its user says it: a size, a share of what is available, or `auto`.
+/// RAM that a loader may hold: a size, a share of what is available, or `auto`.
 ///
 /// ```
 /// use feedstock::{ByteCount, RamBudget};
@@ -18,47 +20,125 @@ use crate::units::{ByteCount, ParseByteCountError};
 /// assert_eq!("24G".parse::<RamBudget>()?.resolve(available, 1), ByteCount(24 << 30));
 /// assert_eq!("25%".parse::<RamBudget>()?.resolve(available, 1), ByteCount(8 << 30));
 /// assert_eq!("auto".parse::<RamBudget>()?.resolve(available, 1), ByteCount(16 << 30));
-/// // Four ranks on one machine share what is the machine's.
+/// // Four ranks on one machine share the machine's budget.
 /// assert_eq!("24G".parse::<RamBudget>()?.resolve(available, 4), ByteCount(6 << 30));
-/// # Ok::<(), feedstock::ParseRamBudgetError>(())
+/// # Ok::<(), feedstock::ParseError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum RamBudget {
     /// Half of what is available at start; the other half is left to the trainer and the page cache.
     #[default]
     Auto,
-    /// This share, in `(0, 1]`, of what is available at start.
+    /// This share, in `(0, 1]`, of what is available at start, divided among the local ranks.
     Fraction(f64),
-    /// Just this much.
+    /// This many bytes, divided among the local ranks.
     Bytes(ByteCount),
+    /// This many bytes for the process that builds the loader, not divided among ranks. For programs that divide a
+    /// budget between loaders themselves.
+    PerProcess(ByteCount),
 }
 
-/// How many cores a loader may keep busy: a number, a share of those that the process may use, or `auto`.
+impl RamBudget {
+    /// The share of the available memory that [`RamBudget::Auto`] takes.
+    pub const AUTO_FRACTION: f64 = 0.5;
+
+    /// Budget in bytes of one of `local_ranks` processes on a machine with this much memory available. All but
+    /// [`PerProcess`](RamBudget::PerProcess) budgets are the machine's, so that one command line holds for every rank:
+    /// each rank gets an equal part.
+    ///
+    /// # Panics
+    /// Panics if `local_ranks` is 0.
+    #[must_use]
+    pub fn resolve(self, available: ByteCount, local_ranks: usize) -> ByteCount {
+        let share = |fraction: f64| ByteCount((available.0 as f64 * fraction) as u64);
+        let all = match self {
+            RamBudget::Auto => share(Self::AUTO_FRACTION),
+            RamBudget::Fraction(fraction) => share(fraction),
+            RamBudget::Bytes(bytes) => bytes,
+            RamBudget::PerProcess(bytes) => return bytes,
+        };
+        ByteCount(all.0 / local_ranks as u64)
+    }
+}
+
+impl FromStr for RamBudget {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || ParseError::invalid("RAM budget", text, format!("{SIZE_FORMS}; a share such as 60%; or auto"));
+        match (keyword_or_share(text), text.trim().parse()) {
+            (Some(Share::Auto), _) => Ok(RamBudget::Auto),
+            (Some(Share::Fraction(fraction)), _) => Ok(RamBudget::Fraction(fraction)),
+            (None, Ok(bytes)) => Ok(RamBudget::Bytes(bytes)),
+            (None, Err(_)) => Err(refused()),
+        }
+    }
+}
+
+impl From<ByteCount> for RamBudget {
+    fn from(bytes: ByteCount) -> Self {
+        RamBudget::Bytes(bytes)
+    }
+}
+
+impl From<u64> for RamBudget {
+    fn from(bytes: u64) -> Self {
+        RamBudget::Bytes(ByteCount(bytes))
+    }
+}
+
+impl TryFrom<&str> for RamBudget {
+    type Error = ParseError;
+
+    fn try_from(text: &str) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for RamBudget {
+    type Error = ParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for RamBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RamBudget::Auto => f.write_str("auto"),
+            RamBudget::Fraction(fraction) => write!(f, "{}%", fraction * 100.0),
+            RamBudget::Bytes(bytes) | RamBudget::PerProcess(bytes) => bytes.fmt(f),
+        }
+    }
+}
+
+/// Cores that a loader may keep busy: a number, a share of those that the process may use, or `auto`.
 ///
 /// ```
 /// use feedstock::CpuBudget;
 /// assert_eq!("6".parse::<CpuBudget>()?.resolve(8), 6);
 /// assert_eq!("50%".parse::<CpuBudget>()?.resolve(8), 4);
 /// assert_eq!("auto".parse::<CpuBudget>()?.resolve(8), 7);
-/// # Ok::<(), feedstock::ParseCpuBudgetError>(())
+/// # Ok::<(), feedstock::ParseError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum CpuBudget {
     /// All but one, which is left to the training thread.
     #[default]
     Auto,
     /// This share, in `(0, 1]`.
     Fraction(f64),
-    /// Just this many.
+    /// This many.
     Cores(usize),
 }
 
-/// What was wrong with a text that should have been a CPU budget.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseCpuBudgetError(String);
-
 impl CpuBudget {
-    /// The number of workers that keep these cores busy: at least 1.
+    /// Number of workers that keep these cores busy: at least 1.
     #[must_use]
     pub fn resolve(self, usable: usize) -> usize {
         let cores = match self {
@@ -71,23 +151,14 @@ impl CpuBudget {
 }
 
 impl FromStr for CpuBudget {
-    type Err = ParseCpuBudgetError;
+    type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let trimmed = text.trim();
-        if trimmed.eq_ignore_ascii_case("auto") {
-            return Ok(CpuBudget::Auto);
-        }
-        let refused = || ParseCpuBudgetError(text.to_owned());
-        match trimmed.strip_suffix('%') {
-            Some(number) => match number.trim().parse::<f64>() {
-                Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(CpuBudget::Fraction(percent / 100.0)),
-                _ => Err(refused()),
-            },
-            None => match trimmed.parse() {
-                Ok(cores) if cores > 0 => Ok(CpuBudget::Cores(cores)),
-                _ => Err(refused()),
-            },
+        match (keyword_or_share(text), text.trim().parse()) {
+            (Some(Share::Auto), _) => Ok(CpuBudget::Auto),
+            (Some(Share::Fraction(fraction)), _) => Ok(CpuBudget::Fraction(fraction)),
+            (None, Ok(cores)) if cores > 0 => Ok(CpuBudget::Cores(cores)),
+            _ => Err(ParseError::invalid("CPU budget", text, "a number of cores from 1, a share such as 50%, or auto")),
         }
     }
 }
@@ -102,90 +173,21 @@ impl fmt::Display for CpuBudget {
     }
 }
 
-impl fmt::Display for ParseCpuBudgetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}' is no CPU budget: write a number of cores, a share such as 50%, or auto", self.0)
+/// The forms that both budgets have.
+enum Share {
+    Auto,
+    Fraction(f64),
+}
+
+/// Parses `auto`, or a percentage over 0 and up to 100.
+fn keyword_or_share(text: &str) -> Option<Share> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("auto") {
+        return Some(Share::Auto);
     }
+    let percent: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
+    (percent > 0.0 && percent <= 100.0).then_some(Share::Fraction(percent / 100.0))
 }
-
-impl std::error::Error for ParseCpuBudgetError {}
-
-/// What was wrong with a text that should have been a RAM budget.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ParseRamBudgetError {
-    /// It is no size.
-    Size(ParseByteCountError),
-    /// It ends in `%`, but is no share between 0 and 100.
-    Percent(String),
-}
-
-impl RamBudget {
-    /// The share of the available memory that [`RamBudget::Auto`] takes.
-    pub const AUTO_FRACTION: f64 = 0.5;
-
-    /// The budget in bytes of one of `local_ranks` processes on a machine with this much memory available. The budget is
-    /// the machine's, so that the same command line holds for every rank: each gets an equal part of it.
-    ///
-    /// # Panics
-    /// Panics if there are no ranks.
-    #[must_use]
-    pub fn resolve(self, available: ByteCount, local_ranks: usize) -> ByteCount {
-        let share = |fraction: f64| ByteCount((available.0 as f64 * fraction) as u64);
-        let all = match self {
-            RamBudget::Auto => share(Self::AUTO_FRACTION),
-            RamBudget::Fraction(fraction) => share(fraction),
-            RamBudget::Bytes(bytes) => bytes,
-        };
-        ByteCount(all.0 / local_ranks as u64)
-    }
-}
-
-impl FromStr for RamBudget {
-    type Err = ParseRamBudgetError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let trimmed = text.trim();
-        if trimmed.eq_ignore_ascii_case("auto") {
-            return Ok(RamBudget::Auto);
-        }
-        if let Some(number) = trimmed.strip_suffix('%') {
-            return match number.trim().parse::<f64>() {
-                Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(RamBudget::Fraction(percent / 100.0)),
-                _ => Err(ParseRamBudgetError::Percent(text.to_owned())),
-            };
-        }
-        trimmed.parse().map(RamBudget::Bytes).map_err(ParseRamBudgetError::Size)
-    }
-}
-
-impl From<ByteCount> for RamBudget {
-    fn from(bytes: ByteCount) -> Self {
-        RamBudget::Bytes(bytes)
-    }
-}
-
-impl fmt::Display for RamBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RamBudget::Auto => f.write_str("auto"),
-            RamBudget::Fraction(fraction) => write!(f, "{}%", fraction * 100.0),
-            RamBudget::Bytes(bytes) => bytes.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for ParseRamBudgetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ParseRamBudgetError::Size(error) => write!(f, "{error}; a budget may also be a share (60%) or auto"),
-            ParseRamBudgetError::Percent(text) => {
-                write!(f, "'{text}' is no share of the memory: write a number over 0 and up to 100, such as 60%")
-            }
-        }
-    }
-}
-
-impl std::error::Error for ParseRamBudgetError {}
 
 #[cfg(test)]
 mod tests {
@@ -201,23 +203,25 @@ mod tests {
         }
         for text in ["", "0", "0%", "101%", "-1", "1.5", "many", "4G"] {
             let error = text.parse::<CpuBudget>().expect_err(text).to_string();
-            assert!(error.starts_with(&format!("'{text}' is no CPU budget")), "{error}");
+            assert!(error.starts_with(&format!("invalid CPU budget '{text}': expected a number of cores")), "{error}");
         }
     }
 
     #[test]
-    fn budgets_parse_as_people_write_them() {
+    fn ram_budgets_parse_with_every_form() {
         assert_eq!("AUTO".parse(), Ok(RamBudget::Auto));
         assert_eq!("60%".parse(), Ok(RamBudget::Fraction(0.6)));
         assert_eq!("2G".parse(), Ok(RamBudget::Bytes(ByteCount(2 << 30))));
         for text in ["12Q", "0%", "101%", "-5%", "%", "", "nan%", "auto%"] {
-            assert!(text.parse::<RamBudget>().is_err(), "{text}");
+            let error = text.parse::<RamBudget>().expect_err(text).to_string();
+            assert!(error.starts_with(&format!("invalid RAM budget '{text}': expected a number")), "{error}");
         }
-        assert!("12Q".parse::<RamBudget>().unwrap_err().to_string().contains("'12Q'"));
+        assert_eq!(RamBudget::try_from("2G"), Ok(RamBudget::from(2 << 30)));
+        assert_eq!(RamBudget::PerProcess(ByteCount(7)).resolve(ByteCount(100), 2), ByteCount(7));
     }
 
     #[test]
-    fn a_refusal_names_the_needed_the_given_and_the_top_holders() {
+    fn a_refusal_names_the_bytes_and_the_top_holders() {
         let ledger = Ledger::new(ByteCount(64 << 20));
         let kinds = [AccountKind::Slots, AccountKind::Scratch, AccountKind::Index, AccountKind::Encoded];
         let held: Vec<_> = kinds
@@ -229,8 +233,8 @@ mod tests {
             ledger.account(AccountKind::OversizedImages, ledger.limit()).reserve(ByteCount(40 << 20)).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "'oversized images' needs 40.0 MiB, but 18.0 MiB of the 64.0 MiB are left; most is held by slots (30.0 MiB), scratch \
-             (10.0 MiB), index (5.00 MiB)"
+            "'oversized images' needs 40.0 MiB, but 18.0 MiB of the 64.0 MiB are left; most is held by \
+             slots (30.0 MiB), scratch (10.0 MiB), index (5.00 MiB)"
         );
         drop(held);
         assert_eq!(ledger.held(), ByteCount::ZERO);
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_for_what_can_never_come_is_refused_at_once() {
+    fn a_wait_that_can_never_end_is_refused_at_once() {
         let ledger = Ledger::new(ByteCount(100));
         let _fixed = ledger.fixed_account(AccountKind::Slots, ledger.limit()).reserve(ByteCount(70)).unwrap();
         let _moving = ledger.account(AccountKind::Encoded, ledger.limit()).reserve(ByteCount(20)).unwrap();
@@ -285,9 +289,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list of who holds what: no sequence of steps overshoots, loses or invents a byte.
+        /// Compares the ledger with a plain list of holders after any sequence of steps.
         #[test]
-        fn the_book_always_balances(steps in proptest::collection::vec(step(), 0..60)) {
+        fn the_ledger_always_balances(steps in proptest::collection::vec(step(), 0..60)) {
             const LIMIT: u64 = 100;
             let ledger = Ledger::new(ByteCount(LIMIT));
             let caps = [LIMIT, 70, 40];

@@ -13,7 +13,7 @@ use feedstock::host::process_cpu_time;
 use feedstock::tensor::{Normalize, SIDE_MAX, SampleSpec};
 use feedstock::train::ModelKind;
 use feedstock::transform::{IMAGENET, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{Batch, ByteCount, CpuBudget, Error, Loader, OnBadSample, Source, State, Stats, ram_budget_here};
+use feedstock::{Batch, ByteCount, CpuBudget, Error, Loader, OnBadSample, RamBudget, Source, State, Stats};
 
 use super::data::{self, LoaderArgs, ResizeReporter};
 use super::failure::Failure;
@@ -264,16 +264,16 @@ impl BenchArgs {
             builder = builder.normalize(normalize);
         }
         if taken > ByteCount::ZERO {
-            let (budget, _) = ram_budget_here(self.loader.one()?.0);
-            builder = builder.own_ram_budget(budget.saturating_sub(taken));
+            let budget = self.loader.one()?.0.resolve_here().bytes;
+            builder = builder.ram_budget(RamBudget::PerProcess(budget.saturating_sub(taken)));
         }
         let built = builder
             .seed(self.seed)
             .shuffle(!self.no_shuffle)
             .drop_last(self.drop_last)
             .on_bad_sample(self.on_bad_sample)
-            .bad_samples_max(self.max_bad)
-            .rank(self.rank, self.world_size)
+            .max_bad_fraction(self.max_bad)
+            .shard(self.rank, self.world_size)
             .build();
         built.map_err(|error| data::with_other_accounts(error, &beside))
     }

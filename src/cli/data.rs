@@ -16,11 +16,12 @@ pub(crate) use feedstock::source::readable;
 #[cfg(feature = "store")]
 use feedstock::source::store::{IN_FLIGHT, IN_FLIGHT_MAX};
 use feedstock::source::{OpenOptions, SHARD_EXTENSIONS, SHUFFLE_BUFFER};
+use feedstock::stats::GovernorLog;
 use feedstock::tensor::SIDE_MAX;
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{
-    BadSample, ByteCount, CpuBudget, DType, DamagedSample, Error, Layout, Loader, LoaderBuilder, Moves, Plan,
-    RamBudget, SampleId, Source, source,
+    BadSample, ByteCount, CpuBudget, DType, DamagedSample, Error, Layout, Loader, LoaderBuilder, Plan, RamBudget,
+    SampleId, Source, source,
 };
 
 use super::failure::{Failure, say};
@@ -100,7 +101,11 @@ impl DecodeArgs {
         let Options {
             quality, apply_exif_orientation: orient, accept_truncated, background: [red, green, blue], ..
         } = self.options();
-        builder.quality(quality).orient(orient).accept_truncated(accept_truncated).background(red, green, blue)
+        builder
+            .quality(quality)
+            .apply_exif_orientation(orient)
+            .accept_truncated(accept_truncated)
+            .background(red, green, blue)
     }
 }
 
@@ -241,14 +246,14 @@ impl LoaderArgs {
             .process_overhead(PROGRAM_OVERHEAD)
             .batch_size(self.batch_size)
             .transform(RandomResizedCrop::new(self.size).flip(0.5))
-            .output(self.output)
+            .dtype(self.output)
             .layout(self.layout)
             .cpu_budget(self.cpu_budget.unwrap_or_default())
-            .governed(!self.no_governor)
+            .adapt_to_pressure(!self.no_governor)
             .device(device.clone());
         builder = self.decode.apply(builder);
         if let Some(workers) = workers {
-            builder = builder.workers(workers);
+            builder = builder.max_workers(workers);
         }
         if let Some(prefetch) = self.prefetch {
             builder = builder.prefetch(prefetch);
@@ -326,7 +331,7 @@ impl ResizeReporter {
             return;
         }
         self.looked = Some(Instant::now());
-        let moves = loader.moves();
+        let moves = loader.governor_log();
         let new = usize::try_from(moves.made - self.told).unwrap_or(usize::MAX).min(moves.latest.len());
         self.told = moves.made;
         if new > 0 {
@@ -336,8 +341,8 @@ impl ResizeReporter {
 }
 
 /// The governor's resizes as JSON.
-pub(crate) fn moves_json(moves: &Moves) -> Value {
-    let one = |one: &feedstock::ResizeEvent| {
+pub(crate) fn moves_json(moves: &GovernorLog) -> Value {
+    let one = |one: &feedstock::stats::ResizeEvent| {
         json!({
             "at_s": one.at.as_secs_f64(),
             "level": one.level,
@@ -350,7 +355,7 @@ pub(crate) fn moves_json(moves: &Moves) -> Value {
 }
 
 /// The governor's resizes in one line; `None` if there were none.
-pub(crate) fn moves_text(moves: &Moves) -> Option<String> {
+pub(crate) fn moves_text(moves: &GovernorLog) -> Option<String> {
     let last = moves.latest.last()?;
     Some(format!("{} of the governor's, the last at {last}", counted(moves.made, "move")))
 }

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use clap::Args;
 use serde_json::{Value, json};
 
-use feedstock::ByteCount;
 use feedstock::train::{
     Checkpointing, Freeze, MemoryAccount, MemoryReport, MemorySaving, ModelKind, NetworkConfig, OptimizerKind, Phase,
     Precision, Prune, TrainConfig,
 };
+use feedstock::{ByteCount, ParseError};
 
 use super::failure::Failure;
 use super::table::columns;
@@ -64,11 +64,14 @@ pub(crate) enum Model {
 }
 
 impl FromStr for Model {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         match text {
             "auto" => Ok(Model::Auto),
-            _ => text.parse().map(Model::Kind).map_err(|error: String| error.replace("use ", "use auto, ")),
+            _ => text
+                .parse()
+                .map(Model::Kind)
+                .map_err(|error: ParseError| ParseError::unknown("model", text, format!("auto, {}", error.expected()))),
         }
     }
 }

@@ -10,7 +10,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use feedstock::pack::{PackError, Progress as Done, Report, Settings, ShardOf, Skipped, Treatment, pack};
-use feedstock::{ByteCount, ErrorKind, RamBudget, Seed, Source};
+use feedstock::rng::Seed;
+use feedstock::{ByteCount, ErrorKind, RamBudget, Source};
 
 use super::data::{BadReport, SourceArgs, tell_notes};
 use super::failure::{Failure, chain, print};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use feedstock::host::HostFacts;
 use feedstock::plan::Profile;
 use feedstock::train::{Forecast, MemorySaving, TrainConfig, memory_savings, micro_batch_within};
-use feedstock::{Error, Plan, Source, ram_budget_here};
+use feedstock::{Error, Plan, Source};
 
 use super::data::{self, LoaderArgs};
 use super::failure::{Failure, print};
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     if args.json {
         print(json!({
             "fits": planned.is_ok(),
-            "ram_budget_bytes": ram_budget_here(args.loader.one()?.0).0.0,
+            "ram_budget_bytes": args.loader.one()?.0.resolve_here().bytes.0,
             "batch_size": args.loader.batch_size,
             "size": args.loader.size,
             "output": args.loader.output.to_string(),

@@ -7,7 +7,8 @@
 mod draw;
 
 use draw::{CLASSES, Canvas, Class};
-use feedstock::{KeyedRng, SampleId, Seed};
+use feedstock::SampleId;
+use feedstock::rng::{KeyedRng, Seed};
 use std::fmt;
 use std::fs;
 use std::io;

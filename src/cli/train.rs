@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
+use feedstock::rng::Seed;
 use feedstock::train::{ModelKind, ProcessGroup, TrainConfig, TrainError, TrainEvent};
-use feedstock::{CpuBudget, Loader, RamBudget, Seed};
+use feedstock::{CpuBudget, Loader, RamBudget};
 
 use super::Context;
 use super::data::{DecodeArgs, ResizeReporter, SourceArgs, tell_notes};

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::header::Header;
 use crate::tensor::Region;
+use crate::units::ParseError;
 
 /// Fidelity of a decoded image to the stored one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,12 +19,12 @@ pub enum Quality {
 }
 
 impl FromStr for Quality {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         match text {
             "exact" => Ok(Quality::Exact),
             "fast" => Ok(Quality::Fast),
-            _ => Err(format!("unknown quality '{text}': expected exact or fast")),
+            _ => Err(ParseError::unknown("quality", text, "exact or fast")),
         }
     }
 }
@@ -105,7 +106,8 @@ mod tests {
         for quality in [Quality::Exact, Quality::Fast] {
             assert_eq!(quality.to_string().parse(), Ok(quality));
         }
-        assert_eq!("best".parse::<Quality>(), Err("unknown quality 'best': expected exact or fast".to_owned()));
+        let error = "best".parse::<Quality>().expect_err("not a quality").to_string();
+        assert_eq!(error, "unknown quality 'best': expected exact or fast");
     }
 
     #[cfg(feature = "turbo")]

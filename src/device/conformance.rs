@@ -9,9 +9,9 @@ use crossbeam_channel::bounded;
 
 use super::output::{all_formats, convert_naive};
 use super::*;
+use crate::rng::mix64;
 use crate::sync::Arc;
 use crate::tensor::{DType, Layout, Normalize, OutputFormat, SampleSpec};
-use crate::units::mix64;
 
 /// Runs a test on every device.
 fn everywhere(test: impl Fn(&Arc<dyn Device>)) {

@@ -171,6 +171,7 @@ impl dyn Device {
 /// How busy the streams of a device were, since the consumer's first step began. Two readings taken one after the other
 /// can be subtracted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Utilization {
     /// Time since the first step began.
     pub elapsed: Duration,

@@ -278,7 +278,7 @@ mod tests {
             let spec = SampleSpec { height, width };
             let mut state = seed | 1;
             let pixels: Vec<u8> = std::iter::repeat_with(|| {
-                state = crate::units::mix64(state);
+                state = crate::rng::mix64(state);
                 state as u8
             })
             .take(samples * spec.elements())
@@ -319,7 +319,7 @@ mod tests {
     #[ignore = "prints rates"]
     fn finish_rates() {
         let spec = SampleSpec { height: 224, width: 224 };
-        let pixels: Vec<u8> = (0..64 * spec.elements() as u64).map(|at| crate::units::mix64(at) as u8).collect();
+        let pixels: Vec<u8> = (0..64 * spec.elements() as u64).map(|at| crate::rng::mix64(at) as u8).collect();
         for format in all_formats() {
             let mut out = vec![0; pixels.len() * format.dtype.size_bytes()];
             let mut best = f64::MAX;

@@ -1,5 +1,5 @@
-//! Owns what a loader is asked for, and the way from there to a loader: it asks the machine, surveys the data, plans, and
-//! has the engine built. It must never run anything.
+//! The builder of a loader: settings, then one path from them to a loader. It reads the machine, surveys the data,
+//! plans, and builds the engine.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -10,38 +10,111 @@ use crate::budget::{CpuBudget, RamBudget};
 use crate::decode::{Limits, Options, Quality};
 use crate::device::{Device, HostDevice};
 use crate::error::Error;
-use crate::host::{HostFacts, MemoryFacts};
+use crate::host::{HostFacts, MemoryNow};
 use crate::pipeline::{Engine, Probe, RunConfig};
 use crate::plan::{
     BATCH_LIMIT, CoresReason, Facts, LIBRARY_OVERHEAD, Plan, Profile, Request, SLOTS_LIMIT, WORKERS_LIMIT,
 };
 use crate::preprocess;
+use crate::rng::Seed;
 use crate::sampler::Order;
 use crate::source::{Blocks, Source};
 use crate::survey::Survey;
 use crate::sync::{Arc, OnceLock};
 use crate::tensor::{DType, Layout, Normalize, OutputFormat, SIDE_MAX, SampleSpec};
 use crate::transform::Transform;
-use crate::units::{ByteCount, Seed};
+use crate::units::{ByteCount, ParseError};
 
-/// What a loader is asked for. Every setting has a default but the transform.
+/// Settings of a loader. Every one has a default except [`transform`](Self::transform).
+///
+/// A clone has the same settings and shares the source, so that one index serves several loaders. What was read of the
+/// machine and of the data for a plan is kept and shared with clones made afterwards.
+///
+/// # Examples
+///
+/// Data, batches and budget:
+///
+/// ```no_run
+/// use feedstock::prelude::*;
+/// use feedstock::transform::IMAGENET;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let loader = Loader::builder(ImageFolder::open("train")?)
+///     .transform(RandomResizedCrop::new(224).flip(0.5))
+///     .batch_size(256)
+///     .drop_last(true)
+///     .dtype(DType::F32)
+///     .layout(Layout::Nchw)
+///     .normalize(IMAGENET)
+///     .seed(17)
+///     .sampling(Sampling::balanced().num_samples(100_000)) // or .shuffle(false)
+///     .ram_budget("24G") // or bytes, or a RamBudget
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Rank 2 of 8, four of which share this machine:
+///
+/// ```no_run
+/// # use feedstock::prelude::*;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let loader = Loader::builder(ImageFolder::open("train")?)
+///     .transform(RandomResizedCrop::new(224))
+///     .shard(2, 8)
+///     .local_ranks(4)
+///     .cpu_budget("75%".parse()?)
+///     .max_workers(16)
+///     .prefetch(4)
+///     .batches_held(2)
+///     .adapt_to_pressure(false)
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Decoding, bad samples, and another device:
+///
+/// ```no_run
+/// # use feedstock::prelude::*;
+/// use std::sync::Arc;
+/// use feedstock::decode::{Limits, Quality};
+/// use feedstock::device::HostDevice;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let builder = Loader::builder(ImageFolder::open("train")?)
+///     .transform(RandomResizedCrop::new(224))
+///     .device(Arc::new(HostDevice::new()))
+///     .quality(Quality::Fast)
+///     .limits(Limits::default())
+///     .apply_exif_orientation(true)
+///     .accept_truncated(true)
+///     .background(255, 255, 255)
+///     .on_bad_sample(OnBadSample::Mask)
+///     .max_bad_fraction(0.001);
+/// println!("{}", builder.plan()?.explain()); // nothing is built
+/// println!("{:?}", builder.profile()?);
+/// let loader = builder.build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct LoaderBuilder {
     source: Arc<dyn Source>,
     transform: Option<Arc<dyn Transform>>,
     device: Option<Arc<dyn Device>>,
     batch_size: usize,
-    budget: RamBudget,
-    own_budget: Option<ByteCount>,
+    ram_budget: Result<RamBudget, ParseError>,
     local_ranks: Option<usize>,
     format: OutputFormat,
     seed: u64,
     sampling: Sampling,
     drop_last: bool,
-    workers: Option<usize>,
+    max_workers: Option<usize>,
     cpu_budget: CpuBudget,
-    governed: bool,
-    probe: Option<Probe>,
+    adapt_to_pressure: bool,
+    probe: Option<Arc<dyn Fn() -> MemoryNow + Send + Sync>>,
     process_overhead: ByteCount,
     prefetch: Option<usize>,
     batches_held: usize,
@@ -49,10 +122,21 @@ pub struct LoaderBuilder {
     world_size: u64,
     limits: Limits,
     decoding: Options,
-    /// The headers that the plan rests on, read once however often it is asked for.
-    survey: OnceLock<Survey>,
     on_bad_sample: OnBadSample,
-    bad_samples_max: f64,
+    max_bad_fraction: f64,
+    /// The machine, read once for the plan and the loader.
+    host: OnceLock<HostFacts>,
+    /// The headers that the plan rests on, read once.
+    survey: OnceLock<Survey>,
+}
+
+/// The outcome of planning.
+struct Planned {
+    plan: Plan,
+    profile: Profile,
+    notes: Vec<String>,
+    /// The data does not fit in the page cache beside the budget.
+    drop_page_cache: bool,
 }
 
 impl LoaderBuilder {
@@ -62,16 +146,15 @@ impl LoaderBuilder {
             transform: None,
             device: None,
             batch_size: 64,
-            budget: RamBudget::Auto,
-            own_budget: None,
+            ram_budget: Ok(RamBudget::Auto),
             local_ranks: None,
             format: OutputFormat::default(),
             seed: 0,
             sampling: Sampling::default(),
             drop_last: false,
-            workers: None,
+            max_workers: None,
             cpu_budget: CpuBudget::Auto,
-            governed: true,
+            adapt_to_pressure: true,
             probe: None,
             process_overhead: LIBRARY_OVERHEAD,
             prefetch: None,
@@ -80,130 +163,142 @@ impl LoaderBuilder {
             world_size: 1,
             limits: Limits::default(),
             decoding: Options::default(),
-            survey: OnceLock::new(),
             on_bad_sample: OnBadSample::default(),
-            bad_samples_max: 0.01,
+            max_bad_fraction: 0.01,
+            host: OnceLock::new(),
+            survey: OnceLock::new(),
         }
     }
 
-    /// Samples in a batch. Default: 64.
+    /// Sets the samples of a batch. Default: 64. [Example](Self#examples).
     pub fn batch_size(mut self, samples: usize) -> Self {
         self.batch_size = samples;
         self
     }
 
-    /// The ceiling for everything that the loader holds. Default: [`RamBudget::Auto`]. Where several ranks share the
-    /// machine it is the ceiling for all of them together (see [`local_ranks`](Self::local_ranks)).
-    pub fn ram_budget(mut self, budget: impl Into<RamBudget>) -> Self {
-        self.budget = budget.into();
-        self.own_budget = None;
+    /// Sets the ceiling for everything that the loader holds in RAM. Default: [`RamBudget::Auto`].
+    ///
+    /// Takes text such as `"24G"`, `"60%"` or `"auto"`, a number of bytes, a [`ByteCount`] or a [`RamBudget`]. Text
+    /// that does not parse is an error of [`build`](Self::build). Ranks that share the machine share the budget (see
+    /// [`local_ranks`](Self::local_ranks)), unless it is a [`RamBudget::PerProcess`].
+    ///
+    /// ```
+    /// # use feedstock::prelude::*;
+    /// # use feedstock::source::MemorySource;
+    /// # let source = || MemorySource::new(vec!["a".into()], vec![(vec![0], 0)]).expect("a source");
+    /// Loader::builder(source()).ram_budget("24G");
+    /// Loader::builder(source()).ram_budget(24 << 30);
+    /// Loader::builder(source()).ram_budget(RamBudget::Fraction(0.25));
+    /// let error = Loader::builder(source()).ram_budget("24Q").build().expect_err("no such unit");
+    /// assert_eq!(error.kind(), ErrorKind::Config);
+    /// ```
+    pub fn ram_budget<B>(mut self, budget: B) -> Self
+    where
+        B: TryInto<RamBudget>,
+        B::Error: Into<ParseError>,
+    {
+        self.ram_budget = budget.try_into().map_err(Into::into);
         self
     }
 
-    /// The ceiling for everything that this loader holds, in place of [`ram_budget`](Self::ram_budget) and not divided
-    /// among ranks: for programs that divide a budget themselves, between loaders or otherwise, as [`ram_budget_here`]
-    /// tells it.
-    pub fn own_ram_budget(mut self, bytes: ByteCount) -> Self {
-        self.own_budget = Some(bytes);
-        self
-    }
-
-    /// How many processes on this machine share budget and cores. Default: what the launcher says (torchrun, Slurm, MPI;
-    /// see [`HostFacts::local_ranks`]), else 1.
+    /// Sets the number of processes on this machine that share budget and cores. Default: the launcher's number
+    /// (torchrun, Slurm, MPI; see [`HostFacts::local_ranks`]), else 1. [Example](Self#examples).
     pub fn local_ranks(mut self, ranks: usize) -> Self {
         self.local_ranks = Some(ranks);
         self
     }
 
-    /// What becomes of a picture: its cut, its size, its flip. Required.
+    /// Sets the transform of each image: crop, resize, flip. Required. [Example](Self#examples).
     pub fn transform(mut self, transform: impl Transform) -> Self {
         self.transform = Some(Arc::new(transform));
         self
     }
 
-    /// Where batches end up. Default: the CPU.
+    /// Sets the device that batches end up on. Default: the CPU. [Example](Self#examples).
     pub fn device(mut self, device: Arc<dyn Device>) -> Self {
         self.device = Some(device);
         self
     }
 
-    /// Element type of a batch. Default: [`DType::U8`].
-    pub fn output(mut self, dtype: DType) -> Self {
+    /// Sets the element type of a batch. Default: [`DType::U8`]. [Example](Self#examples).
+    pub fn dtype(mut self, dtype: DType) -> Self {
         self.format.dtype = dtype;
         self
     }
 
-    /// Order of a batch's axes. Default: [`Layout::Nchw`].
+    /// Sets the order of a batch's axes. Default: [`Layout::Nchw`]. [Example](Self#examples).
     pub fn layout(mut self, layout: Layout) -> Self {
         self.format.layout = layout;
         self
     }
 
-    /// How elements are normalised. Default: not at all; floats are between 0 and 1.
+    /// Normalizes elements by mean and standard deviation. Default: floats are scaled to `[0, 1]`, bytes stay as they
+    /// are. [Example](Self#examples).
     pub fn normalize(mut self, normalize: Normalize) -> Self {
         self.format.normalize = Some(normalize);
         self
     }
 
-    /// The seed of every random choice. Default: 0.
+    /// Sets the seed of every random choice. Default: 0. [Example](Self#examples).
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Whether the order of samples is shuffled anew each epoch: short for [`Sampling::Shuffled`] and [`Sampling::ById`].
-    /// Default: true.
+    /// Shuffles the samples anew each epoch, or not: short for [`Sampling::Shuffled`] and [`Sampling::Sequential`].
+    /// Default: true. [Example](Self#examples).
     pub fn shuffle(self, shuffle: bool) -> Self {
-        self.sampling(if shuffle { Sampling::Shuffled } else { Sampling::ById })
+        self.sampling(if shuffle { Sampling::Shuffled } else { Sampling::Sequential })
     }
 
-    /// How the samples of an epoch are chosen. Default: [`Sampling::Shuffled`].
+    /// Sets the choice of an epoch's samples. Default: [`Sampling::Shuffled`]. [Example](Self#examples).
     pub fn sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
         self
     }
 
-    /// Whether a last batch that is not full is left out. Default: false.
+    /// Leaves out a last batch that is not full. Default: false. [Example](Self#examples).
     pub fn drop_last(mut self, drop_last: bool) -> Self {
         self.drop_last = drop_last;
         self
     }
 
-    /// The most threads that decode. The plan uses fewer where the budget does not hold more. Default: as many as the
-    /// machine can keep busy.
-    pub fn workers(mut self, workers_max: usize) -> Self {
-        self.workers = Some(workers_max);
+    /// Sets the maximum number of threads that decode. The plan uses fewer if the budget does not hold more. Default:
+    /// as many as the machine can keep busy. [Example](Self#examples).
+    pub fn max_workers(mut self, max_workers: usize) -> Self {
+        self.max_workers = Some(max_workers);
         self
     }
 
-    /// The cores that the loader keeps busy where [`workers`](Self::workers) names no number. Default:
-    /// [`CpuBudget::Auto`], which leaves one to the training thread.
+    /// Sets the cores to keep busy if [`max_workers`](Self::max_workers) is not set. Default: [`CpuBudget::Auto`],
+    /// which leaves one core to the training thread. [Example](Self#examples).
     pub fn cpu_budget(mut self, budget: CpuBudget) -> Self {
         self.cpu_budget = budget;
         self
     }
 
-    /// Whether a run under way gives memory back while the machine or its control group is short of it, and takes it
-    /// again afterwards. The batches are the same either way. Default: true.
-    pub fn governed(mut self, governed: bool) -> Self {
-        self.governed = governed;
+    /// Gives memory back during a run while the machine or its control group is short of it, and takes it again
+    /// afterwards. The batches are the same either way. Default: true. [Example](Self#examples).
+    pub fn adapt_to_pressure(mut self, adapt: bool) -> Self {
+        self.adapt_to_pressure = adapt;
         self
     }
 
-    /// Asks `probe` how much memory is left, and not the machine.
+    /// Replaces the machine's memory readings by those of `probe`.
     #[cfg(test)]
-    pub(crate) fn memory_probe(mut self, probe: Probe) -> Self {
-        self.probe = Some(probe);
+    pub(crate) fn memory_probe(mut self, probe: impl Fn() -> MemoryNow + Send + Sync + 'static) -> Self {
+        self.probe = Some(Arc::new(probe));
         self
     }
 
-    /// The most batches that are prepared ahead. Default: as many as the samples under way span.
-    pub fn prefetch(mut self, batches_max: usize) -> Self {
-        self.prefetch = Some(batches_max);
+    /// Sets the maximum number of batches prepared ahead. Default: as many as the samples in flight span.
+    /// [Example](Self#examples).
+    pub fn prefetch(mut self, max_batches: usize) -> Self {
+        self.prefetch = Some(max_batches);
         self
     }
 
-    /// Sets the resident size of the process without the loader's payload, its threads' stacks excepted: code, runtime and
+    /// Sets the resident size of the process without the loader's payload and its threads' stacks: code, runtime and
     /// everything else that the program itself holds. It is part of the plan's `headroom`. Default:
     /// [`LIBRARY_OVERHEAD`](crate::plan::LIBRARY_OVERHEAD), measured for a small program.
     ///
@@ -213,7 +308,7 @@ impl LoaderBuilder {
     /// # let source = MemorySource::new(vec!["cat".to_owned()], vec![(b"GIF89a".to_vec(), 0)])?;
     /// let plan = Loader::builder(source)
     ///     .transform(Resize::exact(32, 32))
-    ///     .ram_budget(ByteCount(256 << 20))
+    ///     .ram_budget("256M")
     ///     .process_overhead(ByteCount(100 << 20))
     ///     .plan()?;
     /// assert!(plan.minimum > ByteCount(100 << 20));
@@ -224,65 +319,67 @@ impl LoaderBuilder {
         self
     }
 
-    /// How many batches the consumer holds at once. Default: 1.
+    /// Sets the number of batches that the consumer holds at once. Default: 1. [Example](Self#examples).
     pub fn batches_held(mut self, batches: usize) -> Self {
         self.batches_held = batches;
         self
     }
 
-    /// The share of each epoch that this process gets: it is the `rank`th of `world_size`. Default: 0 of 1, everything.
-    pub fn rank(mut self, rank: u64, world_size: u64) -> Self {
+    /// Restricts the loader to the part of each epoch that belongs to `rank` of `world_size` processes. Default: 0 of
+    /// 1, which is everything. [Example](Self#examples).
+    pub fn shard(mut self, rank: u64, world_size: u64) -> Self {
         (self.rank, self.world_size) = (rank, world_size);
         self
     }
 
-    /// How large a picture may be. Default: [`Limits::default`].
+    /// Sets the limits of an image's size. Default: [`Limits::default`]. [Example](Self#examples).
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self.survey = OnceLock::new();
         self
     }
 
-    /// How close a decoded picture is to the stored one. Default: [`Quality::Exact`].
+    /// Sets the fidelity of decoding. Default: [`Quality::Exact`]. [Example](Self#examples).
     pub fn quality(mut self, quality: Quality) -> Self {
         self.decoding.quality = quality;
         self
     }
 
-    /// Whether pictures are turned as their EXIF orientation says, before anything is cut. Default: true.
-    pub fn orient(mut self, orient: bool) -> Self {
-        self.decoding.apply_exif_orientation = orient;
+    /// Turns and mirrors images according to their EXIF orientation, before the transform. Default: true.
+    /// [Example](Self#examples).
+    pub fn apply_exif_orientation(mut self, apply: bool) -> Self {
+        self.decoding.apply_exif_orientation = apply;
         self
     }
 
-    /// Whether a JPEG that is damaged or cut off counts as a picture of what there is, and not as a bad sample. Default:
-    /// false.
+    /// Accepts a JPEG that is damaged or truncated as far as it goes, instead of treating it as a bad sample. Default:
+    /// false. [Example](Self#examples).
     pub fn accept_truncated(mut self, accept: bool) -> Self {
         self.decoding.accept_truncated = accept;
         self
     }
 
-    /// The colour that shows where a picture is transparent. Default: black.
+    /// Sets the color behind transparent pixels. Default: black. [Example](Self#examples).
     pub fn background(mut self, red: u8, green: u8, blue: u8) -> Self {
         self.decoding.background = [red, green, blue];
         self
     }
 
-    /// What happens to a sample that cannot be used. Default: [`OnBadSample::Substitute`].
+    /// Sets the policy for samples that cannot be used. Default: [`OnBadSample::Substitute`]. [Example](Self#examples).
     pub fn on_bad_sample(mut self, policy: OnBadSample) -> Self {
         self.on_bad_sample = policy;
         self
     }
 
-    /// The share of an epoch's samples, in `[0, 1]`, that may be bad (rounded up) before the run ends with
-    /// [`Error::TooManyBadSamples`]. Default: 0.01.
-    pub fn bad_samples_max(mut self, share: f64) -> Self {
-        self.bad_samples_max = share;
+    /// Sets the fraction of an epoch's samples, in `[0, 1]`, that may be bad (rounded up) before the run ends with
+    /// [`Error::TooManyBadSamples`]. Default: 0.01. [Example](Self#examples).
+    pub fn max_bad_fraction(mut self, fraction: f64) -> Self {
+        self.max_bad_fraction = fraction;
         self
     }
 
-    /// Looks at the data as the plan does: every size in the index, and some headers. It tells of the data even where
-    /// the budget does not hold any plan.
+    /// Surveys the data as the plan does: every size in the index, and some headers. Works even if no plan fits the
+    /// budget. [Example](Self#examples).
     ///
     /// # Errors
     /// [`Error::Config`] for a setting out of range.
@@ -291,24 +388,26 @@ impl LoaderBuilder {
         self.spec().map(|spec| self.measure(spec))
     }
 
-    /// Looks at the machine and the data and decides the sizes, without building anything.
+    /// Reads the machine and the data and decides the sizes. Builds nothing and changes nothing.
+    /// [Example](Self#examples).
     ///
     /// # Errors
-    /// As [`build`](LoaderBuilder::build).
+    /// The same as those of [`build`](LoaderBuilder::build).
     pub fn plan(&self) -> Result<Plan, Error> {
-        self.decide().map(|(plan, ..)| plan)
+        self.decide().map(|planned| planned.plan)
     }
 
-    /// Plans, takes the memory, and is ready to run.
+    /// Plans, and allocates the memory of the loader. [Example](Self#examples).
     ///
     /// # Errors
     /// [`Error::Config`] for a setting out of range, [`Error::OverBudget`] with the byte table if the budget is below
-    /// the least that works, [`Error::Device`] if the device has no memory.
+    /// the minimum, [`Error::Device`] if the device has no memory.
     pub fn build(self) -> Result<Loader, Error> {
-        let (plan, profile, mut notes) = self.decide()?;
+        let Planned { plan, profile, mut notes, drop_page_cache } = self.decide()?;
+        self.source.set_drop_page_cache(drop_page_cache);
         let batch_size = self.samples_per_batch();
         let batch_size = NonZeroUsize::new(batch_size).ok_or_else(|| Error::Config("batch size is 0".to_owned()))?;
-        let sampling = self.sampling.scheme(&*self.source, &mut notes)?;
+        let sampling = self.sampling.sampler(&*self.source, &mut notes)?;
         let Some(transform) = self.transform else { return Err(no_transform()) };
         let device = self.device.unwrap_or_else(|| Arc::new(HostDevice::new()));
         let config = RunConfig {
@@ -326,44 +425,42 @@ impl LoaderBuilder {
             limits: self.limits,
             decoding: self.decoding,
             on_bad_sample: self.on_bad_sample,
-            bad_samples_max: self.bad_samples_max,
-            governed: self.governed,
+            max_bad_fraction: self.max_bad_fraction,
+            adapt_to_pressure: self.adapt_to_pressure,
         };
-        let engine = Arc::new(Engine::build(config, plan, self.probe)?);
-        // Of the memory that it has just been asked for.
+        let engine = Arc::new(Engine::build(config, plan, self.probe.map(|probe| Box::new(move || probe()) as Probe))?);
+        // After the allocation, which the device may have something to say about.
         notes.extend(engine.config.device.notes());
         Ok(Loader { engine, facts: Arc::new(About { profile, notes }) })
     }
 
-    fn decide(&self) -> Result<(Plan, Profile, Vec<String>), Error> {
+    fn decide(&self) -> Result<Planned, Error> {
         self.check()?;
         let spec = self.spec()?;
-        let host = HostFacts::read();
-        let ranks = self.local_ranks.unwrap_or(host.local_ranks.count);
-        if ranks == 0 {
-            return Err(Error::Config("0 local ranks: this process is one of them".to_owned()));
+        let budget = self.ram_budget.clone().map_err(|error| Error::Config(error.to_string()))?;
+        let mut host = self.host.get_or_init(HostFacts::read).clone();
+        host.local_ranks.count = self.local_ranks.unwrap_or(host.local_ranks.count);
+        if host.local_ranks.count == 0 {
+            return Err(Error::Config("local ranks is 0: at least 1 is needed, this process".to_owned()));
         }
-        let mut notes = host.notes.clone();
-        let budget = self.own_budget.unwrap_or_else(|| {
-            let budget = self.budget.resolve(host.memory.available, ranks);
-            notes.extend(budget_note(self.budget, budget, ranks, &host));
-            budget
-        });
+        let resolved = budget.resolve_on(&host);
+        let mut notes = host.notes;
+        notes.extend(resolved.note());
+        let budget = resolved.bytes;
         let profile = self.measure(spec);
         let cache_room = host.memory.available.saturating_sub(budget);
-        let forget = profile.encoded_total > cache_room;
-        if forget {
+        let drop_page_cache = profile.encoded_total > cache_room;
+        if drop_page_cache {
             notes.push(format!(
-                "the data takes {}, and {cache_room} are left beside the budget: the page cache is given back after each read",
+                "the data takes {}, and {cache_room} are left beside the budget: page cache is dropped after each read",
                 profile.encoded_total
             ));
         }
-        self.source.set_drop_page_cache(forget);
         let request = Request {
             batch_size: self.samples_per_batch(),
             spec,
             format: self.format,
-            workers_max: self.workers,
+            workers_max: self.max_workers,
             prefetch_max: self.prefetch,
             batches_held: self.batches_held,
             budget,
@@ -371,7 +468,7 @@ impl LoaderBuilder {
         let reads_slots = self.device.as_ref().is_none_or(|device| device.reads_slots());
         let reading = self.source.io_profile();
         let facts = Facts {
-            cores: self.cpu_budget.resolve(host.cpus.workers_max_of(ranks)),
+            cores: self.cpu_budget.resolve(host.cpus.workers_max_of(host.local_ranks.count)),
             cores_reason: match self.cpu_budget {
                 CpuBudget::Auto => CoresReason::Auto,
                 _ => CoresReason::CpuBudget,
@@ -387,7 +484,7 @@ impl LoaderBuilder {
             device_overhead: self.device.as_ref().map_or(ByteCount::ZERO, |device| device.host_overhead()),
         };
         let plan = Plan::new(&request, facts, &profile)?;
-        Ok((plan, profile, notes))
+        Ok(Planned { plan, profile, notes, drop_page_cache })
     }
 
     fn spec(&self) -> Result<SampleSpec, Error> {
@@ -404,12 +501,12 @@ impl LoaderBuilder {
         survey.profile(|header| preprocess::working_set(header, spec, &self.decoding))
     }
 
-    /// Samples of one epoch that this rank gets.
+    /// Samples of one epoch that belong to this rank.
     fn rank_samples(&self) -> u64 {
         self.sampling.len(&*self.source).saturating_sub(self.rank).div_ceil(self.world_size.max(1))
     }
 
-    /// No batch is larger than an epoch, so no slot need be.
+    /// Samples of a full batch. None is larger than an epoch.
     fn samples_per_batch(&self) -> usize {
         self.batch_size.min(usize::try_from(self.rank_samples()).unwrap_or(usize::MAX))
     }
@@ -423,87 +520,56 @@ impl LoaderBuilder {
         if let Err(error) = Order::sequential(self.source.len()).for_rank(self.rank, self.world_size) {
             return refuse(error.to_string());
         }
-        if !(0.0..=1.0).contains(&self.bad_samples_max) {
-            return refuse(format!("{} is no share of samples: write a number from 0 to 1", self.bad_samples_max));
+        if !(0.0..=1.0).contains(&self.max_bad_fraction) {
+            let fraction = self.max_bad_fraction;
+            return refuse(format!("max_bad_fraction is {fraction}: expected a number from 0 to 1"));
         }
         let bounded = |what: &str, value: usize, limit: usize| match value {
             1.. if value <= limit => Ok(()),
             _ => Err(Error::Config(format!("{what} is {value}: expected 1 to {limit}"))),
         };
         bounded("batches held", self.batches_held, SLOTS_LIMIT)?;
-        bounded("workers", self.workers.unwrap_or(1), WORKERS_LIMIT)?;
+        bounded("workers", self.max_workers.unwrap_or(1), WORKERS_LIMIT)?;
         bounded("prefetch", self.prefetch.unwrap_or(1), SLOTS_LIMIT)?;
         let rank_samples = self.rank_samples();
         if rank_samples == 0 {
             let (samples, ranks) = (self.sampling.len(&*self.source), self.world_size);
             return refuse(format!(
-                "rank {} has no sample: {samples} samples are spread over {ranks} ranks",
+                "rank {} has no samples: {samples} samples are spread over {ranks} ranks",
                 self.rank
             ));
         }
         bounded("batch size", self.samples_per_batch(), BATCH_LIMIT)?;
         if self.drop_last && (self.batch_size as u64) > rank_samples {
             return refuse(format!(
-                "a batch of {} is larger than the {rank_samples} samples of an epoch, and the last batch is dropped unless \
-                 full: nothing would be left",
+                "a batch of {} is larger than the {rank_samples} samples of an epoch, and drop_last leaves out a batch \
+                 that is not full: no batch is left",
                 self.batch_size
             ));
         }
         if let Some(normalize) = self.format.normalize {
             if self.format.dtype == DType::U8 {
-                return refuse("u8 batches cannot be normalised: ask for f32, bf16 or f16".to_owned());
+                return refuse("u8 batches cannot be normalized: set the dtype to f32, bf16 or f16".to_owned());
             }
             let Normalize { mean, std } = normalize;
             if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s == 0.0) {
-                return refuse(format!("{normalize:?}: means are finite numbers, deviations finite and not zero"));
+                return refuse(format!("{normalize:?}: means must be finite, deviations finite and not zero"));
             }
         }
         Ok(())
     }
 }
 
-/// What a RAM budget comes to in this process, here and now, and a sentence about it where there is something to say:
-/// shares and `auto` in bytes, the part of one rank, more than is available.
-#[must_use]
-pub fn ram_budget_here(budget: RamBudget) -> (ByteCount, Option<String>) {
-    let host = HostFacts::read();
-    let ranks = host.local_ranks.count;
-    let bytes = budget.resolve(host.memory.available, ranks);
-    let note = budget_note(budget, bytes, ranks, &host);
-    (bytes, note)
-}
-
-fn budget_note(budget: RamBudget, bytes: ByteCount, ranks: usize, host: &HostFacts) -> Option<String> {
-    let MemoryFacts { available, limited_by, .. } = &host.memory;
-    let all = ByteCount(bytes.0.saturating_mul(ranks as u64));
-    let part = match (ranks, host.local_ranks.told_by.as_str()) {
-        (1, _) => String::new(),
-        (_, "") => format!("{bytes} for each of {ranks} ranks: "),
-        (_, told_by) => format!("{bytes} for each of {ranks} ranks ({told_by}): "),
-    };
-    match budget {
-        RamBudget::Bytes(asked) if asked > *available => {
-            Some(format!("RAM budget {part}{asked}, which is more than the {available} available ({limited_by})"))
-        }
-        RamBudget::Bytes(_) if ranks == 1 => None,
-        RamBudget::Bytes(asked) => Some(format!("RAM budget {part}{asked} of {available} available ({limited_by})")),
-        RamBudget::Fraction(_) => {
-            Some(format!("RAM budget {budget}: {part}{all} of {available} available ({limited_by})"))
-        }
-        RamBudget::Auto => Some(format!(
-            "RAM budget auto: {part}{all}, half of {available} available ({limited_by}); the other half is the trainer's"
-        )),
-    }
-}
-
 fn no_transform() -> Error {
     Error::Config(
-        "no transform: samples of a batch have one size, so say which, such as RandomResizedCrop::new(224)".to_owned(),
+        "no transform: set one, such as RandomResizedCrop::new(224), so that all samples of a batch have one size"
+            .to_owned(),
     )
 }
 
 impl fmt::Debug for LoaderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LoaderBuilder({} samples, batches of {}, {})", self.source.len(), self.batch_size, self.budget)
+        let samples = self.source.len();
+        write!(f, "LoaderBuilder({samples} samples, batches of {}, {:?})", self.batch_size, self.ram_budget)
     }
 }

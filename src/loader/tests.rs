@@ -1,4 +1,4 @@
-//! Owns what is expected of a loader whose machine is short of memory. It must never ask the real machine.
+//! Tests of a loader under memory pressure, with simulated readings of the machine's memory.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -8,29 +8,28 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::*;
 use crate::device::HostDevice;
 use crate::host::MemoryNow;
-use crate::pipeline::ResizeReason;
 use crate::source::SourceError;
 use crate::sync::AtomicUsize;
 use crate::tensor::{DType, Layout};
 use crate::transform::RandomResizedCrop;
 use crate::units::{ByteCount, SampleId};
 
-/// Small files that are drawn when they are read, so that they are worth keeping.
-struct Drawn {
+/// A source of small PNG files, which are worth caching.
+struct SmallFiles {
     classes: Vec<String>,
     file: Vec<u8>,
 }
 
-impl Drawn {
+impl SmallFiles {
     fn new() -> Self {
         let mut file = std::io::Cursor::new(Vec::new());
-        let picture = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, (x ^ y) as u8]));
-        picture.write_to(&mut file, image::ImageFormat::Png).expect("encodes");
-        Drawn { classes: vec!["a".into(), "b".into()], file: file.into_inner() }
+        let image = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, (x ^ y) as u8]));
+        image.write_to(&mut file, image::ImageFormat::Png).expect("encodes");
+        SmallFiles { classes: vec!["a".into(), "b".into()], file: file.into_inner() }
     }
 }
 
-impl Source for Drawn {
+impl Source for SmallFiles {
     fn len(&self) -> u64 {
         1000
     }
@@ -55,13 +54,13 @@ impl Source for Drawn {
     }
 }
 
-/// A loader whose view of the machine's memory is this share of its limit.
-fn loader(dtype: DType, left: impl Fn() -> f64 + Send + 'static) -> Loader {
+/// A loader whose memory probe returns this share of the limit.
+fn loader(dtype: DType, left: impl Fn() -> f64 + Send + Sync + 'static) -> Loader {
     loader_on(Arc::new(HostDevice::new()), dtype, left)
 }
 
-fn loader_on(device: Arc<dyn Device>, dtype: DType, left: impl Fn() -> f64 + Send + 'static) -> Loader {
-    let probe = Box::new(move || {
+fn loader_on(device: Arc<dyn Device>, dtype: DType, left: impl Fn() -> f64 + Send + Sync + 'static) -> Loader {
+    let probe = move || {
         let limit = ByteCount(1 << 30);
         MemoryNow {
             limit,
@@ -69,12 +68,14 @@ fn loader_on(device: Arc<dyn Device>, dtype: DType, left: impl Fn() -> f64 + Sen
             limited_by: "a test".to_owned(),
             stalled: Duration::ZERO,
         }
-    });
-    let builder =
-        Loader::builder(Drawn::new()).transform(RandomResizedCrop::new(32).flip(0.5)).batch_size(16).workers(5);
+    };
+    let builder = Loader::builder(SmallFiles::new())
+        .transform(RandomResizedCrop::new(32).flip(0.5))
+        .batch_size(16)
+        .max_workers(5);
     builder
         .device(device)
-        .output(dtype)
+        .dtype(dtype)
         .layout(Layout::Nhwc)
         .ram_budget(ByteCount(1 << 30))
         .prefetch(6)
@@ -91,7 +92,7 @@ fn digests(loader: &Loader, epoch: u64, pause: Duration) -> Vec<u64> {
     loader.epoch(epoch).map(digest).collect()
 }
 
-/// Takes batches as fast as they come, so that the consumer waits for each, until this holds.
+/// Takes batches as fast as they come until `holds` returns true.
 fn consume_until(batches: &mut dyn Iterator<Item = Result<Batch, Error>>, what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
@@ -101,36 +102,36 @@ fn consume_until(batches: &mut dyn Iterator<Item = Result<Batch, Error>>, what: 
 }
 
 #[test]
-fn while_memory_is_short_what_circulates_goes_back_to_the_system_and_comes_again_afterwards() {
+fn memory_goes_back_to_the_system_under_pressure_and_returns() {
     for dtype in [DType::U8, DType::F32] {
         let left = Arc::new(Mutex::new(0.5));
         let probe = left.clone();
         let loader = loader(dtype, move || *probe.lock().expect("a share"));
         let full = loader.stats().memory.held;
-        let planned = loader.moves().now;
+        let planned = loader.governor_log().now;
         let mut epoch = (0..).flat_map(|epoch| loader.epoch(epoch));
         *left.lock().expect("a share") = 0.01;
         let least = loader.plan().least;
-        // The cache goes when the last chunk that is being read from it does, which may be a moment later.
+        // The cache is released with the last chunk that is read from it, which may be a moment later.
         let small = ByteCount(full.0 - loader.plan().level_bytes(0).0 + loader.plan().level_bytes(9).0);
         consume_until(&mut epoch, "it shrinks to the least", || {
-            loader.moves().now == least && loader.stats().memory.held <= small
+            loader.governor_log().now == least && loader.stats().memory.held <= small
         });
-        let moves = loader.moves();
-        assert_eq!((moves.level, moves.made), (loader.plan().levels() - 1, 1), "{moves:?}");
-        assert!(matches!(moves.latest[0].reason, ResizeReason::MemoryShort { .. }), "{moves:?}");
+        let log = loader.governor_log();
+        assert_eq!((log.level, log.made), (loader.plan().levels() - 1, 1), "{log:?}");
+        assert!(matches!(log.latest[0].reason, stats::ResizeReason::MemoryShort { .. }), "{log:?}");
         *left.lock().expect("a share") = 0.5;
         consume_until(&mut epoch, "all of it circulates again, and the cache is there", || {
-            let moves = loader.moves();
-            moves.level == 0 && moves.now == planned && loader.stats().memory.held == full
+            let log = loader.governor_log();
+            log.level == 0 && log.now == planned && loader.stats().memory.held == full
         });
-        assert!(loader.moves().made > 2, "it grows level by level");
+        assert!(loader.governor_log().made > 2, "it grows level by level");
     }
 }
 
 #[cfg(feature = "cuda")]
 #[test]
-fn page_locked_slots_go_back_while_memory_is_short_and_device_memory_stays() {
+fn page_locked_slots_are_released_and_device_memory_stays() {
     let standin = crate::device::standin::Standin::new("");
     let device = crate::device::CudaDevice::open(standin.number()).expect("a device");
     let left = Arc::new(Mutex::new(0.5));
@@ -143,9 +144,9 @@ fn page_locked_slots_go_back_while_memory_is_short_and_device_memory_stays() {
     let mut epoch = (0..).flat_map(|epoch| loader.epoch(epoch));
     *left.lock().expect("a share") = 0.01;
     let least = loader.plan().least.slots as u64 * slot;
-    consume_until(&mut epoch, "slots are given back to the driver", || locked() == least);
+    consume_until(&mut epoch, "slots are released to the driver", || locked() == least);
     *left.lock().expect("a share") = 0.5;
-    consume_until(&mut epoch, "they are taken again", || locked() == full);
+    consume_until(&mut epoch, "they are allocated again", || locked() == full);
     assert_eq!(standin.report().number("device_bytes"), on_device);
     drop(epoch);
     drop(loader);
@@ -153,43 +154,43 @@ fn page_locked_slots_go_back_while_memory_is_short_and_device_memory_stays() {
 }
 
 #[test]
-fn batches_are_the_same_whatever_the_governor_does() {
+fn batches_do_not_depend_on_the_governor() {
     let calm = loader(DType::U8, || 0.5);
     let expected: HashMap<u64, Vec<u64>> = (0..4).map(|epoch| (epoch, digests(&calm, epoch, Duration::ZERO))).collect();
-    assert_eq!(calm.moves().made, 0);
-    // Another share at each look.
-    let looks = AtomicUsize::new(0);
-    let restless = loader(DType::U8, move || [0.01, 0.05, 0.5][looks.fetch_add(1, Ordering::Relaxed) % 3]);
+    assert_eq!(calm.governor_log().made, 0);
+    // Another share at each reading.
+    let readings = AtomicUsize::new(0);
+    let restless = loader(DType::U8, move || [0.01, 0.05, 0.5][readings.fetch_add(1, Ordering::Relaxed) % 3]);
     for (epoch, expected) in &expected {
         assert_eq!(&digests(&restless, *epoch, Duration::from_millis(4)), expected, "epoch {epoch}");
     }
-    assert!(restless.moves().made >= 1, "{:?}", restless.moves());
+    assert!(restless.governor_log().made >= 1, "{:?}", restless.governor_log());
 }
 
 #[test]
-fn a_consumer_that_holds_more_than_it_said_still_gets_its_batches_while_memory_is_short() {
+fn a_consumer_that_holds_too_much_gets_batches_under_pressure() {
     let loader = loader(DType::U8, || 0.001);
     let mut epoch = loader.epoch(0);
-    // The plan made room for six ahead; one in hand is what was announced.
+    // The plan has room for six batches ahead; one held batch was announced.
     let held: Vec<_> = (0..4).map(|_| epoch.next().expect("a batch").expect("no error")).collect();
-    assert!(epoch.next().expect("one more").is_ok(), "{held:?} {:?}", loader.moves());
-    assert!(loader.moves().made >= 1);
+    assert!(epoch.next().expect("one more").is_ok(), "{held:?} {:?}", loader.governor_log());
+    assert!(loader.governor_log().made >= 1);
 }
 
 #[test]
-fn a_wait_for_the_consumers_place_is_not_counted_as_a_batch_that_waits_for_the_consumer() {
+fn a_wait_for_an_output_is_not_counted_as_ready() {
     let builder = || {
-        let builder = Loader::builder(Drawn::new()).batch_size(50).transform(RandomResizedCrop::new(32));
-        builder.output(DType::F32).device(Arc::new(HostDevice::new())).workers(1)
+        let builder = Loader::builder(SmallFiles::new()).batch_size(50).transform(RandomResizedCrop::new(32));
+        builder.dtype(DType::F32).device(Arc::new(HostDevice::new())).max_workers(1)
     };
     let minimum = builder().ram_budget(ByteCount(1 << 30)).plan().expect("it fits").minimum;
     let loader = builder().ram_budget(minimum).build().expect("just enough");
-    assert_eq!(loader.plan().outputs, 1, "the next batch has no place while this one is held");
+    assert_eq!(loader.plan().outputs, 1, "the next batch has no output while this one is held");
     for batch in loader.epoch(0) {
         let _held = batch.expect("a good batch");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let way = loader.stats().pipeline.journey;
-    assert!(way.batch_queue > Duration::from_millis(10) * 19 * 50 / 2, "{way:?}");
-    assert!(way.ready * 4 < way.batch_queue, "{way:?}");
+    let latency = loader.stats().pipeline.latency;
+    assert!(latency.batch_queue > Duration::from_millis(10) * 19 * 50 / 2, "{latency:?}");
+    assert!(latency.ready * 4 < latency.batch_queue, "{latency:?}");
 }

@@ -1,15 +1,14 @@
-//! Owns durations counted in buckets of fixed number: what a stage took for each sample, what the consumer waited for each
-//! batch. It must never grow with the run, and adding to it must never block.
+//! A histogram of durations with a fixed number of buckets. Adding to it is two relaxed atomic additions.
 
 use std::time::Duration;
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Buckets of an octave, equally wide: a quantile is off by 1/16 at most.
+/// Equally wide buckets per octave: a quantile is off by 1/16 at most.
 const PER_OCTAVE: usize = 16;
-/// Below 2^10 ns, a microsecond, everything is in the first bucket.
+/// Durations below 2^10 ns, a microsecond, are in the first bucket.
 const LEAST_BITS: u32 = 10;
-/// Up to 2^46 ns, which is 19 hours; what is longer is in the last bucket.
+/// Octaves up to 2^46 ns, 19 hours. Longer durations are in the last bucket.
 const OCTAVES: usize = 36;
 const BUCKETS: usize = 1 + OCTAVES * PER_OCTAVE;
 
@@ -22,27 +21,27 @@ fn bucket(nanos: u64) -> usize {
     (1 + (octave - LEAST_BITS) as usize * PER_OCTAVE + within).min(BUCKETS - 1)
 }
 
-/// The first duration that is no longer in a bucket, in nanoseconds.
+/// The exclusive upper bound of a bucket, in nanoseconds.
 fn end(bucket: usize) -> u64 {
     let (octave, within) = (bucket.saturating_sub(1) / PER_OCTAVE, bucket.saturating_sub(1) % PER_OCTAVE);
     let octave_begin = 1u64 << (LEAST_BITS as usize + octave);
     if bucket == 0 { octave_begin } else { octave_begin + octave_begin / PER_OCTAVE as u64 * (within as u64 + 1) }
 }
 
-/// Counts durations from any number of threads.
+/// A [`Histogram`] that any number of threads add to.
 #[derive(Debug)]
-pub(crate) struct Times {
+pub(crate) struct AtomicHistogram {
     counts: Vec<AtomicU64>,
     sum_ns: AtomicU64,
 }
 
-impl Default for Times {
+impl Default for AtomicHistogram {
     fn default() -> Self {
-        Times { counts: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(), sum_ns: AtomicU64::new(0) }
+        AtomicHistogram { counts: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(), sum_ns: AtomicU64::new(0) }
     }
 }
 
-impl Times {
+impl AtomicHistogram {
     pub(crate) fn add(&self, time: Duration) {
         let nanos = super::nanos(time);
         self.counts[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
@@ -55,34 +54,34 @@ impl Times {
     }
 }
 
-/// How many durations were how long, in buckets a sixteenth of an octave wide, from a microsecond to 19 hours.
+/// A histogram of durations: buckets a sixteenth of an octave wide, from a microsecond to 19 hours.
 ///
 /// ```
-/// # use feedstock::Histogram;
-/// let none = Histogram::default();
-/// assert_eq!((none.count(), none.quantile(0.5)), (0, None));
+/// use feedstock::stats::Histogram;
+/// let empty = Histogram::default();
+/// assert_eq!((empty.count(), empty.quantile(0.5)), (0, None));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Histogram {
     counts: Vec<u64>,
     sum: Duration,
 }
 
 impl Histogram {
-    /// How many there were.
+    /// Number of durations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// All of them together.
+    /// Sum of the durations.
     #[must_use]
     pub fn sum(&self) -> Duration {
         self.sum
     }
 
-    /// A duration that this share (`0..=1`) of all did not exceed, and at most a sixteenth longer than the shortest such;
-    /// `None` where there were none.
+    /// The quantile `share` (`0..=1`), rounded up by a sixteenth at most. `None` if the histogram is empty.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let all = self.count();
@@ -95,13 +94,13 @@ impl Histogram {
         Some(Duration::from_nanos(end(bucket)))
     }
 
-    /// The buckets that are not empty, shortest first: what their durations are below, and how many there were.
+    /// Buckets that are not empty, shortest first: exclusive upper bound and count.
     pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         let all = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         all.map(|(bucket, count)| (Duration::from_nanos(end(bucket)), *count))
     }
 
-    /// What has come since an earlier look at the same thing.
+    /// The durations added since an earlier snapshot of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Histogram) -> Histogram {
         let before = |bucket: usize| earlier.counts.get(bucket).copied().unwrap_or(0);
@@ -117,7 +116,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_within_a_sixteenth() {
-        let times = Times::default();
+        let times = AtomicHistogram::default();
         assert_eq!(times.snapshot().quantile(0.5), None);
         for ms in 1..=1000 {
             times.add(Duration::from_millis(ms));
@@ -137,7 +136,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_duration_is_below_the_end_of_its_bucket_and_not_below_the_one_before(nanos in 0u64..1 << 46) {
+        fn every_duration_is_within_its_bucket(nanos in 0u64..1 << 46) {
             let bucket = bucket(nanos);
             prop_assert!(nanos < end(bucket));
             prop_assert!(bucket == 0 || nanos >= end(bucket - 1));

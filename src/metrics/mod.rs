@@ -1,6 +1,5 @@
-//! Owns the counters of a run: how often, how long, and how long in vain, by stage; a sample's mean way; the slowest
-//! samples.
-//! It must never decide anything, and counting must never block for longer than a list of a few samples takes to change.
+//! Counters of a run: samples, busy and wait time by stage; the mean latency of a sample by step; histograms; the
+//! slowest samples. Counters are relaxed atomics; only the list of the slowest samples has a lock.
 
 mod histogram;
 mod slowest;
@@ -9,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{AtomicU64, Ordering};
 
+pub(crate) use histogram::AtomicHistogram;
 pub use histogram::Histogram;
-pub(crate) use histogram::Times;
-pub(crate) use slowest::{Slowest, Taken};
+pub(crate) use slowest::{SampleTiming, Slowest};
 
-/// What one stage of the pipeline has done.
+/// Counters of one stage of the pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct StageCounters {
     samples: AtomicU64,
@@ -23,18 +22,20 @@ pub(crate) struct StageCounters {
     queued: AtomicU64,
 }
 
-/// What one stage of the pipeline has done so far, all its threads together.
+/// Work and waits of one stage of the pipeline, summed over its threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct StageStats {
-    /// Samples that went through.
+    /// Samples processed.
     pub samples: u64,
-    /// Time at work.
+    /// Time spent working.
     pub busy: Duration,
-    /// Time blocked because nothing came in: the stage before is slower.
+    /// Time blocked on input: the stage before is slower.
     pub wait_in: Duration,
-    /// Time blocked because nothing could go out: the stage after, or the budget, is slower.
+    /// Time blocked on output: the stage after is slower, or the budget is full.
     pub wait_out: Duration,
-    /// What waits in front of it at the moment: slots for transfer, batches for the consumer, chunks of samples for others.
+    /// Items queued at the moment: slots for `transfer`, batches for `consume`, chunks of samples for the others.
     pub queued: u64,
 }
 
@@ -52,17 +53,17 @@ impl StageCounters {
         self.busy_ns.fetch_add(nanos(time), Ordering::Relaxed);
     }
 
-    /// Something is about to be put in front of the stage.
+    /// Counts an item about to be queued for the stage.
     pub(crate) fn queue_in(&self) {
         self.queued.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The stage has taken something.
+    /// Counts an item taken from the queue.
     pub(crate) fn queue_out(&self) {
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A run that was called off has left nothing behind.
+    /// Resets the queue length: a cancelled run may leave a count behind.
     pub(crate) fn queue_empty(&self) {
         self.queued.store(0, Ordering::Relaxed);
     }
@@ -90,7 +91,7 @@ impl StageCounters {
             busy: Duration::from_nanos(read(&self.busy_ns)),
             wait_in: Duration::from_nanos(read(&self.wait_in_ns)),
             wait_out: Duration::from_nanos(read(&self.wait_out_ns)),
-            // A reader of a run that was called off may take something after the next one has begun.
+            // A reader of a cancelled run may take an item after the next run has begun.
             queued: u64::try_from(read(&self.queued).cast_signed()).unwrap_or(0),
         }
     }
@@ -100,17 +101,17 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// One step on the way of all samples together.
+/// Time that all samples together spent in one step.
 #[derive(Debug, Default)]
 pub(crate) struct StepCounter(AtomicU64);
 
 impl StepCounter {
-    /// So many samples spent this long in it, each.
+    /// Adds `time` for each of `samples` samples.
     pub(crate) fn add(&self, time: Duration, samples: u64) {
         self.0.fetch_add(nanos(time).saturating_mul(samples), Ordering::Relaxed);
     }
 
-    /// So much of what was added was not spent in it.
+    /// Subtracts time that was added but not spent in this step.
     pub(crate) fn take_back(&self, time: Duration) {
         self.0.fetch_sub(nanos(time), Ordering::Relaxed);
     }
@@ -120,9 +121,9 @@ impl StepCounter {
     }
 }
 
-/// Where all samples together were, from the moment that they were let in to the moment that the consumer had them.
+/// Counters behind [`SampleLatency`].
 #[derive(Debug, Default)]
-pub(crate) struct JourneyCounters {
+pub(crate) struct LatencyCounters {
     pub(crate) read_queue: StepCounter,
     pub(crate) read: StepCounter,
     pub(crate) work_queue: StepCounter,
@@ -132,11 +133,13 @@ pub(crate) struct JourneyCounters {
     pub(crate) ready: StepCounter,
 }
 
-/// Where samples were, from the moment that they were let in to the moment that the consumer had them, one step after the
-/// other: the time of all samples together. Divided by [`StageStats::samples`] of [`PipelineStats::consume`] it is the mean
-/// way of a sample, but for those that are under way.
+/// Latency of samples from admission to the consumer, by consecutive step, summed over all samples. Divided by
+/// [`StageStats::samples`] of [`PipelineStats::consume`] it is the mean latency of a sample, except for those in
+/// flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Journey {
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SampleLatency {
     /// Waiting to be read.
     pub read_queue: Duration,
     /// Being read.
@@ -145,17 +148,17 @@ pub struct Journey {
     pub work_queue: Duration,
     /// Being decoded and transformed.
     pub work: Duration,
-    /// Done, and waiting for the rest of the batch and for its turn.
+    /// Waiting for the rest of the batch and for the batches before it.
     pub batch_queue: Duration,
-    /// Being handed to the device.
+    /// Being transferred to the device.
     pub transfer: Duration,
     /// Waiting for the consumer.
     pub ready: Duration,
 }
 
-impl JourneyCounters {
-    fn snapshot(&self) -> Journey {
-        Journey {
+impl LatencyCounters {
+    fn snapshot(&self) -> SampleLatency {
+        SampleLatency {
             read_queue: self.read_queue.snapshot(),
             read: self.read.snapshot(),
             work_queue: self.work_queue.snapshot(),
@@ -167,53 +170,55 @@ impl JourneyCounters {
     }
 }
 
-/// The counters of a loader, shared by all its threads.
+/// Counters of a loader, shared by all its threads.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) admit: StageCounters,
     pub(crate) read: StageCounters,
     pub(crate) work: StageCounters,
     pub(crate) transfer: StageCounters,
-    /// The consumer's side: `wait_in` is the input wait.
+    /// The consumer: `wait_in` is the input wait.
     pub(crate) consume: StageCounters,
-    pub(crate) journey: JourneyCounters,
-    /// Reading one sample.
-    pub(crate) read_times: Times,
-    /// Decoding and transforming one sample.
-    pub(crate) work_times: Times,
-    /// The consumer's wait for one batch.
-    pub(crate) wait_times: Times,
+    pub(crate) latency: LatencyCounters,
+    /// Time to read one sample.
+    pub(crate) read_times: AtomicHistogram,
+    /// Time to decode and transform one sample.
+    pub(crate) work_times: AtomicHistogram,
+    /// Time that the consumer waited for one batch.
+    pub(crate) wait_times: AtomicHistogram,
     pub(crate) slowest: Slowest,
     pub(crate) encoded_bytes: AtomicU64,
     pub(crate) oversized_samples: AtomicU64,
     pub(crate) damage_accepted: AtomicU64,
 }
 
-/// What the stages of a loader have done since it was built.
+/// Work and waits of every stage of a loader since it was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct PipelineStats {
-    /// Lets samples in: its `wait_out` is backpressure (no free slot, no free read buffer, no bytes).
+    /// Admits samples: its `wait_out` is backpressure (no free slot, read buffer or bytes).
     pub admit: StageStats,
     /// Reads encoded bytes.
     pub read: StageStats,
     /// Decodes and transforms.
     pub work: StageStats,
-    /// Hands finished batches to the device.
+    /// Transfers complete batches to the device.
     pub transfer: StageStats,
-    /// Takes batches: its `wait_in` is the input wait, `busy` its own time with them, `samples` what was handed over.
+    /// The consumer: `wait_in` is the input wait, `busy` its own time between batches, `samples` those handed over.
     pub consume: StageStats,
-    /// Where samples spent their time on the way.
-    pub journey: Journey,
+    /// Time of samples by step.
+    pub latency: SampleLatency,
     /// Encoded bytes read.
     pub encoded_bytes: u64,
-    /// Samples that were too large for a worker's own scratch and took the jumbo lane.
+    /// Samples too large for a worker's own scratch, which reserved memory of their own.
     pub oversized_samples: u64,
-    /// Damaged or cut pictures that were taken for what there was of them, where that is asked for.
+    /// Damaged or truncated images that were accepted as far as they go.
     pub damage_accepted: u64,
 }
 
 impl Counters {
-    /// A run begins: nothing is in any queue.
+    /// Resets queue lengths at the start of a run.
     pub(crate) fn run_begins(&self) {
         [&self.read, &self.work, &self.transfer, &self.consume].into_iter().for_each(StageCounters::queue_empty);
     }
@@ -225,7 +230,7 @@ impl Counters {
             work: self.work.snapshot(),
             transfer: self.transfer.snapshot(),
             consume: self.consume.snapshot(),
-            journey: self.journey.snapshot(),
+            latency: self.latency.snapshot(),
             encoded_bytes: self.encoded_bytes.load(Ordering::Relaxed),
             oversized_samples: self.oversized_samples.load(Ordering::Relaxed),
             damage_accepted: self.damage_accepted.load(Ordering::Relaxed),

@@ -49,9 +49,10 @@ pub use verify::{Fault, Problem, Verification, VerifyProgress, VerifySettings, v
 
 use std::path::Path;
 
+use crate::rng::Seed;
 use crate::source::Source;
 use crate::tensor::SIDE_MAX;
-use crate::{ByteCount, RamBudget, Seed};
+use crate::{ByteCount, RamBudget};
 
 /// Most names of samples that were not packed that a report and a manifest list; the number is always told.
 pub const SKIPPED_NAMES_MAX: usize = 1000;

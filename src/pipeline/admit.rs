@@ -69,7 +69,7 @@ impl Admit {
             ids.clear();
             ids.extend(positions.clone().map(|position| order.at(position)));
             self.read_ahead(&ids, &mut ahead);
-            let places = positions.map(|position| order.place(position));
+            let places = positions.map(|position| order.global_position(position));
             self.batch(batch, parts, places.zip(ids.iter().copied()), retry)?;
             admit.handed_over(samples);
             admit.was_busy(since.elapsed().saturating_sub(admit.waited_out_so_far() - held_back));

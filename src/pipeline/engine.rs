@@ -14,12 +14,13 @@ use crate::error::Error;
 use crate::metrics::Counters;
 use crate::plan::{Plan, PoolSizes};
 use crate::pool::{EncodedCache, Output, OversizedScratch, Pool, ReadBuffer, Scratch, Slot};
-use crate::sampler::{Batches, Order, Scheme};
+use crate::rng::Seed;
+use crate::sampler::{Batches, Order, Sampler};
 use crate::source::Source;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, lock};
 use crate::tensor::{OutputFormat, SampleSpec};
 use crate::transform::Transform;
-use crate::units::{ByteCount, Seed};
+use crate::units::ByteCount;
 
 /// Time that an idle reading thread is kept: long enough to last from one epoch to the next.
 const READERS_KEPT: Duration = Duration::from_millis(500);
@@ -33,16 +34,16 @@ pub(crate) struct RunConfig {
     pub(crate) spec: SampleSpec,
     pub(crate) batch_size: NonZeroUsize,
     pub(crate) drop_last: bool,
-    pub(crate) sampling: Scheme,
+    pub(crate) sampling: Sampler,
     pub(crate) seed: Seed,
     pub(crate) rank: u64,
     pub(crate) world_size: u64,
     pub(crate) limits: Limits,
     pub(crate) decoding: Options,
     pub(crate) on_bad_sample: OnBadSample,
-    pub(crate) bad_samples_max: f64,
+    pub(crate) max_bad_fraction: f64,
     /// Enables the governor.
-    pub(crate) governed: bool,
+    pub(crate) adapt_to_pressure: bool,
 }
 
 /// Everything that outlives an epoch. Runs borrow from it.

@@ -85,9 +85,9 @@ impl Done {
             Err(error) => job.failed = Some(error.into()),
         }
         let counters = &context.engine.counters;
-        counters.journey.read_queue.add(begun - job.since, 1);
+        counters.latency.read_queue.add(begun - job.since, 1);
         job.read = ended - begun;
-        counters.journey.read.add(job.read, 1);
+        counters.latency.read.add(job.read, 1);
         counters.read_times.add(job.read);
         job.since = ended;
     }

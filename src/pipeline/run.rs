@@ -53,7 +53,7 @@ impl Run {
             let (context, work) = (context.clone(), work.clone());
             run.spawn(&format!("feedstock-work-{worker}"), move || work::run(&context, worker, &work))?;
         }
-        if engine.config.governed {
+        if engine.config.adapt_to_pressure {
             let context = context.clone();
             run.spawn("feedstock-govern", move || govern(&context))?;
         }

@@ -44,7 +44,7 @@ pub(super) fn run(context: &RunContext, pending: &Receiver<Admitted>, delivered:
 
 impl TransferThread<'_> {
     fn next(&mut self) -> Result<(), Cancelled> {
-        let Counters { transfer: counters, journey, consume, .. } = &self.context.engine.counters;
+        let Counters { transfer: counters, latency, consume, .. } = &self.context.engine.counters;
         let since = Instant::now();
         let Admitted { batch, pending } = self.admitted()?;
         // Admit may be waiting for a slot whose copy is in flight, so nothing here blocks while one could be given
@@ -56,8 +56,8 @@ impl TransferThread<'_> {
         let _span = debug_span!("transfer", epoch = self.context.epoch, batch).entered();
         let since = Instant::now();
         let samples = filled.samples() as u64;
-        journey.batch_queue.add(since - filled.begun(), samples);
-        journey.batch_queue.take_back(filled.meta.done_after);
+        latency.batch_queue.add(since - filled.begun(), samples);
+        latency.batch_queue.take_back(filled.meta.done_after);
         let result = self.check_bad_samples(&filled).and_then(|()| self.transfer(batch, filled));
         match result {
             Ok(Some(mut batch)) => {
@@ -65,8 +65,8 @@ impl TransferThread<'_> {
                 let busy = since.elapsed().saturating_sub(held_back);
                 counters.was_busy(busy);
                 counters.handed_over(samples);
-                journey.batch_queue.add(held_back, samples);
-                journey.transfer.add(busy, samples);
+                latency.batch_queue.add(held_back, samples);
+                latency.transfer.add(busy, samples);
                 batch.set_delivered();
                 consume.queue_in();
                 self.delivered.send(Ok(batch)).map_err(|_| Cancelled)
@@ -114,7 +114,7 @@ impl TransferThread<'_> {
         // A place whose substitutes were bad as well is still one sample that could not be used.
         self.bad_samples += meta.bad.chunk_by(|a, b| a.0 == b.0).count() as u64;
         let (bad, samples) = (self.bad_samples, engine.samples());
-        let allowed = (samples as f64 * engine.config.bad_samples_max).ceil() as u64;
+        let allowed = (samples as f64 * engine.config.max_bad_fraction).ceil() as u64;
         match meta.bad.last() {
             Some((_, latest)) if bad > allowed => {
                 Err(Error::TooManyBadSamples { bad, allowed, samples, latest: Box::new(latest.clone()) })

@@ -16,12 +16,13 @@ use super::engine::{Engine, RunConfig};
 use crate::bad_samples::{BadSample, OnBadSample};
 use crate::decode::{Header, WorkingSet};
 use crate::device::DeviceError;
-use crate::metrics::Taken;
+use crate::metrics::SampleTiming;
 use crate::pool::{Pooled, Scratch};
 use crate::preprocess::SamplePlan;
+use crate::rng::KeyedRng;
 use crate::sample_error::{SampleError, Stage};
 use crate::sync::{Ordering, panic_message};
-use crate::units::{ByteCount, KeyedRng, SampleId};
+use crate::units::{ByteCount, SampleId};
 
 /// Maximum number of substitutes for one place. With one sample in a hundred bad, ten in a row do not happen.
 const SUBSTITUTES_MAX: u32 = 32;
@@ -88,10 +89,10 @@ fn work_chunk(context: &RunContext, scratch: &mut Scratch, mut chunk: Pooled<Chu
         let ended = Instant::now();
         let Job { id, since, read, .. } = job;
         let work = ended - begun;
-        counters.journey.work_queue.add(begun - since, 1);
-        counters.journey.work.add(work, 1);
+        counters.latency.work_queue.add(begun - since, 1);
+        counters.latency.work.add(work, 1);
         counters.work_times.add(work);
-        counters.slowest.add(Taken { id, read, work });
+        counters.slowest.add(SampleTiming { id, read, work });
         begun = ended;
         let label = context.engine.config.source.label(job.id);
         match result {

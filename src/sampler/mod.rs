@@ -1,47 +1,50 @@
-//! Owns the order of an epoch: which sample stands at which position, for which rank, in which batch.
-//! It must never do I/O or keep state: a position is a value, and everything here is a pure function of it.
+//! The order of an epoch: the sample at each position, for each rank and batch.
+//!
+//! Everything here is a pure function of (seed, epoch, position), without I/O or state. Only tables (weights, class
+//! members) are built in advance, once per run.
 
 mod balanced;
 mod blocked;
+mod epoch_sampler;
 mod mixed;
 mod permutation;
-mod scheme;
 #[cfg(test)]
 mod statistics;
 #[cfg(test)]
 mod tests;
 mod weighted;
 
-pub use balanced::Classes;
-pub use mixed::Mix;
+pub use balanced::ClassTable;
+pub(crate) use epoch_sampler::Sampler;
+pub use mixed::Mixture;
 pub use permutation::Permutation;
-pub(crate) use scheme::Scheme;
-pub use weighted::Weights;
+pub use weighted::WeightTable;
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use blocked::Blocked;
 
 use crate::blocks::Blocks;
+use crate::rng::{Seed, mix64};
 use crate::sync::Arc;
-use crate::units::{SampleId, Seed, mix64};
+use crate::units::SampleId;
 
-/// The samples of one epoch in the order in which one rank sees them.
+/// The samples of one epoch in the order of one rank.
 ///
-/// The epoch is one order of all samples; rank r of w takes its positions r, r + w, r + 2w and so on. So the ranks cover
-/// every sample **exactly once**: none is repeated to even them out and none is left out. Where w does not divide the
-/// number of samples, the first ranks have one sample more than the others. Ranks that train in lock-step should stop
+/// The epoch is one order of all samples; rank r of w takes its positions r, r + w, r + 2w and so on. So the ranks
+/// cover every sample **exactly once**: none is repeated to pad a rank and none is left out. If w does not divide the
+/// number of samples, the first ranks have one sample more than the others. Ranks that train in lockstep should stop
 /// after [`len_common`](Self::len_common) positions, which all of them have.
 ///
-/// In an order that draws ([`weighted`](Self::weighted), [`balanced`](Self::balanced), [`mixed`](Self::mixed)) a sample may
-/// come several times in an epoch, or not at all; what is covered exactly once are its places.
+/// With [`weighted`](Self::weighted), [`balanced`](Self::balanced) and [`mixed`](Self::mixed) a sample may come several
+/// times in an epoch, or not at all; there the ranks cover every position exactly once.
 ///
 /// # Example
 /// ```
 /// use feedstock::sampler::Order;
-/// use feedstock::{SampleId, Seed};
+/// use feedstock::rng::Seed;
+/// use feedstock::SampleId;
 ///
 /// let epoch = Order::shuffled(10, Seed(17), 0);
 /// let halves = [epoch.clone().for_rank(0, 2)?, epoch.for_rank(1, 2)?];
@@ -58,22 +61,22 @@ pub struct Order {
     world_size: u64,
 }
 
-/// What decides which sample comes when.
+/// The rule that maps positions to samples.
 #[derive(Clone, Debug)]
 enum Arrangement {
-    ById,
+    Sequential,
     Shuffled(Permutation),
     Blocked(Arc<Blocked>),
-    Weighted { weights: Weights, seed: Seed, epoch: u64 },
-    Balanced { classes: Classes, seed: Seed, epoch: u64 },
-    Mixed { mix: Mix, seed: Seed, epoch: u64, first_block: u64 },
+    Weighted { weights: WeightTable, seed: Seed, epoch: u64 },
+    Balanced { classes: ClassTable, seed: Seed, epoch: u64 },
+    Mixed { mix: Mixture, seed: Seed, epoch: u64, first_block: u64 },
 }
 
 impl Order {
-    /// All samples by id, as validation wants them.
+    /// All samples by id.
     #[must_use]
     pub fn sequential(sample_count: u64) -> Self {
-        Order { sample_count, arrangement: Arrangement::ById, rank: 0, world_size: 1 }
+        Order { sample_count, arrangement: Arrangement::Sequential, rank: 0, world_size: 1 }
     }
 
     /// All samples in the pseudorandom order of one epoch.
@@ -83,40 +86,40 @@ impl Order {
         Order { arrangement, ..Order::sequential(sample_count) }
     }
 
-    /// All samples of a source that has [`Blocks`], in the pseudorandom order of one epoch: blocks are shuffled (runs of
-    /// them, where they have to be read front to back), and a few at a time their samples among each other.
+    /// All samples of a source that has [`Blocks`], in the pseudorandom order of one epoch: the blocks are shuffled
+    /// (runs of blocks if they have to be read front to back), then the samples within each group of a few blocks.
     #[must_use]
     pub fn blocked(blocks: &Blocks, seed: Seed, epoch: u64) -> Self {
         let arrangement = Arrangement::Blocked(Arc::new(Blocked::new(blocks, seed, epoch)));
         Order { arrangement, ..Order::sequential(blocks.sample_count()) }
     }
 
-    /// So many samples of one epoch, drawn with replacement, each as often as its weight says.
+    /// `draws` samples of one epoch, drawn with replacement in proportion to their weights.
     #[must_use]
-    pub fn weighted(weights: &Weights, draws: u64, seed: Seed, epoch: u64) -> Self {
+    pub fn weighted(weights: &WeightTable, draws: u64, seed: Seed, epoch: u64) -> Self {
         let arrangement = Arrangement::Weighted { weights: weights.clone(), seed, epoch };
         Order { arrangement, ..Order::sequential(draws) }
     }
 
-    /// So many samples of one epoch, of each class equally often: of the places from 0, as many as there are classes that
-    /// have samples hold one of each class, in a pseudorandom order, and so do the next as many. Of a class, all samples
-    /// come before one of them comes again.
+    /// `draws` samples of one epoch, of each class equally often: each window of as many positions as there are classes
+    /// with samples holds one sample of every class, in a pseudorandom order. All samples of a class come before one
+    /// repeats.
     #[must_use]
-    pub fn balanced(classes: &Classes, draws: u64, seed: Seed, epoch: u64) -> Self {
+    pub fn balanced(classes: &ClassTable, draws: u64, seed: Seed, epoch: u64) -> Self {
         let arrangement = Arrangement::Balanced { classes: classes.clone(), seed, epoch };
         Order { arrangement, ..Order::sequential(draws) }
     }
 
-    /// So many samples of one epoch, of each part as many as its share. Of a part, all samples come before one of them
-    /// comes again, so that small parts repeat and large ones are not finished.
+    /// `draws` samples of one epoch, of each part in proportion to its share. All samples of a part come before one
+    /// repeats, so small parts repeat and large ones are not finished.
     #[must_use]
-    pub fn mixed(mix: &Mix, draws: u64, seed: Seed, epoch: u64) -> Self {
+    pub fn mixed(mix: &Mixture, draws: u64, seed: Seed, epoch: u64) -> Self {
         let first_block = mix.first_block(seed, epoch);
         let arrangement = Arrangement::Mixed { mix: mix.clone(), seed, epoch, first_block };
         Order { arrangement, ..Order::sequential(draws) }
     }
 
-    /// This order as one of `world_size` ranks sees it.
+    /// The part of the order that belongs to one of `world_size` ranks.
     ///
     /// # Errors
     /// [`SamplerError::Rank`] unless `rank < world_size`.
@@ -128,19 +131,19 @@ impl Order {
         }
     }
 
-    /// How many samples this rank has.
+    /// Number of samples of this rank.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.sample_count.saturating_sub(self.rank).div_ceil(self.world_size)
     }
 
-    /// Whether this rank has no sample: there are fewer samples than ranks.
+    /// Returns true if this rank has no samples, because there are fewer samples than ranks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many samples every rank has at least.
+    /// Number of samples that every rank has at least.
     #[must_use]
     pub fn len_common(&self) -> u64 {
         self.sample_count / self.world_size
@@ -152,35 +155,35 @@ impl Order {
     /// Panics if `position` is not in `0..len`.
     #[must_use]
     pub fn at(&self, position: u64) -> SampleId {
-        let place = self.place(position);
+        let index = self.global_position(position);
         match &self.arrangement {
-            Arrangement::ById => SampleId(place),
-            Arrangement::Shuffled(permutation) => SampleId(permutation.at(place)),
-            Arrangement::Blocked(blocked) => blocked.at(place),
-            Arrangement::Weighted { weights, seed, epoch } => weights.draw(*seed, *epoch, place),
-            Arrangement::Balanced { classes, seed, epoch } => classes.draw(*seed, *epoch, place),
-            Arrangement::Mixed { mix, seed, epoch, first_block } => mix.draw(*seed, *epoch, *first_block, place),
+            Arrangement::Sequential => SampleId(index),
+            Arrangement::Shuffled(permutation) => SampleId(permutation.at(index)),
+            Arrangement::Blocked(blocked) => blocked.at(index),
+            Arrangement::Weighted { weights, seed, epoch } => weights.draw(*seed, *epoch, index),
+            Arrangement::Balanced { classes, seed, epoch } => classes.draw(*seed, *epoch, index),
+            Arrangement::Mixed { mix, seed, epoch, first_block } => mix.draw(*seed, *epoch, *first_block, index),
         }
     }
 
-    /// The place in the whole epoch of a position of this rank.
+    /// The position in the whole epoch of a position of this rank.
     ///
     /// # Panics
     /// Panics if `position` is not in `0..len`.
     #[must_use]
-    pub fn place(&self, position: u64) -> u64 {
-        assert!(position < self.len(), "position {position} was asked of an order of {} samples", self.len());
+    pub fn global_position(&self, position: u64) -> u64 {
+        assert!(position < self.len(), "position {position} of an order of {} samples", self.len());
         self.rank + position * self.world_size
     }
 
-    /// How this rank's positions fall into batches.
+    /// Divides this rank's positions into batches.
     #[must_use]
     pub fn batches(&self, batch_size: NonZeroUsize, drop_last: bool) -> Batches {
         Batches::new(self.len(), batch_size, drop_last)
     }
 }
 
-/// Positions cut into batches.
+/// Positions divided into batches.
 ///
 /// ```
 /// use feedstock::sampler::Batches;
@@ -191,14 +194,14 @@ impl Order {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batches {
-    /// Positions that belong to a batch.
+    /// Positions that belong to some batch.
     position_count: u64,
     batch_size: u64,
 }
 
 impl Batches {
-    /// Cuts `position_count` positions into batches of `batch_size`. The last may be smaller; with `drop_last` such a
-    /// one is left out.
+    /// Divides `position_count` positions into batches of `batch_size`. The last one may be smaller; `drop_last` leaves
+    /// a smaller one out.
     #[must_use]
     pub fn new(position_count: u64, batch_size: NonZeroUsize, drop_last: bool) -> Self {
         let batch_size = batch_size.get() as u64;
@@ -206,19 +209,19 @@ impl Batches {
         Batches { position_count: position_count - dropped, batch_size }
     }
 
-    /// How many batches there are.
+    /// Number of batches.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.position_count.div_ceil(self.batch_size)
     }
 
-    /// Whether there is no batch.
+    /// Returns true if there is no batch.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.position_count == 0
     }
 
-    /// How many positions are in some batch.
+    /// Number of positions that belong to some batch.
     #[must_use]
     pub fn position_count(&self) -> u64 {
         self.position_count
@@ -230,74 +233,85 @@ impl Batches {
     /// Panics if `batch` is not in `0..len`.
     #[must_use]
     pub fn positions(&self, batch: u64) -> Range<u64> {
-        assert!(batch < self.len(), "batch {batch} was asked of {} batches", self.len());
+        assert!(batch < self.len(), "batch {batch} of {} batches", self.len());
         let start = batch * self.batch_size;
         start..start.saturating_add(self.batch_size).min(self.position_count)
     }
 }
 
-/// What was wrong with the coordinates of an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Parameters of an order that cannot be used.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplerError {
-    /// A rank outside of its world.
+    /// A rank that does not exist.
+    #[error("rank {rank} does not exist in a world of {world_size}: expected a rank below the world size")]
     Rank {
-        /// The rank that was asked for.
+        /// The rank.
         rank: u64,
-        /// How many ranks there are.
+        /// The number of ranks.
         world_size: u64,
     },
-    /// A weight that is none.
+    /// A weight that is negative, infinite or not a number.
+    #[error("weight {index} is {weight}: expected a finite number from 0, where 0 excludes the sample")]
     Weight {
-        /// Its place among the weights.
+        /// Index of the weight.
         index: u64,
-        /// What it is.
-        weight: String,
+        /// The weight.
+        weight: f64,
     },
-    /// No sample has a weight.
+    /// Weights whose sum is infinite.
+    #[error("weight {index} is {weight}, which makes the sum of weights infinite: scale them down")]
+    WeightSum {
+        /// Index of the weight that overflows the sum.
+        index: u64,
+        /// The weight.
+        weight: f64,
+    },
+    /// No sample has a weight above 0.
+    #[error("none of {weights} weights is above 0: at least one sample needs a weight")]
     NothingToDraw {
-        /// How many weights there are.
+        /// The number of weights.
         weights: u64,
     },
-    /// Parts that cannot be mixed so: which, and why.
-    Parts(String),
+    /// Another number of weights than of parts, or too many parts.
+    #[error("{weights} weights for {parts} parts: expected one weight for each part, and at most {max} parts")]
+    WeightCount {
+        /// The number of weights.
+        weights: usize,
+        /// The number of parts.
+        parts: usize,
+        /// The maximum number of parts.
+        max: usize,
+    },
+    /// Ends of parts that do not ascend.
+    #[error("the ends of the parts do not ascend: expected the sample after the last one of each part")]
+    PartEnds,
+    /// A part that has a weight and no samples.
+    #[error("part {part} has weight {weight} and no samples: give it weight 0, or samples")]
+    EmptyPart {
+        /// Index of the part.
+        part: usize,
+        /// Its weight.
+        weight: f64,
+    },
+    /// A part whose share is too small to be kept.
+    #[error("part {part} has weight {weight}, less than once in {positions} positions: give it more, or 0")]
+    RarePart {
+        /// Index of the part.
+        part: usize,
+        /// Its weight.
+        weight: f64,
+        /// Positions in which the part would come less than once.
+        positions: u64,
+    },
 }
 
-impl fmt::Display for SamplerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SamplerError::Rank { rank, world_size: 0 } => {
-                write!(f, "rank {rank} of a world of no ranks: the world size is 1 where a single process trains")
-            }
-            SamplerError::Rank { rank, world_size } => {
-                write!(
-                    f,
-                    "rank {rank} does not exist in a world of {world_size}: ranks go from 0 to {}",
-                    world_size - 1
-                )
-            }
-            SamplerError::Weight { index, weight } => {
-                write!(f, "weight {index} is {weight}: a weight is a finite number from 0 up, and 0 keeps out")
-            }
-            SamplerError::NothingToDraw { weights: 0 } => {
-                f.write_str("there is nothing to draw from: no sample, no weight")
-            }
-            SamplerError::NothingToDraw { weights } => {
-                write!(f, "all {weights} weights are 0: nothing could be drawn, so give one sample a weight at least")
-            }
-            SamplerError::Parts(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for SamplerError {}
-
-/// A seed of its own for each purpose, which a list of numbers names.
+/// Derives a seed for a purpose, which a list of numbers names.
 fn key(seed: Seed, purpose: &[u64]) -> Seed {
     Seed(purpose.iter().fold(seed.0, |key, &part| mix64(key ^ mix64(part.wrapping_add(1)))))
 }
 
-/// The element at a place in an endless row of pseudorandom orders of `0..len`.
-fn endless(len: u64, place: u64, seed: Seed, epoch: u64) -> u64 {
-    Permutation::new(len, key(seed, &[place / len]), epoch).at(place % len)
+/// The element at an index of an endless sequence of pseudorandom orders of `0..len`.
+fn repeated_permutation(len: u64, index: u64, seed: Seed, epoch: u64) -> u64 {
+    Permutation::new(len, key(seed, &[index / len]), epoch).at(index % len)
 }

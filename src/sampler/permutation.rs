@@ -1,7 +1,8 @@
-//! Owns the shuffle: a keyed bijection on `[0, n)` that needs no table of n numbers.
-//! It must never depend on anything but its key: the same (n, seed, epoch) gives the same order on every machine.
+//! The shuffle: a keyed bijection on `[0, n)` without a table of n numbers. The same (n, seed, epoch) gives the same
+//! order on every machine.
 
-use crate::units::{KeyedRng, SampleId, Seed, mix64};
+use crate::rng::{KeyedRng, Seed, mix64};
+use crate::units::SampleId;
 
 /// Separates this use of (seed, epoch) from every other: "permute!" in ASCII.
 const SALT: u64 = u64::from_be_bytes(*b"permute!");
@@ -11,26 +12,26 @@ const SALT: u64 = u64::from_be_bytes(*b"permute!");
 /// with six; two more are the margin.
 const ROUNDS: usize = 8;
 
-/// Up to this many elements are shuffled into a table.
-const TABLE_LEN_MAX: u64 = 256;
+/// Maximum length that is shuffled into a table.
+const MAX_TABLE_LEN: u64 = 256;
 
-/// A pseudorandom order of `0..len`, of which any place can be asked for at once.
+/// A pseudorandom order of `0..len` with random access.
 ///
-/// It takes the same small memory (under 400 bytes) and the same time to build (about a microsecond at most) whether
-/// `len` is ten or ten billion; [`at`](Self::at) takes some tens of nanoseconds.
+/// It takes under 400 bytes and about a microsecond to build, whether `len` is ten or ten billion; [`at`](Self::at)
+/// takes some tens of nanoseconds.
 ///
-/// How: numbers of b bits, the fewest that hold `len - 1`, go through a Feistel network (each round xors one half with a
-/// keyed hash of the other, so it can be undone, so it is a bijection). A result of `len` or more goes through again
+/// Numbers of b bits, the fewest that hold `len - 1`, go through a Feistel network: each round xors one half with a
+/// keyed hash of the other, which can be undone, so it is a bijection. A result of `len` or more goes through again
 /// until it falls below ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). That
 /// restricts the bijection to `0..len`; as `len` is more than half of 2^b, it takes fewer than two passes on average.
-/// Up to 256 elements, where halves of a few bits mix poorly, a table shuffled by Fisher and Yates's method takes its
-/// place: there every one of the `len!` orders is equally likely.
+/// Up to 256 elements, for which halves of a few bits mix poorly, it is a table shuffled by Fisher and Yates's method:
+/// every one of the `len!` orders is equally likely.
 ///
 /// This is a shuffle for training, not a cipher.
 ///
 /// # Example
 /// ```
-/// use feedstock::Seed;
+/// use feedstock::rng::Seed;
 /// use feedstock::sampler::Permutation;
 ///
 /// let epoch = Permutation::new(10_000_000_000, Seed(17), 3);
@@ -54,7 +55,7 @@ impl Permutation {
     #[must_use]
     pub fn new(len: u64, seed: Seed, epoch: u64) -> Self {
         let mut rng = KeyedRng::new(seed, epoch, SampleId(0), SALT);
-        let kind = if len <= TABLE_LEN_MAX {
+        let kind = if len <= MAX_TABLE_LEN {
             Kind::Table(shuffled(len, &mut rng))
         } else {
             Kind::Feistel(Feistel::new(u64::BITS - (len - 1).leading_zeros(), &mut rng))
@@ -62,13 +63,13 @@ impl Permutation {
         Permutation { len, kind }
     }
 
-    /// How many elements it orders.
+    /// Number of elements.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there is nothing to order.
+    /// Returns true if there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -80,7 +81,7 @@ impl Permutation {
     /// Panics if `position` is not in `0..len`.
     #[must_use]
     pub fn at(&self, position: u64) -> u64 {
-        self.admit(position);
+        self.check(position);
         match &self.kind {
             Kind::Table(table) => u64::from(table[position as usize]),
             Kind::Feistel(feistel) => self.walk(position, |x| feistel.forward(x)),
@@ -93,14 +94,14 @@ impl Permutation {
     /// Panics if `element` is not in `0..len`.
     #[must_use]
     pub fn position(&self, element: u64) -> u64 {
-        self.admit(element);
+        self.check(element);
         match &self.kind {
             Kind::Table(table) => table.iter().take_while(|&&other| u64::from(other) != element).count() as u64,
             Kind::Feistel(feistel) => self.walk(element, |x| feistel.backward(x)),
         }
     }
 
-    /// Walks the cycle that `x` is on to the next number below `len`. It ends: `x` itself is below, and on the cycle.
+    /// Follows the cycle of `x` to the next number below `len`. It ends because `x` itself is below `len`.
     fn walk(&self, mut x: u64, step: impl Fn(u64) -> u64) -> u64 {
         loop {
             x = step(x);
@@ -110,8 +111,8 @@ impl Permutation {
         }
     }
 
-    fn admit(&self, number: u64) {
-        assert!(number < self.len, "{number} was asked of a permutation of {} elements", self.len);
+    fn check(&self, number: u64) {
+        assert!(number < self.len, "index {number} of a permutation of {} elements", self.len);
     }
 }
 
@@ -123,7 +124,7 @@ fn shuffled(len: u64, rng: &mut KeyedRng) -> Box<[u8]> {
     table
 }
 
-/// A bijection on the numbers of some bits, whose halves may differ by one bit.
+/// A bijection on the numbers of `bits` bits, whose halves may differ by one bit.
 #[derive(Clone, Debug)]
 struct Feistel {
     low_bits: u32,
@@ -199,9 +200,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_position_comes_back(len in 1u64.., place in any::<u64>(), seed in any::<u64>(), epoch in any::<u64>()) {
+        fn every_position_comes_back(len in 1u64.., number: u64, seed: u64, epoch: u64) {
             let order = Permutation::new(len, Seed(seed), epoch);
-            let position = place % len;
+            let position = number % len;
             let element = order.at(position);
             prop_assert!(element < len);
             prop_assert_eq!(order.position(element), position);
@@ -210,8 +211,7 @@ mod tests {
 
     #[test]
     fn the_order_of_a_key_never_changes() {
-        // A resumed run must go on in the order that it began in, also after an upgrade. A change of these numbers is
-        // a change of format.
+        // A resumed run continues in the order in which it began, also after an upgrade: these numbers are a format.
         assert_eq!(all(8, 17, 3), GOLDEN_TABLE);
         let order = Permutation::new(10_000_000_000, Seed(17), 3);
         assert_eq!([0, 1, 2, 9_999_999_999].map(|i| order.at(i)), GOLDEN_FEISTEL);
@@ -221,7 +221,7 @@ mod tests {
     const GOLDEN_FEISTEL: [u64; 4] = [5212235282, 8415866039, 8801030365, 5776935394];
 
     #[test]
-    #[should_panic(expected = "3 was asked of a permutation of 3 elements")]
+    #[should_panic(expected = "index 3 of a permutation of 3 elements")]
     fn a_position_past_the_end_is_misuse() {
         let _ = Permutation::new(3, Seed(0), 0).at(3);
     }

@@ -1,14 +1,13 @@
-//! Owns the tests that the order shuffles: what chance would do, and how far from it counts as too far. It must never take a
-//! seed from the clock, so that it says the same every time.
+//! Statistical tests of the order.
 //!
-//! Seeds are fixed, so each test gives the same answer each time. Thresholds are five standard deviations (chi-square
-//! sums are near enough to normal at these sizes: one side beyond five, about one in three million; where few terms
-//! make the tail heavier, the text says so). A fair shuffle would fail none of them under nearly any choice of seeds.
+//! Seeds are fixed, so each test gives the same answer each time. Thresholds are five standard deviations: chi-square
+//! sums are near enough to normal at these sizes, so one side beyond five is about one in three million (a comment says
+//! where few terms make the tail heavier). A fair shuffle fails none of them under nearly any choice of seeds.
 
 use std::collections::HashMap;
 
-use super::{Classes, Mix, Order, Permutation, Weights};
-use crate::units::Seed;
+use super::{ClassTable, Mixture, Order, Permutation, WeightTable};
+use crate::rng::Seed;
 
 fn all(len: u64, seed: u64, epoch: u64) -> Vec<u64> {
     let order = Permutation::new(len, Seed(seed), epoch);
@@ -20,7 +19,7 @@ fn chi_square(counts: impl IntoIterator<Item = u64>, expected: f64) -> f64 {
     counts.into_iter().map(|count| (count as f64 - expected).powi(2) / expected).sum()
 }
 
-/// Where the value lies, in standard deviations from its mean.
+/// Distance of a value from its mean, in standard deviations.
 fn deviations(value: f64, mean: f64, variance: f64) -> f64 {
     (value - mean) / variance.sqrt()
 }
@@ -54,7 +53,7 @@ fn all_orders_of_a_few_elements_are_equally_frequent() {
 
 #[test]
 fn every_element_comes_to_every_position_equally_often() {
-    // Either side of the table's limit, of a power of two, and where nearly half of all results walk on.
+    // Either side of the table's limit and of a power of two, and a length at which nearly half of all results walk on.
     for (len, epochs) in [(10, 20_000), (256, 4000), (257, 4000), (300, 4000), (512, 2000), (513, 2000)] {
         let mut counts = vec![0u64; (len * len) as usize];
         for epoch in 0..epochs {
@@ -71,7 +70,7 @@ fn every_element_comes_to_every_position_equally_often() {
 }
 
 #[test]
-fn neighbours_come_from_anywhere() {
+fn neighbors_come_from_anywhere() {
     // The step from one element to the next, modulo n, is equally often each of 1..n.
     for (len, epochs) in [(300u64, 4000), (1000, 1000), (4096, 300), (100_000, 100)] {
         let mut counts = vec![0u64; len as usize - 1];
@@ -117,7 +116,7 @@ fn an_order_resembles_neither_itself_nor_its_source() {
 }
 
 #[test]
-fn no_element_likes_to_stay() {
+fn elements_stay_in_place_as_often_as_by_chance() {
     // A fair shuffle leaves one element in place on average, and the number is Poisson: over 200 epochs 200 +- 14.
     for len in [100_000u64, 65_536] {
         let stay = |epoch| all(len, 5, epoch).iter().enumerate().filter(|(i, x)| *i as u64 == **x).count();
@@ -148,8 +147,8 @@ fn epochs_and_seeds_are_independent() {
 
 #[test]
 fn a_batch_is_a_fair_draw_from_the_whole() {
-    // The first 256 elements of each epoch, in 64 equal bins of the data (sorted by class, as folders are): the count of
-    // a bin is hypergeometric, which shrinks the chi-square by (N - 256)/(N - 1).
+    // The first 256 elements of each epoch, in 64 equal bins of the data (sorted by class, as folders are): the count
+    // of a bin is hypergeometric, which shrinks the chi-square by (N - 256)/(N - 1).
     let (len, drawn, bins, epochs) = (64_000u64, 256u64, 64usize, 500u64);
     let mut value = 0.0;
     for epoch in 0..epochs {
@@ -163,16 +162,16 @@ fn a_batch_is_a_fair_draw_from_the_whole() {
 }
 
 #[test]
-fn samples_are_drawn_as_often_as_their_weights_say() {
+fn samples_are_drawn_in_proportion_to_their_weights() {
     let (len, draws) = (500u64, 1_000_000u64);
     let weight = |id: u64| [0.0, 1.0, 0.25, 7.5, 2.0][(id % 5) as usize];
-    let weights = Weights::new((0..len).map(weight)).unwrap();
+    let weights = WeightTable::new((0..len).map(weight)).unwrap();
     let sum: f64 = (0..len).map(weight).sum();
     for (seed, epoch) in [(1, 0), (1, 1), (2, 0)] {
         let order = Order::weighted(&weights, draws, Seed(seed), epoch);
         let (mut counts, mut again, mut before) = (vec![0u64; len as usize], 0u64, u64::MAX);
-        for place in 0..draws {
-            let id = order.at(place).0;
+        for index in 0..draws {
+            let id = order.at(index).0;
             counts[id as usize] += 1;
             again += u64::from(id == before);
             before = id;
@@ -183,7 +182,7 @@ fn samples_are_drawn_as_often_as_their_weights_say() {
         }
         assert_fair(value, len as f64 * 0.8 - 1.0, "weights");
         assert!((0..len).all(|id| weight(id) > 0.0 || counts[id as usize] == 0));
-        // One draw knows nothing of the next: the same sample twice in a row as often as chance has it.
+        // Draws are independent: the same sample comes twice in a row as often as by chance.
         let twice: f64 = (0..len).map(|id| (weight(id) / sum).powi(2)).sum();
         let off = deviations(again as f64, draws as f64 * twice, draws as f64 * twice);
         assert!(off.abs() < 5.0, "{again} in a row: {off:+.2} deviations");
@@ -191,19 +190,19 @@ fn samples_are_drawn_as_often_as_their_weights_say() {
 }
 
 #[test]
-fn a_class_comes_at_any_turn_and_any_of_its_samples_first() {
-    // Classes of 7 and of 300 samples in turn; the class of a turn, and the sample of a class's first visit.
+fn classes_and_their_first_samples_are_uniform() {
+    // ClassTable of 7 and of 300 samples in turn; the class of a turn, and the sample of a class's first visit.
     let sizes: Vec<u64> = (0..12).map(|class| if class % 2 == 0 { 7 } else { 300 }).collect();
     let labels: Vec<u32> = (0..12u32).flat_map(|class| (0..sizes[class as usize]).map(move |_| class)).collect();
-    let classes = Classes::new(labels.len() as u64, 12, |id| labels[id.0 as usize]).unwrap();
+    let classes = ClassTable::new(labels.len() as u64, 12, |id| labels[id.0 as usize]).unwrap();
     let mut turns = vec![0u64; 12 * 12];
     let mut first = vec![0u64; labels.len()];
     let epochs = 3000;
     for epoch in 0..epochs {
         let order = Order::balanced(&classes, 12, Seed(8), epoch);
-        for place in 0..12 {
-            let id = order.at(place).0 as usize;
-            turns[place as usize * 12 + labels[id] as usize] += 1;
+        for index in 0..12 {
+            let id = order.at(index).0 as usize;
+            turns[index as usize * 12 + labels[id] as usize] += 1;
             first[id] += 1;
         }
     }
@@ -215,31 +214,31 @@ fn a_class_comes_at_any_turn_and_any_of_its_samples_first() {
     // The windows of one epoch are as different as epochs.
     let order = Order::balanced(&classes, 12 * epochs, Seed(8), 1);
     let mut turns = vec![0u64; 12 * 12];
-    for place in 0..12 * epochs {
-        turns[(place % 12 * 12) as usize + labels[order.at(place).0 as usize] as usize] += 1;
+    for index in 0..12 * epochs {
+        turns[(index % 12 * 12) as usize + labels[order.at(index).0 as usize] as usize] += 1;
     }
     assert_fair(chi_square(turns, epochs as f64 / 12.0) * 11.0 / 12.0, 121.0, "turns of windows");
 }
 
 #[test]
-fn a_part_comes_anywhere_in_its_block_and_any_of_its_samples_first() {
-    let mix = Mix::new(&[50, 1000, 1400], &[5.0, 2.0, 1.0]).unwrap();
+fn parts_and_their_first_samples_are_uniform() {
+    let mix = Mixture::new(&[50, 1000, 1400], &[5.0, 2.0, 1.0]).unwrap();
     let (blocks, part_of) = (20_000u64, |id: u64| usize::from(id >= 50) + usize::from(id >= 1000));
     let order = Order::mixed(&mix, 8 * blocks, Seed(4), 2);
     let mut at = [[0u64; 8]; 3];
-    for place in 0..8 * blocks {
-        at[part_of(order.at(place).0)][(place % 8) as usize] += 1;
+    for index in 0..8 * blocks {
+        at[part_of(order.at(index).0)][(index % 8) as usize] += 1;
     }
     for (counts, share) in at.into_iter().zip([5.0, 2.0, 1.0]) {
-        // A place holds the part or not: the variance of each count is smaller by its share.
+        // A position belongs to the part or not: the variance of each count is smaller by its share.
         let expected = blocks as f64 * share / 8.0;
         let value = chi_square(counts, expected) / (1.0 - share / 8.0) * 7.0 / 8.0;
-        assert_fair(value, 7.0, "places of a part");
+        assert_fair(value, 7.0, "positions of a part");
     }
     let mut first = vec![0u64; 1400];
     for epoch in 0..4000 {
         let order = Order::mixed(&mix, 8, Seed(4), epoch);
-        (0..8).for_each(|place| first[order.at(place).0 as usize] += 1);
+        (0..8).for_each(|index| first[order.at(index).0 as usize] += 1);
     }
     let value = chi_square(first[..50].iter().copied(), 4000.0 * 5.0 / 50.0)
         + chi_square(first[50..1000].iter().copied(), 4000.0 * 2.0 / 950.0)

@@ -1,4 +1,4 @@
-//! Owns what is expected of an order and its batches. It must never test one arrangement's own rules: they stand beside it.
+//! Tests of orders and their batches. Each arrangement has tests of its own beside it.
 
 use super::*;
 use proptest::prelude::*;
@@ -75,29 +75,29 @@ fn the_largest_numbers_do_not_overflow() {
 }
 
 #[test]
-fn a_rank_outside_of_its_world_is_refused() {
+fn a_rank_outside_its_world_is_refused() {
     let refusal = |rank, world| Order::sequential(5).for_rank(rank, world).unwrap_err().to_string();
-    assert_eq!(refusal(4, 4), "rank 4 does not exist in a world of 4: ranks go from 0 to 3");
-    assert!(refusal(0, 0).contains("the world size is 1"));
+    assert_eq!(refusal(4, 4), "rank 4 does not exist in a world of 4: expected a rank below the world size");
+    assert!(refusal(0, 0).contains("a world of 0"));
 }
 
 #[test]
-#[should_panic(expected = "position 3 was asked of an order of 3 samples")]
+#[should_panic(expected = "position 3 of an order of 3 samples")]
 fn a_position_past_the_end_is_misuse() {
     let _ = Order::sequential(5).for_rank(0, 2).unwrap().at(3);
 }
 
 #[test]
-#[should_panic(expected = "batch 2 was asked of 2 batches")]
+#[should_panic(expected = "batch 2 of 2 batches")]
 fn a_batch_past_the_end_is_misuse() {
     let _ = Order::sequential(5).batches(size(3), false).positions(2);
 }
 
 /// An order of each kind that draws, over samples whose class is `id % 5` and which lie in parts of 60, 30 and 10.
 fn drawn(seed: u64, epoch: u64) -> [(&'static str, Order); 4] {
-    let weights = Weights::new((0..100u32).map(f64::from)).unwrap();
-    let classes = Classes::new(100, 5, |id| (id.0 % 5) as u32).unwrap();
-    let mix = |weights: [f64; 3]| Mix::new(&[60, 90, 100], &weights).unwrap();
+    let weights = WeightTable::new((0..100u32).map(f64::from)).unwrap();
+    let classes = ClassTable::new(100, 5, |id| (id.0 % 5) as u32).unwrap();
+    let mix = |weights: [f64; 3]| Mixture::new(&[60, 90, 100], &weights).unwrap();
     [
         ("weighted", Order::weighted(&weights, 1000, Seed(seed), epoch)),
         ("balanced", Order::balanced(&classes, 1000, Seed(seed), epoch)),
@@ -138,9 +138,9 @@ fn draws_differ_by_seed_and_epoch() {
 #[test]
 fn an_epoch_of_ten_billion_draws_starts_at_once() {
     let draws = 10_000_000_000;
-    let weights = Weights::new([1.0, 2.0]).unwrap();
-    let classes = Classes::new(3, 2, |id| (id.0 > 0).into()).unwrap();
-    let mix = Mix::new(&[1 << 40, 1 << 41], &[1.0, 9.0]).unwrap();
+    let weights = WeightTable::new([1.0, 2.0]).unwrap();
+    let classes = ClassTable::new(3, 2, |id| (id.0 > 0).into()).unwrap();
+    let mix = Mixture::new(&[1 << 40, 1 << 41], &[1.0, 9.0]).unwrap();
     for order in [
         Order::weighted(&weights, draws, Seed(1), 0),
         Order::balanced(&classes, draws, Seed(1), 0),

@@ -364,8 +364,8 @@ mod tests {
         let mut state = 1u64;
         let mut names: Vec<(Vec<u8>, u64)> = (0..100_000)
             .map(|_| {
-                state = crate::units::mix64(state);
-                let high = crate::units::mix64(state ^ 99) as u32;
+                state = crate::rng::mix64(state);
+                let high = crate::rng::mix64(state ^ 99) as u32;
                 (format!("{state:016x}{:07x}.JPEG", high >> 4).into_bytes(), 1)
             })
             .collect();

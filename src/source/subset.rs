@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use super::error::first_names;
 use super::{Blocks, IoProfile, SampleRead, Source, SourceError, Unreadable, heap_size};
+use crate::rng::{KeyedRng, Seed};
 use crate::sync::Arc;
-use crate::units::{KeyedRng, SampleId, Seed};
+use crate::units::SampleId;
 
 /// Key of this use of a seed: "division" in ASCII.
 const SALT: u64 = u64::from_be_bytes(*b"division");

@@ -9,7 +9,8 @@ use super::optimizer::OptimizerKind;
 use super::precision::Precision;
 use super::schedule::Schedule;
 use super::step::Checkpointing;
-use crate::{ByteCount, Seed};
+use crate::ByteCount;
+use crate::rng::Seed;
 
 /// Structured pruning of channels.
 #[derive(Clone, Copy, Debug, PartialEq)]

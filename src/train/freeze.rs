@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use super::error::TrainError;
+use crate::ParseError;
 
 /// Parameters that are frozen: they keep their values, and have neither gradients nor optimizer state.
 ///
@@ -39,14 +40,16 @@ impl fmt::Display for Freeze {
 }
 
 impl FromStr for Freeze {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         match text {
             "nothing" => Ok(Freeze::Nothing),
             "backbone" => Ok(Freeze::Backbone),
-            _ if text.split(',').any(str::is_empty) => {
-                Err(format!("empty name in '{text}': expected nothing, backbone, or names such as stem,blocks.0"))
-            }
+            _ if text.split(',').any(str::is_empty) => Err(ParseError::invalid(
+                "names of parameters",
+                text,
+                "nothing, backbone, or names such as stem,blocks.0",
+            )),
             _ => Ok(Freeze::Named(text.split(',').map(str::to_owned).collect())),
         }
     }
@@ -175,7 +178,7 @@ impl<B: Backend> ModuleMapper<B> for Mapper<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Seed;
+    use crate::rng::Seed;
     use crate::train::{Cpu, ModelKind, NetworkConfig};
 
     #[test]

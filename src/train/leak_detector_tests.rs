@@ -2,7 +2,8 @@
 //! [`LeakDetector`] documents.
 
 use super::*;
-use crate::{KeyedRng, SampleId, Seed};
+use crate::SampleId;
+use crate::rng::{KeyedRng, Seed};
 use proptest::prelude::*;
 
 const LEVEL: f64 = 3e8;

@@ -11,7 +11,7 @@
 //!     .batch_size(64)
 //!     .ram_budget("1G".parse::<RamBudget>()?)
 //!     .transform(RandomResizedCrop::new(32).flip(0.5))
-//!     .output(DType::F32)
+//!     .dtype(DType::F32)
 //!     .normalize(IMAGENET)
 //!     .build()?;
 //!

@@ -15,11 +15,11 @@ macro_rules! named {
         }
 
         impl std::str::FromStr for $type {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
+            type Err = crate::ParseError;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
                 match text.to_ascii_lowercase().as_str() {
                     $($name => Ok($type::$variant),)+
-                    _ => Err(format!("unknown {} '{text}': expected {}", $what, [$($name),+].join(", "))),
+                    _ => Err(crate::ParseError::unknown($what, text, [$($name),+].join(", "))),
                 }
             }
         }
@@ -42,6 +42,7 @@ mod tests {
             )+};
         }
         check!(Checkpointing, ModelKind, OptimizerKind, Precision);
-        assert_eq!("adam".parse::<OptimizerKind>(), Err("unknown optimizer 'adam': expected sgd, adamw".to_owned()));
+        let error = "adam".parse::<OptimizerKind>().expect_err("not an optimizer").to_string();
+        assert_eq!(error, "unknown optimizer 'adam': expected sgd, adamw");
     }
 }

@@ -36,7 +36,7 @@ fn heaviest(norms: &[f32], share: f64) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Seed;
+    use crate::rng::Seed;
     use crate::train::{Cpu, ModelKind, Pass};
     use burn::module::{AutodiffModule, Module};
 

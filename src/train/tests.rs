@@ -14,7 +14,8 @@ use super::freeze::shapes;
 use super::step::{StepKind, StepOutput, forward_backward};
 use super::*;
 use crate::adapt::burn::{EpochCounter, ImageBatch, LoadFailure};
-use crate::{ByteCount, KeyedRng, SampleId, Seed, State};
+use crate::rng::{KeyedRng, Seed};
+use crate::{ByteCount, SampleId, State};
 
 const SIDE: usize = 16;
 const ITEMS: usize = 42;
@@ -258,7 +259,7 @@ fn batches_without_a_good_image_count_for_the_position() {
         let loader = crate::Loader::builder(source)
             .batch_size(1)
             .on_bad_sample(crate::OnBadSample::Mask)
-            .bad_samples_max(1.0)
+            .max_bad_fraction(1.0)
             .ram_budget(ByteCount(64 << 20))
             .transform(crate::transform::ResizeCenterCrop::new(16, 16))
             .output(crate::DType::F32);

@@ -1,8 +1,8 @@
 //! Transforms with a random crop.
 
 use super::geometry::{Geometry, Transform, check_probability, check_side};
+use crate::rng::KeyedRng;
 use crate::tensor::{Region, SampleSpec};
-use crate::units::KeyedRng;
 
 /// Random crop of random size and aspect ratio, stretched to a square. The usual augmentation for training on ImageNet.
 ///
@@ -195,7 +195,8 @@ impl Transform for RandomCrop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{SampleId, Seed};
+    use crate::rng::Seed;
+    use crate::units::SampleId;
     use proptest::prelude::*;
 
     fn rng(sample: u64) -> KeyedRng {

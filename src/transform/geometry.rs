@@ -1,8 +1,8 @@
 //! Geometry of a sample: the crop of the image and its place in the sample, also in the coordinates of an image that is
 //! stored turned or decoded at a smaller scale; and the trait of the transforms that choose it.
 
+use crate::rng::KeyedRng;
 use crate::tensor::{Orientation, Region, SIDE_MAX, SampleSpec};
-use crate::units::KeyedRng;
 
 /// Choice of a crop for each sample, and the shape of the samples.
 ///

@@ -112,7 +112,7 @@ fn check(rows: &[&[u8]], weights: &[i16], bytes: usize) {
 mod tests {
     use super::table::ROW_SLACK_BYTES;
     use super::*;
-    use crate::units::mix64;
+    use crate::rng::mix64;
     use proptest::prelude::*;
 
     fn noise(bytes: usize, seed: u64) -> Vec<u8> {

@@ -8,7 +8,8 @@
 //!
 //! ```
 //! use feedstock::transform::{KeyedRng, RandomResizedCrop, Transform};
-//! use feedstock::{SampleId, Seed};
+//! use feedstock::rng::Seed;
+//! use feedstock::SampleId;
 //!
 //! let transform = RandomResizedCrop::new(224).flip(0.5);
 //! let mut rng = KeyedRng::new(Seed(17), 0, SampleId(3), 0);
@@ -32,9 +33,9 @@ pub use resample::Resampler;
 pub use resample::TransformError;
 pub use resize::{Resize, ResizeCenterCrop};
 
+pub use crate::rng::KeyedRng;
 use crate::tensor::Normalize;
 pub use crate::tensor::Region;
-pub use crate::units::KeyedRng;
 
 /// Mean and standard deviation of ImageNet's training images, as in torchvision's recipes.
 pub const IMAGENET: Normalize = Normalize { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };

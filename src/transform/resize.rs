@@ -1,8 +1,8 @@
 //! Deterministic transforms, for validation.
 
 use super::geometry::{Geometry, Transform, check_side};
+use crate::rng::KeyedRng;
 use crate::tensor::{Region, SampleSpec};
-use crate::units::KeyedRng;
 
 /// The whole image, stretched to an exact size. Its aspect ratio is not kept.
 ///
@@ -104,7 +104,8 @@ impl Transform for ResizeCenterCrop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{SampleId, Seed};
+    use crate::rng::Seed;
+    use crate::units::SampleId;
     use proptest::prelude::*;
 
     fn geometry(transform: &impl Transform, width: u32, height: u32) -> Geometry {

@@ -4,8 +4,9 @@
 #![allow(unreachable_pub, dead_code, reason = "each user has its own crate, and uses a part of it")]
 
 use feedstock::decode::{DecodeError, DecodeRequest, Limits, Options, Quality, begin, probe, working_set};
+use feedstock::rng::Seed;
 use feedstock::transform::{RandomCrop, RandomResizedCrop, Resize, ResizeCenterCrop, Transform};
-use feedstock::{Preprocessor, SampleId, Seed};
+use feedstock::{Preprocessor, SampleId};
 
 /// Small images only: a size from a mutation must not make a case slow.
 const LIMITS: Limits = Limits { pixels_max: 1 << 18, side_max: 65_535 };

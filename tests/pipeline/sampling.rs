@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use feedstock::Sampling;
 use feedstock::budget::AccountKind;
-use feedstock::sampler::{Classes, Mix, Order, Weights};
+use feedstock::sampler::{ClassTable, Mixture, Order, WeightTable};
 use feedstock::source::{Blocks, Concat, Subset};
 
 use super::*;
@@ -30,14 +30,18 @@ fn weights() -> Vec<f32> {
 /// Every way to draw, and the order that it should come to.
 fn ways() -> Vec<(&'static str, Sampling, Order)> {
     let seed = Seed(17);
-    let classes = Classes::new(43, 3, |id| (id.0 % 3) as u32).unwrap();
-    let mix = Mix::new(&[12, 29, 43], &[3.0, 1.0, 0.5]).unwrap();
+    let classes = ClassTable::new(43, 3, |id| (id.0 % 3) as u32).unwrap();
+    let mix = Mixture::new(&[12, 29, 43], &[3.0, 1.0, 0.5]).unwrap();
     vec![
-        ("by id", Sampling::ById, Order::sequential(43)),
+        ("by id", Sampling::Sequential, Order::sequential(43)),
         ("shuffled", Sampling::Shuffled, Order::shuffled(43, seed, 2)),
-        ("weighted", Sampling::weighted(weights()), Order::weighted(&Weights::new(weights()).unwrap(), 43, seed, 2)),
-        ("balanced", Sampling::balanced().draws(70), Order::balanced(&classes, 70, seed, 2)),
-        ("mixed", Sampling::mixed(&three(), [3.0, 1.0, 0.5]).draws(61), Order::mixed(&mix, 61, seed, 2)),
+        (
+            "weighted",
+            Sampling::weighted(weights()),
+            Order::weighted(&WeightTable::new(weights()).unwrap(), 43, seed, 2),
+        ),
+        ("balanced", Sampling::balanced().num_samples(70), Order::balanced(&classes, 70, seed, 2)),
+        ("mixed", Sampling::mixed(&three(), [3.0, 1.0, 0.5]).num_samples(61), Order::mixed(&mix, 61, seed, 2)),
     ]
 }
 
@@ -85,7 +89,7 @@ fn every_sampling_can_be_resumed_and_shared_by_ranks() {
         // A sample is the same image whichever rank has it, and each place is one rank's.
         let mut places = vec![None; order.len() as usize];
         for rank in 0..3 {
-            let loader = base().batch_size(1).rank(rank, 3).build().unwrap();
+            let loader = base().batch_size(1).shard(rank, 3).build().unwrap();
             for (at, batch) in loader.epoch(2).enumerate() {
                 let place = &mut places[rank as usize + 3 * at];
                 assert!(place.replace(digest(std::iter::once(batch)).unwrap()).is_none(), "{way}");
@@ -114,7 +118,7 @@ fn a_repeated_sample_has_a_new_crop() {
     let once = crops(&builder(three()).build().unwrap());
     assert!(once.values().all(|crops| crops.len() == 1));
     for (way, sampling, _) in ways().into_iter().skip(2) {
-        let all = crops(&builder(three()).sampling(sampling.draws(300)).build().unwrap());
+        let all = crops(&builder(three()).sampling(sampling.num_samples(300)).build().unwrap());
         let mut again = 0;
         for crops in all.into_values() {
             let different: BTreeSet<&Vec<u8>> = crops.iter().collect();
@@ -135,7 +139,7 @@ fn a_bad_sample_is_replaced_by_one_that_may_be_drawn() {
     [(5, 100.0), (7, 1.0), (8, 1.0)].into_iter().for_each(|(id, weight)| weights[id] = weight);
     let classes = [5, 11, 12, 6, 9, 20];
     let kept = || Subset::new(source(), classes.map(|id: u64| id)).unwrap();
-    let lenient = |builder: LoaderBuilder| builder.bad_samples_max(1.0);
+    let lenient = |builder: LoaderBuilder| builder.max_bad_fraction(1.0);
     every_way(
         || lenient(builder(parts()).sampling(Sampling::weighted(weights.clone()))),
         |name, loader| {
@@ -144,7 +148,7 @@ fn a_bad_sample_is_replaced_by_one_that_may_be_drawn() {
         },
     );
     every_way(
-        || lenient(builder(kept()).sampling(Sampling::balanced().draws(60))),
+        || lenient(builder(kept()).sampling(Sampling::balanced().num_samples(60))),
         |name, loader| {
             // Of class 2 there is 20 alone that is good, of class 0 there are 6 and 9.
             let seen = ids(loader.epoch(0));
@@ -153,7 +157,7 @@ fn a_bad_sample_is_replaced_by_one_that_may_be_drawn() {
         },
     );
     every_way(
-        || lenient(builder(parts()).sampling(Sampling::mixed(&parts(), [1.0, 0.0]).draws(60))),
+        || lenient(builder(parts()).sampling(Sampling::mixed(&parts(), [1.0, 0.0]).num_samples(60))),
         |name, loader| {
             let seen = ids(loader.epoch(0));
             assert!(seen.iter().all(|id| (0..12).contains(id) && ![5, 11].contains(id)), "{name}: {seen:?}");
@@ -161,7 +165,7 @@ fn a_bad_sample_is_replaced_by_one_that_may_be_drawn() {
     );
     // Where a class has nothing that is good, another one takes its turn.
     let only = Subset::new(source(), [5, 6, 9]).unwrap();
-    let loader = lenient(builder(only).sampling(Sampling::balanced().draws(40))).build().unwrap();
+    let loader = lenient(builder(only).sampling(Sampling::balanced().num_samples(40))).build().unwrap();
     let seen = ids(loader.epoch(0));
     assert!(seen.len() == 40 && seen.iter().all(|&id| id > 0), "{seen:?}");
 }
@@ -177,7 +181,7 @@ fn the_table_is_an_account_of_the_ledger() {
     assert_eq!(rows(Sampling::balanced()), Some(43 * 4 + 3 * 12));
     assert_eq!(rows(Sampling::mixed(&three(), [3.0, 1.0, 0.0])), Some(3 * 8 + 2 * 3 * 4));
 
-    let base = || builder(all()).workers(1);
+    let base = || builder(all()).max_workers(1);
     let least = base().plan().unwrap().minimum;
     let weighted = || base().sampling(Sampling::weighted(weights()));
     assert_eq!(weighted().plan().unwrap().minimum.0, least.0 + 43 * 8);
@@ -226,24 +230,24 @@ fn impossible_samplings_are_refused() {
     let in_blocks = || builder(InBlocks(mixed(43), Blocks::new([20, 43], 1)));
     let nan = weights().into_iter().map(|w| if w == 2.5 { f32::NAN } else { w }).collect::<Vec<_>>();
     let cases: [(LoaderBuilder, &str); 12] = [
-        (base().sampling(Sampling::weighted(vec![1.0; 42])), "weights for 42 samples, and the source has 43"),
+        (base().sampling(Sampling::weighted(vec![1.0; 42])), "weights for 42 samples, but the source has 43"),
         (base().sampling(Sampling::weighted(nan)), "weight 2 is NaN"),
         (base().sampling(Sampling::weighted(vec![0.0; 43])), "all 43 weights are 0"),
-        (base().sampling(Sampling::balanced().draws(0)), "0 draws"),
+        (base().sampling(Sampling::balanced().num_samples(0)), "num_samples 0"),
         (base().sampling(Sampling::mixed(&three(), [1.0, 2.0])), "2 weights for 3 parts"),
         (base().sampling(Sampling::mixed(&three(), [1.0, -2.0, 1.0])), "weight 1 is -2"),
         (
             builder(mixed(44)).sampling(Sampling::mixed(&three(), [1.0; 3])),
-            "parts of 43 samples, and the source has 44",
+            "parts of 43 samples, but the source has 44",
         ),
-        (in_blocks().sampling(Sampling::weighted(weights())), "weighted sampling goes from anywhere to anywhere"),
+        (in_blocks().sampling(Sampling::weighted(weights())), "weighted sampling reads in random order"),
         (in_blocks().sampling(Sampling::balanced()), "2 blocks that are read whole"),
         (
-            in_blocks().sampling(Sampling::Mixed { ends: [43].into(), weights: vec![1.0], draws: None }),
+            in_blocks().sampling(Sampling::Mixed { ends: [43].into(), weights: vec![1.0], num_samples: None }),
             "pack the data into shards",
         ),
-        (base().sampling(Sampling::balanced().draws(5)).rank(5, 6), "5 samples are spread over 6 ranks"),
-        (base().sampling(Sampling::balanced().draws(7)).drop_last(true), "the 7 samples of an epoch"),
+        (base().sampling(Sampling::balanced().num_samples(5)).shard(5, 6), "5 samples are spread over 6 ranks"),
+        (base().sampling(Sampling::balanced().num_samples(7)).drop_last(true), "the 7 samples of an epoch"),
     ];
     for (builder, words) in cases {
         let error = builder.plan().err().unwrap_or_else(|| panic!("{words}"));

@@ -99,7 +99,7 @@ fn a_stream_can_be_resumed_and_shared_by_ranks() {
     assert_eq!([first, rest].concat(), whole);
     let mut shared: Vec<u64> = [0, 1, 2]
         .iter()
-        .flat_map(|&rank| ids(builder(source.clone()).rank(rank, 3).build().unwrap().epoch(3)))
+        .flat_map(|&rank| ids(builder(source.clone()).shard(rank, 3).build().unwrap().epoch(3)))
         .collect();
     shared.sort_unstable();
     assert!(shared.into_iter().eq(0..SAMPLES));
@@ -109,7 +109,7 @@ fn a_stream_can_be_resumed_and_shared_by_ranks() {
 fn a_bad_sample_of_a_shard_is_listed_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     for (container, source, _) in containers(folder.path(), Some(20)) {
-        let base = || builder(source.clone()).bad_samples_max(0.1);
+        let base = || builder(source.clone()).max_bad_fraction(0.1);
         let expected = digest(base().build().unwrap().epoch(0)).unwrap();
         every_way(base, |name, loader| {
             assert_eq!(digest(loader.epoch(0)).unwrap(), expected, "{container}, {name}");

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use feedstock::rng::{KeyedRng, Seed};
 use feedstock::source::store::{DiskCache, Object, Store, StoreOptions};
-use feedstock::{ByteCount, KeyedRng, SampleId, Seed};
+use feedstock::{ByteCount, SampleId};
 
 use super::faulty_proxy::{Fault, FaultyProxy};
 use super::servers::{S3, s3_settings};

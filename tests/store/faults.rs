@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use feedstock::SampleId;
+use feedstock::rng::{KeyedRng, Seed};
 use feedstock::source::store::{Object, Store, StoreError, StoreOptions};
-use feedstock::{KeyedRng, SampleId, Seed};
 use tempfile::TempDir;
 
 use super::faulty_proxy::{Fault, FaultyProxy, Request};

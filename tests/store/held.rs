@@ -4,8 +4,9 @@ use std::thread;
 use std::time::Duration;
 
 use feedstock::host::{heap, reset_heap_peak};
+use feedstock::rng::{KeyedRng, Seed};
 use feedstock::source::store::{DiskCache, Object, Store, StoreOptions};
-use feedstock::{ByteCount, KeyedRng, SampleId, Seed};
+use feedstock::{ByteCount, SampleId};
 
 use super::faulty_proxy::{Fault, FaultyProxy, Request};
 use super::servers::Nginx;

@@ -25,7 +25,7 @@ fn tar(first: u32, count: u32) -> Vec<u8> {
     for i in first..first + count {
         let (width, height) = (20 + i % 90, 30 + i % 50);
         let mut ppm = format!("P6\n{width} {height}\n255\n").into_bytes();
-        ppm.extend((0..width * height * 3).map(|j| (feedstock::mix64(u64::from(i * 31 + j / 9)) & 0xFF) as u8));
+        ppm.extend((0..width * height * 3).map(|j| (feedstock::rng::mix64(u64::from(i * 31 + j / 9)) & 0xFF) as u8));
         add(format!("{i:05}.ppm"), &ppm);
         add(format!("{i:05}.cls"), (i % 5).to_string().as_bytes());
     }
@@ -52,7 +52,7 @@ fn options(index: &Path, store: StoreOptions) -> OpenOptions {
 fn digest(source: &Arc<dyn Source>) -> Result<u64, Error> {
     let loader = Loader::builder(source.clone())
         .batch_size(16)
-        .workers(2)
+        .max_workers(2)
         .ram_budget(ByteCount(256 << 20))
         .transform(RandomResizedCrop::new(24).flip(0.5))
         .build()?;
@@ -111,7 +111,7 @@ fn shards_on_a_web_server_come_through_resets_and_errors() {
         2 => Fault::Short(100),
         _ => Fault::Pass,
     };
-    proxy.plan(move |request| weather(feedstock::mix64(request.number as u64)));
+    proxy.plan(move |request| weather(feedstock::rng::mix64(request.number as u64)));
     assert_eq!(digest(&far).unwrap(), digest(&near).unwrap());
     // 400 samples, and some 15 % of the requests a second time.
     assert!(proxy.count() - before > 430, "{}", proxy.count() - before);
@@ -132,10 +132,11 @@ fn neighbours_are_read_by_one_request() {
     };
     for budget in [64, 512] {
         let builder = || {
-            let builder = Loader::builder(far.clone()).batch_size(16).workers(2).ram_budget(ByteCount(budget << 20));
+            let builder =
+                Loader::builder(far.clone()).batch_size(16).max_workers(2).ram_budget(ByteCount(budget << 20));
             builder.transform(RandomResizedCrop::new(24))
         };
-        let (ids, in_order, memory) = run(&builder().sampling(Sampling::ById).build().unwrap());
+        let (ids, in_order, memory) = run(&builder().sampling(Sampling::Sequential).build().unwrap());
         assert!(ids.into_iter().eq(0..200) && memory.peak <= memory.limit);
         let (mut ids, shuffled, _) = run(&builder().build().unwrap());
         ids.sort_unstable();

@@ -49,7 +49,7 @@ struct Entry {
 /// let loader = Loader::builder(source)
 ///     .device(cuda_device(0)?)
 ///     .transform(RandomResizedCrop::new(224).flip(0.5))
-///     .output(DType::F32)
+///     .dtype(DType::F32)
 ///     .build()?;
 /// let data = BurnLoader::<Cuda>::new(loader, burn::backend::cuda::CudaDevice::new(0));
 /// # Ok(())

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use feedstock::Plan;
 use feedstock::plan::WorkersReason;
-use feedstock::{PipelineStats, Plan};
+use feedstock::stats::PipelineStats;
 
 use super::super::format::percent;
 use super::super::table::counted;
@@ -91,7 +92,7 @@ mod tests {
         let white = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\
             \x02\x02D\x01\x00;";
         let source = MemorySource::new(vec!["a".into()], vec![(white.to_vec(), 0); 64]).expect("a source");
-        let builder = Loader::builder(source).transform(Resize::exact(8, 8)).batch_size(8).workers(3);
+        let builder = Loader::builder(source).transform(Resize::exact(8, 8)).batch_size(8).max_workers(3);
         builder.ram_budget(budget.unwrap_or(ByteCount(1 << 30))).plan().expect("it fits")
     }
 

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use feedstock::device::{SimDevice, Utilization};
 use feedstock::host::{HostFacts, process_cpu_time, process_memory};
-use feedstock::{ByteCount, Histogram, Loader, PipelineStats, Source};
+use feedstock::stats::{Histogram, PipelineStats};
+use feedstock::{ByteCount, Loader, Source};
 
 use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
 use super::super::format::{self, percent};
@@ -237,7 +238,7 @@ impl Report {
             nvml_share: self.gpu.as_deref().and_then(|gpu| gpu.busy_share().ok()),
             copy_share: used.map(|used| used.copy_share()),
             violations: self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default(),
-            moves: moves_json(&self.loader.moves()),
+            moves: moves_json(&self.loader.governor_log()),
             notes: self.loader.notes().iter().chain(self.folder.notes()).cloned().collect(),
             state: Position { epoch: tally.state.epoch, batch: tally.state.batch },
             error: error.map(str::to_owned),
@@ -301,7 +302,7 @@ impl Report {
             let (read, work) = (millis(*read_s), millis(*decode_s));
             lines.push(("slowest", format!("{path} (read {read}, decode and transform {work})")));
         }
-        if let Some(moves) = moves_text(&self.loader.moves()) {
+        if let Some(moves) = moves_text(&self.loader.governor_log()) {
             lines.push(("memory", moves));
         }
         if let Some(used) = self.used(tally) {
@@ -341,7 +342,7 @@ impl Report {
             ("transfer", 1, of.transfer),
             ("consume", 1, of.consume),
         ];
-        let report = |(stage, threads, stats): (&str, usize, feedstock::StageStats)| StageReport {
+        let report = |(stage, threads, stats): (&str, usize, feedstock::stats::StageStats)| StageReport {
             stage: stage.to_owned(),
             threads,
             samples: stats.samples,
@@ -394,7 +395,7 @@ impl Report {
 
 /// Mean latency of a sample, step by step.
 fn latency_steps(pipeline: &PipelineStats) -> Vec<LatencyStep> {
-    let (all, samples) = (pipeline.journey, pipeline.consume.samples.max(1) as f64);
+    let (all, samples) = (pipeline.latency, pipeline.consume.samples.max(1) as f64);
     [
         ("waits to be read", StepKind::Wait, all.read_queue),
         ("read", StepKind::Work, all.read),

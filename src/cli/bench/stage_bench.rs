@@ -14,9 +14,10 @@ use feedstock::decode::{Limits, WorkingSet, probe, working_set};
 use feedstock::device::{self, Device, Event, SimDevice, SimSpec, Transfer};
 use feedstock::host::{HostFacts, process_cpu_time};
 use feedstock::plan::{BudgetTooSmall, ENCODED_BYTES_MAX, Row};
+use feedstock::rng::Seed;
 use feedstock::sampler::Order;
 use feedstock::tensor::{DType, OutputFormat, SampleSpec};
-use feedstock::{ByteCount, Error, Preprocessor, SampleId, Seed, Source, ram_budget_here};
+use feedstock::{ByteCount, Error, Preprocessor, SampleId, Source};
 
 use super::super::Context;
 use super::super::failure::{Failure, print};
@@ -78,7 +79,7 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
 
 /// Decode and transform alone: files in memory, a tight loop on each of as many threads as the plan has workers.
 fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<StageBench, Failure> {
-    let (budget, _) = ram_budget_here(args.loader.one()?.0);
+    let budget = args.loader.one()?.0.resolve_here().bytes;
     let ledger = Ledger::new(budget);
     let threads = args.threads(folder)?.0;
     let (files, _held) = files(folder, &ledger, budget)?;
@@ -165,7 +166,7 @@ fn hold(ledger: &Ledger, account: &'static str, bytes: ByteCount) -> Result<Rese
 
 /// Reading alone: every file in the order of an epoch, on as many threads as the plan has for reading.
 fn read(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<StageBench, Failure> {
-    let (budget, _) = ram_budget_here(args.loader.one()?.0);
+    let budget = args.loader.one()?.0.resolve_here().bytes;
     let ledger = Ledger::new(budget);
     let threads = args.threads(folder)?.1;
     let largest = (0..folder.len()).map(|id| folder.encoded_bytes(SampleId(id))).max().unwrap_or(0);
@@ -221,7 +222,7 @@ fn bytes_per_s(mut once: impl FnMut()) -> f64 {
 /// The transfer to the device alone: one slot after another is copied and formatted.
 fn transfer(args: &BenchArgs, stop: &Stop) -> Result<StageBench, Failure> {
     let device = device::open(&args.loader.device)?;
-    let (budget, _) = ram_budget_here(args.loader.one()?.0);
+    let budget = args.loader.one()?.0.resolve_here().bytes;
     let format =
         OutputFormat { dtype: args.loader.output, layout: args.loader.layout, normalize: args.normalization() };
     let spec = SampleSpec { height: args.loader.size, width: args.loader.size };

@@ -166,7 +166,7 @@ fn run_all(
 
 /// The largest requested budget.
 fn largest(args: &BenchArgs) -> feedstock::RamBudget {
-    let bytes = |budget: &feedstock::RamBudget| feedstock::ram_budget_here(*budget).0;
+    let bytes = |budget: &feedstock::RamBudget| budget.resolve_here().bytes;
     args.loader.ram_budget.iter().copied().max_by_key(bytes).unwrap_or_default()
 }
 

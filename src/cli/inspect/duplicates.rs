@@ -259,7 +259,7 @@ mod tests {
         // Every hash once, in an order that spreads each group over the chunks, then some again.
         for ordinal in 0..20_000u64 {
             let content = if ordinal >= 19_990 { ordinal - 19_990 } else { ordinal };
-            let hash = u128::from(feedstock::mix64(content)) << 64;
+            let hash = u128::from(feedstock::rng::mix64(content)) << 64;
             let marks = (u32::from(ordinal == 19_993), u32::from(ordinal >= 19_998));
             all.add(Entry { hash, ordinal, marks });
         }

@@ -89,7 +89,10 @@ impl SheetArgs {
         let refused = |error| with_other_accounts(error, &[("sheet", sheet_bytes, because)]);
         let (builder, _) = args.builder(&folder)?;
         // Bad files are replaced as in training; the rest of the report counts them.
-        let builder = builder.seed(self.seed).bad_samples_max(1.0).own_ram_budget(budget.saturating_sub(sheet_bytes));
+        let builder = builder
+            .seed(self.seed)
+            .max_bad_fraction(1.0)
+            .ram_budget(RamBudget::PerProcess(budget.saturating_sub(sheet_bytes)));
         let loader = builder.build().map_err(refused)?;
         let stopper = loader.clone();
         stop.on_stop(move || stopper.stop());

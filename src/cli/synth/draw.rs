@@ -4,7 +4,7 @@
 //! Arithmetic is limited to additions, products, quotients and square roots, which round alike on all platforms: one
 //! seed gives one image everywhere.
 
-use feedstock::KeyedRng;
+use feedstock::rng::KeyedRng;
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use std::io;
@@ -227,7 +227,8 @@ fn direction(rng: &mut KeyedRng, tilt: Option<f64>) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use feedstock::{SampleId, Seed};
+    use feedstock::SampleId;
+    use feedstock::rng::Seed;
 
     #[test]
     fn every_figure_fits_its_circle_and_fills_some_of_it() {

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::backend::AutodiffBackend;
 
-use feedstock::DistributedEnv;
 use feedstock::device::DeviceSpec;
+use feedstock::host::DistributedEnv;
 use feedstock::train::{
     Checkpointing, Cpu, CpuBalanced, ProcessGroup, TrainContext, TrainData, TrainError, TrainEvent, train,
 };

@@ -8,7 +8,7 @@ use feedstock::decode::{Limits, probe};
 use feedstock::device::DeviceSpec;
 use feedstock::train::{MemoryMeter, TrainConfig};
 use feedstock::transform::{IMAGENET, RandomCrop, RandomResizedCrop, ResizeCenterCrop};
-use feedstock::{ByteCount, DType, Loader, LoaderBuilder, SampleId, Source, ram_budget_here};
+use feedstock::{ByteCount, DType, Loader, LoaderBuilder, RamBudget, SampleId, Source};
 
 use super::super::data::{PROGRAM_OVERHEAD, split, with_other_accounts};
 use super::super::failure::{Failure, chain, say};
@@ -68,11 +68,11 @@ impl Setup {
         }
         let sides = sides(&folder);
         let size = args.size.unwrap_or(if largest(&sides) <= SMALL_SIDE_MAX { SMALL_SIZE } else { LARGE_SIZE });
-        let (budget, told) = ram_budget_here(args.ram_budget);
-        let budget = ByteCount(budget.0 / rank_info.threads as u64);
+        let resolved = args.ram_budget.resolve_here();
+        let budget = ByteCount(resolved.bytes.0 / rank_info.threads as u64);
         let watched = args.watch.bytes();
         let loaders_budget = budget.saturating_sub(watched);
-        notes.extend(told);
+        notes.extend(resolved.note());
         let meter = memory::meter(&place);
         let free = memory::free(&place, budget, rank_info.threads);
         notes.extend(memory::precision_note(args.model_args.precision, &place)?);
@@ -86,18 +86,18 @@ impl Setup {
             let builder = common(args, folder, &place, batch_size)
                 .transform(center(&sides, size))
                 .shuffle(false)
-                .own_ram_budget(loaders_budget);
+                .ram_budget(RamBudget::PerProcess(loaders_budget));
             // Validation gets what its plan can use, at most a quarter of the budget where that suffices.
             let plan = builder
                 .plan()
                 .map_err(|error| with_other_accounts(error, &[("watch", watched, WatchArgs::BECAUSE)]))?;
             share = plan.knee.min(ByteCount(loaders_budget.0 / 4)).max(plan.minimum);
-            validating = Some(builder.own_ram_budget(share));
+            validating = Some(builder.ram_budget(RamBudget::PerProcess(share)));
         }
         let training = common(args, &folder, &place, batch_size)
             .seed(args.seed)
-            .own_ram_budget(loaders_budget.saturating_sub(share));
-        let training = training.rank(rank_info.rank as u64, rank_info.world_size as u64);
+            .ram_budget(RamBudget::PerProcess(loaders_budget.saturating_sub(share)));
+        let training = training.shard(rank_info.rank as u64, rank_info.world_size as u64);
         let beside = [("validation", share, "the other loader"), ("watch", watched, WatchArgs::BECAUSE)];
         let training = match sides.iter().all(|&side| side == (size, size)) {
             true => training.transform(RandomCrop::new(size).padding(size / 8).flip(0.5)),
@@ -160,11 +160,11 @@ fn common(args: &TrainArgs, folder: &Arc<dyn Source>, place: &Placement, batch_s
         .process_overhead(PROGRAM_OVERHEAD)
         .batch_size(batch_size)
         .cpu_budget(args.cpu_budget)
-        .output(DType::F32)
+        .dtype(DType::F32)
         .normalize(IMAGENET);
     let builder = args.decode.apply(builder);
     match args.workers {
-        Some(workers) => builder.workers(workers),
+        Some(workers) => builder.max_workers(workers),
         None => builder,
     }
 }

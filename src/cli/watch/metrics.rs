@@ -19,7 +19,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 
 use feedstock::host::{process_cpu_time, process_memory};
-use feedstock::{ByteCount, Histogram, Loader, StageStats, Stats};
+use feedstock::stats::{Histogram, StageStats};
+use feedstock::{ByteCount, Loader, Stats};
 
 use super::super::failure::Failure;
 use super::super::gpu;
@@ -164,13 +165,13 @@ const LOADER_METRICS: [Metric<OfLoader>; 14] = [
     }),
     Metric("memory_peak_bytes", "gauge", "Peak of the reserved bytes.", |_, stats| Some(stats.memory.peak.0 as f64)),
     Metric("memory_limit_bytes", "gauge", "RAM budget of the loader.", |_, stats| Some(stats.memory.limit.0 as f64)),
-    Metric("workers", "gauge", "Active workers.", |loader, _| Some(loader.moves().now.workers as f64)),
-    Metric("slots", "gauge", "Active slots.", |loader, _| Some(loader.moves().now.slots as f64)),
+    Metric("workers", "gauge", "Active workers.", |loader, _| Some(loader.governor_log().now.workers as f64)),
+    Metric("slots", "gauge", "Active slots.", |loader, _| Some(loader.governor_log().now.slots as f64)),
     Metric("governor_resizes_total", "counter", "Resizes by the governor.", |loader, _| {
-        Some(loader.moves().made as f64)
+        Some(loader.governor_log().made as f64)
     }),
     Metric("governor_level", "gauge", "0 is the plan; each further level halves it.", |loader, _| {
-        Some(f64::from(loader.moves().level))
+        Some(f64::from(loader.governor_log().level))
     }),
     Metric("device_compute_seconds_total", "counter", "Time that the compute stream was busy.", |_, stats| {
         Some(stats.device?.compute_busy.as_secs_f64())

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::standin::Standin;
 use super::*;
 use crate::device::output::convert_naive;
+use crate::rng::mix64;
 use crate::tensor::{DType, Layout, OutputFormat, SampleSpec};
-use crate::units::mix64;
 
 const SPEC: SampleSpec = SampleSpec { height: 6, width: 10 };
 const F32: OutputFormat = OutputFormat { dtype: DType::F32, layout: Layout::Nchw, normalize: None };

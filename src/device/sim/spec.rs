@@ -226,7 +226,7 @@ mod tests {
             ("sim:step=-1s", "'-1s' is no time"),
             ("sim:step=1.2.3s", "'1.2.3s' is no time"),
             ("sim:step=3601s", "longer than an hour"),
-            ("sim:memory=12Q", "'12Q' is no size"),
+            ("sim:memory=12Q", "invalid size '12Q'"),
             ("sim:fail-copy=0", "'0' is no count from 1"),
             ("cpu", "called sim"),
         ] {

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
+use crate::rng::mix64;
 use crate::sync::{AtomicUsize, Ordering};
-use crate::units::mix64;
 
 /// Timeout of waits: long enough for a busy machine; only a failing test waits this long.
 const TIMEOUT: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::super::conformance;
 use super::*;
-use crate::units::mix64;
+use crate::rng::mix64;
 use write::{HUB, Row, Shape, image, meaning, rows, write};
 
 fn folder() -> TempDir {

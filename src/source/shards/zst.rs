@@ -262,7 +262,7 @@ pub(super) mod tests {
     }
 
     fn content() -> Vec<u8> {
-        (0..400_000u32).map(|i| (crate::units::mix64(u64::from(i / 3)) >> 60) as u8).collect()
+        (0..400_000u32).map(|i| (crate::rng::mix64(u64::from(i / 3)) >> 60) as u8).collect()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::cache::DiskCache;
-use crate::units::Seed;
+use crate::rng::Seed;
 
 /// Default number of concurrent requests.
 pub const IN_FLIGHT: usize = 32;

@@ -12,7 +12,8 @@ use super::http::ResponseInfo;
 use super::options::StoreOptions;
 use super::url::StoreKind;
 use super::version::ObjectVersion;
-use crate::units::{KeyedRng, SampleId, Seed};
+use crate::rng::{KeyedRng, Seed};
+use crate::units::SampleId;
 
 /// Maximum wait between two attempts, unless the server asks for a longer one.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);

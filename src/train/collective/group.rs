@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use super::error::{CollectiveError, LostReason, Problem, RankInfo, Ranks};
 use super::processes::Processes;
 use super::threads::Arrivals;
-use crate::DistributedEnv;
+use crate::host::DistributedEnv;
 
 /// Default timeout: longer than any validation or checkpoint of one of the ranks.
 const TIMEOUT: Duration = Duration::from_secs(600);

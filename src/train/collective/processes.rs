@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::{CollectiveError, LostReason, Problem, RankInfo, Ranks};
-use crate::DistributedEnv;
 use crate::host::Coordinator;
+use crate::host::DistributedEnv;
 
 /// Numbers in one message: 1 MiB.
 const PIECE: usize = 1 << 18;

@@ -8,7 +8,7 @@ use burn::backend::Flex;
 use burn::tensor::Tensor;
 
 use super::*;
-use crate::DistributedEnv;
+use crate::host::DistributedEnv;
 
 /// Timeout of tests that do not reach it.
 const LONG: Duration = Duration::from_secs(60);

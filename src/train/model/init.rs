@@ -6,7 +6,8 @@ use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::{KeyedRng, SampleId, Seed};
+use crate::SampleId;
+use crate::rng::{KeyedRng, Seed};
 
 /// Purpose of the random numbers, apart from every other use of the seed.
 const WEIGHTS: u64 = 0x7765_6967_6874_7300;

@@ -69,7 +69,7 @@ named!(ModelKind, "model", Small => "small", Large => "large", ResNet18 => "resn
 /// Shape of a [`Network`].
 ///
 /// ```
-/// use feedstock::Seed;
+/// use feedstock::rng::Seed;
 /// use feedstock::train::{Cpu, ModelKind, NetworkConfig};
 ///
 /// let config = NetworkConfig { width: 16, ..NetworkConfig::new(ModelKind::ResNet18, 10, 32) };
@@ -154,7 +154,7 @@ impl NetworkConfig {
 
     /// Creates a network with the initial weights of this seed.
     #[must_use]
-    pub fn init<B: Backend>(&self, seed: crate::Seed, device: &B::Device) -> Network<B> {
+    pub fn init<B: Backend>(&self, seed: crate::rng::Seed, device: &B::Device) -> Network<B> {
         self.build(WeightInit::new(seed), device)
     }
 

@@ -2,7 +2,7 @@
 //! different widths, every orientation.
 
 use super::*;
-use crate::units::mix64;
+use crate::rng::mix64;
 use proptest::prelude::*;
 
 const SPEC: SampleSpec = SampleSpec { height: 4, width: 4 };

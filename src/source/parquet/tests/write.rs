@@ -11,8 +11,8 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
+use crate::rng::mix64;
 use crate::sync::Arc;
-use crate::units::mix64;
 
 /// Schema of the Hugging Face library.
 pub(super) const HUB: &str = "message m {
