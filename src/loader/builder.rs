@@ -18,7 +18,7 @@ use crate::plan::{
 use crate::preprocess;
 use crate::rng::Seed;
 use crate::sampler::Order;
-use crate::source::{Blocks, Source};
+use crate::source::{Blocks, PageCache, Source};
 use crate::survey::Survey;
 use crate::sync::{Arc, OnceLock};
 use crate::tensor::{DType, Layout, Normalize, OutputFormat, SIDE_MAX, SampleSpec};
@@ -135,8 +135,7 @@ struct Planned {
     plan: Plan,
     profile: Profile,
     notes: Vec<String>,
-    /// The data does not fit in the page cache beside the budget.
-    drop_page_cache: bool,
+    page_cache: PageCache,
 }
 
 impl LoaderBuilder {
@@ -403,8 +402,7 @@ impl LoaderBuilder {
     /// [`Error::Config`] for a setting out of range, [`Error::OverBudget`] with the byte table if the budget is below
     /// the minimum, [`Error::Device`] if the device has no memory.
     pub fn build(self) -> Result<Loader, Error> {
-        let Planned { plan, profile, mut notes, drop_page_cache } = self.decide()?;
-        self.source.set_drop_page_cache(drop_page_cache);
+        let Planned { plan, profile, mut notes, page_cache } = self.decide()?;
         let batch_size = self.samples_per_batch();
         let batch_size = NonZeroUsize::new(batch_size).ok_or_else(|| Error::Config("batch size is 0".to_owned()))?;
         let sampling = self.sampling.sampler(&*self.source, &mut notes)?;
@@ -413,6 +411,7 @@ impl LoaderBuilder {
         let config = RunConfig {
             spec: transform.out_spec(),
             source: self.source,
+            page_cache,
             transform,
             device,
             format: self.format,
@@ -449,8 +448,9 @@ impl LoaderBuilder {
         let budget = resolved.bytes;
         let profile = self.measure(spec);
         let cache_room = host.memory.available.saturating_sub(budget);
-        let drop_page_cache = profile.encoded_total > cache_room;
-        if drop_page_cache {
+        let fits = profile.encoded_total <= cache_room;
+        let page_cache = if fits { PageCache::Keep } else { PageCache::Drop };
+        if !fits {
             notes.push(format!(
                 "the data takes {}, and {cache_room} are left beside the budget: page cache is dropped after each read",
                 profile.encoded_total
@@ -484,7 +484,7 @@ impl LoaderBuilder {
             device_overhead: self.device.as_ref().map_or(ByteCount::ZERO, |device| device.host_overhead()),
         };
         let plan = Plan::new(&request, facts, &profile)?;
-        Ok(Planned { plan, profile, notes, drop_page_cache })
+        Ok(Planned { plan, profile, notes, page_cache })
     }
 
     fn spec(&self) -> Result<SampleSpec, Error> {

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::*;
 use crate::device::HostDevice;
 use crate::host::MemoryNow;
-use crate::source::SourceError;
+use crate::source::{PageCache, SampleRead, SourceError};
 use crate::sync::AtomicUsize;
 use crate::tensor::{DType, Layout};
 use crate::transform::RandomResizedCrop;
@@ -193,4 +193,61 @@ fn a_wait_for_an_output_is_not_counted_as_ready() {
     let latency = loader.stats().pipeline.latency;
     assert!(latency.batch_queue > Duration::from_millis(10) * 19 * 50 / 2, "{latency:?}");
     assert!(latency.ready * 4 < latency.batch_queue, "{latency:?}");
+}
+
+/// Small files whose source records the page cache policy of every read.
+struct Recorder {
+    files: SmallFiles,
+    policies: Mutex<Vec<PageCache>>,
+}
+
+impl Source for Recorder {
+    fn len(&self) -> u64 {
+        self.files.len()
+    }
+    fn classes(&self) -> &[String] {
+        self.files.classes()
+    }
+    fn label(&self, id: SampleId) -> u32 {
+        self.files.label(id)
+    }
+    fn encoded_bytes(&self, id: SampleId) -> u64 {
+        self.files.encoded_bytes(id)
+    }
+    fn name(&self, id: SampleId) -> String {
+        self.files.name(id)
+    }
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        self.files.read_into(id, out)
+    }
+    fn index_bytes(&self) -> u64 {
+        self.files.index_bytes()
+    }
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        self.policies.lock().expect("a list").extend(reads.iter().map(|read| read.page_cache));
+        self.files.read_many(reads);
+    }
+    fn read_ahead(&self, _: &[SampleId], page_cache: PageCache) {
+        self.policies.lock().expect("a list").push(page_cache);
+    }
+}
+
+#[test]
+fn loaders_that_share_a_source_have_page_cache_policies_of_their_own() {
+    let source = Arc::new(Recorder { files: SmallFiles::new(), policies: Mutex::default() });
+    // Beside a budget beyond all memory there is no page cache for the data.
+    let builder = |bytes: u64| Loader::builder(source.clone()).transform(RandomResizedCrop::new(8)).ram_budget(bytes);
+    let policies = |loader: &Loader| {
+        assert!(loader.epoch(0).all(|batch| batch.is_ok()));
+        let mut policies = std::mem::take(&mut *source.policies.lock().expect("a list"));
+        policies.dedup();
+        policies
+    };
+    let keeps = builder(64 << 20).build().expect("it fits");
+    builder(1 << 50).plan().expect("it fits");
+    assert_eq!(policies(&keeps), [PageCache::Keep], "planning another loader changes nothing");
+    let keeps = builder(64 << 20).build().expect("it fits");
+    let drops = builder(1 << 50).build().expect("it fits");
+    assert_eq!(policies(&drops), [PageCache::Drop]);
+    assert_eq!(policies(&keeps), [PageCache::Keep], "building another loader changes nothing");
 }

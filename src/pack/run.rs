@@ -17,7 +17,7 @@ use super::sample::{Stored, Treater, Unpacked};
 use super::shard::{ShardWriter, hashed};
 use super::{PackError, Settings, ShardOf, manifest};
 use crate::host::HostFacts;
-use crate::source::Source;
+use crate::source::{PageCache, Source};
 use crate::{ByteCount, SampleId};
 
 /// How often progress is told, and the wish to stop looked for.
@@ -310,7 +310,7 @@ impl Run<'_> {
         ahead.clear();
         ahead.extend(positions.take(AHEAD).map(|position| self.cut.sample(position)));
         ahead.sort_unstable();
-        self.source.read_ahead(ahead);
+        self.source.read_ahead(ahead, PageCache::Keep);
     }
 }
 

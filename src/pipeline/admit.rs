@@ -87,7 +87,7 @@ impl Admit {
         ahead.sort_unstable();
         // A sample may come more than once.
         ahead.dedup();
-        engine.config.source.read_ahead(ahead);
+        engine.config.source.read_ahead(ahead, engine.config.page_cache);
     }
 
     /// Groups the samples of one batch into chunks and starts them.

@@ -16,7 +16,7 @@ use crate::plan::{Plan, PoolSizes};
 use crate::pool::{EncodedCache, Output, OversizedScratch, Pool, ReadBuffer, Scratch, Slot};
 use crate::rng::Seed;
 use crate::sampler::{Batches, Order, Sampler};
-use crate::source::Source;
+use crate::source::{PageCache, Source};
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, lock};
 use crate::tensor::{OutputFormat, SampleSpec};
 use crate::transform::Transform;
@@ -28,6 +28,7 @@ const READERS_KEPT: Duration = Duration::from_millis(500);
 /// Settings of a run, besides the sizes in the plan.
 pub(crate) struct RunConfig {
     pub(crate) source: Arc<dyn Source>,
+    pub(crate) page_cache: PageCache,
     pub(crate) transform: Arc<dyn Transform>,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) format: OutputFormat,

@@ -94,23 +94,26 @@ impl Done {
 }
 
 fn read_each(context: &RunContext, chunk: &mut Chunk, since: Instant) -> Done {
+    let config = &context.engine.config;
     let (mut done, mut begun) = (Done::default(), since);
     for (job, out) in chunk.unread() {
-        let result = context.engine.config.source.read_into(job.id, out);
+        let mut read = SampleRead::new(job.id, out).page_cache(config.page_cache);
+        config.source.read_many(std::slice::from_mut(&mut read));
         let ended = Instant::now();
-        done.add(context, job, (result, out.len()), (begun, ended));
+        done.add(context, job, (read.result, read.out.len()), (begun, ended));
         begun = ended;
     }
     done
 }
 
 fn read_together(context: &RunContext, chunk: &mut Chunk, since: Instant) -> Done {
+    let config = &context.engine.config;
     let unread = chunk.unread().map(|(job, out)| {
-        let read = SampleRead::new(job.id, out);
+        let read = SampleRead::new(job.id, out).page_cache(config.page_cache);
         (job, read)
     });
     let (mut jobs, mut reads): (Vec<_>, Vec<_>) = unread.unzip();
-    context.engine.config.source.read_many(&mut reads);
+    config.source.read_many(&mut reads);
     let (mut done, ended) = (Done::default(), Instant::now());
     for (job, read) in jobs.iter_mut().zip(reads) {
         done.add(context, job, (read.result, read.out.len()), (since, ended));

@@ -2,7 +2,7 @@
 
 use std::mem::size_of;
 
-use super::{Blocks, IoProfile, SampleRead, Source, SourceError, Unreadable, heap_size};
+use super::{Blocks, IoProfile, PageCache, SampleRead, Source, SourceError, Unreadable, heap_size};
 use crate::sync::Arc;
 use crate::units::SampleId;
 
@@ -240,7 +240,7 @@ impl Source for Concat {
         }
     }
 
-    fn read_ahead(&self, ids: &[SampleId]) {
+    fn read_ahead(&self, ids: &[SampleId], page_cache: PageCache) {
         let mut rest = ids;
         let mut of_part = Vec::new();
         while let Some(&first) = rest.first() {
@@ -250,13 +250,9 @@ impl Source for Concat {
             let count = rest.iter().take_while(|id| (start..end).contains(&id.0)).count();
             of_part.clear();
             of_part.extend(rest[..count].iter().map(|id| SampleId(id.0 - start)));
-            self.parts[place].source.read_ahead(&of_part);
+            self.parts[place].source.read_ahead(&of_part, page_cache);
             rest = &rest[count..];
         }
-    }
-
-    fn set_drop_page_cache(&self, drop: bool) {
-        self.sources().for_each(|source| source.set_drop_page_cache(drop));
     }
 }
 

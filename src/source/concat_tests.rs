@@ -71,7 +71,7 @@ impl Source for Storage {
     fn io_profile(&self) -> IoProfile {
         self.io_profile
     }
-    fn read_ahead(&self, ids: &[SampleId]) {
+    fn read_ahead(&self, ids: &[SampleId], _: PageCache) {
         self.ahead.lock().unwrap().push(ids.iter().map(|id| id.0).collect());
     }
 }
@@ -160,8 +160,8 @@ fn read_ahead_translates_ids_for_each_source() {
     let parts =
         [storage("a", &["x"], &[0; 3]), storage("b", &["x"], &[0; 2]), storage("c", &["x"], &[0; 4])].map(Arc::new);
     let all = Concat::new(parts.iter().map(|part| part.clone() as Arc<dyn Source>)).unwrap();
-    all.read_ahead(&[0, 2, 5, 8].map(SampleId));
-    all.read_ahead(&[]);
+    all.read_ahead(&[0, 2, 5, 8].map(SampleId), PageCache::Keep);
+    all.read_ahead(&[], PageCache::Keep);
     let announced = parts.map(|part| part.ahead.lock().unwrap().clone());
     assert_eq!(announced, [vec![vec![0, 2]], vec![], vec![vec![0, 3]]]);
 }

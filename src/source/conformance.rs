@@ -6,7 +6,7 @@ use std::thread;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Blocks, IoProfile, SampleRead, Source};
+use super::{Blocks, IoProfile, PageCache, SampleRead, Source};
 use crate::units::SampleId;
 
 /// Maximum number of checked samples, spread evenly over the source.
@@ -180,7 +180,7 @@ fn check_read_ahead(source: &dyn Source, ids: &[SampleId]) -> Result<(), String>
     let mut ascending = ids.to_vec();
     ascending.sort_unstable();
     for ids in [&ascending[..], &[]] {
-        catch_unwind(AssertUnwindSafe(|| source.read_ahead(ids)))
+        catch_unwind(AssertUnwindSafe(|| source.read_ahead(ids, PageCache::Keep)))
             .map_err(|_| format!("read_ahead of {} samples panicked: it is a hint and must not panic", ids.len()))?;
     }
     Ok(())

@@ -125,7 +125,7 @@ impl Source for Faulty {
             _ => IoProfile::default(),
         }
     }
-    fn read_ahead(&self, ids: &[SampleId]) {
+    fn read_ahead(&self, ids: &[SampleId], _: PageCache) {
         assert!(self.fault != "hint" || !ids.is_empty(), "a fault of this test");
         self.announced.store(true, Ordering::Relaxed);
     }

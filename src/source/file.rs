@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags, fadvise};
 
-use super::SourceError;
 use super::shard_io::{ShardIdentity, ShardIo};
 use super::skip_read::SkipRead;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use super::{PageCache, SourceError};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// Maximum number of files kept open, over all sources. Others are opened for each read. Common limits of open files
 /// begin at 1024.
@@ -34,7 +34,6 @@ pub(super) struct ShardFile {
     identity: ShardIdentity,
     /// `None` for files beyond [`KEPT_OPEN_MAX`].
     kept: Option<File>,
-    drop_page_cache: AtomicBool,
     /// One bit for each unit of [`PREFETCH_BYTES`] that was requested.
     prefetched: Box<[AtomicU64]>,
 }
@@ -73,7 +72,6 @@ impl ShardFile {
             path: path.into(),
             identity,
             kept: kept.is_ok().then_some(file),
-            drop_page_cache: AtomicBool::new(false),
             prefetched: (0..words).map(|_| AtomicU64::new(0)).collect(),
         })
     }
@@ -115,7 +113,7 @@ impl ShardIo for ShardFile {
         self.identity
     }
 
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
+    fn read_at(&self, offset: u64, out: &mut [u8], page_cache: PageCache) -> Result<(), SourceError> {
         let (end, bytes) = (offset.checked_add(out.len() as u64), self.identity.bytes);
         assert!(end.is_some_and(|end| end <= bytes), "{offset} + {} of {bytes} bytes", out.len());
         self.with_file(|file| {
@@ -123,7 +121,7 @@ impl ShardIo for ShardFile {
                 io::ErrorKind::UnexpectedEof => self.changed(),
                 _ => SourceError::io("read", &self.path, error),
             })?;
-            if self.drop_page_cache.load(Ordering::Relaxed) {
+            if page_cache == PageCache::Drop {
                 // Advice only: a refusal does no harm.
                 let _ = fadvise(file, offset, NonZeroU64::new(out.len() as u64), Advice::DontNeed);
             }
@@ -164,14 +162,14 @@ impl ShardIo for ShardFile {
     }
 
     /// Prefetches nothing of files that are not kept open.
-    fn prefetch(&self, offset: u64, len: u64) {
+    fn prefetch(&self, offset: u64, len: u64, page_cache: PageCache) {
         let Some(file) = &self.kept else { return };
         let will_need = |start: u64, end: u64| {
             if start < end {
                 let _ = fadvise(file, start, NonZeroU64::new(end - start), Advice::WillNeed);
             }
         };
-        if self.drop_page_cache.load(Ordering::Relaxed) {
+        if page_cache == PageCache::Drop {
             return will_need(offset, offset + len);
         }
         // Adjacent units go into one request.
@@ -184,10 +182,6 @@ impl ShardIo for ShardFile {
             end = unit.end;
         }
         will_need(start, end);
-    }
-
-    fn set_drop_page_cache(&self, drop: bool) {
-        self.drop_page_cache.store(drop, Ordering::Relaxed);
     }
 }
 
@@ -224,14 +218,13 @@ mod tests {
         let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 + (i >> 8)) as u8).collect();
         let file = file(&bytes);
         for opened in both(file.path()) {
-            for drop in [false, true] {
-                opened.set_drop_page_cache(drop);
+            for page_cache in [PageCache::Keep, PageCache::Drop] {
                 for (offset, len) in
                     [(0, 3_000_000), (1, 1), (65_535, 2), (2_999_999, 1), (3_000_000, 0), (4096, 131_072)]
                 {
-                    opened.prefetch(offset as u64, len as u64);
+                    opened.prefetch(offset as u64, len as u64, page_cache);
                     let mut out = vec![0xEE; len];
-                    opened.read_at(offset as u64, &mut out).unwrap();
+                    opened.read_at(offset as u64, &mut out, page_cache).unwrap();
                     assert_eq!(out, bytes[offset..offset + len], "{offset} + {len}");
                 }
             }
@@ -243,14 +236,14 @@ mod tests {
         let file = file(&vec![7; 200_000]);
         let opened = both(file.path());
         let mut out = vec![0; 100_000];
-        opened[0].read_at(100_000, &mut out).unwrap();
+        opened[0].read_at(100_000, &mut out, PageCache::Keep).unwrap();
         OpenOptions::new().write(true).open(file.path()).unwrap().set_len(5000).unwrap();
         for opened in &opened {
-            let error = opened.read_at(100_000, &mut out).unwrap_err().to_string();
+            let error = opened.read_at(100_000, &mut out, PageCache::Keep).unwrap_err().to_string();
             assert!(error.contains("had 200000 bytes when it was indexed and now has 5000"), "{error}");
             assert!(opened.check_unchanged().is_err());
-            opened.prefetch(100_000, 100_000);
-            opened.read_at(0, &mut out[..4096]).unwrap();
+            opened.prefetch(100_000, 100_000, PageCache::Keep);
+            opened.read_at(0, &mut out[..4096], PageCache::Keep).unwrap();
         }
     }
 
@@ -266,7 +259,7 @@ mod tests {
         assert_eq!(taken(63 * PREFETCH_BYTES, 3 * PREFETCH_BYTES), [63, 64, 65]);
         assert_eq!(taken(100 * PREFETCH_BYTES, 5), [100]);
         assert_eq!(taken(0, 100 * PREFETCH_BYTES + 5).len(), 93);
-        opened.prefetch(0, 100 * PREFETCH_BYTES);
+        opened.prefetch(0, 100 * PREFETCH_BYTES, PageCache::Keep);
     }
 
     #[test]
@@ -276,7 +269,7 @@ mod tests {
         let kept = all.iter().filter(|one| one.kept.is_some()).count();
         assert!((1..=KEPT_OPEN_MAX).contains(&kept), "{kept}");
         let mut out = [0; 3];
-        all.iter().for_each(|one| one.read_at(0, &mut out).unwrap());
+        all.iter().for_each(|one| one.read_at(0, &mut out, PageCache::Keep).unwrap());
         assert_eq!(out, [1, 2, 3]);
     }
 

@@ -16,8 +16,7 @@ use super::error::{counted, first_names};
 use super::index::Index;
 use super::path::readable;
 use super::scan::{Scan, open_directory, scan, special_kind};
-use super::{Source, SourceError, Unreadable, heap_size};
-use crate::sync::{AtomicBool, Ordering};
+use super::{PageCache, SampleRead, Source, SourceError, Unreadable, heap_size};
 use crate::units::SampleId;
 
 /// Minimum number of scanning threads by default. A network file system answers several requests as fast as one.
@@ -77,7 +76,6 @@ pub struct ImageFolder {
     unreadable: Vec<Unreadable>,
     unreadable_count: u64,
     notes: Vec<String>,
-    drop_page_cache: AtomicBool,
 }
 
 impl ImageFolder {
@@ -120,8 +118,7 @@ impl ImageFolder {
         let classes: Vec<String> = found.classes.iter().map(|name| readable(name)).collect();
         let notes = notes(&classes, &found);
         let Scan { index, unreadable, unreadable_count, .. } = found;
-        let drop_page_cache = AtomicBool::new(false);
-        Ok(ImageFolder { root, root_fd, classes, index, unreadable, unreadable_count, notes, drop_page_cache })
+        Ok(ImageFolder { root, root_fd, classes, index, unreadable, unreadable_count, notes })
     }
 
     /// The root, as it was given to [`open`](Self::open).
@@ -149,32 +146,10 @@ impl ImageFolder {
     fn io_error(&self, doing: &'static str, id: SampleId, errno: Errno) -> SourceError {
         SourceError::io(doing, self.path(id), errno)
     }
-}
-
-impl Source for ImageFolder {
-    fn len(&self) -> u64 {
-        self.index.len()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn label(&self, id: SampleId) -> u32 {
-        self.index.label(id)
-    }
-
-    fn encoded_bytes(&self, id: SampleId) -> u64 {
-        self.index.size_bytes(id)
-    }
-
-    fn name(&self, id: SampleId) -> String {
-        readable(self.path(id).as_os_str().as_bytes())
-    }
 
     /// Takes four system calls: open (relative to the root; a descriptor of the class folder would be no faster),
     /// fstat, read, close.
-    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+    fn read(&self, id: SampleId, out: &mut [u8], page_cache: PageCache) -> Result<(), SourceError> {
         let indexed_bytes = self.index.size_bytes(id);
         assert_eq!(out.len() as u64, indexed_bytes, "{id} has {indexed_bytes} bytes");
         let file = PATH.with_borrow_mut(|path| {
@@ -201,11 +176,43 @@ impl Source for ImageFolder {
                 Err(errno) => return Err(self.io_error("read", id, errno)),
             }
         }
-        if self.drop_page_cache.load(Ordering::Relaxed) {
+        if page_cache == PageCache::Drop {
             // Advice only: a refusal does no harm.
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         Ok(())
+    }
+}
+
+impl Source for ImageFolder {
+    fn len(&self) -> u64 {
+        self.index.len()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn label(&self, id: SampleId) -> u32 {
+        self.index.label(id)
+    }
+
+    fn encoded_bytes(&self, id: SampleId) -> u64 {
+        self.index.size_bytes(id)
+    }
+
+    fn name(&self, id: SampleId) -> String {
+        readable(self.path(id).as_os_str().as_bytes())
+    }
+
+    fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
+        self.read(id, out, PageCache::Keep)
+    }
+
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        for read in reads {
+            read.result = self.read(read.id, read.out, read.page_cache);
+        }
     }
 
     fn title(&self) -> String {
@@ -223,10 +230,6 @@ impl Source for ImageFolder {
 
     fn unreadable_count(&self) -> u64 {
         self.unreadable_count
-    }
-
-    fn set_drop_page_cache(&self, drop: bool) {
-        self.drop_page_cache.store(drop, Ordering::Relaxed);
     }
 
     fn index_bytes(&self) -> u64 {

@@ -100,8 +100,10 @@ pub trait Source: Send + Sync + 'static {
     /// of `out` is unspecified after an error.
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError>;
 
-    /// Reads several samples, in any order, and stores each result in [`SampleRead::result`]. It is used where
-    /// [`IoProfile::coalesce_bytes`] is not 0: where one request can return adjacent samples.
+    /// Reads one or several samples, in any order, and stores each result in [`SampleRead::result`]. Several are read at
+    /// once where [`IoProfile::coalesce_bytes`] is not 0: where one request can return adjacent samples.
+    ///
+    /// A source whose reads fill the page cache drops it after reads with [`PageCache::Drop`].
     fn read_many(&self, reads: &mut [SampleRead<'_>]) {
         for read in reads {
             read.result = self.read_into(read.id, read.out);
@@ -154,12 +156,18 @@ pub trait Source: Send + Sync + 'static {
     }
 
     /// Announces samples that will be read soon, in ascending order of id, so that storage can fetch them. This is a
-    /// hint: its effect is bounded and may be nothing.
-    fn read_ahead(&self, _ids: &[SampleId]) {}
+    /// hint: its effect is bounded and may be nothing. The reads that follow have the same `page_cache`.
+    fn read_ahead(&self, _ids: &[SampleId], _page_cache: PageCache) {}
+}
 
-    /// Sets whether reads drop the operating system's page cache behind them, for data that does not fit into it. The
-    /// setting is shared by all loaders of the source; the last call counts. Sources without page cache ignore it.
-    fn set_drop_page_cache(&self, _drop: bool) {}
+/// Treatment of the operating system's page cache by a read. Each loader has its own, also if loaders share a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PageCache {
+    /// The data stays in the page cache.
+    #[default]
+    Keep,
+    /// The data is dropped after the read: it does not fit in memory, and a control group is charged for it.
+    Drop,
 }
 
 /// A sample to read, the buffer for it, and the result.
@@ -170,14 +178,23 @@ pub struct SampleRead<'a> {
     pub id: SampleId,
     /// Buffer of exactly `encoded_bytes(id)` bytes.
     pub out: &'a mut [u8],
+    /// Treatment of the page cache.
+    pub page_cache: PageCache,
     /// Result, which [`Source::read_many`] sets.
     pub result: Result<(), SourceError>,
 }
 
 impl<'a> SampleRead<'a> {
-    /// Creates a read that has not been performed.
+    /// Creates a read that has not been performed, and keeps the page cache.
     pub fn new(id: SampleId, out: &'a mut [u8]) -> Self {
-        SampleRead { id, out, result: Ok(()) }
+        SampleRead { id, out, page_cache: PageCache::Keep, result: Ok(()) }
+    }
+
+    /// Sets the treatment of the page cache.
+    #[must_use]
+    pub fn page_cache(mut self, page_cache: PageCache) -> Self {
+        self.page_cache = page_cache;
+        self
     }
 }
 
@@ -228,7 +245,6 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         dimensions(id: SampleId) -> Option<(u32, u32)>;
         blocks() -> Option<&Blocks>;
         io_profile() -> IoProfile;
-        read_ahead(ids: &[SampleId]);
-        set_drop_page_cache(drop: bool);
+        read_ahead(ids: &[SampleId], page_cache: PageCache);
     }
 }

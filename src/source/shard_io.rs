@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::skip_read::SkipRead;
-use super::{IoProfile, SourceError};
+use super::{IoProfile, PageCache, SourceError};
 
 /// Identity of a shard: an index is valid as long as the shard has the identity that it was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +32,11 @@ pub(super) trait ShardIo: fmt::Debug + Send + Sync {
     ///
     /// # Panics
     /// Panics if the range is outside of the shard.
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError>;
+    fn read_at(&self, offset: u64, out: &mut [u8], page_cache: PageCache) -> Result<(), SourceError>;
 
     /// Fills each buffer with the bytes from its offset on, and returns the result of each read.
-    fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> Vec<Result<(), SourceError>> {
-        reads.iter_mut().map(|(offset, out)| self.read_at(*offset, out)).collect()
+    fn read_many(&self, reads: &mut [(u64, &mut [u8])], page_cache: PageCache) -> Vec<Result<(), SourceError>> {
+        reads.iter_mut().map(|(offset, out)| self.read_at(*offset, out, page_cache)).collect()
     }
 
     /// Opens a sequential reader of the whole shard.
@@ -68,8 +68,5 @@ pub(super) trait ShardIo: fmt::Debug + Send + Sync {
     fn heap_bytes(&self) -> usize;
 
     /// Asks a local disk for a range without waiting for it.
-    fn prefetch(&self, _offset: u64, _len: u64) {}
-
-    /// Sets whether the page cache of a range is dropped after each read.
-    fn set_drop_page_cache(&self, _drop: bool) {}
+    fn prefetch(&self, _offset: u64, _len: u64, _page_cache: PageCache) {}
 }

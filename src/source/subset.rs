@@ -4,7 +4,7 @@ use std::mem::size_of;
 use std::ops::Range;
 
 use super::error::first_names;
-use super::{Blocks, IoProfile, SampleRead, Source, SourceError, Unreadable, heap_size};
+use super::{Blocks, IoProfile, PageCache, SampleRead, Source, SourceError, Unreadable, heap_size};
 use crate::rng::{KeyedRng, Seed};
 use crate::sync::Arc;
 use crate::units::SampleId;
@@ -263,7 +263,6 @@ impl Source for Subset {
         unreadable() -> &[Unreadable];
         unreadable_count() -> u64;
         io_profile() -> IoProfile;
-        set_drop_page_cache(drop: bool);
     }
 
     fn len(&self) -> u64 {
@@ -292,6 +291,13 @@ impl Source for Subset {
     }
 
     fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        // A single read needs no list of ids.
+        if let [read] = reads {
+            let id = std::mem::replace(&mut read.id, self.origin(read.id));
+            self.source.read_many(std::slice::from_mut(read));
+            read.id = id;
+            return;
+        }
         let ids: Vec<SampleId> = reads.iter().map(|read| read.id).collect();
         reads.iter_mut().for_each(|read| read.id = self.origin(read.id));
         self.source.read_many(reads);
@@ -319,10 +325,10 @@ impl Source for Subset {
         self.blocks.as_ref()
     }
 
-    fn read_ahead(&self, ids: &[SampleId]) {
+    fn read_ahead(&self, ids: &[SampleId], page_cache: PageCache) {
         let mut origins: Vec<SampleId> = ids.iter().map(|&id| self.origin(id)).collect();
         origins.sort_unstable();
-        self.source.read_ahead(&origins);
+        self.source.read_ahead(&origins, page_cache);
     }
 }
 

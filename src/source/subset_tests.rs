@@ -107,7 +107,7 @@ fn each_sample_is_drawn_equally_often() {
 fn read_ahead_sorts_ids() {
     let all = Arc::new(storage("all", &["a"], &[0; 9]));
     let subset = Subset::new(all.clone(), [8, 2, 5]).unwrap();
-    subset.read_ahead(&[0, 1].map(SampleId));
+    subset.read_ahead(&[0, 1].map(SampleId), PageCache::Keep);
     assert_eq!(*all.ahead.lock().unwrap(), [[2, 8]]);
 }
 

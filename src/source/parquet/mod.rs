@@ -22,8 +22,8 @@ use parquet::schema::types::ColumnDescPtr;
 use rustix::fs::Advice;
 
 use super::block_cache::{BlockBuffer, BlockCache};
-use super::{Blocks, IoProfile, Source, SourceError};
-use crate::sync::{Arc, AtomicBool, Ordering};
+use super::{Blocks, IoProfile, PageCache, SampleRead, Source, SourceError};
+use crate::sync::Arc;
 use crate::units::{ByteCount, SampleId};
 pub use options::ParquetOptions;
 
@@ -72,7 +72,6 @@ pub struct ParquetSource {
     classes: Vec<String>,
     notes: Vec<String>,
     load_bytes_max: u64,
-    drop_page_cache: AtomicBool,
 }
 
 /// File, its image column, and the sample of its first row.
@@ -165,19 +164,7 @@ impl ParquetSource {
         labels.shrink_to_fit();
         groups.shrink_to_fit();
         let cache = BlockCache::new(blocks.clone(), block_bytes_max, LOADS_MAX);
-        let drop_page_cache = AtomicBool::new(false);
-        Ok(ParquetSource {
-            files,
-            groups,
-            cache,
-            blocks,
-            sizes,
-            labels,
-            classes,
-            notes,
-            load_bytes_max,
-            drop_page_cache,
-        })
+        Ok(ParquetSource { files, groups, cache, blocks, sizes, labels, classes, notes, load_bytes_max })
     }
 
     fn file_of(&self, id: SampleId) -> &ParquetFile {
@@ -193,8 +180,18 @@ impl ParquetSource {
         (&self.files[group.file as usize].file, location(group.number, row))
     }
 
+    fn read(&self, id: SampleId, out: &mut [u8], page_cache: PageCache) -> Result<(), SourceError> {
+        let bytes = self.encoded_bytes(id);
+        assert_eq!(out.len() as u64, bytes, "{id} has {bytes} bytes");
+        if let Some(problem) = row_problem(self.sizes[id.0 as usize], self.labels[id.0 as usize]) {
+            let (file, location) = self.location_of(id);
+            return Err(file.unusable(&location, format!("the row has {problem}")));
+        }
+        self.cache.read(id, out, |block, buffer| self.load(block, buffer, page_cache))
+    }
+
     /// Reads the images of a row group.
-    fn load(&self, block: u64, buffer: &mut BlockBuffer) -> Result<(), SourceError> {
+    fn load(&self, block: u64, buffer: &mut BlockBuffer, page_cache: PageCache) -> Result<(), SourceError> {
         let RowGroup { file, number, chunk } = &self.groups[block as usize];
         let ParquetFile { file, images, .. } = &self.files[*file as usize];
         let samples = self.blocks.samples(block);
@@ -214,7 +211,7 @@ impl ParquetSource {
             Ok(())
         };
         let read = read_values::<ByteArrayType>(&opened, images, chunk, sizes.len() as u64, 1, put);
-        if self.drop_page_cache.load(Ordering::Relaxed) {
+        if page_cache == PageCache::Drop {
             opened.advise(chunk.start, chunk.bytes, Advice::DontNeed);
         }
         read.map(drop).map_err(|error| file.damaged(&location(*number, error.row), error.cause))
@@ -308,13 +305,13 @@ impl Source for ParquetSource {
     }
 
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
-        let bytes = self.encoded_bytes(id);
-        assert_eq!(out.len() as u64, bytes, "{id} has {bytes} bytes");
-        if let Some(problem) = row_problem(self.sizes[id.0 as usize], self.labels[id.0 as usize]) {
-            let (file, location) = self.location_of(id);
-            return Err(file.unusable(&location, format!("the row has {problem}")));
+        self.read(id, out, PageCache::Keep)
+    }
+
+    fn read_many(&self, reads: &mut [SampleRead<'_>]) {
+        for read in reads {
+            read.result = self.read(read.id, read.out, read.page_cache);
         }
-        self.cache.read(id, out, |block, buffer| self.load(block, buffer))
     }
 
     fn title(&self) -> String {
@@ -339,7 +336,7 @@ impl Source for ParquetSource {
     }
 
     /// Asks the system to read the row groups of these samples ahead, at most as many as are held.
-    fn read_ahead(&self, ids: &[SampleId]) {
+    fn read_ahead(&self, ids: &[SampleId], _: PageCache) {
         let mut last = None;
         let mut asked = 0;
         for block in ids.iter().map(|&id| self.blocks.block_of(id)) {
@@ -356,10 +353,6 @@ impl Source for ParquetSource {
                 return;
             }
         }
-    }
-
-    fn set_drop_page_cache(&self, drop: bool) {
-        self.drop_page_cache.store(drop, Ordering::Relaxed);
     }
 
     fn index_bytes(&self) -> u64 {

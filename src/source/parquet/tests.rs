@@ -114,8 +114,8 @@ fn threads_can_read_in_any_order() {
             scope.spawn(move || {
                 let mut ids: Vec<u64> = (0..200).collect();
                 ids.sort_by_key(|&id| mix64(id ^ thread << 32));
-                source.read_ahead(&[SampleId(0), SampleId(1), SampleId(55), SampleId(199)]);
-                source.set_drop_page_cache(thread % 2 == 0);
+                let page_cache = if thread % 2 == 0 { PageCache::Drop } else { PageCache::Keep };
+                source.read_ahead(&[SampleId(0), SampleId(1), SampleId(55), SampleId(199)], page_cache);
                 ids.into_iter().for_each(|id| assert_eq!(read(source, id).unwrap(), image(id)));
             });
         }
@@ -271,7 +271,7 @@ fn changed_files_are_errors() {
     assert_eq!(read(&source, 1).unwrap(), image(1), "its block is held");
     fs::remove_file(&path).unwrap();
     assert!(matches!(read(&source, 59), Err(SourceError::Io { doing: "open", .. })));
-    source.read_ahead(&[SampleId(59)]);
+    source.read_ahead(&[SampleId(59)], PageCache::Keep);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! cannot deadlock.
 
 use super::zst::{CONTEXT_BYTES, Decompressor, Frame};
-use crate::source::SourceError;
 use crate::source::shard_io::ShardIo;
+use crate::source::{PageCache, SourceError};
 use crate::sync::{Condvar, Mutex, PoisonError, lock};
 
 /// Maximum sizes of the buffers of a workspace, bytes.
@@ -122,7 +122,7 @@ impl Workspace {
     /// Reads a range of a shard's decompressed content. `frames` are the frames of shard `number` and cover the range.
     pub(super) fn read(
         &mut self,
-        io: &dyn ShardIo,
+        (io, page_cache): (&dyn ShardIo, PageCache),
         (number, frames): (u32, &[Frame]),
         offset: u64,
         out: &mut [u8],
@@ -131,7 +131,7 @@ impl Workspace {
         let mut filled = 0;
         while filled < out.len() {
             let frame = frames[at];
-            self.load(io, (number, at), frame)?;
+            self.load((io, page_cache), (number, at), frame)?;
             let from = (offset + filled as u64 - frame.content_start) as usize;
             let count = (out.len() - filled).min(self.content.len() - from);
             out[filled..filled + count].copy_from_slice(&self.content[from..from + count]);
@@ -141,13 +141,18 @@ impl Workspace {
     }
 
     /// Decompresses a frame, unless it is the last one that was.
-    fn load(&mut self, io: &dyn ShardIo, key: (u32, usize), frame: Frame) -> Result<(), SourceError> {
+    fn load(
+        &mut self,
+        (io, page_cache): (&dyn ShardIo, PageCache),
+        key: (u32, usize),
+        frame: Frame,
+    ) -> Result<(), SourceError> {
         if self.frame == Some(key) {
             return Ok(());
         }
         self.frame = None;
         self.compressed.resize(frame.bytes as usize, 0);
-        io.read_at(frame.offset, &mut self.compressed)?;
+        io.read_at(frame.offset, &mut self.compressed, page_cache)?;
         self.content.resize(frame.content_bytes as usize, 0);
         let failed = |cause| SourceError::damaged(io.path(), Some(frame.offset), cause);
         self.decompressor.frame(&self.compressed, &mut self.content).map_err(failed)?;

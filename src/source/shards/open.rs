@@ -21,7 +21,7 @@ use crate::source::path::{display_name, readable};
 use crate::source::resolve::resolve;
 use crate::source::shard_io::ShardIo;
 use crate::source::skip_read::NoSeek;
-use crate::source::{OpenOptions, SourceError, Unreadable};
+use crate::source::{OpenOptions, PageCache, SourceError, Unreadable};
 use crate::units::ByteCount;
 
 /// Maximum content of a frame that is decompressed to read a part of it, bytes.
@@ -121,7 +121,7 @@ fn scan_one(io: &dyn ShardIo) -> Result<ShardIndex, SourceError> {
     let (path, bytes) = (io.path(), io.bytes());
     let mut magic = [0; 6];
     let read = magic.len().min(bytes as usize);
-    io.read_at(0, &mut magic[..read])?;
+    io.read_at(0, &mut magic[..read], PageCache::Keep)?;
     let compression = match magic[..read] {
         [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => compression(io)?,
         [0x1F, 0x8B, ..] => return Err(unsupported(path, "gzip")),
@@ -165,7 +165,9 @@ fn compression(io: &dyn ShardIo) -> Result<Compression, SourceError> {
     let bytes = io.bytes();
     let damaged = |(offset, cause): (u64, String)| SourceError::damaged(io.path(), Some(offset), cause);
     let mut io_error = None;
-    let mut read_at = |at: u64, out: &mut [u8]| io.read_at(at, out).map_err(|error| io_error.insert(error).to_string());
+    let mut read_at = |at: u64, out: &mut [u8]| {
+        io.read_at(at, out, PageCache::Keep).map_err(|error| io_error.insert(error).to_string())
+    };
     let frames = match zst::seek_table(bytes, &mut read_at) {
         // Without a valid table, each frame is visited. On a store, that would take a request for each.
         None if io.is_local() => {
@@ -179,7 +181,7 @@ fn compression(io: &dyn ShardIo) -> Result<Compression, SourceError> {
     }
     let mut head = [0; zst::HEADER_BYTES_MAX];
     let len = head.len().min(bytes as usize);
-    io.read_at(0, &mut head[..len])?;
+    io.read_at(0, &mut head[..len], PageCache::Keep)?;
     let window_bytes = zst::FrameHeader::read(&head[..len]).map_err(|cause| damaged((0, cause)))?.window_bytes;
     if window_bytes > WINDOW_BYTES_MAX {
         let cause = format!(

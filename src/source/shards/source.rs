@@ -8,7 +8,7 @@ use super::zst::Frame;
 use crate::source::index::Index;
 use crate::source::path::readable;
 use crate::source::shard_io::ShardIo;
-use crate::source::{Blocks, IoProfile, SampleRead, Source, SourceError, Unreadable, heap_size};
+use crate::source::{Blocks, IoProfile, PageCache, SampleRead, Source, SourceError, Unreadable, heap_size};
 use crate::sync::Arc;
 use crate::units::SampleId;
 
@@ -112,6 +112,37 @@ impl TarShards {
     fn content_bytes(&self, id: SampleId) -> Option<u64> {
         self.contents.get(id.0 as usize).filter(|&&bytes| bytes > 0).map(|&bytes| u64::from(bytes))
     }
+
+    fn read(&self, id: SampleId, out: &mut [u8], page_cache: PageCache) -> Result<(), SourceError> {
+        let (number, (offset, stored)) = (self.shard(id), self.range(id));
+        let (Shard { io, layout }, expected) = (&self.shards[number as usize], self.encoded_bytes(id));
+        assert_eq!(out.len() as u64, expected, "{id} has {expected} bytes");
+        let is_compressed = self.content_bytes(id).is_some();
+        match (layout, is_compressed) {
+            (ShardLayout::Plain, false) => io.read_at(offset, out, page_cache),
+            (ShardLayout::Frames(frames), false) => {
+                self.decompressors.with(|workspace| workspace.read((&**io, page_cache), (number, frames), offset, out))
+            }
+            (ShardLayout::Stream, _) => match &self.streams {
+                Some(streams) => streams.read(id, out, (number, io, page_cache), |id| self.member_range(id)),
+                None => unreachable!("a stream without streams"),
+            },
+            (layout, true) => self.decompressors.with(|workspace| {
+                let mut member = std::mem::take(&mut workspace.member);
+                member.resize(stored as usize, 0);
+                let read = match layout {
+                    ShardLayout::Frames(frames) => {
+                        workspace.read((&**io, page_cache), (number, frames), offset, &mut member)
+                    }
+                    _ => io.read_at(offset, &mut member, page_cache),
+                };
+                let failed = |cause| SourceError::damaged(io.path(), Some(offset), cause);
+                let result = read.and_then(|()| workspace.decompressor.frame(&member, out).map_err(failed));
+                workspace.member = member;
+                result
+            }),
+        }
+    }
 }
 
 impl Source for TarShards {
@@ -142,42 +173,18 @@ impl Source for TarShards {
     }
 
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError> {
-        let (number, (offset, stored)) = (self.shard(id), self.range(id));
-        let (Shard { io, layout }, expected) = (&self.shards[number as usize], self.encoded_bytes(id));
-        assert_eq!(out.len() as u64, expected, "{id} has {expected} bytes");
-        let is_compressed = self.content_bytes(id).is_some();
-        match (layout, is_compressed) {
-            (ShardLayout::Plain, false) => io.read_at(offset, out),
-            (ShardLayout::Frames(frames), false) => {
-                self.decompressors.with(|workspace| workspace.read(&**io, (number, frames), offset, out))
-            }
-            (ShardLayout::Stream, _) => match &self.streams {
-                Some(streams) => streams.read(id, out, (number, io), |id| self.member_range(id)),
-                None => unreachable!("a stream without streams"),
-            },
-            (layout, true) => self.decompressors.with(|workspace| {
-                let mut member = std::mem::take(&mut workspace.member);
-                member.resize(stored as usize, 0);
-                let read = match layout {
-                    ShardLayout::Frames(frames) => workspace.read(&**io, (number, frames), offset, &mut member),
-                    _ => io.read_at(offset, &mut member),
-                };
-                let failed = |cause| SourceError::damaged(io.path(), Some(offset), cause);
-                let result = read.and_then(|()| workspace.decompressor.frame(&member, out).map_err(failed));
-                workspace.member = member;
-                result
-            }),
-        }
+        self.read(id, out, PageCache::Keep)
     }
 
     /// Uncompressed members of a plain tar are read by one call.
     fn read_many(&self, reads: &mut [SampleRead<'_>]) {
         for reads in reads.chunk_by_mut(|a, b| self.shard(a.id) == self.shard(b.id)) {
-            let Some(shard) = reads.first().map(|read| &self.shards[self.shard(read.id) as usize]) else { continue };
+            let Some(first) = reads.first() else { continue };
+            let (shard, page_cache) = (&self.shards[self.shard(first.id) as usize], first.page_cache);
             if !matches!(shard.layout, ShardLayout::Plain)
                 || reads.iter().any(|read| self.content_bytes(read.id).is_some())
             {
-                reads.iter_mut().for_each(|read| read.result = self.read_into(read.id, read.out));
+                reads.iter_mut().for_each(|read| read.result = self.read(read.id, read.out, read.page_cache));
                 continue;
             }
             let ranges = reads.iter_mut().map(|read| {
@@ -185,7 +192,7 @@ impl Source for TarShards {
                 assert_eq!(read.out.len() as u64, bytes, "{} has {bytes} bytes", read.id);
                 (offset, &mut *read.out)
             });
-            let results = shard.io.read_many(&mut ranges.collect::<Vec<_>>());
+            let results = shard.io.read_many(&mut ranges.collect::<Vec<_>>(), page_cache);
             reads.iter_mut().zip(results).for_each(|(read, result)| read.result = result);
         }
     }
@@ -246,7 +253,7 @@ impl Source for TarShards {
     }
 
     /// Nearby ranges are prefetched by one request.
-    fn read_ahead(&self, ids: &[SampleId]) {
+    fn read_ahead(&self, ids: &[SampleId], page_cache: PageCache) {
         let mut ids = ids.iter().peekable();
         while let Some(&id) = ids.next() {
             let (shard, (start, bytes)) = (self.shard(id), self.range(id));
@@ -258,12 +265,8 @@ impl Source for TarShards {
                 let (offset, bytes) = self.range(next);
                 end = end.max(offset + bytes);
             }
-            self.shards[shard as usize].prefetch(start, end);
+            self.shards[shard as usize].prefetch(start, end, page_cache);
         }
-    }
-
-    fn set_drop_page_cache(&self, drop: bool) {
-        self.shards.iter().for_each(|shard| shard.io.set_drop_page_cache(drop));
     }
 }
 
@@ -276,9 +279,9 @@ impl Shard {
     }
 
     /// Prefetches the part of the file that a range of the tar is in.
-    fn prefetch(&self, start: u64, end: u64) {
+    fn prefetch(&self, start: u64, end: u64, page_cache: PageCache) {
         let frames = match &self.layout {
-            ShardLayout::Plain => return self.io.prefetch(start, end - start),
+            ShardLayout::Plain => return self.io.prefetch(start, end - start, page_cache),
             ShardLayout::Frames(frames) => frames,
             // A stream is read in large pieces, which the system prefetches by itself.
             ShardLayout::Stream => return,
@@ -286,7 +289,7 @@ impl Shard {
         let first = frames.partition_point(|frame| frame.content_start + frame.content_bytes <= start);
         let last = frames.partition_point(|frame| frame.content_start < end);
         if let (Some(first), Some(last)) = (frames.get(first), last.checked_sub(1).and_then(|last| frames.get(last))) {
-            self.io.prefetch(first.offset, (last.offset + last.bytes).saturating_sub(first.offset));
+            self.io.prefetch(first.offset, (last.offset + last.bytes).saturating_sub(first.offset), page_cache);
         }
     }
 }

@@ -10,7 +10,7 @@ use zstd::stream::read::Decoder;
 use super::zst::{CONTEXT_BYTES, Decompressor, WINDOW_BYTES_MAX};
 use crate::source::block_cache::{BlockBuffer, BlockCache};
 use crate::source::shard_io::ShardIo;
-use crate::source::{Blocks, SourceError};
+use crate::source::{Blocks, PageCache, SourceError};
 use crate::sync::{Arc, Mutex, lock};
 use crate::units::SampleId;
 
@@ -49,6 +49,7 @@ impl std::fmt::Debug for OpenDecoder {
 struct ShardReader {
     io: Arc<dyn ShardIo>,
     at: u64,
+    page_cache: PageCache,
 }
 
 /// Decompressor and buffer for compressed members of one block.
@@ -90,12 +91,12 @@ impl Streams {
         &self,
         id: SampleId,
         out: &mut [u8],
-        (shard, io): (u32, &Arc<dyn ShardIo>),
+        (shard, io, page_cache): (u32, &Arc<dyn ShardIo>, PageCache),
         range: impl Fn(SampleId) -> MemberRange,
     ) -> Result<(), SourceError> {
         self.cache.read(id, out, |block, buffer| {
             let ids = self.blocks.samples(block);
-            let mut decoder = self.decoder(shard, io, range(SampleId(ids.start)).offset)?;
+            let mut decoder = self.decoder((shard, io, page_cache), range(SampleId(ids.start)).offset)?;
             let mut member = MemberDecompressor::default();
             for id in ids.map(SampleId) {
                 decoder.read_sample(range(id), buffer, &mut member).map_err(|cause| {
@@ -113,7 +114,11 @@ impl Streams {
     }
 
     /// Takes the decoder that is nearest before an offset, or creates one.
-    fn decoder(&self, shard: u32, io: &Arc<dyn ShardIo>, offset: u64) -> Result<OpenDecoder, SourceError> {
+    fn decoder(
+        &self,
+        (shard, io, page_cache): (u32, &Arc<dyn ShardIo>, PageCache),
+        offset: u64,
+    ) -> Result<OpenDecoder, SourceError> {
         let mut waiting = lock(&self.waiting);
         let nearest = (0..waiting.len()).filter(|&i| waiting[i].shard == shard && waiting[i].at <= offset);
         if let Some(nearest) = nearest.max_by_key(|&i| waiting[i].at) {
@@ -124,7 +129,7 @@ impl Streams {
         }
         drop(waiting);
         let failed = |error| SourceError::io("decompress", io.path(), error);
-        let input = BufReader::with_capacity(INPUT_BYTES, ShardReader { io: Arc::clone(io), at: 0 });
+        let input = BufReader::with_capacity(INPUT_BYTES, ShardReader { io: Arc::clone(io), at: 0, page_cache });
         let mut decoder = Decoder::with_buffer(input).map_err(failed)?;
         // The limit is the window that was found during the scan.
         let window = self.window_bytes_max.clamp(1 << 10, WINDOW_BYTES_MAX).next_power_of_two();
@@ -168,7 +173,8 @@ impl OpenDecoder {
 impl Read for ShardReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = (out.len() as u64).min(self.io.bytes() - self.at) as usize;
-        self.io.read_at(self.at, &mut out[..count]).map_err(|error| io::Error::other(error.full_message()))?;
+        let read = self.io.read_at(self.at, &mut out[..count], self.page_cache);
+        read.map_err(|error| io::Error::other(error.full_message()))?;
         self.at += count as u64;
         Ok(count)
     }

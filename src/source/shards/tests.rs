@@ -150,8 +150,7 @@ fn every_compression_is_a_source() {
         assert_eq!(source.len(), len, "{name}");
         conformance::check(&source).unwrap_or_else(|breach| panic!("{name}: {breach}"));
         assert_eq!(source.io_profile().buffer_bytes > 0, held, "{name}");
-        source.read_ahead(&(0..len).map(SampleId).collect::<Vec<_>>());
-        source.set_drop_page_cache(true);
+        source.read_ahead(&(0..len).map(SampleId).collect::<Vec<_>>(), PageCache::Drop);
         for id in [0, 7, len - 1] {
             let bytes = read(&source, id).unwrap();
             let (width, height) = source.dimensions(SampleId(id)).unwrap();

@@ -9,6 +9,7 @@ use super::bucket::Store;
 use super::error::StoreError;
 use super::object::Object;
 use super::options::StoreOptions;
+use crate::source::PageCache;
 use crate::source::error::SourceError;
 use crate::source::shard_io::{ShardIdentity, ShardIo};
 use crate::source::skip_read::{NoSeek, SkipRead};
@@ -86,11 +87,11 @@ impl ShardIo for ObjectShard {
         ShardIdentity { bytes: version.bytes, version: xxh3_128(version.to_string().as_bytes()) }
     }
 
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
+    fn read_at(&self, offset: u64, out: &mut [u8], _: PageCache) -> Result<(), SourceError> {
         self.object.read_at(offset, out)
     }
 
-    fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> Vec<Result<(), SourceError>> {
+    fn read_many(&self, reads: &mut [(u64, &mut [u8])], _: PageCache) -> Vec<Result<(), SourceError>> {
         self.object.read_many(reads)
     }
 
