@@ -293,7 +293,8 @@ impl Source for Subset {
     fn read_many(&self, reads: &mut [SampleRead<'_>]) {
         // A single read needs no list of ids.
         if let [read] = reads {
-            let id = std::mem::replace(&mut read.id, self.origin(read.id));
+            let id = read.id;
+            read.id = self.origin(id);
             self.source.read_many(std::slice::from_mut(read));
             read.id = id;
             return;

@@ -262,7 +262,7 @@ fn batches_without_a_good_image_count_for_the_position() {
             .max_bad_fraction(1.0)
             .ram_budget(ByteCount(64 << 20))
             .transform(crate::transform::ResizeCenterCrop::new(16, 16))
-            .output(crate::DType::F32);
+            .dtype(crate::DType::F32);
         TrainData::<Cpu>::from_loaders(loader.build().expect("a loader"), None, &Default::default())
     };
     let trained = |config: &TrainConfig, stop| {

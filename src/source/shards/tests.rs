@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::zst::tests::{frame, open_frame, seekable};
 use super::*;
-use crate::source::{OpenOptions, Source, SourceError, conformance};
+use crate::source::{OpenOptions, PageCache, Source, SourceError, conformance};
 use crate::units::{ByteCount, SampleId};
 
 fn buffer(bytes: u64) -> OpenOptions {
