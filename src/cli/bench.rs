@@ -133,7 +133,7 @@ enum Crop {
 
 /// Progress of a run, shared with the thread that reports when the run is interrupted.
 #[derive(Clone, Default)]
-struct Tally {
+struct Totals {
     images: u64,
     batches: u64,
     epochs: u64,
@@ -156,7 +156,7 @@ struct Tally {
     cpu_before: Duration,
 }
 
-impl Tally {
+impl Totals {
     /// Utilization of the device from the first measured epoch until these counters.
     fn used_until(&self, now: &Stats) -> Option<Utilization> {
         let before = self.before.as_ref().and_then(|before| before.device).unwrap_or_default();
@@ -168,7 +168,7 @@ struct Bench<'a> {
     args: &'a BenchArgs,
     started: Instant,
     loader: Loader,
-    tally: Arc<Mutex<Tally>>,
+    totals: Arc<Mutex<Totals>>,
     progress: Progress,
     digest: Xxh3,
     read_back: Vec<u8>,
@@ -193,8 +193,8 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
     if !args.json {
         data::tell_notes(place.note.iter().chain(loader.notes()).chain(folder.notes()));
     }
-    let tally = Arc::new(Mutex::new(Tally::default()));
-    let report = Report::new(args, context.started, folder, &loader, &tally);
+    let totals = Arc::new(Mutex::new(Totals::default()));
+    let report = Report::new(args, context.started, folder, &loader, &totals);
     let watch = args.watch.begin(&[("bench", &loader)])?;
     let stopped = loader.clone();
     context.stop.on_stop(move || stopped.stop());
@@ -203,7 +203,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         started: context.started,
         progress: Progress::new(loader.batches_per_epoch() * (args.warmup_epochs + args.epochs)),
         loader,
-        tally,
+        totals,
         digest: Xxh3::new(),
         read_back: Vec::new(),
         last_step: Event::done(),
@@ -226,7 +226,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
 
 impl BenchArgs {
     fn transform(&self) -> Box<dyn Transform> {
-        let size = self.loader.size;
+        let size = self.loader.batch.size;
         match self.transform {
             Crop::Rrc => Box::new(RandomResizedCrop::new(size).flip(0.5)),
             Crop::Center => Box::new(ResizeCenterCrop::new((size * 8).div_ceil(7).min(SIDE_MAX), size)),
@@ -283,8 +283,8 @@ impl BenchArgs {
         if self.no_digest || device.reads_slots() {
             return ByteCount::ZERO;
         }
-        let spec = SampleSpec { height: self.loader.size, width: self.loader.size };
-        ByteCount(spec.size_bytes(self.loader.output) as u64) * self.loader.batch_size as u64
+        let spec = SampleSpec { height: self.loader.batch.size, width: self.loader.batch.size };
+        ByteCount(spec.size_bytes(self.loader.batch.output) as u64) * self.loader.batch.batch_size as u64
     }
 }
 
@@ -298,11 +298,11 @@ impl Bench<'_> {
         let began = self.start_measuring();
         for epoch in 0..epochs {
             self.epoch(epoch, Some(began))?;
-            self.tally(|tally| tally.epochs += 1);
+            self.totals(|totals| totals.epochs += 1);
         }
         self.last_step.wait()?;
         let (took, now) = (began.elapsed(), self.loader.stats());
-        self.tally(|tally| (tally.took, tally.used) = (Some(took), tally.used_until(&now)));
+        self.totals(|totals| (totals.took, totals.used) = (Some(took), totals.used_until(&now)));
         Ok(())
     }
 
@@ -310,14 +310,14 @@ impl Bench<'_> {
     fn start_measuring(&self) -> Instant {
         let before = self.loader.stats();
         let began = Instant::now();
-        self.tally(|tally| (tally.began, tally.before) = (Some(began), Some(before)));
+        self.totals(|totals| (totals.began, totals.before) = (Some(began), Some(before)));
         began
     }
 
     fn start_feeding(&self) {
-        self.tally(|tally| {
-            if tally.fed_since.is_none() {
-                (tally.fed_since, tally.cpu_before) = (Some(Instant::now()), process_cpu_time());
+        self.totals(|totals| {
+            if totals.fed_since.is_none() {
+                (totals.fed_since, totals.cpu_before) = (Some(Instant::now()), process_cpu_time());
             }
         });
     }
@@ -325,7 +325,7 @@ impl Bench<'_> {
     fn epoch(&mut self, epoch: u64, began: Option<Instant>) -> Result<(), Error> {
         let mut batches = self.loader.epoch(epoch);
         self.start_feeding();
-        self.tally(|tally| tally.state = batches.state());
+        self.totals(|totals| totals.state = batches.state());
         while let Some(batch) = batches.next().transpose()? {
             let since_start = self.started.elapsed();
             self.step(&batch)?;
@@ -333,13 +333,13 @@ impl Bench<'_> {
                 self.add_to_digest(&batch)?;
             }
             let (digest, state) = (self.digest.digest(), batches.state());
-            self.tally(|tally| {
-                tally.state = state;
-                tally.first_batch.get_or_insert(since_start);
+            self.totals(|totals| {
+                totals.state = state;
+                totals.first_batch.get_or_insert(since_start);
                 if began.is_some() {
-                    tally.images += batch.len() as u64;
-                    tally.batches += 1;
-                    tally.digest = digest;
+                    totals.images += batch.len() as u64;
+                    totals.batches += 1;
+                    totals.digest = digest;
                 }
             });
             self.show(epoch, &batch, began);
@@ -377,8 +377,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn tally(&self, update: impl FnOnce(&mut Tally)) {
-        update(&mut lock(&self.tally));
+    fn totals(&self, update: impl FnOnce(&mut Totals)) {
+        update(&mut lock(&self.totals));
     }
 
     fn show(&mut self, epoch: u64, batch: &Batch, began: Option<Instant>) {
@@ -386,7 +386,7 @@ impl Bench<'_> {
         let per_epoch = loader.batches_per_epoch();
         let before =
             if began.is_some() { (epoch + args.warmup_epochs) * per_epoch } else { (epoch - args.epochs) * per_epoch };
-        let images = lock(&self.tally).images;
+        let images = lock(&self.totals).images;
         self.progress.at(before + batch.index() + 1, || {
             let stats = loader.stats();
             let held = format!("RAM {} of {}", stats.memory.held, stats.memory.limit);

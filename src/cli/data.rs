@@ -163,24 +163,35 @@ impl SourceArgs {
     }
 }
 
-/// Options that a plan depends on.
+/// The data and the batches made of it.
 #[derive(Args, Clone)]
-pub(crate) struct LoaderArgs {
+pub(crate) struct BatchArgs {
     /// Folder of class folders, or shards
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// RAM budget: 24G, 60% or auto (bench: a list)
-    #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
-    pub(crate) ram_budget: Vec<RamBudget>,
-    /// Samples in a batch
+    /// Number of samples in a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) batch_size: usize,
     /// Height and width of a sample
-    #[arg(
-        long, value_name = "PIXELS", default_value_t = 224,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX))
-    )]
+    #[arg(long, value_name = "PIXELS", default_value_t = 224,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX)))]
     pub(crate) size: u32,
+    /// Element type of a batch: u8, f32, bf16 or f16
+    #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
+    pub(crate) output: DType,
+    /// Order of a batch's axes: nchw or nhwc
+    #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
+    pub(crate) layout: Layout,
+}
+
+/// The configuration of a loader.
+#[derive(Args, Clone)]
+pub(crate) struct LoaderArgs {
+    #[command(flatten)]
+    pub(crate) batch: BatchArgs,
+    /// RAM budget: 24G, 60% or auto (bench: a list)
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
+    pub(crate) ram_budget: Vec<RamBudget>,
     /// Maximum number of decoding threads (bench: a list) [default: by cores]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) workers: Vec<usize>,
@@ -193,12 +204,6 @@ pub(crate) struct LoaderArgs {
     /// Maximum number of batches prepared ahead [default: as needed]
     #[arg(long, value_name = "N")]
     pub(crate) prefetch: Option<usize>,
-    /// Element type of a batch: u8, f32, bf16 or f16
-    #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
-    pub(crate) output: DType,
-    /// Order of a batch's axes: nchw or nhwc
-    #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
-    pub(crate) layout: Layout,
     /// Device of the batches: cuda:N, cpu, sim:step=20ms or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
@@ -211,7 +216,7 @@ pub(crate) struct LoaderArgs {
 impl LoaderArgs {
     /// Opens the data: lists a folder, indexes shards.
     pub(crate) fn open(&self) -> Result<Arc<dyn Source>, Failure> {
-        self.source.open(&self.data)
+        self.source.open(&self.batch.data)
     }
 
     /// Returns the budget and the number of workers of a single loader.
@@ -244,10 +249,10 @@ impl LoaderArgs {
         let mut builder = Loader::builder(folder.clone())
             .ram_budget(budget)
             .process_overhead(PROGRAM_OVERHEAD)
-            .batch_size(self.batch_size)
-            .transform(RandomResizedCrop::new(self.size).flip(0.5))
-            .dtype(self.output)
-            .layout(self.layout)
+            .batch_size(self.batch.batch_size)
+            .transform(RandomResizedCrop::new(self.batch.size).flip(0.5))
+            .dtype(self.batch.output)
+            .layout(self.batch.layout)
             .cpu_budget(self.cpu_budget.unwrap_or_default())
             .adapt_to_pressure(!self.no_governor)
             .device(device.clone());

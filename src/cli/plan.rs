@@ -8,7 +8,7 @@ use feedstock::plan::Profile;
 use feedstock::train::{Forecast, MemorySaving, TrainConfig, memory_savings, micro_batch_within};
 use feedstock::{Error, Plan, Source};
 
-use super::data::{self, LoaderArgs};
+use super::data::{self, BatchArgs, LoaderArgs};
 use super::failure::{Failure, print};
 use super::model::{
     MicroBatch, Model, ModelArgs, account_json, account_text, not_even_one, savings_json, savings_text,
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let training = args.model.map(|model| Training::predict(args, model, folder.classes().len())).transpose()?;
     let mut loader = args.loader.clone();
     if let Some(training) = &training {
-        loader.batch_size = training.forecast.micro_batch;
+        loader.batch.batch_size = training.forecast.micro_batch;
     }
     let (builder, device) = loader.builder(&folder)?;
     let about_device = device.notes();
@@ -62,10 +62,10 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
         print(json!({
             "fits": planned.is_ok(),
             "ram_budget_bytes": args.loader.one()?.0.resolve_here().bytes.0,
-            "batch_size": args.loader.batch_size,
-            "size": args.loader.size,
-            "output": args.loader.output.to_string(),
-            "layout": args.loader.layout.to_string(),
+            "batch_size": args.loader.batch.batch_size,
+            "size": args.loader.batch.size,
+            "output": args.loader.batch.output.to_string(),
+            "layout": args.loader.batch.layout.to_string(),
             "device": args.loader.device.to_string(),
             "host": host_json(&host),
             "data": data::profile_json(&folder, &profile),
@@ -95,7 +95,7 @@ struct Training {
 
 impl Training {
     fn predict(args: &PlanArgs, model: Model, classes: usize) -> Result<Self, Failure> {
-        let LoaderArgs { batch_size, size, .. } = args.loader;
+        let BatchArgs { batch_size, size, .. } = args.loader.batch;
         let mut config = args.model_args.config(model.kind(size), classes, size);
         let (accumulate, micro_batch) = args.model_args.batches(batch_size)?;
         config.accumulate = accumulate;

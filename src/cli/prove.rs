@@ -10,11 +10,10 @@ use std::sync::{Arc, Mutex};
 use clap::Args;
 
 use feedstock::device::DeviceSpec;
-use feedstock::tensor::SIDE_MAX;
-use feedstock::{ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
+use feedstock::{ByteCount, CpuBudget, RamBudget, Source};
 
 use super::child::Watched;
-use super::data::{self, DecodeArgs, LoaderArgs, SourceArgs};
+use super::data::{self, BatchArgs, DecodeArgs, LoaderArgs, SourceArgs};
 use super::failure::Failure;
 use super::progress::Progress;
 use super::stop::Stop;
@@ -39,33 +38,17 @@ Example:
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct ProveArgs {
-    /// Folder of class folders, or shards
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    batch: BatchArgs,
     /// SVG file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Budgets to run at, such as 48M,64M,1G
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     budgets: Vec<ByteCount>,
-    /// Number of samples in a batch
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    batch_size: usize,
-    /// Height and width of a sample
-    #[arg(
-        long, value_name = "PIXELS", default_value_t = 224,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(SIDE_MAX))
-    )]
-    size: u32,
     /// Maximum number of decoding threads [default: by cores]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Element type of a batch: u8, f32, bf16 or f16
-    #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
-    output: DType,
-    /// Order of a batch's axes: nchw or nhwc
-    #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
-    layout: Layout,
     /// Number of epochs of each run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     epochs: u64,
@@ -102,17 +85,13 @@ pub(crate) fn run(args: &ProveArgs, context: &Context) -> Result<(), Failure> {
 impl ProveArgs {
     fn loader(&self, ram_budget: RamBudget) -> LoaderArgs {
         LoaderArgs {
-            data: self.data.clone(),
+            batch: self.batch.clone(),
             ram_budget: vec![ram_budget],
-            batch_size: self.batch_size,
-            size: self.size,
             workers: self.workers.into_iter().collect(),
             // As `bench` runs: no training needs cores.
             cpu_budget: Some(CpuBudget::Fraction(1.0)),
             no_governor: false,
             prefetch: None,
-            output: self.output,
-            layout: self.layout,
             device: DeviceSpec::Cpu,
             source: SourceArgs::default(),
             decode: DecodeArgs::default(),
@@ -130,13 +109,14 @@ impl ProveArgs {
             // Fails with the table of bytes.
             plan_at(budgets[0])?;
         }
+        let BatchArgs { batch_size, size, output, layout, .. } = &self.batch;
         let request = Request {
             data: folder.title(),
             samples: folder.len(),
-            batch_size: self.batch_size,
-            size: self.size,
-            output: self.output.to_string(),
-            layout: self.layout.to_string(),
+            batch_size: *batch_size,
+            size: *size,
+            output: output.to_string(),
+            layout: layout.to_string(),
             workers_asked: self.workers,
             epochs: self.epochs,
         };
@@ -175,15 +155,15 @@ impl ProveArgs {
 
     fn command(&self, program: &std::path::Path, budget: ByteCount, warmup_epochs: u64) -> Command {
         let mut command = Command::new(program);
-        command.args(["bench", "--json", "--device", "cpu", "--data"]).arg(&self.data);
+        command.args(["bench", "--json", "--device", "cpu", "--data"]).arg(&self.batch.data);
         let mut set = |name: &str, value: &dyn std::fmt::Display| {
             command.arg(name).arg(value.to_string());
         };
         set("--ram-budget", &budget.0);
-        set("--batch-size", &self.batch_size);
-        set("--size", &self.size);
-        set("--output", &self.output);
-        set("--layout", &self.layout);
+        set("--batch-size", &self.batch.batch_size);
+        set("--size", &self.batch.size);
+        set("--output", &self.batch.output);
+        set("--layout", &self.batch.layout);
         set("--epochs", &self.epochs);
         set("--warmup-epochs", &warmup_epochs);
         set("--max-bad", &self.max_bad);

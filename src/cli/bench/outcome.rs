@@ -205,7 +205,7 @@ impl Outcome {
             _ => None,
         };
         let step = args.step().or(simulated);
-        let (data, device) = (args.loader.data.to_string_lossy().into_owned(), args.loader.device.to_string());
+        let (data, device) = (args.loader.batch.data.to_string_lossy().into_owned(), args.loader.device.to_string());
         let request = SweepRequest {
             run: Request::new(args, data, device),
             step_ms: step.map(|step| step.as_secs_f64() * 1e3),
@@ -410,10 +410,10 @@ fn knees(points: &[PointReport], by: Merit) -> Vec<String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    pub(crate) fn run(workers: u64, images_per_s: f64, compute_share: Option<f64>) -> RunReport {
+    fn run(workers: u64, images_per_s: f64, compute_share: Option<f64>) -> RunReport {
         RunReport { workers, images_per_s, compute_share, process_s: 1.0, ..RunReport::default() }
     }
 
@@ -422,7 +422,7 @@ pub(super) mod tests {
         Point { budget: RamBudget::Auto, workers: Some(workers), runs, peak_seen: ByteCount::ZERO }
     }
 
-    pub(crate) fn outcome(points: Vec<Point>, step: Option<Duration>) -> Outcome {
+    fn outcome(points: Vec<Point>, step: Option<Duration>) -> Outcome {
         let stage = |mode, workers: Option<usize>, images_per_s: f64, cpu_s: f64| StageRuns {
             mode,
             workers,

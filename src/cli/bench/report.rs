@@ -18,14 +18,14 @@ use super::super::format::{self, percent};
 use super::super::gpu::{self, Gpu};
 use super::super::lock;
 use super::super::table::{counted, facts};
-use super::{BenchArgs, Tally, bottleneck};
+use super::{BenchArgs, Totals, bottleneck};
 
 /// Everything that a report is made of.
 #[derive(Clone)]
 pub(super) struct Report {
     folder: Arc<dyn Source>,
     loader: Loader,
-    tally: Arc<Mutex<Tally>>,
+    totals: Arc<Mutex<Totals>>,
     budget: ByteCount,
     request: Request,
     epochs: u64,
@@ -157,10 +157,10 @@ impl Request {
     pub(super) fn new(args: &BenchArgs, data: String, device: String) -> Self {
         Request {
             data,
-            batch_size: args.loader.batch_size,
-            size: args.loader.size,
-            output: args.loader.output.to_string(),
-            layout: args.loader.layout.to_string(),
+            batch_size: args.loader.batch.batch_size,
+            size: args.loader.batch.size,
+            output: args.loader.batch.output.to_string(),
+            layout: args.loader.batch.layout.to_string(),
             device,
             seed: args.seed,
             model: args.model.map(|model| model.to_string()),
@@ -175,7 +175,7 @@ impl Report {
         started: Instant,
         folder: Arc<dyn Source>,
         loader: &Loader,
-        tally: &Arc<Mutex<Tally>>,
+        totals: &Arc<Mutex<Totals>>,
     ) -> Self {
         Report {
             request: Request::new(args, folder.title(), loader.device().name()),
@@ -184,7 +184,7 @@ impl Report {
             gpu: Gpu::watch(&**loader.device()).map(Arc::new),
             has_digest: !args.no_digest && args.model.is_none(),
             loader: loader.clone(),
-            tally: tally.clone(),
+            totals: totals.clone(),
             folder,
             started,
         }
@@ -192,33 +192,33 @@ impl Report {
 
     /// The report so far. `error` is the reason why the run ended early.
     pub(super) fn render(&self, json: bool, error: Option<&str>) -> String {
-        let tally = lock(&self.tally).clone();
-        let report = self.measure(&tally, error);
-        if json { format::json(&report) } else { self.text(&report, &tally) }
+        let totals = lock(&self.totals).clone();
+        let report = self.measure(&totals, error);
+        if json { format::json(&report) } else { self.text(&report, &totals) }
     }
 
-    fn measure(&self, tally: &Tally, error: Option<&str>) -> RunReport {
+    fn measure(&self, totals: &Totals, error: Option<&str>) -> RunReport {
         let (plan, stats) = (self.loader.plan(), self.loader.stats());
         let pipeline = &stats.pipeline;
-        let seconds = tally.took.or(tally.began.map(|began| began.elapsed())).unwrap_or_default().as_secs_f64();
+        let seconds = totals.took.or(totals.began.map(|began| began.elapsed())).unwrap_or_default().as_secs_f64();
         let on_device = gpu::memory(&**self.loader.device());
-        let used = self.used(tally);
-        let waits = self.wait_times(tally);
+        let used = self.used(totals);
+        let waits = self.wait_times(totals);
         RunReport {
-            images: tally.images,
+            images: totals.images,
             seconds,
-            images_per_s: ratio(tally.images as f64, seconds),
-            first_batch_s: tally.first_batch.map(|first| first.as_secs_f64()),
+            images_per_s: ratio(totals.images as f64, seconds),
+            first_batch_s: totals.first_batch.map(|first| first.as_secs_f64()),
             peak_rss_bytes: process_memory().peak_rss.0,
             ram_budget_bytes: self.budget.0,
             workers: plan.workers as u64,
             prefetch_depth: prefetch_depth(plan) as u64,
-            digest: self.has_digest.then(|| format!("{:016x}", tally.digest)),
+            digest: self.has_digest.then(|| format!("{:016x}", totals.digest)),
             bad_samples: list(BadReport::new(&self.folder, &self.loader.bad_samples()).json()),
             bad_sample_events: stats.bad_samples,
-            batches: tally.batches,
-            epochs: tally.epochs,
-            input_wait_share: self.input_wait(tally, seconds),
+            batches: totals.batches,
+            epochs: totals.epochs,
+            input_wait_share: self.input_wait(totals, seconds),
             work_busy_s: pipeline.work.busy.as_secs_f64(),
             read_busy_s: pipeline.read.busy.as_secs_f64(),
             transfer_busy_s: pipeline.transfer.busy.as_secs_f64(),
@@ -232,7 +232,7 @@ impl Report {
             ledger_peak_bytes: stats.memory.peak.0,
             slots: plan.slots,
             outputs: plan.outputs,
-            compute_share: tally.trained.or(used.map(|used| used.compute_share())),
+            compute_share: totals.trained.or(used.map(|used| used.compute_share())),
             device_bytes: on_device.map(|(held, _)| held.0),
             device_allocations: on_device.map(|(_, allocations)| allocations),
             nvml_share: self.gpu.as_deref().and_then(|gpu| gpu.busy_share().ok()),
@@ -240,12 +240,12 @@ impl Report {
             violations: self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default(),
             moves: moves_json(&self.loader.governor_log()),
             notes: self.loader.notes().iter().chain(self.folder.notes()).cloned().collect(),
-            state: Position { epoch: tally.state.epoch, batch: tally.state.batch },
+            state: Position { epoch: totals.state.epoch, batch: totals.state.batch },
             error: error.map(str::to_owned),
             wait_p50_s: waits.quantile(0.5).map(|wait| wait.as_secs_f64()),
             wait_p99_s: waits.quantile(0.99).map(|wait| wait.as_secs_f64()),
             waits: waits.buckets().map(|(end, count)| WaitBucket { up_to_s: end.as_secs_f64(), count }).collect(),
-            stages: self.stages(tally, pipeline),
+            stages: self.stages(totals, pipeline),
             sample_latency: latency_steps(pipeline),
             slowest: (self.loader.slowest_samples().into_iter())
                 .map(|slow| SlowReport {
@@ -256,13 +256,13 @@ impl Report {
                 .collect(),
             cpu_s: process_cpu_time().as_secs_f64(),
             process_s: self.started.elapsed().as_secs_f64(),
-            bottleneck: self.bottleneck(tally),
+            bottleneck: self.bottleneck(totals),
             epochs_asked: self.epochs,
             request: self.request.clone(),
         }
     }
 
-    fn text(&self, report: &RunReport, tally: &Tally) -> String {
+    fn text(&self, report: &RunReport, totals: &Totals) -> String {
         let millis = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
         let first = report.first_batch_s.map(|first| format!("{first:.3} s after the start of the program"));
         let waits = report.wait_p50_s.zip(report.wait_p99_s);
@@ -305,7 +305,7 @@ impl Report {
         if let Some(moves) = moves_text(&self.loader.governor_log()) {
             lines.push(("memory", moves));
         }
-        if let Some(used) = self.used(tally) {
+        if let Some(used) = self.used(totals) {
             let (compute, copy) = (percent(used.compute_share()), percent(used.copy_share()));
             let by_nvml = self.gpu.as_deref().map_or_else(String::new, |gpu| match gpu.busy_share() {
                 Ok(share) => format!("; busy {} by NVML", percent(share)),
@@ -317,7 +317,7 @@ impl Report {
             let (held, taken) = (ByteCount(held), counted(allocations, "allocation"));
             lines.push(("VRAM", format!("{held} held by the loader, {taken} since the device was opened")));
         }
-        if let Some(share) = tally.trained {
+        if let Some(share) = totals.trained {
             lines.push(("model", format!("trained {} of the time", percent(share))));
         }
         lines.extend(report.violations.iter().map(|violation| ("violation", violation.clone())));
@@ -332,9 +332,9 @@ impl Report {
         [facts(&lines), bad, damaged].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
     }
 
-    fn stages(&self, tally: &Tally, of: &PipelineStats) -> Vec<StageReport> {
+    fn stages(&self, totals: &Totals, of: &PipelineStats) -> Vec<StageReport> {
         let plan = self.loader.plan();
-        let elapsed_s = tally.fed_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let elapsed_s = totals.fed_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         let stages = [
             ("admit", 1, of.admit),
             ("read", plan.read_threads, of.read),
@@ -355,17 +355,17 @@ impl Report {
     }
 
     /// Utilization of the device in the measured epochs.
-    fn used(&self, tally: &Tally) -> Option<Utilization> {
-        tally.used.or_else(|| tally.used_until(&self.loader.stats()))
+    fn used(&self, totals: &Totals) -> Option<Utilization> {
+        totals.used.or_else(|| totals.used_until(&self.loader.stats()))
     }
 
     /// Share of the measured time in which training waited for input: the device's idle time if steps keep it busy,
     /// else the consumer's wait.
-    fn input_wait(&self, tally: &Tally, seconds: f64) -> f64 {
-        match self.used(tally) {
+    fn input_wait(&self, totals: &Totals, seconds: f64) -> f64 {
+        match self.used(totals) {
             Some(used) if !used.compute_busy.is_zero() => 1.0 - used.compute_share(),
             _ => {
-                let before = tally.before.as_ref().map_or(Duration::ZERO, |before| before.pipeline.consume.wait_in);
+                let before = totals.before.as_ref().map_or(Duration::ZERO, |before| before.pipeline.consume.wait_in);
                 let waited = self.loader.stats().pipeline.consume.wait_in.saturating_sub(before);
                 ratio(waited.as_secs_f64(), seconds).min(1.0)
             }
@@ -373,20 +373,20 @@ impl Report {
     }
 
     /// The consumer's waits for the measured batches.
-    fn wait_times(&self, tally: &Tally) -> Histogram {
+    fn wait_times(&self, totals: &Totals) -> Histogram {
         let now = self.loader.stats().wait_times;
-        tally.before.as_ref().map_or_else(|| now.clone(), |before| now.since(&before.wait_times))
+        totals.before.as_ref().map_or_else(|| now.clone(), |before| now.since(&before.wait_times))
     }
 
     /// The bottleneck of all epochs together.
-    fn bottleneck(&self, tally: &Tally) -> String {
+    fn bottleneck(&self, totals: &Totals) -> String {
         let stats = self.loader.stats();
-        let elapsed = tally.fed_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let elapsed = totals.fed_since.map_or(Duration::ZERO, |since| since.elapsed());
         let consumer_waited = ratio(stats.pipeline.consume.wait_in.as_secs_f64(), elapsed.as_secs_f64()).min(1.0);
         let device = stats.device.filter(|used| !used.compute_busy.is_zero());
         let input_wait = device.map_or(consumer_waited, |used| 1.0 - used.compute_share());
         let copying = stats.device.map(|used| used.copy_share());
-        let busy = process_cpu_time().saturating_sub(tally.cpu_before).as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
+        let busy = process_cpu_time().saturating_sub(totals.cpu_before).as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
         let cores = (busy, HostFacts::read().cpus.workers_max());
         let observed = bottleneck::Observed { elapsed, input_wait, copying, cores };
         bottleneck::describe(self.loader.plan(), &stats.pipeline, observed)

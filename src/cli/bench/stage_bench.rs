@@ -88,9 +88,9 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Sta
         let pixel_bytes = u64::from(header.width) * u64::from(header.height) * 3;
         buffer_bytes.max(pixel_bytes).saturating_add(codec_bytes)
     });
-    let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
+    let spec = SampleSpec { height: args.loader.batch.size, width: args.loader.batch.size };
     // As many samples as two slots hold, among all threads: one that overwrites the one before would stay in the cache.
-    let slots = (2 * args.loader.batch_size / threads).max(1);
+    let slots = (2 * args.loader.batch.batch_size / threads).max(1);
     // The resampler's workspace is smaller than an image.
     let one = largest.max().unwrap_or(0).saturating_mul(2) + (slots * spec.elements()) as u64;
     let _images = hold(&ledger, "images", ByteCount(one.saturating_mul(threads as u64)))?;
@@ -223,10 +223,13 @@ fn bytes_per_s(mut once: impl FnMut()) -> f64 {
 fn transfer(args: &BenchArgs, stop: &Stop) -> Result<StageBench, Failure> {
     let device = device::open(&args.loader.device)?;
     let budget = args.loader.one()?.0.resolve_here().bytes;
-    let format =
-        OutputFormat { dtype: args.loader.output, layout: args.loader.layout, normalize: args.normalization() };
-    let spec = SampleSpec { height: args.loader.size, width: args.loader.size };
-    let samples = args.loader.batch_size;
+    let format = OutputFormat {
+        dtype: args.loader.batch.output,
+        layout: args.loader.batch.layout,
+        normalize: args.normalization(),
+    };
+    let spec = SampleSpec { height: args.loader.batch.size, width: args.loader.batch.size };
+    let samples = args.loader.batch.batch_size;
     if device.reads_slots() && format.is_identity() {
         let note = Some("nothing is transferred: the consumer gets batches of this kind in place".to_owned());
         return Ok(StageBench { mode: "transfer".to_owned(), note, ..StageBench::default() });

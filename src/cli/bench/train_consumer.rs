@@ -17,7 +17,7 @@ use super::{Bench, BenchArgs};
 /// Checks the arguments that a model requires.
 pub(super) fn check(args: &BenchArgs) -> Result<(), Failure> {
     match args.model {
-        Some(_) if args.loader.output != DType::F32 => {
+        Some(_) if args.loader.batch.output != DType::F32 => {
             Err(Failure::Usage("--model trains on f32 batches: add --output f32 --normalize".to_owned()))
         }
         Some(_) if args.step_ms.is_some() => {
@@ -47,7 +47,7 @@ fn on<B: AutodiffBackend>(
 ) -> Result<(), Failure> {
     let BenchArgs { epochs, warmup_epochs, .. } = *bench.args;
     let loader: Loader = bench.loader.clone();
-    let mut config = TrainConfig::new(kind, loader.classes().len(), bench.args.loader.size);
+    let mut config = TrainConfig::new(kind, loader.classes().len(), bench.args.loader.batch.size);
     config.epochs = warmup_epochs + epochs;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
@@ -70,17 +70,17 @@ fn on<B: AutodiffBackend>(
         TrainEvent::Epoch(epoch) => {
             let training = &epoch.training;
             computed += training.compute_share * training.seconds;
-            bench.tally(|tally| {
-                tally.images += training.images;
-                tally.batches += training.step;
-                tally.epochs += 1;
-                tally.state.epoch = training.epoch + 1;
-                let took = tally.began.map(|began: Instant| began.elapsed().as_secs_f64()).unwrap_or_default();
-                tally.trained = Some((computed / took.max(1e-9)).min(1.0));
+            bench.totals(|totals| {
+                totals.images += training.images;
+                totals.batches += training.step;
+                totals.epochs += 1;
+                totals.state.epoch = training.epoch + 1;
+                let took = totals.began.map(|began: Instant| began.elapsed().as_secs_f64()).unwrap_or_default();
+                totals.trained = Some((computed / took.max(1e-9)).min(1.0));
             });
         }
         _ => {}
     })?;
-    bench.tally(|tally| tally.took = tally.began.map(|began| began.elapsed()));
+    bench.totals(|totals| totals.took = totals.began.map(|began| began.elapsed()));
     Ok(())
 }

@@ -13,7 +13,7 @@ use feedstock::device::DeviceSpec;
 use feedstock::tensor::{CHANNELS, SIDE_MAX};
 use feedstock::{Batch, ByteCount, CpuBudget, DType, Layout, RamBudget, Source};
 
-use super::super::data::{DecodeArgs, LoaderArgs, SourceArgs, split, with_other_accounts};
+use super::super::data::{BatchArgs, DecodeArgs, LoaderArgs, SourceArgs, split, with_other_accounts};
 use super::super::failure::Failure;
 use super::super::stop::Stop;
 use super::super::table::counted;
@@ -66,19 +66,22 @@ impl SheetArgs {
                 paths.len()
             )));
         };
-        let args = LoaderArgs {
+        let batch = BatchArgs {
             // The same split as `train`.
             data: split(data, None).0,
-            ram_budget: vec![RamBudget::Bytes(budget)],
             batch_size: self.sheet_count as usize,
             size: self.size,
+            output: DType::U8,
+            layout: Layout::Nhwc,
+        };
+        let args = LoaderArgs {
+            batch,
+            ram_budget: vec![RamBudget::Bytes(budget)],
             workers: Vec::new(),
             // There is no training thread beside it.
             cpu_budget: Some(CpuBudget::Fraction(1.0)),
             no_governor: false,
             prefetch: Some(1),
-            output: DType::U8,
-            layout: Layout::Nhwc,
             device: DeviceSpec::Cpu,
             source: SourceArgs::default(),
             decode: DecodeArgs::default(),
