@@ -185,8 +185,8 @@ impl Panel {
             }
         };
         Panel {
-            x: Axis::bytes("RAM budget (log scale)", (first / 1.06, last * 1.06)),
-            y: Axis::bytes("resident memory of the process (log scale)", (low / 1.2, high.max(first) * 1.2)),
+            x: Axis::bytes("RAM budget (log scale)", (first / 1.2, last * 1.2)),
+            y: Axis::bytes("resident memory of the process (log scale)", (low / 1.2, high.max(first) * 1.35)),
             height,
             series: vec![
                 series("planned", 1, Line::Dashed, 2, planned.collect()),

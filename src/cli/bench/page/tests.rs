@@ -131,7 +131,10 @@ fn each_mark_shows_a_number_of_the_report() {
     let report = sweep();
     check(&report);
     let mib = f64::from(1 << 20);
-    let [one, two] = [1.0, 2.0].map(|workers| [workers, 700.0 * workers, 630.0 * workers, 770.0 * workers]);
+    let [one, two] = [1.0, 2.0].map(|workers| {
+        let Spread { median, least, most } = spread(700.0 * workers);
+        [workers, median, least, most]
+    });
     for budget in ["128M", "256M"] {
         let keys = ["data-x", "data-y", "data-low", "data-high"];
         assert_eq!(marks(&report, "throughput.svg", budget, keys), [one, two]);
