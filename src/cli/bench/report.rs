@@ -118,7 +118,7 @@ pub(crate) struct WaitBucket {
     pub(super) count: u64,
 }
 
-/// How the threads of a stage spent their time, over all epochs.
+/// Time of the threads of a stage, over all epochs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StageReport {
     pub(super) stage: String,
