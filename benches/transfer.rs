@@ -1,5 +1,5 @@
-//! What a batch costs on its way out, on devices that need no GPU: the CPU, which finishes it in the call, and the simulated
-//! one, whose copy stream does. 64 samples of 224x224, page-touched, one after another.
+//! Transfer of one batch on devices that need no GPU: the CPU, which converts it in the call, and the simulated one,
+//! which converts on its copy stream. 64 samples of 224x224, pages touched, one after another.
 #![allow(missing_docs, clippy::expect_used, reason = "a bench has no users, and a failure ends it")]
 
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use feedstock::transform::IMAGENET;
 const SAMPLES: usize = 64;
 const SPEC: SampleSpec = SampleSpec { height: 224, width: 224 };
 
-fn feeds(c: &mut Criterion) {
-    let mut group = c.benchmark_group("feed 64 samples of 224x224");
+fn transfers(c: &mut Criterion) {
+    let mut group = c.benchmark_group("transfer 64 samples of 224x224");
     group.throughput(Throughput::Elements(SAMPLES as u64)).sample_size(30);
-    let finishes = [
+    let formats = [
         (DType::U8, Layout::Nchw),
         (DType::F32, Layout::Nchw),
         (DType::F32, Layout::Nhwc),
@@ -24,7 +24,7 @@ fn feeds(c: &mut Criterion) {
     ];
     for name in ["cpu", "sim:h2d=25GB/s"] {
         let device: Arc<dyn Device> = open(&name.parse::<DeviceSpec>().expect("a device")).expect("it opens");
-        for (dtype, layout) in finishes {
+        for (dtype, layout) in formats {
             let normalize = (dtype != DType::U8).then_some(IMAGENET);
             let format = OutputFormat { dtype, layout, normalize };
             let bytes = SAMPLES * SPEC.size_bytes(DType::U8);
@@ -37,8 +37,8 @@ fn feeds(c: &mut Criterion) {
                     || slot.clone(),
                     |from| {
                         let (to, after) = (&mut to, Event::done());
-                        let feed = Transfer { from, samples: SAMPLES, spec: SPEC, format, windows: None, to, after };
-                        device.enqueue_batch(feed).expect("fed").ready.wait().expect("ready");
+                        let transfer = Transfer { from, samples: SAMPLES, spec: SPEC, format, to, after };
+                        device.enqueue_batch(transfer).expect("enqueued").ready.wait().expect("ready");
                     },
                     BatchSize::PerIteration,
                 );
@@ -48,5 +48,5 @@ fn feeds(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, feeds);
+criterion_group!(benches, transfers);
 criterion_main!(benches);

@@ -1,13 +1,13 @@
-//! Proves the CUDA path on a real GPU: that batches are right, how fast they are copied and finished beside what the card can
-//! do, that copies and computing overlap, and that memory stays as it is. `scripts/gpu-check` runs it.
+//! Checks the CUDA path on a real GPU: correct batches, the speed of copies and conversions beside that of the card,
+//! overlap of copies and compute, and constant memory. `scripts/gpu-check` runs it.
 //!
 //! ```text
 //! gpu_check [--device N] [--quick] [--json FILE]
 //! ```
 //!
-//! `--quick` does a little of everything, for tools that make each call a hundred times slower. The table goes to standard
-//! output, as Markdown; the exit code is 1 where something is wrong (a figure below what was hoped for is not), 2 where there
-//! is no GPU.
+//! `--quick` does a little of everything, for tools that make each call a hundred times slower. The table goes to
+//! standard output, as Markdown. The exit code is 1 for an error (a figure below its target is none) and 2 without a
+//! GPU.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it talks to its user")]
 
 use std::error::Error;
@@ -15,10 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use feedstock::device::{
-    CudaDevice, Device, DeviceMemory, Event, HostMemory, Place, Transfer, TransferEvents, Windows, convert_into,
-    convert_windows_into,
-};
+use feedstock::device::{CudaDevice, Device, DeviceMemory, Event, HostMemory, Transfer, TransferEvents, convert_into};
 use feedstock::source::MemorySource;
 use feedstock::tensor::{Normalize, OutputFormat, SampleSpec};
 use feedstock::transform::{IMAGENET, RandomCrop};
@@ -130,53 +127,28 @@ impl Check {
         Ok(())
     }
 
-    /// Every finish, with windows and without, on fresh random pixels of many sizes, against the CPU's.
+    /// Checks every output format on fresh random pixels of many sizes against the CPU's result.
     fn correctness(&mut self) -> Result<()> {
-        let rounds = if self.quick { 3 } else { 40 };
+        let rounds = if self.quick { 3 } else { 80 };
         let mut batches = 0u64;
         for round in 0..rounds {
             let side = |draw: u64| 1 + (draw % if round % 4 == 0 { 230 } else { 40 }) as u32;
-            let stored = SampleSpec { height: side(self.random()), width: side(self.random()) };
+            let spec = SampleSpec { height: side(self.random()), width: side(self.random()) };
             let samples = 1 + (self.random() % 9) as usize;
-            let pixels = self.pixels(samples * stored.elements());
+            let pixels = self.pixels(samples * spec.elements());
             let slot = self.slot(&pixels)?;
-            let spec = SampleSpec {
-                height: 1 + (self.random() % u64::from(stored.height)) as u32,
-                width: 1 + (self.random() % u64::from(stored.width)) as u32,
-            };
-            let places: Vec<Place> = (0..samples)
-                .map(|_| Place {
-                    top: (self.random() % u64::from(stored.height - spec.height + 1)) as u16,
-                    left: (self.random() % u64::from(stored.width - spec.width + 1)) as u16,
-                    flip: self.random() & 64 == 0,
-                })
-                .collect();
-            for format in finishes() {
-                for windows in [None, Some(Windows { stored, places: &places })] {
-                    let spec = if windows.is_some() { spec } else { stored };
-                    let mut to = self.device.memory(samples * spec.size_bytes(format.dtype), pixels.len())?;
-                    let (from, after) = (slot.clone(), Event::done());
-                    let fed = self.device.enqueue_batch(Transfer {
-                        from,
-                        samples,
-                        spec,
-                        format,
-                        windows,
-                        to: &mut to,
-                        after,
-                    })?;
-                    let mut seen = vec![0; to.len()];
-                    self.device.read_back(&to, &fed.ready, &mut seen)?;
-                    let mut right = vec![0; to.len()];
-                    match &windows {
-                        None => convert_into(&pixels, spec, &format, &mut right),
-                        Some(windows) => convert_windows_into(&pixels, windows, spec, &format, &mut right),
-                    }
-                    if seen != right {
-                        return Err(format!("a batch is wrong: {samples} x {spec} of {stored}, {format:?}").into());
-                    }
-                    batches += 1;
+            for format in formats() {
+                let mut to = self.device.memory(samples * spec.size_bytes(format.dtype), pixels.len())?;
+                let (from, after) = (slot.clone(), Event::done());
+                let events = self.device.enqueue_batch(Transfer { from, samples, spec, format, to: &mut to, after })?;
+                let mut seen = vec![0; to.len()];
+                self.device.read_back(&to, &events.ready, &mut seen)?;
+                let mut right = vec![0; to.len()];
+                convert_into(&pixels, spec, &format, &mut right);
+                if seen != right {
+                    return Err(format!("a batch is wrong: {samples} x {spec}, {format:?}").into());
                 }
+                batches += 1;
             }
         }
         self.row(
@@ -189,8 +161,8 @@ impl Check {
         Ok(())
     }
 
-    /// Feeds batches one after another through a small ring, as the loader does; returns their events, in order.
-    fn feed_many(
+    /// Transfers batches one after another through a small ring, as the loader does. Returns their events, in order.
+    fn transfer_many(
         &self,
         samples: usize,
         spec: SampleSpec,
@@ -208,15 +180,7 @@ impl Check {
         for batch in 0..count {
             let (mut to, after) = ring.remove(0);
             let from = slots[batch % 2].clone();
-            let one = self.device.enqueue_batch(Transfer {
-                from,
-                samples,
-                spec,
-                format,
-                windows: None,
-                to: &mut to,
-                after,
-            })?;
+            let one = self.device.enqueue_batch(Transfer { from, samples, spec, format, to: &mut to, after })?;
             ring.push((to, one.ready.clone()));
             fed.push(one);
         }
@@ -235,7 +199,7 @@ impl Check {
         let best = rates.write_combined.unwrap_or(0.0).max(rates.pinned);
         let mut seen = Vec::new();
         for format in [BYTES, OutputFormat { dtype: DType::F32, layout: Layout::Nchw, normalize: Some(IMAGENET) }] {
-            let fed = self.feed_many(samples, spec, format, count)?;
+            let fed = self.transfer_many(samples, spec, format, count)?;
             let took = self.device.elapsed(&fed[0].slot_free, &fed[count - 1].slot_free)?;
             seen.push(((count - 1) * len) as f64 / took.as_secs_f64().max(1e-9));
         }
@@ -257,21 +221,21 @@ impl Check {
         );
         self.row("the same, pageable", rate(rates.pageable), "", "pageable", json!(rates.pageable));
         self.row("batches of bytes, back to back", share(seen[0]), "95 %", "copy", json!(seen[0]));
-        self.row("batches finished as f32, back to back", share(seen[1]), "95 %", "copy_and_finish", json!(seen[1]));
+        self.row("batches converted to f32, back to back", share(seen[1]), "95 %", "copy_and_convert", json!(seen[1]));
         Ok(())
     }
 
-    /// Each kernel's traffic, beside a plain copy of as much.
+    /// Memory traffic of each kernel, beside a plain copy of as much.
     fn kernels(&mut self) -> Result<()> {
         let spec = SampleSpec { height: 224, width: 224 };
         let (samples, count) = if self.quick { (8, 3) } else { (256, 12) };
         let mut table = Vec::new();
-        for format in finishes().into_iter().filter(|format| *format != BYTES) {
+        for format in formats().into_iter().filter(|format| *format != BYTES) {
             let moved = samples * (spec.elements() + spec.size_bytes(format.dtype));
             let mut best = Duration::MAX;
             for _ in 0..count {
-                // One at a time, so that nothing waits in front of the kernel.
-                let fed = self.feed_many(samples, spec, format, 1)?;
+                // One at a time, so that no work is queued before the kernel.
+                let fed = self.transfer_many(samples, spec, format, 1)?;
                 best = best.min(self.device.elapsed(&fed[0].slot_free, &fed[0].ready)?);
             }
             let rate = moved as f64 / best.as_secs_f64().max(1e-9);
@@ -281,23 +245,28 @@ impl Check {
         }
         let all: Vec<Value> = table
             .iter()
-            .map(|(format, rate, ceiling)| json!({ "dtype": format.dtype.to_string(), "layout": format.layout.to_string(), "normalised": format.normalize.is_some(), "bytes_per_s": rate, "ceiling": ceiling }))
+            .map(|(format, rate, ceiling)| {
+                json!({
+                    "dtype": format.dtype.to_string(), "layout": format.layout.to_string(),
+                    "normalized": format.normalize.is_some(), "bytes_per_s": rate, "ceiling": ceiling,
+                })
+            })
             .collect();
         for (format, rate, ceiling) in
             table.iter().filter(|(format, ..)| format.normalize == Some(IMAGENET) || format.dtype == DType::U8)
         {
             self.row(
-                format!("finishing {samples} x {spec} as {} {}", format.dtype, format.layout),
+                format!("converting {samples} x {spec} to {} {}", format.dtype, format.layout),
                 format!("{} ({:.1} % of a plain copy)", gigabytes(*rate), 100.0 * rate / ceiling),
                 "85 %",
-                "finish",
+                "convert",
                 json!(all),
             );
         }
         Ok(())
     }
 
-    /// A consumer that is slower than the copies: the compute stream never waits, and the host hardly does anything.
+    /// A consumer that is slower than the copies: the compute stream never waits, and the host does little.
     fn overlap(&mut self) -> Result<()> {
         let spec = SampleSpec { height: 224, width: 224 };
         let format = OutputFormat { dtype: DType::Bf16, layout: Layout::Nchw, normalize: Some(IMAGENET) };
@@ -312,19 +281,11 @@ impl Check {
         let (mut on_host, mut events, mut free) = (Vec::new(), Vec::new(), [Event::done(), Event::done()]);
         for batch in 0..count {
             let (mut to, after) = ring.remove(0);
-            // What a worker would wait for before it writes the slot.
+            // A worker waits for this before it writes the slot.
             free[batch % 2].wait()?;
             let began = Instant::now();
             let from = slots[batch % 2].clone();
-            let fed = self.device.enqueue_batch(Transfer {
-                from,
-                samples,
-                spec,
-                format,
-                windows: None,
-                to: &mut to,
-                after,
-            })?;
+            let fed = self.device.enqueue_batch(Transfer { from, samples, spec, format, to: &mut to, after })?;
             let end = self.device.step(&to, &fed.ready, Some(step))?;
             let released = self.device.release(&to)?;
             on_host.push(began.elapsed());
@@ -379,17 +340,17 @@ impl Check {
         Ok(())
     }
 
-    /// Epochs over a tiny set: device memory is what the ring takes, and stays that.
+    /// Epochs over a tiny set: device memory is that of the ring, and constant.
     fn epochs(&mut self) -> Result<()> {
         let epochs = if self.quick { 20 } else { 1000 };
-        let picture = |n: u32| -> Result<Vec<u8>> {
+        let image = |n: u32| -> Result<Vec<u8>> {
             let mut bytes = std::io::Cursor::new(Vec::new());
             let pixels =
                 image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([(x * 7 + n) as u8, (y * 5) as u8, n as u8]));
             pixels.write_to(&mut bytes, image::ImageFormat::Jpeg)?;
             Ok(bytes.into_inner())
         };
-        let samples: Vec<_> = (0..64).map(|n| Ok((picture(n)?, n % 2))).collect::<Result<_>>()?;
+        let samples: Vec<_> = (0..64).map(|n| Ok((image(n)?, n % 2))).collect::<Result<_>>()?;
         let source = MemorySource::new(vec!["a".to_owned(), "b".to_owned()], samples)?;
         let device: Arc<dyn Device> = self.device.clone();
         let before = self.device.held();
@@ -434,8 +395,8 @@ fn gigabytes(rate: f64) -> String {
     format!("{:.1} GB/s", rate / 1e9)
 }
 
-/// Every combination of element type, layout and normalisation that there is.
-fn finishes() -> Vec<OutputFormat> {
+/// Every combination of dtype, layout and normalization.
+fn formats() -> Vec<OutputFormat> {
     let odd = Normalize { mean: [0.1, 0.5, 0.9], std: [0.3, 0.7, 1.9] };
     let mut all = Vec::new();
     for layout in [Layout::Nhwc, Layout::Nchw] {

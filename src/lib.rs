@@ -67,6 +67,7 @@ pub mod device;
 mod error;
 pub mod host;
 mod loader;
+mod memory;
 mod metrics;
 pub mod pack;
 mod pipeline;

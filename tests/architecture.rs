@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["units", "sync"],
     &["tensor", "blocks", "rng"],
-    &["host", "budget", "metrics", "sampler", "source"],
+    &["memory", "host", "budget", "metrics", "sampler", "source"],
     &["decode", "transform", "device"],
     &["sample_error", "plan"],
     &["survey", "bad_samples", "preprocess"],
@@ -42,7 +42,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/device/cuda/memory.rs", "memory of the driver's"),
     ("src/device/cuda/probe.rs", "copies are given addresses, and a library is looked for"),
     ("src/device/cuda/tests.rs", "does what consumers with streams and memory of their own do"),
-    ("src/device/memory.rs", "memory made by hand: mapped, page-locked"),
+    ("src/memory.rs", "memory made by hand: mapped, page-locked"),
     ("src/device/output.rs", "a copy of a safe function compiled for AVX2, called where the CPU has it"),
     ("src/device/sim/tests.rs", "writes to a slot behind a copy's back, to see it caught"),
     ("src/transform/kernel.rs", "calls to functions compiled for AVX2, where the CPU has it"),

@@ -47,7 +47,7 @@ fn wrong_usage_is_refused_with_words() {
         ("bench --data DIR --epochs 0", "0 is not in 1..="),
         ("bench --data DIR --output f64", "unknown dtype 'f64'"),
         ("bench --data DIR --layout chw", "unknown layout 'chw'"),
-        ("bench --data DIR --device tpu", "'tpu' is no device"),
+        ("bench --data DIR --device tpu", "unknown device 'tpu'"),
         ("bench --data DIR --on-bad-sample skip", "unknown policy for bad samples 'skip'"),
         ("bench --data DIR --quality best", "unknown quality 'best'"),
         ("plan --data DIR --background red", "'red' is no colour"),

@@ -1,5 +1,5 @@
-//! The program on a GPU, as far as a machine without one can tell: the stand-in for the driver (`tests/standin`) takes its
-//! place, runs streams late and out of order, and reports at the end what went against the rules and what was left behind.
+//! The program on a GPU, played by the stand-in for the driver (`tests/standin`): it runs streams late and out of
+//! order, and reports violations and leaks at the end.
 #![cfg(all(feature = "cli", feature = "cuda"))]
 
 mod common;
@@ -53,7 +53,7 @@ fn assert_clean(report: &Report) {
 }
 
 #[test]
-fn batches_are_the_same_on_a_gpu_whatever_order_its_streams_choose() {
+fn batches_do_not_depend_on_the_order_of_streams() {
     let set = small_set();
     for (index, output) in ["u8", "f32", "bf16", "f16"].into_iter().enumerate() {
         for layout in ["nchw", "nhwc"] {
@@ -73,14 +73,15 @@ fn batches_are_the_same_on_a_gpu_whatever_order_its_streams_choose() {
 }
 
 #[test]
-fn a_run_takes_its_memory_once_and_never_waits_for_the_device() {
+fn a_run_allocates_once_and_never_waits_for_the_device() {
     let set = small_set();
     let line = "bench --data DIR --size 48 --batch-size 4 --epochs 40 --output f32 --no-digest --json --device cuda:0";
     let (said, report) = run(line, set.path(), "seed=2");
     let said = said.json();
     assert_clean(&report);
     assert_eq!(said["batches"], 40 * 9);
-    // One more of each kind, and one of the other, decided at the start which kind of page-locked memory is copied faster.
+    // One more of each kind, and one of the other, decided at the start which kind of page-locked memory is copied
+    // faster.
     let outputs = said["outputs"].as_u64().expect("a number");
     assert_eq!(report.number("device_allocs_ever"), outputs + 1);
     assert_eq!(said["device_allocations"], outputs + 1);
@@ -101,7 +102,7 @@ fn a_training_step_keeps_the_device_busy() {
 }
 
 #[test]
-fn the_check_for_a_real_gpu_passes_on_the_stand_in() {
+fn gpu_check_passes_on_the_stand_in() {
     let program = Path::new(env!("CARGO_BIN_EXE_feedstock")).with_file_name("examples").join("gpu_check");
     if !program.exists() {
         skip(&Missing::Program(&format!("{} (cargo test without --test builds it)", program.display())));
@@ -121,7 +122,7 @@ fn the_check_for_a_real_gpu_passes_on_the_stand_in() {
 }
 
 #[test]
-fn ctrl_c_ends_a_run_on_a_gpu_that_is_busy_for_long_within_a_second() {
+fn ctrl_c_ends_a_run_on_a_busy_gpu_within_a_second() {
     let set = small_set();
     let folder = tempdir().expect("a folder");
     let line =
@@ -141,7 +142,7 @@ fn ctrl_c_ends_a_run_on_a_gpu_that_is_busy_for_long_within_a_second() {
 }
 
 #[test]
-fn what_is_there_is_told() {
+fn doctor_reports_the_gpu() {
     let set = small_set();
     let (said, report) = run("doctor --json", set.path(), "devices=2;memory=2147483648;others=1000000");
     assert_clean(&report);
@@ -164,7 +165,7 @@ fn what_is_there_is_told() {
 }
 
 #[test]
-fn what_is_not_there_is_told_in_one_line() {
+fn a_missing_gpu_is_an_error_of_one_line() {
     let set = small_set();
     for (device, settings, expected) in [
         ("cuda:0", "driver=11040", "the NVIDIA driver is too old: it is made for CUDA 11.4, and 12.8 is needed"),
@@ -186,7 +187,7 @@ fn what_is_not_there_is_told_in_one_line() {
 }
 
 #[test]
-fn a_device_without_room_refuses_at_the_start_with_the_account() {
+fn a_device_without_memory_is_refused_at_the_start() {
     let set = small_set();
     let line = "bench --data DIR --size 64 --batch-size 6 --output f32 --device cuda:0";
     let (said, report) = run(line, set.path(), "memory=40000000;others=39900000");
@@ -205,7 +206,7 @@ fn a_device_without_room_refuses_at_the_start_with_the_account() {
 }
 
 #[test]
-fn memory_that_cannot_be_locked_slows_a_run_down_and_a_note_says_so() {
+fn memory_that_cannot_be_locked_is_noted() {
     let set = small_set();
     let line = |more: &str| format!("bench --data DIR --size 48 --batch-size 5 --output f32 --json --device {more}");
     let (cpu, _) = run(&line("cpu"), set.path(), "");
@@ -217,7 +218,7 @@ fn memory_that_cannot_be_locked_slows_a_run_down_and_a_note_says_so() {
 }
 
 #[test]
-fn a_device_lost_in_mid_run_ends_it_at_once_and_says_where_to_go_on() {
+fn a_lost_device_ends_the_run_with_the_resume_point() {
     let set = small_set();
     for settings in ["lose_after=400", "sticky=40", "lose_after=400;lazy_us=0", "sticky=75;sticky_code=719"] {
         let line =

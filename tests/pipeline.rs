@@ -4,6 +4,8 @@
 //! Each expectation is checked under every configuration of [`every_way`], the least budget included.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+#[path = "pipeline/held_slots.rs"]
+mod held_slots;
 #[path = "pipeline/sampling.rs"]
 mod sampling;
 #[path = "pipeline/shards.rs"]

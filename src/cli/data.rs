@@ -316,7 +316,7 @@ pub(crate) fn prefetch_depth(plan: &Plan) -> usize {
 }
 
 /// Prints notes before a run.
-pub(crate) fn tell_notes<'a>(notes: impl IntoIterator<Item = &'a String>) {
+pub(crate) fn tell_notes<T: std::fmt::Display>(notes: impl IntoIterator<Item = T>) {
     notes.into_iter().for_each(|note| say("note", note));
 }
 

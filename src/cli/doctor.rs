@@ -46,11 +46,11 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         let mut object = to_object(&findings);
         let gpus = gpus.iter().map(|gpu| Value::Object(to_object(gpu))).collect();
         object.insert("devices".to_owned(), gpus);
-        object.insert("notes".to_owned(), json!(host.notes));
+        object.insert("notes".to_owned(), json!(host.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()));
         return print(Value::Object(object));
     }
     findings.extend(gpus.into_iter().flatten());
-    tell_notes(&host.notes);
+    tell_notes(&host.warnings);
     let lines: Vec<_> = findings.iter().map(|finding| (finding.label.as_str(), finding.text.clone())).collect();
     print(facts(&lines))
 }
@@ -71,23 +71,23 @@ fn about(host: &HostFacts) -> Vec<Finding> {
             format!("{} available of {} ({})", memory.available, memory.limit, memory.limited_by),
             "memory",
             json!({
-                "available_bytes": memory.available.0, "limit_bytes": memory.limit.0, "limited_by": memory.limited_by
+                "available_bytes": memory.available.0, "limit_bytes": memory.limit.0, "limited_by": memory.limited_by.to_string()
             }),
         ),
         finding(
             "cores",
             format!("{:.1} of {} usable ({})", host.cpus.usable, host.cpus.online, host.cpus.limited_by),
             "cores",
-            json!({ "usable": host.cpus.usable, "online": host.cpus.online, "limited_by": host.cpus.limited_by }),
+            json!({ "usable": host.cpus.usable, "online": host.cpus.online, "limited_by": host.cpus.limited_by.to_string() }),
         ),
     ];
     let stalls = host.pressure.as_ref().and_then(|pressure| pressure.group.or(pressure.machine));
     found.push(match stalls {
         Some(stalls) => finding(
             "pressure",
-            format!("tasks were stalled for want of memory {:.1} % of the last 10 s", stalls.some.avg10_percent),
+            format!("tasks were stalled for want of memory {:.1} % of the last 10 s", stalls.avg10_percent),
             "memory_stalled_percent_10s",
-            json!(stalls.some.avg10_percent),
+            json!(stalls.avg10_percent),
         ),
         None => finding(
             "pressure",
@@ -213,7 +213,7 @@ mod cuda {
                     "pcie_width": pcie_width.0, "pcie_width_max": pcie_width.1,
                 }),
             ),
-            Err(why) => finding("link", why.clone(), "nvml_error", json!(why)),
+            Err(error) => finding("link", error.to_string(), "nvml_error", json!(error.to_string())),
         });
         found.push(finding(
             "copies",

@@ -17,7 +17,7 @@ impl Gpu {
     /// Starts sampling if the device is a GPU.
     pub(crate) fn watch(device: &dyn Device) -> Option<Self> {
         let facts = device.downcast_ref::<CudaDevice>()?.facts().map_err(|error| error.to_string());
-        Some(Gpu { watch: facts.and_then(|facts| GpuWatch::start(&facts.bus_id)) })
+        Some(Gpu { watch: facts.and_then(|facts| GpuWatch::start(&facts.bus_id).map_err(|error| error.to_string())) })
     }
 
     /// Share of the time in which a kernel was running, or the reason why it is unknown.

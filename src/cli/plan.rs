@@ -53,8 +53,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let about_device = device.notes();
     let profile = builder.profile()?;
     let host = HostFacts::read();
+    let warnings: Vec<String> = host.warnings.iter().map(ToString::to_string).collect();
     if !args.json {
-        data::tell_notes(host.notes.iter().chain(folder.notes()).chain(&about_device));
+        data::tell_notes(warnings.iter().chain(folder.notes()).chain(&about_device));
         print(about(&host, &folder, &profile))?;
     }
     let planned = builder.plan();
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
             "minimum_bytes": minimum_bytes(&planned),
             "plan": planned.as_ref().ok().map(plan_json),
             "training": training.as_ref().map(Training::json),
-            "notes": host.notes.iter().chain(folder.notes()).chain(&about_device).collect::<Vec<_>>(),
+            "notes": warnings.iter().chain(folder.notes()).chain(&about_device).collect::<Vec<_>>(),
         }))?;
     }
     let plan = planned?;
@@ -204,10 +205,10 @@ fn host_json(host: &HostFacts) -> Value {
     json!({
         "available_bytes": host.memory.available.0,
         "limit_bytes": host.memory.limit.0,
-        "memory_limited_by": host.memory.limited_by,
+        "memory_limited_by": host.memory.limited_by.to_string(),
         "cores": host.cpus.workers_max_of(host.local_ranks.count),
         "local_ranks": host.local_ranks.count,
-        "cores_limited_by": host.cpus.limited_by,
+        "cores_limited_by": host.cpus.limited_by.to_string(),
     })
 }
 

@@ -1,25 +1,24 @@
-//! Owns a CUDA device: page-locked slots, a copy stream, a stream that finishes batches, the consumer's compute stream, and
-//! the order between them, which is by events alone.
-//! It must never wait for a stream where an event will do, and never take device memory once a run has begun.
+//! A CUDA device: page-locked slots, a copy stream, a convert stream, and the consumer's compute stream. Streams are
+//! ordered by events alone, and no device memory is allocated once a run has begun.
 //!
-//! - `driver`: the calls into NVIDIA's library, and what its errors mean.
-//! - `memory`: page-locked slots, entries of the device ring, and who holds the device's memory.
-//! - `kernels`: the last steps of a batch on the GPU (`kernels.cu`, which ships as `kernels.ptx`).
-//! - `in_flight`: what streams still work on, and how busy they were.
-//! - `event`: points on streams as events.
-//! - `raw`: a batch for those who use it by their own means.
-//! - `probe`: what there is, and how fast it copies.
+//! - `driver`: calls into NVIDIA's library, and the meaning of its errors.
+//! - `memory`: page-locked slots, entries of the device ring, and the use of the device's memory.
+//! - `kernels`: conversion of a batch on the GPU (`kernels.cu`, which ships as `kernels.ptx`).
+//! - `recorded_event`, `in_flight`, `event`: events on streams, the memory that streams still use until an event has
+//!   passed, and both as the pipeline's events.
+//! - `raw`: addresses and handles of a batch for other CUDA code.
+//! - `probe`: facts about the device, and its transfer rates.
 //!
-//! A batch's way, with its events (`-->` is an order between streams; nothing on the host waits):
+//! One batch with its events (`-->` is an order between streams; nothing on the host waits):
 //!
 //! ```text
 //! copy stream      after --> | pixels of the slot: host to device | copied = slot_free
-//! finish stream                               copied --> | kernel: table, layout | ready
+//! convert stream                              copied --> | kernel: table, layout | ready
 //! compute stream                                             ready --> | the consumer's step | released = next after
 //! ```
 //!
-//! Copies so go on back to back while kernels run. A batch that needs no finish crosses right to its place, and is ready
-//! when it is copied.
+//! Copies so follow each other without gaps while kernels run. A batch that needs no conversion is copied straight to
+//! its destination, and is ready when it is copied.
 
 mod driver;
 mod event;
@@ -28,6 +27,7 @@ mod kernels;
 mod memory;
 mod probe;
 mod raw;
+mod recorded_event;
 #[cfg(test)]
 pub(crate) mod standin;
 #[cfg(test)]
@@ -38,35 +38,36 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use self::driver::{Context, Stream};
-use self::event::{CudaEvent, RecordedEvent};
+use self::event::CudaEvent;
 use self::in_flight::InFlight;
 use self::kernels::{Addresses, Kernels};
-use self::memory::{Accounts, CudaMemory, Keep, Places};
+use self::memory::{Accounts, CudaMemory, Keep};
 pub use self::probe::{CudaFacts, TransferRates, cuda_devices, nvrtc_is_present};
 pub use self::raw::RawBatch;
+use self::recorded_event::RecordedEvent;
 use super::output::element_table;
 use super::{
-    Device, DeviceError, DeviceMemory, Event, HostMemory, Place, Transfer, TransferEvents, Utilization, bytes,
-    check_read_back,
+    Device, DeviceError, DeviceMemory, Event, HostMemory, Transfer, TransferEvents, Utilization, bytes, check_size,
 };
 use crate::sync::{Arc, Mutex, lock};
 use crate::units::ByteCount;
 
-/// How long a device that is closed waits for what is under way.
+/// Longest wait of a device that is dropped for work in progress.
 const SYNCHRONIZE_MAX: Duration = Duration::from_secs(10);
 
 /// An NVIDIA GPU.
 ///
 /// Slots are page-locked and exactly as large as asked for; an entry of the device ring is one allocation
-/// ([`memory_bytes`](CudaDevice::memory_bytes)), made once. A consumer has three ways to a batch:
+/// ([`memory_bytes`](CudaDevice::memory_bytes)), made once. A consumer can use a batch in three ways:
 ///
 /// - on the device's own compute stream: [`order_after`](Device::order_after), enqueue work on
-///   [`raw`](CudaDevice::raw)'s stream, and [`release`](Device::release) (dropping a [`Batch`](crate::Batch) does that);
+///   [`raw`](CudaDevice::raw)'s stream, and [`release`](Device::release) (dropping a [`Batch`](crate::Batch) does
+///   that);
 /// - on a stream of its own: let it wait for [`RawBatch::ready`], and release by
 ///   [`event_on`](CudaDevice::event_on) that stream ([`Batch::release_after`](crate::Batch::release_after));
 /// - [`read_back`](Device::read_back), which blocks.
 ///
-/// An event that is none of this device's own is waited for in the call that it is given to.
+/// An event of another device is waited for in the call that it is given to.
 pub struct CudaDevice {
     context: Arc<Context>,
     kernels: Kernels,
@@ -81,31 +82,31 @@ pub struct CudaDevice {
     allocate: Option<Allocate>,
 }
 
-/// Makes device memory of this many bytes: its address, and what keeps it alive.
+/// Allocates device memory of this many bytes: its address, and the owner that keeps it alive.
 type Allocate = Box<dyn Fn(usize) -> Result<(u64, Box<dyn Any + Send + Sync>), DeviceError> + Send + Sync>;
 
 impl CudaDevice {
-    /// Opens the device of this number, compiles the kernels for it, and measures which kind of page-locked memory it
+    /// Opens the device with this number, compiles the kernels for it, and measures which kind of page-locked memory it
     /// copies from faster.
     ///
     /// # Errors
-    /// [`DeviceError::Unsupported`] in one line where there is no driver, an old one, no GPU or none of this number;
-    /// whatever keeps the device from starting.
+    /// [`DeviceError::Absent`] without a driver; [`DeviceError::Unsupported`] for a driver that is too old, or without
+    /// a GPU of this number; any failure to start the device.
     pub fn open(number: u32) -> Result<Self, DeviceError> {
         Self::start(number, None)
     }
 
-    /// As [`open`](CudaDevice::open), but entries of the device ring are memory of somebody else's, such as a training
-    /// library that can use no other: `allocate` makes this many bytes and says where they are and what keeps them alive
-    /// ([`keep`](CudaDevice::keep) gives that back).
+    /// Opens a device whose ring entries are memory of another library, such as a training library that can use no
+    /// other. `allocate` gets a number of bytes, and returns the address of device memory and the owner that keeps it
+    /// alive ([`keep`](CudaDevice::keep) returns the owner).
     ///
     /// # Errors
-    /// As [`open`](CudaDevice::open).
+    /// See [`open`](CudaDevice::open).
     ///
     /// # Safety
-    /// What `allocate` returns has to be device memory of this device of at least the length asked for, aligned to 256
-    /// bytes, which nothing else writes while it is kept alive.
-    #[allow(unsafe_code, reason = "the caller vouches for memory of its own")]
+    /// `allocate` must return device memory of this device of at least the length asked for, aligned to 256 bytes,
+    /// which nothing else writes while its owner is alive.
+    #[allow(unsafe_code, reason = "the caller vouches for its memory")]
     pub unsafe fn open_with(
         number: u32,
         allocate: impl Fn(usize) -> Result<(u64, Box<dyn Any + Send + Sync>), DeviceError> + Send + Sync + 'static,
@@ -135,9 +136,8 @@ impl CudaDevice {
         Ok(device)
     }
 
-    /// Bytes of device memory that an entry of the device ring takes ([`Device::memory`] of these two sizes): the finished
-    /// batch, and where it is finished on the device the pixels that it is made from and the table of 3 KiB, each rounded
-    /// up to 256 bytes.
+    /// Bytes of device memory that an entry of the device ring takes ([`Device::memory`] with these two sizes): the
+    /// batch and, if it is converted on the device, its pixels and the table of 3 KiB, each rounded up to 256 bytes.
     #[must_use]
     pub const fn memory_bytes(len: usize, copied: usize) -> usize {
         CudaMemory::bytes(len, copied)
@@ -149,127 +149,91 @@ impl CudaDevice {
         self.context.held()
     }
 
-    /// How often this device has taken device memory. It stays as it is while loaders run: they take theirs when they are
-    /// built, and use the same addresses for as long as they live.
+    /// Number of allocations of device memory so far. It stays the same while loaders run: they allocate when they are
+    /// built, and keep the same addresses.
     #[must_use]
     pub fn allocations(&self) -> u64 {
         self.context.allocations()
     }
 
-    /// Bytes of device memory that are free, and that there are in all, whoever holds the others.
+    /// Free and total device memory.
     ///
     /// # Errors
-    /// Whatever is wrong with the device.
+    /// The sticky error.
     pub fn memory_info(&self) -> Result<(ByteCount, ByteCount), DeviceError> {
         self.context.memory_info()
     }
 
     fn own<'m>(&self, memory: &'m DeviceMemory) -> Result<&'m Arc<CudaMemory>, DeviceError> {
         let own = memory.handle::<Arc<CudaMemory>>().filter(|own| Arc::ptr_eq(&own.context, &self.context));
-        own.ok_or_else(|| {
-            DeviceError::Unsupported(format!("this memory belongs to another device than '{}'", self.context.name()))
-        })
+        own.ok_or_else(|| DeviceError::ForeignMemory { device: self.context.name().to_owned() })
     }
 
-    fn event(&self, mark: &Arc<RecordedEvent>) -> Event {
-        CudaEvent::event(mark, &self.in_flight)
+    fn event(&self, recorded: &Arc<RecordedEvent>) -> Event {
+        CudaEvent::event(recorded, &self.in_flight)
     }
 
-    /// Whatever is enqueued on `stream` from here on begins after `event`.
+    /// Makes everything enqueued on `stream` from now on start after `event`.
     fn order(&self, stream: &Stream, event: &Event) -> Result<(), DeviceError> {
-        match CudaEvent::mark_in(event, &self.in_flight) {
-            Some(mark) => stream.wait(mark.recorded()),
+        match CudaEvent::recorded_in(event, &self.in_flight) {
+            Some(recorded) => stream.wait(recorded.raw()),
             None => {
-                // Somebody else's event may have to ask the driver.
+                // An event of another device of the driver needs a current context.
                 self.context.enter()?;
                 event.wait()
             }
         }
     }
 
-    fn mark(&self, stream: &Stream, what: &'static str) -> Result<Arc<RecordedEvent>, DeviceError> {
+    fn record(&self, stream: &Stream, what: &'static str) -> Result<Arc<RecordedEvent>, DeviceError> {
         Ok(RecordedEvent::new(stream.record()?, what))
     }
 
-    /// Enqueues what a feed asks for. Returns where its copy begins, where it ends, and where the batch is ready.
+    /// Enqueues copy and conversion. Returns the begin and the end of the copy, and the event of the batch.
     fn enqueue(&self, transfer: &Transfer<'_>, memory: &CudaMemory) -> Result<[Arc<RecordedEvent>; 3], DeviceError> {
-        let (copied_bytes, empty) = (transfer.copied_bytes(), transfer.finished_bytes() == 0);
+        let (copied_bytes, empty) = (transfer.copied_bytes(), transfer.output_bytes() == 0);
         let mut uses = lock(&memory.uses);
-        let begun = self.mark(&self.copy, "the begin of a copy")?;
-        let to = if transfer.is_identity() { memory.finished() } else { memory.pixels().0 };
+        let begun = self.record(&self.copy, "the begin of a copy")?;
+        let to = if transfer.format.is_identity() { memory.output() } else { memory.pixels().0 };
         if !empty {
-            #[allow(unsafe_code, reason = "the device is given addresses")]
-            // SAFETY: the slot is held until the copy is over (`InFlight`), and by the contract of `Transfer::from` nobody writes
-            // to it until then. `to` has room for as much, and comes after its last use by what `feed` has ordered.
+            #[allow(unsafe_code, reason = "the device gets addresses")]
+            // SAFETY: the slot is held until the copy is over (`InFlight`), and while it is shared nothing writes to
+            // it: its owner needs the only handle for that. `to` is large enough (`enqueue_batch`) and is written after
+            // its last use, by the order that `enqueue_batch` has made.
             unsafe {
                 self.copy.copy_in(to, transfer.from.as_ptr(), copied_bytes)?;
             }
         }
-        let mut places = 0;
-        if !transfer.is_identity() && !empty {
-            if uses.table != Some(transfer.format) {
-                uses.table = None;
-                self.small(memory.table(), &element_table(&transfer.format))?;
-                uses.table = Some(transfer.format);
+        if !transfer.format.is_identity() && !empty && uses.table != Some(transfer.format) {
+            uses.table = None;
+            let table = element_table(&transfer.format);
+            #[allow(unsafe_code, reason = "the device gets addresses")]
+            // SAFETY: the driver has read memory that is not page-locked by the time the call returns, so `table` need
+            // not live longer. The address is part of an entry whose use the copy stream has been ordered after.
+            unsafe {
+                self.copy.copy_in(memory.table(), table.as_ptr(), table.len())?;
             }
-            if let Some(windows) = &transfer.windows {
-                places = self.places(&mut uses.places, windows.places)?;
-            }
+            uses.table = Some(transfer.format);
         }
-        let copied = self.mark(&self.copy, "a copy to the device")?;
-        if transfer.is_identity() || empty {
+        let copied = self.record(&self.copy, "a copy to the device")?;
+        if transfer.format.is_identity() || empty {
             return Ok([begun, Arc::clone(&copied), copied]);
         }
-        self.convert.wait(copied.recorded())?;
-        let at = Addresses { finished: memory.finished(), pixels: to, table: memory.table(), places };
-        #[allow(unsafe_code, reason = "a kernel is given addresses")]
-        // SAFETY: all four are parts of the entry, which is held until the kernel is over (`InFlight`) and large enough
-        // (`feed`); it comes after the copy, and the next copy into the entry after it.
+        self.convert.wait(copied.raw())?;
+        let at = Addresses { output: memory.output(), pixels: to, table: memory.table() };
+        #[allow(unsafe_code, reason = "a kernel gets addresses")]
+        // SAFETY: all three are parts of the entry, which is held until the kernel is over (`InFlight`) and large
+        // enough (`enqueue_batch`). The kernel runs after the copy, and the next copy into the entry after the kernel.
         unsafe {
-            let shapes = (transfer.stored(), transfer.spec);
             self.kernels.convert(
                 &self.convert,
                 at,
                 transfer.samples,
-                shapes,
+                transfer.spec,
                 (transfer.format.dtype, transfer.format.layout),
             )?;
         }
-        Ok([begun, copied, self.mark(&self.convert, "a batch on the device")?])
-    }
-
-    /// Enqueues a copy of a few bytes out of ordinary memory, which the driver reads before it returns.
-    fn small(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        #[allow(unsafe_code, reason = "the device is given addresses")]
-        // SAFETY: memory that is not page-locked has been read by the time the call returns, so `from` need not live
-        // longer. The place is part of an entry whose use the copy stream has been ordered after.
-        unsafe {
-            self.copy.copy_in(to, from.as_ptr(), from.len())
-        }
-    }
-
-    /// Puts windows on the device, and says where.
-    fn places(&self, rooms: &mut Vec<Places>, places: &[Place]) -> Result<u64, DeviceError> {
-        let bytes: Vec<u8> = places
-            .iter()
-            .flat_map(|place| {
-                let [t0, t1] = place.top.to_ne_bytes();
-                let [l0, l1] = place.left.to_ne_bytes();
-                let [f0, f1, f2, f3] = u32::from(place.flip).to_ne_bytes();
-                [t0, t1, l0, l1, f0, f1, f2, f3]
-            })
-            .collect();
-        let at = match rooms.last() {
-            Some(room) if room.bytes >= bytes.len() => room.at,
-            _ => {
-                let refused = |refusal| self.accounts.refused(&self.context, bytes.len(), refusal);
-                let at = self.context.alloc(bytes.len()).map_err(refused)?;
-                rooms.push(Places { at, bytes: bytes.len() });
-                at
-            }
-        };
-        self.small(at, &bytes)?;
-        Ok(at)
+        Ok([begun, copied, self.record(&self.convert, "a batch on the device")?])
     }
 }
 
@@ -281,7 +245,7 @@ impl Device for CudaDevice {
     fn host_memory(&self, len: usize) -> Result<HostMemory, DeviceError> {
         self.check()?;
         if len == 0 {
-            return HostMemory::pageable(len);
+            return Ok(HostMemory::empty());
         }
         if let Some(memory) = memory::pinned(&self.context, len, self.write_combined)? {
             return Ok(memory);
@@ -295,7 +259,7 @@ impl Device for CudaDevice {
                 probe::lock_limit()
             ));
         }
-        HostMemory::pageable(len)
+        Ok(HostMemory::pageable(len)?)
     }
 
     fn memory(&self, len: usize, copied: usize) -> Result<DeviceMemory, DeviceError> {
@@ -303,8 +267,8 @@ impl Device for CudaDevice {
         let memory = match &self.allocate {
             None => CudaMemory::alloc(&self.context, &self.accounts, len, copied)?,
             Some(allocate) => {
-                let (place, keep) = allocate(CudaMemory::bytes(len, copied).max(1))?;
-                CudaMemory::lent(&self.context, place, len, copied, Keep(keep))
+                let (address, keep) = allocate(CudaMemory::bytes(len, copied).max(1))?;
+                CudaMemory::foreign(&self.context, address, len, copied, Keep(keep))
             }
         };
         Ok(DeviceMemory::from_handle(len, Box::new(Arc::new(memory))))
@@ -319,25 +283,24 @@ impl Device for CudaDevice {
         transfer.check()?;
         let memory = Arc::clone(self.own(transfer.to)?);
         let (copied, (_, room)) = (transfer.copied_bytes(), memory.pixels());
-        if !transfer.is_identity() && copied > room {
-            let what = "pixels of a batch in device memory, to be finished there,";
-            return Err(DeviceError::Size { what, needed: bytes(copied), given: bytes(room) });
+        if !transfer.format.is_identity() {
+            check_size("the unconverted batch in device memory", copied, room)?;
         }
         self.in_flight.reap()?;
         self.order(&self.copy, &transfer.after)?;
-        // A batch that nobody has read may be overwritten, but not while it is being made.
-        if let Some(fed) = &lock(&memory.uses).fed {
-            self.copy.wait(fed.recorded())?;
+        // A batch that was never read may be overwritten, but not while it is being made.
+        if let Some(written) = &lock(&memory.uses).written {
+            self.copy.wait(written.raw())?;
         }
         match self.enqueue(&transfer, &memory) {
             Ok([begun, copied, ready]) => {
-                lock(&memory.uses).fed = Some(Arc::clone(&ready));
-                self.in_flight.fed(transfer.from, memory, begun, &copied, &ready);
-                self.accounts.fed(&self.context);
+                lock(&memory.uses).written = Some(Arc::clone(&ready));
+                self.in_flight.add(transfer.from, memory, begun, &copied, &ready);
+                self.accounts.batch(&self.context);
                 Ok(TransferEvents { slot_free: self.event(&copied), ready: self.event(&ready) })
             }
             Err(error) => {
-                // Its copy may have been enqueued, and nothing says when it is over.
+                // The copy may have been enqueued, and no event tells its end.
                 self.in_flight.leak_unknown(transfer.from, memory);
                 Err(error)
             }
@@ -347,24 +310,25 @@ impl Device for CudaDevice {
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
         self.check()?;
         let own = self.own(from)?;
-        check_read_back(out.len(), from.len())?;
+        check_size("a read", out.len(), from.len())?;
         ready.wait()?;
         if out.is_empty() {
             return Ok(());
         }
-        #[allow(unsafe_code, reason = "the device is given addresses")]
-        // SAFETY: the entry is `from.len()` bytes long, and `from` is borrowed, so nobody feeds it meanwhile.
+        #[allow(unsafe_code, reason = "the device gets addresses")]
+        // SAFETY: the entry is `from.len()` bytes long, and `from` is borrowed, so no batch is transferred to it
+        // meanwhile.
         unsafe {
-            self.context.read(out, own.finished())
+            self.context.read(out, own.output())
         }
     }
 
     fn order_after(&self, ready: &Event) -> Result<(), DeviceError> {
         self.check()?;
-        // Taken before the mark, so that no stream is ever busy for longer than there was time.
+        // Taken before the event is recorded, so that busy time never exceeds the time that has passed.
         let since = Instant::now();
         self.order(&self.compute, ready)?;
-        self.in_flight.begin(since, self.mark(&self.compute, "the begin of a step")?);
+        self.in_flight.begin(since, self.record(&self.compute, "the begin of a step")?);
         Ok(())
     }
 
@@ -372,13 +336,14 @@ impl Device for CudaDevice {
         let own = self.own(memory)?;
         self.order_after(ready)?;
         if !memory.is_empty() {
-            #[allow(unsafe_code, reason = "a kernel is given an address")]
-            // SAFETY: the first byte of the batch, which is there by the order above; the next feed comes after `release`.
+            #[allow(unsafe_code, reason = "a kernel gets an address")]
+            // SAFETY: the first byte of the batch, which is there by the order above; the next transfer waits for
+            // `release`.
             unsafe {
-                self.kernels.step(&self.compute, own.finished(), duration.unwrap_or_default())?;
+                self.kernels.step(&self.compute, own.output(), duration.unwrap_or_default())?;
             }
         }
-        let end = self.mark(&self.compute, "a step")?;
+        let end = self.record(&self.compute, "a step")?;
         self.in_flight.end(&end);
         lock(&own.uses).released = Some(Arc::clone(&end));
         Ok(self.event(&end))
@@ -387,7 +352,7 @@ impl Device for CudaDevice {
     fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError> {
         self.check()?;
         let own = self.own(memory)?;
-        let end = self.mark(&self.compute, "the end of a step")?;
+        let end = self.record(&self.compute, "the end of a step")?;
         self.in_flight.end(&end);
         lock(&own.uses).released = Some(Arc::clone(&end));
         Ok(self.event(&end))

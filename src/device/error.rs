@@ -1,94 +1,132 @@
-//! Owns what can go wrong with a device.
-//! It must never hold more than words and numbers, so that an error can be kept, cloned and handed to every waiter.
+//! Errors of devices. They hold words and numbers alone, so that one error can be kept, cloned and given to every
+//! waiter.
 
 use std::fmt;
 use std::time::Duration;
 
+use crate::memory::AllocError;
 use crate::units::ByteCount;
 
-/// What went wrong with a device, its memory or the name it was asked for by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Failure of a device, of its memory, or of the text that names one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
-    /// There is not enough memory of a kind.
+    /// The operating system refused host memory.
+    #[error(transparent)]
+    HostMemory(#[from] AllocError),
+    /// The device, or a limit on it, has too little memory of a kind.
+    #[error("out of {what}: {asked} asked for{}", Shortage(.free, .usage))]
     OutOfMemory {
-        /// Of which kind: "host memory", "device memory".
+        /// Kind of memory: "device memory", "page-locked host memory".
         what: &'static str,
-        /// What was asked for.
+        /// Bytes asked for.
         asked: ByteCount,
-        /// What there was, where that can be told.
+        /// Bytes free, where known.
         free: Option<ByteCount>,
-        /// Who holds the rest, and how it came to that, where that can be told.
+        /// Use of the device's memory, where known.
         usage: Option<Box<MemoryUsage>>,
     },
-    /// A batch does not fit.
+    /// A batch does not fit into a slot or into device memory.
+    #[error("{what} needs {} bytes, and there are {}", .needed.0, .given.0)]
     Size {
-        /// What was to fit where.
+        /// The data and its destination.
         what: &'static str,
-        /// What it needs.
+        /// Bytes it takes.
         needed: ByteCount,
-        /// What there is.
+        /// Bytes there are.
         given: ByteCount,
     },
-    /// The device was lost or closed; whatever was enqueued on it will never be done.
+    /// The device was lost or closed. Work that was enqueued on it will not be done.
+    #[error("device '{device}' is lost: {cause}")]
     Lost {
-        /// Its name.
+        /// Name of the device.
         device: String,
-        /// What is known about it.
+        /// Reason, as far as it is known.
         cause: String,
     },
-    /// Something enqueued on the device failed.
+    /// A command on the device failed.
+    #[error("{what} failed: {cause}")]
     Failed {
-        /// What: "copy 3".
+        /// The command: "copy 3".
         what: String,
-        /// Why.
+        /// Reason.
         cause: String,
     },
-    /// Memory was read or written before the event had passed that allows it, or after its owner was gone.
+    /// Memory was read or written before the event that allows it had passed, or after its owner was gone.
+    #[error("lifetime violation: {0}")]
     Lifetime(String),
+    /// The device kept its handle to a slot's memory after [`slot_free`](super::TransferEvents::slot_free) had passed.
+    #[error(
+        "device '{device}' still holds the memory of a slot that is to be written again: a device has to drop \
+         `Transfer::from` before `slot_free` passes"
+    )]
+    SlotHeld {
+        /// Name of the device.
+        device: String,
+    },
+    /// Memory was given to a device that did not make it.
+    #[error("this memory belongs to another device than '{device}'")]
+    ForeignMemory {
+        /// Name of the device that was asked.
+        device: String,
+    },
     /// The device cannot do this, or cannot be used.
+    #[error("{0}")]
     Unsupported(String),
-    /// There is nothing of the kind on this machine, as on most.
+    /// This machine has no device of the kind.
+    #[error("{0}")]
     Absent(String),
     /// An event did not pass in time.
+    #[error("{what} has not passed within {} s; the device may hang", .waited.as_secs_f64())]
     Timeout {
-        /// What was waited for.
+        /// The event.
         what: String,
-        /// For how long.
+        /// Length of the wait.
         waited: Duration,
     },
-    /// A text that names no device.
+    /// A text does not name a device.
+    #[error("unknown device '{text}': {cause}")]
     Spec {
         /// The text.
         text: String,
-        /// What is wrong with it, and what would be right.
+        /// Reason, and what is expected.
         cause: String,
     },
 }
 
-/// Who holds a device's memory, and how it came to that.
+/// Use of a device's memory at the moment an allocation was refused, and how much was free before.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemoryUsage {
-    /// What there is in all.
+    /// Memory of the device.
     pub total: ByteCount,
-    /// What this device's own batches hold.
+    /// Held by the loader's batches.
     pub held: ByteCount,
-    /// What everybody else holds: the model and what it computes with, other programs.
+    /// Held by others: the model, other programs.
     pub others: ByteCount,
-    /// Batches that had been fed by then. None: it happened at the start.
+    /// Batches that were transferred so far; 0 at the start of a run.
     pub batches: u64,
-    /// What was free how long before, oldest first.
+    /// Free memory at earlier moments, oldest first, each with its age.
     pub trend: Vec<(Duration, ByteCount)>,
 }
 
-impl fmt::Display for MemoryUsage {
+/// Second half of the message of [`DeviceError::OutOfMemory`].
+struct Shortage<'a>(&'a Option<ByteCount>, &'a Option<Box<MemoryUsage>>);
+
+impl fmt::Display for Shortage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MemoryUsage { total, held, others, batches, trend } = self;
+        let Shortage(free, usage) = self;
+        if let Some(free) = free {
+            write!(f, ", {free} free")?;
+        }
+        let Some(MemoryUsage { total, held, others, batches, trend }) = usage.as_deref() else {
+            return f.write_str("; use smaller batches or fewer of them in flight");
+        };
         write!(f, " of {total}: the loader's batches hold {held}, others (the model, other programs) {others}. ")?;
         if *batches == 0 {
             return f.write_str(
                 "It happened at the start: the model and its first batches do not fit. Use smaller batches, a smaller \
-                 element type, a lower precision of the model, or activation checkpointing; or end the other programs",
+                 dtype, a lower precision of the model, or activation checkpointing; or end the other programs",
             );
         }
         write!(f, "It happened after {batches} batches")?;
@@ -100,37 +138,7 @@ impl fmt::Display for MemoryUsage {
             }
         }
         f.write_str(
-            ". Something has grown since the start, or another program has come: look for tensors that are kept",
+            ". Memory use has grown since the start, or another program has started: look for tensors that are kept",
         )
     }
 }
-
-impl fmt::Display for DeviceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceError::OutOfMemory { what, asked, free, usage } => {
-                write!(f, "out of {what}: {asked} asked for")?;
-                if let Some(free) = free {
-                    write!(f, ", {free} free")?;
-                }
-                match usage {
-                    Some(usage) => usage.fmt(f),
-                    None => f.write_str("; use smaller batches or fewer of them in flight"),
-                }
-            }
-            DeviceError::Size { what, needed, given } => {
-                write!(f, "{what} needs {} bytes, and there are {}", needed.0, given.0)
-            }
-            DeviceError::Lost { device, cause } => write!(f, "device '{device}' is lost: {cause}"),
-            DeviceError::Failed { what, cause } => write!(f, "{what} failed: {cause}"),
-            DeviceError::Lifetime(what) => write!(f, "lifetime violation: {what}"),
-            DeviceError::Unsupported(what) | DeviceError::Absent(what) => f.write_str(what),
-            DeviceError::Timeout { what, waited } => {
-                write!(f, "{what} has not passed within {} s; the device may hang", waited.as_secs_f64())
-            }
-            DeviceError::Spec { text, cause } => write!(f, "'{text}' is no device: {cause}"),
-        }
-    }
-}
-
-impl std::error::Error for DeviceError {}

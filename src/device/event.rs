@@ -1,5 +1,4 @@
-//! Owns points on streams: what has to pass before memory may be used again.
-//! It must never know what kind of stream a point is on.
+//! Events: points on streams that pass before memory may be used again.
 
 use std::any::Any;
 use std::fmt;
@@ -8,22 +7,21 @@ use std::time::Duration;
 use super::DeviceError;
 use crate::sync::Arc;
 
-/// The longest that [`Event::wait`] waits. Nothing that a loader enqueues takes near as long; a device that has not
-/// answered by then hangs.
-pub const WAIT_MAX: Duration = Duration::from_secs(600);
+/// Limit of [`Event::wait`]. Nothing that a loader enqueues takes nearly as long; a device that has not answered by
+/// then hangs.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// What a device puts into an [`Event`].
-///
-/// It goes from pending to passed or to failed, once, and stays there.
+/// A device's implementation of an [`Event`]. It changes from pending to passed or failed once, and stays so.
 pub trait Signal: Any + fmt::Debug + Send + Sync {
-    /// Blocks until it has passed (`true`), but at most this long (`false`: still pending). A limit of zero asks.
+    /// Blocks until the event has passed (`true`), but at most this long (`false`: still pending). A limit of zero
+    /// polls.
     ///
     /// # Errors
-    /// What kept it from ever passing.
+    /// Reason that the event failed.
     fn wait_for(&self, limit: Duration) -> Result<bool, DeviceError>;
 }
 
-/// A point on a stream. It is cheap to clone, and once it has passed it has passed for good.
+/// A point on a stream. It is cheap to clone, and an event that has passed stays passed.
 #[derive(Clone, Default)]
 pub struct Event(Option<Arc<dyn Signal>>);
 
@@ -34,32 +32,32 @@ impl Event {
         Event(None)
     }
 
-    /// An event of some device's making.
+    /// An event of a device.
     #[must_use]
     pub fn new(signal: Arc<dyn Signal>) -> Self {
         Event(Some(signal))
     }
 
-    /// Whether it has passed. Does not block.
+    /// Returns true if the event has passed. Does not block.
     ///
     /// # Errors
-    /// What kept it from ever passing, such as [`DeviceError::Lost`].
+    /// Reason that the event failed, such as [`DeviceError::Lost`].
     pub fn is_done(&self) -> Result<bool, DeviceError> {
         self.wait_for(Duration::ZERO)
     }
 
-    /// Blocks until it has passed (`true`), but at most this long (`false`).
+    /// Blocks until the event has passed (`true`), but at most this long (`false`).
     ///
     /// # Errors
-    /// What kept it from ever passing.
+    /// Reason that the event failed.
     pub fn wait_for(&self, limit: Duration) -> Result<bool, DeviceError> {
         self.0.as_ref().map_or(Ok(true), |signal| signal.wait_for(limit))
     }
 
-    /// Blocks until it has passed.
+    /// Blocks until the event has passed.
     ///
     /// # Errors
-    /// What kept it from ever passing; [`DeviceError::Timeout`] after [`WAIT_MAX`].
+    /// Reason that the event failed; [`DeviceError::Timeout`] after 600 s.
     pub fn wait(&self) -> Result<(), DeviceError> {
         match self.wait_for(WAIT_MAX)? {
             true => Ok(()),
@@ -67,8 +65,8 @@ impl Event {
         }
     }
 
-    /// What is in it, if that is a `T`: how a device knows an event of its own, which it can order by without a wait of
-    /// the host. `None` for a foreign one, and for [`Event::done`].
+    /// The signal, if it is a `T`. A device recognizes its own events by it, which it can order by without a wait of
+    /// the host. `None` for events of other devices, and for [`Event::done`].
     #[must_use]
     pub fn signal<T: Signal>(&self) -> Option<&T> {
         let any: &dyn Any = self.0.as_deref()?;
@@ -98,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_is_done_at_once() {
+    fn a_done_event_has_passed() {
         for event in [Event::done(), Event::default()] {
             assert_eq!(event.is_done(), Ok(true));
             assert_eq!(event.wait(), Ok(()));
@@ -108,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends() {
+    fn a_wait_times_out() {
         let event = Event::new(Arc::new(Never));
         assert_eq!(event.is_done(), Ok(false));
         let error = event.wait().expect_err("it never passes");

@@ -1,15 +1,12 @@
-//! Owns the CPU as a device: device memory is host memory, and a batch is finished in the call that feeds it.
-//! It must never enqueue anything: every event it hands out has passed.
+//! The CPU as a device: device memory is host memory, and a batch is converted in the call that transfers it. Every
+//! event that it returns has passed.
 
 use std::time::Duration;
 
-use super::{
-    Device, DeviceError, DeviceMemory, Event, HostMemory, Transfer, TransferEvents, check_read_back, convert_into,
-    convert_windows_into,
-};
+use super::{Device, DeviceError, DeviceMemory, Event, HostMemory, Transfer, TransferEvents, check_size, convert_into};
 
-/// The CPU as a device. [`feed`](Device::enqueue_batch) does all the work in the calling (transfer) thread; consumers read
-/// batches in place through [`DeviceMemory::host`].
+/// The CPU as a device. [`enqueue_batch`](Device::enqueue_batch) does all the work in the calling (transfer) thread;
+/// consumers read batches in place through [`DeviceMemory::host`].
 #[derive(Clone, Debug, Default)]
 pub struct HostDevice {
     note: Option<String>,
@@ -22,14 +19,14 @@ impl HostDevice {
         HostDevice { note: None }
     }
 
-    /// The CPU in the place of another device, and why.
-    pub(super) fn instead(why: String) -> Self {
-        HostDevice { note: Some(why) }
+    /// The CPU in the place of another device, with the reason as a note.
+    pub(super) fn instead(note: String) -> Self {
+        HostDevice { note: Some(note) }
     }
 }
 
 fn foreign() -> DeviceError {
-    DeviceError::Unsupported("this memory belongs to another device than 'cpu'".to_owned())
+    DeviceError::ForeignMemory { device: "cpu".to_owned() }
 }
 
 impl Device for HostDevice {
@@ -38,7 +35,7 @@ impl Device for HostDevice {
     }
 
     fn host_memory(&self, len: usize) -> Result<HostMemory, DeviceError> {
-        HostMemory::pageable(len)
+        Ok(HostMemory::pageable(len)?)
     }
 
     fn memory(&self, len: usize, _copied: usize) -> Result<DeviceMemory, DeviceError> {
@@ -55,21 +52,17 @@ impl Device for HostDevice {
 
     fn enqueue_batch(&self, transfer: Transfer<'_>) -> Result<TransferEvents, DeviceError> {
         transfer.check()?;
-        let (copied, finished) = (transfer.copied_bytes(), transfer.finished_bytes());
-        let Transfer { from, spec, format, windows, to, after, .. } = transfer;
+        let (copied, converted) = (transfer.copied_bytes(), transfer.output_bytes());
+        let Transfer { from, spec, format, to, after, .. } = transfer;
         let to = to.host_mut().ok_or_else(foreign)?;
         after.wait()?;
-        let (pixels, to) = (&from.as_slice()[..copied], &mut to[..finished]);
-        match windows {
-            None => convert_into(pixels, spec, &format, to),
-            Some(windows) => convert_windows_into(pixels, &windows, spec, &format, to),
-        }
+        convert_into(&from.as_slice()[..copied], spec, &format, &mut to[..converted]);
         Ok(TransferEvents { slot_free: Event::done(), ready: Event::done() })
     }
 
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError> {
         let from = from.host().ok_or_else(foreign)?;
-        check_read_back(out.len(), from.len())?;
+        check_size("a read", out.len(), from.len())?;
         ready.wait()?;
         out.copy_from_slice(&from[..out.len()]);
         Ok(())

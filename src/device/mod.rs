@@ -1,24 +1,27 @@
-//! Owns the memory that batches travel through and the way they get to the device: page-locked host memory, device
-//! memory, asynchronous copies, events, and the last steps (normalise, cast, layout) on the device.
-//! It must never decide when memory may be used again: it hands out events, and the pipeline waits for them.
+//! Devices that batches are transferred to: the CPU, a simulated accelerator, and NVIDIA GPUs; with host and device
+//! memory, events, and the conversion of a batch on the device (normalization, cast, layout).
 //!
-//! A device has two streams, each of which does its work in order: the **copy stream**, on which [`Device::enqueue_batch`] moves
-//! a slot into device memory and finishes it there, and the **compute stream**, on which the consumer reads batches. All
-//! ordering between them is by [`Event`], so that no batch costs a wait of the host:
+//! A device that works asynchronously has streams, each of which does its work in order. [`Device::enqueue_batch`]
+//! enqueues a copy of the slot into device memory on the **copy stream** and the conversion after it; the consumer
+//! reads batches on the **compute stream**. The simulated device converts on its copy stream; a GPU has a third stream,
+//! the **convert stream**, so that copies go on while kernels run. The CPU has no streams and does everything in the
+//! call. All order between streams is by [`Event`], so that no batch costs a wait of the host:
 //!
 //! ```text
-//! slot --feed--> [copy stream: wait `after` | copy | finish] --ready--> [compute stream: order_after | reads] --release-+
-//!                              ^                     |                                                                  |
-//!                              |                     +-- slot_free: workers may write the slot again                    |
-//!                              +------------------------- `after` of the next feed of the same memory ------------------+
+//! slot --enqueue_batch--> [copy stream: wait for `after` | copy] --slot_free--> workers may write the slot again
+//!                              ^                  |
+//!                              |                  +--> [convert stream: convert] --ready--> [compute stream: read] --+
+//!                              |                                                                                   |
+//!                              +---------- `after` of the next transfer to the same memory <------ release ----------+
 //! ```
 //!
-//! Nothing here rests on a destructor for soundness: whatever a stream still works on, the stream holds by `Arc`.
+//! Soundness does not depend on destructors or on implementations of [`Device`]: a stream holds by `Arc` the memory
+//! that it works on, and a slot is written again only once no other handle to its memory is left.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use feedstock::device::{Device, Event, Transfer, HostDevice};
-//! use feedstock::tensor::{DType, OutputFormat, Layout, SampleSpec};
+//! use feedstock::device::{Device, Event, HostDevice, Transfer};
+//! use feedstock::tensor::{DType, Layout, OutputFormat, SampleSpec};
 //!
 //! let device = HostDevice::new();
 //! let spec = SampleSpec { height: 1, width: 2 };
@@ -27,8 +30,7 @@
 //! slot.as_mut_slice().copy_from_slice(&[1, 2, 3, 4, 5, 6]);
 //! let mut batch = device.memory(6, 6)?;
 //! let (from, after) = (Arc::new(slot), Event::done());
-//! let transfer = Transfer { from, samples: 1, spec, format, windows: None, to: &mut batch, after };
-//! let events = device.enqueue_batch(transfer)?;
+//! let events = device.enqueue_batch(Transfer { from, samples: 1, spec, format, to: &mut batch, after })?;
 //! let mut bytes = [0; 6];
 //! device.read_back(&batch, &events.ready, &mut bytes)?;
 //! assert_eq!(bytes, [1, 4, 2, 5, 3, 6]);
@@ -54,105 +56,121 @@ pub(crate) use cuda::standin;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaDevice, CudaFacts, RawBatch, TransferRates, cuda_devices, nvrtc_is_present};
 pub use error::{DeviceError, MemoryUsage};
-pub use event::{Event, Signal, WAIT_MAX};
+pub use event::Event;
+#[doc(hidden)]
+pub use event::Signal;
 pub use host::HostDevice;
-pub use memory::{DeviceMemory, HostMemory, PAGE_BYTES};
-pub use output::{convert_into, convert_windows_into, normalize_table};
+pub use memory::DeviceMemory;
+#[doc(hidden)]
+pub use output::convert_into;
 pub use sim::{SimDevice, SimSpec};
 pub use spec::{DeviceSpec, open};
-pub use transfer::{Place, Transfer, TransferEvents, Windows};
+#[doc(hidden)]
+pub use transfer::{Transfer, TransferEvents};
 
 use std::any::Any;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use event::WAIT_MAX;
+
+pub use crate::memory::AllocError;
+#[doc(hidden)]
+pub use crate::memory::HostMemory;
 use crate::units::ByteCount;
 
-/// Where batches end up.
+/// A device that batches are transferred to.
 ///
-/// All methods may be called from any thread. None of them but [`read_back`](Device::read_back) waits for a stream to
-/// get anywhere (a device without streams, such as the CPU, does the work in the call).
+/// All methods may be called from any thread. [`read_back`](Device::read_back) waits for the batch; no other method
+/// waits for a stream (a device without streams, such as the CPU, does the work in the call).
 ///
-/// An error is sticky: after a failure or a lifetime violation every later call returns it.
+/// Errors are sticky: after a failure or a lifetime violation every later call returns the error.
+///
+/// Other crates may implement the trait, but its methods can change in any release.
 pub trait Device: Any + Debug + Send + Sync {
-    /// What a person would call it, in the form that [`DeviceSpec`] parses: `cpu`, `sim:h2d=25GB/s,latency=10us`.
+    /// Name in the form that [`DeviceSpec`] parses: `cpu`, `sim:h2d=25GB/s,latency=10us`.
     fn name(&self) -> String;
 
-    /// Zeroed memory of the host for one slot, of the kind that this device copies from without a detour.
+    /// Allocates zeroed host memory for one slot, of the kind that this device copies from directly.
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`], or whatever is wrong with the device.
+    /// [`DeviceError::HostMemory`] or [`DeviceError::OutOfMemory`] if there is no memory; the sticky error.
     fn host_memory(&self, len: usize) -> Result<HostMemory, DeviceError>;
 
-    /// Memory of the device for one finished batch of up to `len` bytes: an entry of the device ring, made once and fed
-    /// again and again. `copied` is the most that crosses to the device before it is finished there
-    /// ([`Transfer::copied_bytes`]); 0 where batches need no finish. A device that finishes on the way needs no room for it.
+    /// Allocates device memory for converted batches of up to `len` bytes: an entry of the device ring, made once and
+    /// used for many batches. `copied` is the most that is copied to the device to be converted there
+    /// ([`Transfer::copied_bytes`]), in bytes; 0 for batches that need no conversion. A device that converts during the
+    /// copy takes no memory for it.
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`] names what was asked and what was free.
+    /// [`DeviceError::OutOfMemory`] with the bytes asked for and the bytes free; the sticky error.
     fn memory(&self, len: usize, copied: usize) -> Result<DeviceMemory, DeviceError>;
 
-    /// Whether [`memory`](Device::memory) comes out of the host's RAM, and so out of its budget.
+    /// Returns true if [`memory`](Device::memory) takes RAM of the host, which counts toward the RAM budget.
     fn counts_as_ram(&self) -> bool;
 
-    /// Whether consumers may as well read slots where they are, so that a batch which needs no finish
-    /// ([`OutputFormat::is_identity`](crate::tensor::OutputFormat::is_identity)) need not be fed at all.
+    /// Returns true if consumers can read slots in place, so that a batch that needs no conversion
+    /// ([`OutputFormat::is_identity`](crate::tensor::OutputFormat::is_identity)) need not be transferred.
     fn reads_slots(&self) -> bool {
         false
     }
 
-    /// Enqueues copy and finish of one batch on the copy stream.
+    /// Enqueues copy and conversion of one batch.
+    ///
+    /// An implementation drops [`Transfer::from`] before [`TransferEvents::slot_free`] passes. Otherwise the run fails
+    /// with [`DeviceError::SlotHeld`] once that slot is to be written again.
     ///
     /// # Errors
-    /// [`DeviceError::Size`] and [`DeviceError::Unsupported`] for a batch that does not fit or cannot be finished, and
-    /// whatever is wrong with the device. After an error nothing was enqueued.
+    /// [`DeviceError::Size`] and [`DeviceError::Unsupported`] for a batch that does not fit or cannot be converted; the
+    /// sticky error. After an error the batch is not transferred; a device that may still read the slot keeps its
+    /// handle.
     fn enqueue_batch(&self, transfer: Transfer<'_>) -> Result<TransferEvents, DeviceError>;
 
-    /// Copies the first `out.len()` bytes of a finished batch back to the host, after `ready` has passed. Blocks.
+    /// Copies the first `out.len()` bytes of a batch to the host once `ready` has passed. Blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Size`] where `out` is longer than the memory; whatever made `ready` fail.
+    /// [`DeviceError::Size`] if `out` is longer than the memory; the reason that `ready` failed.
     fn read_back(&self, from: &DeviceMemory, ready: &Event, out: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Lets everything that the consumer enqueues on the compute stream from here on begin only after `ready`, without
-    /// a wait of the host.
+    /// Makes everything that the consumer enqueues on the compute stream from now on start after `ready`, without a
+    /// wait of the host.
     ///
     /// # Errors
-    /// Whatever is wrong with the device.
+    /// The sticky error.
     fn order_after(&self, ready: &Event) -> Result<(), DeviceError>;
 
-    /// A training step, for measuring: on the compute stream, after `ready`, it reads `memory` and keeps the stream busy
-    /// for this long (`None`: as long as the device's own setting says, for a simulated one; else no time at all). Returns
-    /// the event of its end. A device without streams waits and sleeps in the call.
+    /// Enqueues a training step for measurements: on the compute stream, after `ready`, it reads `memory` and keeps the
+    /// stream busy for `duration`. `None` stands for the step time of a simulated device, and for zero on others.
+    /// Returns the event of its end. A device without streams waits and sleeps in the call.
     ///
     /// # Errors
-    /// Whatever is wrong with the device.
+    /// The sticky error.
     fn step(&self, memory: &DeviceMemory, ready: &Event, duration: Option<Duration>) -> Result<Event, DeviceError>;
 
-    /// The present end of the compute stream: once it has passed, nothing that the consumer has enqueued so far reads
-    /// `memory`, and it may be fed again.
+    /// Returns the present end of the compute stream: once it has passed, no work that the consumer has enqueued so far
+    /// reads `memory`, and the memory may be written again.
     ///
     /// # Errors
-    /// Whatever is wrong with the device.
+    /// The sticky error.
     fn release(&self, memory: &DeviceMemory) -> Result<Event, DeviceError>;
 
-    /// RAM that the device's own library took when it was opened and keeps (for CUDA, the context): no reservation covers
-    /// it, so a plan adds it to its headroom.
+    /// RAM that the device's own library took when the device was opened and keeps (for CUDA, the context). No
+    /// reservation covers it, so a plan adds it to its headroom.
     fn host_overhead(&self) -> ByteCount {
         ByteCount::ZERO
     }
 
-    /// What a person should know, one sentence each: memory that could not be page-locked, for example.
+    /// Warnings for the user, one sentence each: memory that could not be page-locked, for example.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// How busy the streams were, where the device can tell.
+    /// Utilization of the streams, if the device measures it.
     fn utilization(&self) -> Option<Utilization> {
         None
     }
 
-    /// Whether all is well: the sticky error, if there is one.
+    /// Returns the sticky error, if there is one.
     ///
     /// # Errors
     /// The first failure or lifetime violation.
@@ -160,7 +178,7 @@ pub trait Device: Any + Debug + Send + Sync {
 }
 
 impl dyn Device {
-    /// This device as what it really is, if it is a `T`.
+    /// This device as a `T`, if it is one.
     #[must_use]
     pub fn downcast_ref<T: Device>(&self) -> Option<&T> {
         let any: &dyn Any = self;
@@ -168,33 +186,33 @@ impl dyn Device {
     }
 }
 
-/// How busy the streams of a device were, since the consumer's first step began. Two readings taken one after the other
-/// can be subtracted.
+/// Busy time of a device's streams since the consumer's first step began. [`since`](Self::since) subtracts an earlier
+/// reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Utilization {
     /// Time since the first step began.
     pub elapsed: Duration,
-    /// Of it, time in which the compute stream was at work.
+    /// Part of it in which the compute stream was busy.
     pub compute_busy: Duration,
-    /// Of it, time in which the copy stream was at work.
+    /// Part of it in which the copy stream was busy.
     pub copy_busy: Duration,
 }
 
 impl Utilization {
-    /// Share of the time in which the compute stream was busy, `0..=1`; zero before anything has happened.
+    /// Share of the time in which the compute stream was busy, `0..=1`; zero before the first step.
     #[must_use]
     pub fn compute_share(&self) -> f64 {
         share(self.compute_busy, self.elapsed)
     }
 
-    /// Share of the time in which the copy stream was busy, `0..=1`; zero before anything has happened.
+    /// Share of the time in which the copy stream was busy, `0..=1`; zero before the first step.
     #[must_use]
     pub fn copy_share(&self) -> f64 {
         share(self.copy_busy, self.elapsed)
     }
 
-    /// What has happened since an earlier reading.
+    /// Difference from an earlier reading.
     #[must_use]
     pub fn since(&self, earlier: &Utilization) -> Utilization {
         Utilization {
@@ -213,10 +231,10 @@ fn bytes(len: usize) -> ByteCount {
     ByteCount(len as u64)
 }
 
-/// Refuses to read back more than there is.
-fn check_read_back(asked: usize, there: usize) -> Result<(), DeviceError> {
-    match asked <= there {
+/// Checks that `needed` bytes fit into `given`.
+fn check_size(what: &'static str, needed: usize, given: usize) -> Result<(), DeviceError> {
+    match needed <= given {
         true => Ok(()),
-        false => Err(DeviceError::Size { what: "what is read back", needed: bytes(asked), given: bytes(there) }),
+        false => Err(DeviceError::Size { what, needed: bytes(needed), given: bytes(given) }),
     }
 }

@@ -1,22 +1,19 @@
-//! Owns the last steps of a batch, done on the CPU: normalise, cast, and put the axes in order. It is what the CPU device
-//! and the simulated one do, and the definition that every kernel has to equal bit for bit.
-//! It must never read the output, and holds no memory.
+//! Conversion of a batch to its output format on the CPU: normalization, cast, and order of axes. The CPU device and
+//! the simulated one use it, and every kernel has to equal it bit for bit.
 //!
-//! An element is one of 256 values a channel, so each becomes a look-up in a table of results. That makes the result exact
-//! by definition (no question of fused or reordered arithmetic), it is the fastest way without AVX2, and a kernel agrees by
-//! being given the same 768 floats.
+//! An element is one of 256 values a channel, so each is looked up in a table of results. That makes the result exact
+//! by definition (no fused or reordered arithmetic), it is the fastest way without AVX2, and a kernel agrees because it
+//! gets the same 768 floats.
 
 use half::{bf16, f16};
 
-use super::Windows;
 use crate::tensor::{CHANNELS, DType, Layout, Normalize, OutputFormat, SampleSpec};
 
-/// What each byte of each channel becomes: `(v / 255 - mean) / std` with every operation rounded to f32, in that order
-/// (as `torchvision`'s `ToTensor` and `Normalize` do), or `v / 255` without a normalisation.
+/// Result for each byte of each channel: `(v / 255 - mean) / std` with every operation rounded to f32, in that order
+/// (as `torchvision`'s `ToTensor` and `Normalize` do), or `v / 255` without normalization.
 ///
-/// For bf16 and f16 each is then rounded to nearest, ties to even.
-#[must_use]
-pub fn normalize_table(normalize: Option<&Normalize>) -> [[f32; 256]; CHANNELS] {
+/// For bf16 and f16 each result is then rounded to nearest, ties to even.
+fn normalize_table(normalize: Option<&Normalize>) -> [[f32; 256]; CHANNELS] {
     std::array::from_fn(|channel| {
         std::array::from_fn(|value| {
             let scaled = value as f32 / 255.0;
@@ -25,11 +22,11 @@ pub fn normalize_table(normalize: Option<&Normalize>) -> [[f32; 256]; CHANNELS] 
     })
 }
 
-/// Finishes decoded samples: `pixels` are u8 NHWC, one sample after another; `out` becomes the batch, elements in the
-/// byte order of this machine. Bytes ([`DType::U8`]) are never normalised.
+/// Converts decoded samples: `pixels` are u8 NHWC, one sample after another; `out` becomes the batch, elements in the
+/// byte order of this machine. u8 output is never normalized.
 ///
 /// # Panics
-/// Panics if `pixels` is not a whole number of samples, or `out` not exactly as long as they are when finished.
+/// Panics if `pixels` is not a whole number of samples, or if `out` is not exactly as long as the converted batch.
 pub fn convert_into(pixels: &[u8], spec: SampleSpec, format: &OutputFormat, out: &mut [u8]) {
     assert_eq!(
         out.len(),
@@ -41,7 +38,7 @@ pub fn convert_into(pixels: &[u8], spec: SampleSpec, format: &OutputFormat, out:
     if pixels.is_empty() {
         return;
     }
-    assert!(pixels.len().is_multiple_of(spec.elements()), "{} bytes are no whole number of {spec}", pixels.len());
+    assert!(pixels.len().is_multiple_of(spec.elements()), "{} bytes are not a whole number of {spec}", pixels.len());
     let table = || normalize_table(format.normalize.as_ref());
     match (format.dtype, format.layout) {
         (DType::U8, Layout::Nhwc) => out.copy_from_slice(pixels),
@@ -61,49 +58,9 @@ pub fn convert_into(pixels: &[u8], spec: SampleSpec, format: &OutputFormat, out:
     }
 }
 
-/// Finishes windows of decoded samples: as [`convert_into`], but `pixels` are samples of `windows.stored`, and `spec` is
-/// what is cut out of each.
-///
-/// # Panics
-/// Panics if `pixels` are not the samples that `windows` has places for, if a window leaves its sample, or if `out` is not
-/// exactly as long as the finished samples.
-pub fn convert_windows_into(
-    pixels: &[u8],
-    windows: &Windows<'_>,
-    spec: SampleSpec,
-    format: &OutputFormat,
-    out: &mut [u8],
-) {
-    let Windows { stored, places } = windows;
-    assert_eq!(pixels.len(), places.len() * stored.elements(), "{} samples of {stored}", places.len());
-    assert_eq!(out.len(), places.len() * spec.size_bytes(format.dtype), "{} samples of {spec}", places.len());
-    let table = element_table(format);
-    let (size, plane) = (format.dtype.size_bytes(), spec.elements() / CHANNELS);
-    let row_bytes = stored.width as usize * CHANNELS;
-    for (sample, place) in places.iter().enumerate() {
-        let pixels = &pixels[sample * stored.elements()..][..stored.elements()];
-        let out = &mut out[sample * spec.size_bytes(format.dtype)..][..spec.size_bytes(format.dtype)];
-        for y in 0..spec.height as usize {
-            let row = &pixels[(usize::from(place.top) + y) * row_bytes..][..row_bytes];
-            let row = &row[usize::from(place.left) * CHANNELS..][..spec.width as usize * CHANNELS];
-            for x in 0..spec.width as usize {
-                let from = if place.flip { spec.width as usize - 1 - x } else { x };
-                let pixel = y * spec.width as usize + x;
-                for channel in 0..CHANNELS {
-                    let value = usize::from(row[from * CHANNELS + channel]);
-                    let at = match format.layout {
-                        Layout::Nhwc => pixel * CHANNELS + channel,
-                        Layout::Nchw => channel * plane + pixel,
-                    };
-                    out[at * size..][..size].copy_from_slice(&table[(channel * 256 + value) * size..][..size]);
-                }
-            }
-        }
-    }
-}
-
-/// What each byte of each channel becomes, as bytes of the batch's elements: 3 x 256 of them, in the byte order of this
-/// machine. It is the same table that [`convert_into`] uses; kernels are given it.
+/// The table of [`convert_into`] as bytes of the batch's elements: 3 x 256 of them, in the byte order of this machine.
+/// Kernels get it.
+#[cfg(feature = "cuda")]
 pub(super) fn element_table(format: &OutputFormat) -> Vec<u8> {
     let floats = normalize_table(format.normalize.as_ref()).into_iter().flatten();
     match format.dtype {
@@ -141,8 +98,8 @@ fn look_up<const B: usize>(pixels: &[u8], spec: SampleSpec, layout: Layout, tabl
     }
 }
 
-/// Taking bytes apart into planes is pure shuffling, which the compiler turns into vector code three times as fast
-/// where it may use AVX2; the tables above gain nothing by it.
+/// Splits pixels into planes. This is pure shuffling, which the compiler turns into vector code three times as fast
+/// with AVX2; the tables above gain nothing by it.
 fn planes_u8(pixels: &[u8], spec: SampleSpec, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
@@ -150,8 +107,8 @@ fn planes_u8(pixels: &[u8], spec: SampleSpec, out: &mut [u8]) {
         fn planes_u8_avx2(pixels: &[u8], spec: SampleSpec, out: &mut [u8]) {
             planes_u8_any(pixels, spec, out);
         }
-        #[allow(unsafe_code, reason = "a function compiled for AVX2 is called where AVX2 is")]
-        // SAFETY: the processor has just said that it has AVX2; nothing else is unsafe about the function.
+        #[allow(unsafe_code, reason = "a function compiled for AVX2 is called if the CPU has it")]
+        // SAFETY: the CPU has AVX2, as just checked; nothing else is unsafe about the function.
         return unsafe { planes_u8_avx2(pixels, spec, out) };
     }
     planes_u8_any(pixels, spec, out);
@@ -182,7 +139,7 @@ fn each_sample<const B: usize>(
     }
 }
 
-/// The definition, an element at a time: what the suites hold every device to.
+/// The definition, one element at a time. The suites compare every device with it.
 #[cfg(test)]
 pub(super) fn convert_naive(pixels: &[u8], spec: SampleSpec, format: &OutputFormat) -> Vec<u8> {
     let (plane, elements) = (spec.elements() / CHANNELS, spec.elements());
@@ -213,7 +170,7 @@ pub(super) fn convert_naive(pixels: &[u8], spec: SampleSpec, format: &OutputForm
     out
 }
 
-/// Every combination of element type, layout and normalisation that there is.
+/// Every combination of dtype, layout and normalization.
 #[cfg(test)]
 pub(super) fn all_formats() -> Vec<OutputFormat> {
     let imagenet = Normalize { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
@@ -303,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "no whole number of 2x2x3")]
+    #[should_panic(expected = "not a whole number of 2x2x3")]
     fn half_a_sample_is_refused() {
         convert_into(&[0; 18], SampleSpec { height: 2, width: 2 }, &OutputFormat::default(), &mut [0; 18]);
     }
@@ -312,30 +269,5 @@ mod tests {
     #[should_panic(expected = "a u8 batch of 12 pixel bytes")]
     fn an_output_of_another_size_is_refused() {
         convert_into(&[0; 12], SampleSpec { height: 2, width: 2 }, &OutputFormat::default(), &mut [0; 11]);
-    }
-
-    /// Not a test: prints how fast each finish is. `cargo test --release -- --ignored --nocapture finish_rates`.
-    #[test]
-    #[ignore = "prints rates"]
-    fn finish_rates() {
-        let spec = SampleSpec { height: 224, width: 224 };
-        let pixels: Vec<u8> = (0..64 * spec.elements() as u64).map(|at| crate::rng::mix64(at) as u8).collect();
-        for format in all_formats() {
-            let mut out = vec![0; pixels.len() * format.dtype.size_bytes()];
-            let mut best = f64::MAX;
-            for _ in 0..7 {
-                let start = std::time::Instant::now();
-                convert_into(std::hint::black_box(&pixels), spec, &format, &mut out);
-                best = best.min(start.elapsed().as_secs_f64() / 64.0);
-            }
-            let normalized = if format.normalize.is_some() { "normalised" } else { "" };
-            println!(
-                "{:>4} {} {normalized:10} {:6.1} us, {:6.0} images/s",
-                format.dtype,
-                format.layout,
-                best * 1e6,
-                1.0 / best
-            );
-        }
     }
 }

@@ -1,5 +1,4 @@
-//! Owns the names of devices: what `--device` takes, and how a device is opened by it.
-//! It must never open more than it was asked for.
+//! Device names, as `--device` takes them, and opening a device by its name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +6,7 @@ use std::str::FromStr;
 use super::{Device, DeviceError, HostDevice, SimDevice, SimSpec};
 use crate::sync::Arc;
 
-/// Which device to use, as people write it: `auto`, `cpu`, `cuda:0`, `sim:h2d=25GB/s,step=20ms`.
+/// A device by name: `auto`, `cpu`, `cuda:0`, `sim:h2d=25GB/s,step=20ms`.
 ///
 /// ```
 /// use feedstock::device::DeviceSpec;
@@ -17,12 +16,12 @@ use crate::sync::Arc;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum DeviceSpec {
-    /// The best that there is.
+    /// The first CUDA device, or the CPU without one.
     #[default]
     Auto,
     /// Batches stay in host memory.
     Cpu,
-    /// The CUDA device of this number.
+    /// The CUDA device with this number.
     Cuda(u32),
     /// A simulated accelerator.
     Sim(SimSpec),
@@ -44,10 +43,10 @@ impl FromStr for DeviceSpec {
             ("cuda", None) => Ok(DeviceSpec::Cuda(0)),
             ("cuda", Some(number)) => {
                 let number = number.trim().parse();
-                number.map(DeviceSpec::Cuda).map_err(|_| refused("give the number of the CUDA device, as in cuda:0"))
+                number.map(DeviceSpec::Cuda).map_err(|_| refused("expected the number of a CUDA device, as in cuda:0"))
             }
             ("sim", _) => text.parse().map(DeviceSpec::Sim),
-            _ => Err(refused("use auto, cpu, cuda:N or sim:h2d=25GB/s,latency=10us,step=20ms,memory=8G")),
+            _ => Err(refused("expected auto, cpu, cuda:N or sim:h2d=25GB/s,latency=10us,step=20ms,memory=8G")),
         }
     }
 }
@@ -63,18 +62,18 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-/// Opens the device of this name. `auto` is the first CUDA device, or the CPU where there is none that can be used; where
-/// there is a driver all the same, the device's [`notes`](Device::notes) say why in one line.
+/// Opens a device. `auto` opens the first CUDA device, or the CPU if none can be used; if there is a driver all the
+/// same, the device's [`notes`](Device::notes) give the reason.
 ///
 /// # Errors
-/// [`DeviceError::Unsupported`] or [`DeviceError::Absent`] for a device that this build or this machine knows nothing of, and
-/// whatever keeps the device from starting.
+/// [`DeviceError::Unsupported`] or [`DeviceError::Absent`] for a device that this build or this machine does not have,
+/// and any failure to start it.
 pub fn open(spec: &DeviceSpec) -> Result<Arc<dyn Device>, DeviceError> {
     Ok(match spec {
         DeviceSpec::Cpu => Arc::new(HostDevice::new()),
         DeviceSpec::Cuda(number) => open_cuda(*number).map_err(|error| match error {
-            DeviceError::Unsupported(why) | DeviceError::Absent(why) => DeviceError::Unsupported(format!(
-                "cuda:{number} cannot be used: {why}. Use --device cpu, or --device sim:step=20ms to see how a GPU would be fed"
+            DeviceError::Unsupported(reason) | DeviceError::Absent(reason) => DeviceError::Unsupported(format!(
+                "cuda:{number} cannot be used: {reason}. Use --device cpu, or --device sim:step=20ms to see how a GPU would be fed"
             )),
             error => error,
         })?,
@@ -111,10 +110,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_device_is_refused_with_its_text() {
+    fn an_unknown_device_is_refused_with_its_text() {
         for text in ["", "gpu", "cpu:1", "auto:", "cuda:", "cuda:-1", "cuda:99999999999", "simulated", "sim:warp=9"] {
             let error = text.parse::<DeviceSpec>().expect_err(text);
-            assert!(error.to_string().starts_with(&format!("'{text}' is no device: ")), "{error}");
+            assert!(error.to_string().starts_with(&format!("unknown device '{text}': ")), "{error}");
         }
     }
 
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_knows_what_it_is() {
+    fn a_device_can_be_downcast() {
         let device = open(&DeviceSpec::Sim(SimSpec::default())).expect("sim");
         assert!(device.downcast_ref::<SimDevice>().is_some());
         assert!(device.downcast_ref::<HostDevice>().is_none());

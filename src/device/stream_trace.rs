@@ -1,13 +1,12 @@
-//! Owns what streams tell a `tracing` subscriber: when each copy and each step began and ended, on which stream. It must never
-//! cost anything where nobody subscribes.
+//! `tracing` events for the copies, conversions and steps on a device's streams, each with its begin and end.
 
 use std::time::Instant;
 
-/// The target of these events. Their fields: `stream` and `what` (see [`What`]), `began_ago_ns` and `ended_ago_ns`, counted
-/// back from the moment of the event.
+/// Target of these events. Their fields are `stream` and `what` (see [`What`]), `began_ago_ns` and `ended_ago_ns`,
+/// counted back from the time of the event.
 const TARGET: &str = "feedstock::stream";
 
-/// What is over.
+/// Work on a stream.
 #[derive(Clone, Copy)]
 pub(super) struct What {
     /// "copy", "convert" or "compute".
@@ -16,14 +15,14 @@ pub(super) struct What {
     pub(super) what: &'static str,
 }
 
-/// Whether somebody wants to know.
-pub(super) fn is_wanted() -> bool {
+/// Returns true if a subscriber takes these events.
+pub(super) fn is_enabled() -> bool {
     tracing::enabled!(target: TARGET, tracing::Level::DEBUG)
 }
 
-/// Something on a stream is over.
-pub(super) fn over(What { stream, what }: What, began: Instant, ended: Instant) {
-    if is_wanted() {
+/// Emits the event of finished work, if a subscriber takes it.
+pub(super) fn emit(What { stream, what }: What, began: Instant, ended: Instant) {
+    if is_enabled() {
         let now = Instant::now();
         let ago = |at: Instant| u64::try_from(now.saturating_duration_since(at).as_nanos()).unwrap_or(u64::MAX);
         let (began_ago_ns, ended_ago_ns) = (ago(began), ago(ended));

@@ -1,4 +1,4 @@
-//! What launchers say, and what of it is believed.
+//! Environments of launchers, complete, contradictory and incomplete.
 
 use super::*;
 
@@ -9,13 +9,13 @@ fn read(variables: &[(&str, &str)]) -> Result<Option<DistributedEnv>, Distribute
 }
 
 /// Variables in one text, `NAME=value NAME=value`.
-fn told(text: &str) -> Result<Option<DistributedEnv>, DistributedEnvError> {
+fn parse(text: &str) -> Result<Option<DistributedEnv>, DistributedEnvError> {
     let variables: Vec<_> = text.split_whitespace().filter_map(|word| word.split_once('=')).collect();
     read(&variables)
 }
 
 fn world(text: &str) -> DistributedEnv {
-    told(text).expect("understood").expect("a world")
+    parse(text).expect("valid").expect("a launcher")
 }
 
 fn place(text: &str) -> (usize, usize, usize, usize) {
@@ -23,12 +23,12 @@ fn place(text: &str) -> (usize, usize, usize, usize) {
     (world.rank, world.world_size, world.local_rank, world.local_world_size)
 }
 
-fn met_at(text: &str) -> Option<String> {
+fn coordinator(text: &str) -> Option<String> {
     world(text).coordinator.map(|coordinator| coordinator.to_string())
 }
 
 fn refusal(text: &str) -> String {
-    told(text).expect_err("refused").to_string()
+    parse(text).expect_err("refused").to_string()
 }
 
 const TORCH: &str = "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 MASTER_ADDR=a.b MASTER_PORT=1234";
@@ -39,14 +39,14 @@ const SLURM: &str = "SLURM_PROCID=5 SLURM_NTASKS=7 SLURM_LOCALID=1 SLURM_NODEID=
                      SLURM_STEP_TASKS_PER_NODE=4,3 SLURM_STEP_NODELIST=node[003-004]";
 
 #[test]
-fn without_a_launcher_there_is_no_world() {
+fn without_a_launcher_the_run_is_not_distributed() {
     for text in ["", "MASTER_ADDR=a MASTER_PORT=1", "LOCAL_WORLD_SIZE=4", "SLURM_NTASKS=8 SLURM_JOB_ID=7"] {
-        assert_eq!(told(text), Ok(None), "{text}");
+        assert_eq!(parse(text), Ok(None), "{text}");
     }
     // A batch script is told that it is task 0, though it is no task of a step.
-    assert_eq!(told("SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_LOCALID=0 SLURM_TASKS_PER_NODE=4(x2)"), Ok(None));
+    assert_eq!(parse("SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_LOCALID=0 SLURM_TASKS_PER_NODE=4(x2)"), Ok(None));
     // Scripts empty what they cannot unset.
-    assert_eq!(told("RANK= WORLD_SIZE="), Ok(None));
+    assert_eq!(parse("RANK= WORLD_SIZE="), Ok(None));
 }
 
 #[test]
@@ -56,12 +56,12 @@ fn each_launcher_is_understood() {
     assert_eq!(place(&OPEN_MPI.replace("OMPI", "MV2")), (5, 8, 1, 4));
     assert_eq!(place(HYDRA), (1, 2, 1, 2));
     assert_eq!(place(SLURM), (5, 7, 1, 3));
-    let names = [TORCH, OPEN_MPI, HYDRA, SLURM].map(|text| world(text).told_by);
+    let names = [TORCH, OPEN_MPI, HYDRA, SLURM].map(|text| world(text).launcher.to_string());
     assert_eq!(names, ["torchrun", "Open MPI", "MPICH", "Slurm"]);
 }
 
 #[test]
-fn slurm_says_the_local_size_in_several_ways() {
+fn slurm_gives_the_local_size_in_several_ways() {
     let local = |node: &str, more: &str| {
         place(&format!("SLURM_PROCID=6 SLURM_NTASKS=7 SLURM_LOCALID=0 SLURM_STEP_ID=0 SLURM_NODEID={node} {more}")).3
     };
@@ -77,15 +77,15 @@ fn slurm_says_the_local_size_in_several_ways() {
 
 #[test]
 fn the_innermost_launcher_counts() {
-    assert_eq!(world(&format!("{TORCH} {OPEN_MPI} {SLURM}")).told_by, "torchrun");
-    assert_eq!(world(&format!("{OPEN_MPI} {SLURM}")).told_by, "Open MPI");
-    assert_eq!(world(&format!("{HYDRA} {SLURM}")).told_by, "MPICH");
+    assert_eq!(world(&format!("{TORCH} {OPEN_MPI} {SLURM}")).launcher, Launcher::Torchrun);
+    assert_eq!(world(&format!("{OPEN_MPI} {SLURM}")).launcher, Launcher::OpenMpi);
+    assert_eq!(world(&format!("{HYDRA} {SLURM}")).launcher, Launcher::Mpich);
     // Slurm speaks PMI to its tasks, too, without MPICH's local ranks.
-    assert_eq!(world(&format!("PMI_RANK=5 PMI_SIZE=7 {SLURM}")).told_by, "Slurm");
+    assert_eq!(world(&format!("PMI_RANK=5 PMI_SIZE=7 {SLURM}")).launcher, Launcher::Slurm);
 }
 
 #[test]
-fn ranks_that_are_set_by_hand_share_a_machine_where_they_meet_on_it() {
+fn ranks_set_by_hand_share_a_machine_if_rank_0_is_local() {
     assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=127.0.0.1"), (1, 3, 1, 3));
     assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=localhost"), (1, 3, 1, 3));
     assert_eq!(place("RANK=1 WORLD_SIZE=3 MASTER_ADDR=[::1]"), (1, 3, 1, 3));
@@ -94,15 +94,15 @@ fn ranks_that_are_set_by_hand_share_a_machine_where_they_meet_on_it() {
 }
 
 #[test]
-fn the_coordinator_is_named_or_the_first_host_or_this_machine() {
-    assert_eq!(met_at(TORCH).as_deref(), Some("a.b:1234"));
-    assert_eq!(met_at(&format!("{SLURM} MASTER_ADDR=::1 MASTER_PORT=9")).as_deref(), Some("[::1]:9"));
-    assert_eq!(met_at(&format!("{HYDRA} MASTER_PORT=9")).as_deref(), Some("127.0.0.1:9"));
-    assert_eq!(met_at(&format!("{SLURM} MASTER_PORT=9")).as_deref(), Some("node003:9"));
-    assert_eq!(met_at(OPEN_MPI), None, "several machines, and none of them named");
+fn the_coordinator_is_given_or_the_first_host_or_local() {
+    assert_eq!(coordinator(TORCH).as_deref(), Some("a.b:1234"));
+    assert_eq!(coordinator(&format!("{SLURM} MASTER_ADDR=::1 MASTER_PORT=9")).as_deref(), Some("[::1]:9"));
+    assert_eq!(coordinator(&format!("{HYDRA} MASTER_PORT=9")).as_deref(), Some("127.0.0.1:9"));
+    assert_eq!(coordinator(&format!("{SLURM} MASTER_PORT=9")).as_deref(), Some("node003:9"));
+    assert_eq!(coordinator(OPEN_MPI), None, "several machines, and none of them named");
     // torchrun's own store sits on the port that it names.
-    assert_eq!(met_at(&format!("{TORCH} TORCHELASTIC_USE_AGENT_STORE=True")).as_deref(), Some("a.b:1235"));
-    assert_eq!(met_at(&format!("{TORCH} TORCHELASTIC_USE_AGENT_STORE=False")).as_deref(), Some("a.b:1234"));
+    assert_eq!(coordinator(&format!("{TORCH} TORCHELASTIC_USE_AGENT_STORE=True")).as_deref(), Some("a.b:1235"));
+    assert_eq!(coordinator(&format!("{TORCH} TORCHELASTIC_USE_AGENT_STORE=False")).as_deref(), Some("a.b:1234"));
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_port_is_made_from_the_job() {
 }
 
 #[test]
-fn half_a_word_is_an_error_that_names_it() {
+fn an_incomplete_environment_is_an_error_that_names_the_variable() {
     let all = [TORCH, OPEN_MPI, HYDRA, SLURM];
     for text in all {
         let words: Vec<_> = text.split_whitespace().collect();
@@ -135,9 +135,9 @@ fn half_a_word_is_an_error_that_names_it() {
         for left_out in needed.map(|word| word.split('=').next().expect("a name")) {
             let rest: Vec<_> =
                 words.iter().filter(|word| !word.starts_with(&format!("{left_out}="))).copied().collect();
-            match told(&rest.join(" ")) {
+            match parse(&rest.join(" ")) {
                 Err(error) => assert!(error.to_string().contains(left_out), "{left_out}: {error}"),
-                // Without its first word a launcher has said nothing at all.
+                // Without its first word a launcher has error nothing at all.
                 Ok(world) => assert!(world.is_none() && left_out == "SLURM_PROCID", "{left_out}: {world:?}"),
             }
         }
@@ -148,7 +148,7 @@ fn half_a_word_is_an_error_that_names_it() {
 }
 
 #[test]
-fn contradictions_and_nonsense_are_errors_that_name_the_values() {
+fn invalid_values_are_errors_that_name_them() {
     for (from, to) in [
         ("RANK=5", "RANK=8"),
         ("LOCAL_RANK=1", "LOCAL_RANK=4"),
@@ -158,16 +158,16 @@ fn contradictions_and_nonsense_are_errors_that_name_the_values() {
         ("LOCAL_WORLD_SIZE=4", "LOCAL_WORLD_SIZE=9"),
         ("MASTER_PORT=1234", "MASTER_PORT=70000"),
     ] {
-        let said = refusal(&TORCH.replacen(from, to, 1));
-        assert!(said.contains(to), "{to}: {said}");
+        let error = refusal(&TORCH.replacen(from, to, 1));
+        assert!(error.contains(to), "{to}: {error}");
     }
-    let said = refusal(&format!("{SLURM} WORLD_SIZE=8"));
-    assert!(said.contains("WORLD_SIZE=8") && said.contains("7 ranks"), "{said}");
+    let error = refusal(&format!("{SLURM} WORLD_SIZE=8"));
+    assert!(error.contains("WORLD_SIZE=8") && error.contains("7 ranks"), "{error}");
     assert_eq!(place(&format!("{SLURM} WORLD_SIZE=7")), (5, 7, 1, 3));
-    let said = refusal(&SLURM.replace("=4,3", "=4"));
-    assert!(said.contains("SLURM_STEP_TASKS_PER_NODE=4") && said.contains("SLURM_NODEID=1"), "{said}");
-    let said = refusal(&SLURM.replace("node[003-004]", "node[003"));
-    assert!(said.contains("SLURM_STEP_NODELIST=node[003"), "{said}");
+    let error = refusal(&SLURM.replace("=4,3", "=4"));
+    assert!(error.contains("SLURM_STEP_TASKS_PER_NODE=4") && error.contains("SLURM_NODEID=1"), "{error}");
+    let error = refusal(&SLURM.replace("node[003-004]", "node[003"));
+    assert!(error.contains("SLURM_STEP_NODELIST=node[003"), "{error}");
 }
 
 #[test]

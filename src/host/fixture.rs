@@ -1,7 +1,7 @@
-//! Owns what the tests of this module share: a small `/proc` and `/sys` in a temporary directory, and a process of
-//! one's own for a test that measures the process.
-//! It must never be part of the product.
+//! Shared by the tests of this module: a small `/proc` and `/sys` in a temporary directory, and a separate process for
+//! tests that measure the process.
 
+use super::HostWarning;
 use super::groups::Groups;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,16 +60,16 @@ impl Fixture {
         self.file(&format!("{dir}/memory.stat"), &format!("anon 7\ninactive_file {inactive}\n"))
     }
 
-    pub(super) fn groups(&self) -> (Groups, Vec<String>) {
-        let mut notes = Vec::new();
-        let groups = Groups::read(self.root(), &mut notes);
-        (groups, notes)
+    pub(super) fn groups(&self) -> (Groups, Vec<HostWarning>) {
+        let mut warnings = Vec::new();
+        let groups = Groups::read(self.root(), &mut warnings);
+        (groups, warnings)
     }
 }
 
 const ALONE_VARIABLE: &str = "FEEDSTOCK_TEST_ALONE";
 
-/// What the caller handed to [`run_alone`], in the process that it started; none in the process of all tests.
+/// Argument of [`run_alone`] in the process that it started; `None` in the process of all tests.
 pub(super) fn alone() -> Option<String> {
     std::env::var(ALONE_VARIABLE).ok()
 }

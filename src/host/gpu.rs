@@ -1,6 +1,5 @@
-//! Owns what NVIDIA's management library (NVML) says of a GPU: its link to the host, and how busy it is, looked at in the
-//! background.
-//! It must never be needed: where the library is missing, a sentence says so and everything else goes on.
+//! GPU facts from NVIDIA's management library (NVML): the link to the host, and utilization polled in the background.
+//! The library is optional: without it the calls fail, and everything else goes on.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,16 +11,36 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::sync::{Arc, Condvar, Mutex, PoisonError, lock, spawn};
 
-/// How often the GPU is asked how busy it is. Its own figure is a mean over about as long.
-const EVERY: Duration = Duration::from_millis(200);
-/// The names of the library: drivers bring the first, the second is a developer's.
+/// Interval between two polls. NVML's own figure is a mean over about as long.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Names of the library: drivers install the first, developer packages the second.
 const LIBRARIES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 
-/// What NVML says of one GPU.
+/// NVML, or a thread that polls it, is not available.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// The library is missing, or does not start.
+    #[error("NVML cannot be loaded: {0}")]
+    Library(NvmlError),
+    /// The library does not answer for this GPU.
+    #[error("NVML cannot read the GPU at {bus_id}: {cause}")]
+    Gpu {
+        /// PCI address of the GPU.
+        bus_id: String,
+        /// Reason.
+        cause: NvmlError,
+    },
+    /// The polling thread cannot be started.
+    #[error("the thread that polls NVML cannot be started: {0}")]
+    Thread(io::Error),
+}
+
+/// Facts that NVML knows about one GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GpuFacts {
-    /// The driver's own version: `580.65.06`.
+    /// Version of the driver: `580.65.06`.
     pub driver: String,
     /// PCI Express generation of the link: now, and at most. It may be lower while the GPU is idle.
     pub pcie_generation: (u32, u32),
@@ -30,13 +49,13 @@ pub struct GpuFacts {
 }
 
 impl GpuFacts {
-    /// Asks about the GPU at this place on the bus, such as `0000:1b:00.0`.
+    /// Reads the facts of the GPU at a PCI address, such as `0000:1b:00.0`.
     ///
     /// # Errors
-    /// In one sentence: NVML is missing, or does not know the GPU.
-    pub fn read(bus_id: &str) -> Result<Self, String> {
+    /// [`GpuError`] if NVML is missing or does not know the GPU.
+    pub fn read(bus_id: &str) -> Result<Self, GpuError> {
+        let nvml = open()?;
         let read = || {
-            let nvml = open()?;
             let gpu = nvml.device_by_pci_bus_id(bus_id)?;
             Ok(GpuFacts {
                 driver: nvml.sys_driver_version()?,
@@ -44,16 +63,16 @@ impl GpuFacts {
                 pcie_width: (gpu.current_pcie_link_width()?, gpu.max_pcie_link_width()?),
             })
         };
-        read().map_err(|error: NvmlError| format!("NVML says nothing of the GPU at {bus_id}: {error}"))
+        read().map_err(|cause| GpuError::Gpu { bus_id: bus_id.to_owned(), cause })
     }
 }
 
-fn open() -> Result<Nvml, NvmlError> {
+fn open() -> Result<Nvml, GpuError> {
     let [first, second] = LIBRARIES.map(|name| Nvml::builder().lib_path(OsStr::new(name)).init());
-    first.or(second)
+    first.or(second).map_err(GpuError::Library)
 }
 
-/// Asks a GPU again and again how busy it is, in a thread `feedstock-nvml`, until it is dropped.
+/// Polls the utilization of a GPU in a thread `feedstock-nvml`, until it is dropped.
 #[derive(Debug)]
 pub struct GpuWatch {
     shared: Arc<Shared>,
@@ -62,47 +81,42 @@ pub struct GpuWatch {
 
 #[derive(Debug, Default)]
 struct Shared {
-    state: Mutex<Seen>,
+    state: Mutex<State>,
     over: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct State {
     over: bool,
-    looks: u64,
+    polls: u64,
     percent: u64,
 }
 
 impl GpuWatch {
-    /// Begins to look at the GPU at this place on the bus.
+    /// Starts polling the GPU at this PCI address.
     ///
     /// # Errors
-    /// In one sentence: NVML is missing, does not know the GPU, or the thread cannot be started.
-    pub fn start(bus_id: &str) -> Result<Self, String> {
-        let nvml = open().map_err(|error| format!("NVML is not there: {error}"))?;
-        // Asked once here, so that what it does not know is told at once.
-        let known = nvml.device_by_pci_bus_id(bus_id).and_then(|gpu| gpu.utilization_rates());
-        known.map_err(|error| format!("NVML says nothing of the GPU at {bus_id}: {error}"))?;
-        let bus_id = bus_id.to_owned();
-        Self::watch(move || {
-            let rates = nvml.device_by_pci_bus_id(bus_id.as_str()).and_then(|gpu| gpu.utilization_rates());
-            rates.ok().map(|rates| rates.gpu)
-        })
-        .map_err(|error| format!("the thread that asks NVML cannot be started: {error}"))
+    /// [`GpuError`] if NVML is missing, does not know the GPU, or the thread cannot be started.
+    pub fn start(bus_id: &str) -> Result<Self, GpuError> {
+        let (nvml, address) = (open()?, bus_id.to_owned());
+        let poll = move || nvml.device_by_pci_bus_id(address.as_str())?.utilization_rates();
+        // Polled once here, so that a failure is reported at once.
+        poll().map_err(|cause| GpuError::Gpu { bus_id: bus_id.to_owned(), cause })?;
+        Self::watch(move || poll().ok().map(|rates| rates.gpu)).map_err(GpuError::Thread)
     }
 
-    fn watch(mut look: impl FnMut() -> Option<u32> + Send + 'static) -> io::Result<Self> {
+    fn watch(mut poll: impl FnMut() -> Option<u32> + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let thread = spawn("feedstock-nvml", move || {
             let mut state = lock(&theirs.state);
             while !state.over {
-                state = theirs.over.wait_timeout(state, EVERY).unwrap_or_else(PoisonError::into_inner).0;
+                state = theirs.over.wait_timeout(state, INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
                 drop(state);
-                let percent = look();
+                let percent = poll();
                 state = lock(&theirs.state);
                 if let Some(percent) = percent {
-                    state.looks += 1;
+                    state.polls += 1;
                     state.percent += u64::from(percent.min(100));
                 }
             }
@@ -110,11 +124,11 @@ impl GpuWatch {
         Ok(GpuWatch { shared, thread: Some(thread) })
     }
 
-    /// Share of the time so far in which some kernel was running, `0..=1`; `None` before the first look.
+    /// Share of the time so far in which some kernel was running, `0..=1`; `None` before the first poll.
     #[must_use]
     pub fn busy_share(&self) -> Option<f64> {
-        let Seen { looks, percent, .. } = *lock(&self.shared.state);
-        (looks > 0).then(|| percent as f64 / looks as f64 / 100.0)
+        let State { polls, percent, .. } = *lock(&self.shared.state);
+        (polls > 0).then(|| percent as f64 / polls as f64 / 100.0)
     }
 }
 
@@ -134,29 +148,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_seen_is_averaged_and_the_thread_ends_at_once() {
-        let mut looks = [Some(100), None, Some(50)].into_iter().cycle();
+    fn polls_are_averaged_and_the_thread_ends_at_once() {
+        let mut polls = [Some(100), None, Some(50)].into_iter().cycle();
         let (told, tells) = crossbeam_channel::bounded(100);
         let watch = GpuWatch::watch(move || {
-            let percent = looks.next().flatten();
+            let percent = polls.next().flatten();
             let _ = told.send(());
             percent
         });
         let watch = watch.expect("a thread");
         for _ in 0..4 {
-            tells.recv_timeout(Duration::from_secs(60)).expect("it looks");
+            tells.recv_timeout(Duration::from_secs(60)).expect("it polls");
         }
-        let share = watch.busy_share().expect("looked");
+        let share = watch.busy_share().expect("polled");
         assert!((0.5..=1.0).contains(&share), "{share}");
         drop(watch);
         assert!(tells.iter().count() <= 2, "it has ended");
     }
 
     #[test]
-    fn where_there_is_no_such_gpu_a_sentence_says_so() {
+    fn a_missing_gpu_or_library_is_an_error() {
         for told in [GpuFacts::read("ffff:ff:1f.7").map(drop), GpuWatch::start("ffff:ff:1f.7").map(drop)] {
-            let sentence = told.expect_err("no such place on any bus");
-            assert!(sentence.starts_with("NVML "), "{sentence}");
+            let error = told.expect_err("no such address").to_string();
+            assert!(error.starts_with("NVML cannot "), "{error}");
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Owns the way from this process to its control groups' directories: which hierarchies there are, where they are
-//! mounted, and which directories below the mount are the process's own group and the groups around it.
-//! It must never know what the files in those directories mean.
+//! Directories of this process's control groups, and reading of their files.
 //!
-//! `/proc/self/cgroup` names the groups by their path in the hierarchy; `/proc/self/mountinfo` tells which part of the
-//! hierarchy is mounted where. In a container the two need not meet: the mount may begin at the container's own group,
-//! or the path may lead out of the container's view. Formats: proc_pid_mountinfo(5), cgroups(7).
+//! `/proc/self/cgroup` names the groups by their path in the hierarchy; `/proc/self/mountinfo` lists the part of each
+//! hierarchy that is mounted, and its mount point. In a container the two need not meet: the mount may begin at the
+//! container's own group, or the path may lead out of the container's view. Formats: proc_pid_mountinfo(5), cgroups(7).
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-/// No file of the kernel that is read here comes near this; a stray endless one must not fill the memory.
+use super::HostWarning;
+
+/// Most bytes read of a file. No file of the kernel comes near this; an endless one must not fill the memory.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +45,11 @@ pub(super) struct Groups {
 
 impl Groups {
     /// Finds the groups of this process in the file system that begins at `root`.
-    pub(super) fn read(root: &Path, notes: &mut Vec<String>) -> Groups {
-        let mut text = |path: &str| match read_text(&rooted(root, Path::new(path))) {
+    pub(super) fn read(root: &Path, warnings: &mut Vec<HostWarning>) -> Groups {
+        let mut text = |path: &'static str| match read_text(&rooted(root, Path::new(path))) {
             Ok(text) => Some(text),
             Err(error) => {
-                notes.push(format!("{path} cannot be read, so control groups are not taken into account: {error}"));
+                warnings.push(HostWarning::GroupsUnknown { path, error: error.kind() });
                 None
             }
         };
@@ -68,15 +68,13 @@ impl Groups {
                 mount.version == version && (version == Version::V2 || controllers.iter().any(|c| mount.carries(c)))
             };
             let candidates: Vec<&Mount> = mounts.iter().filter(carries).collect();
-            let chain = chain(root, version, &candidates, Path::new(path), notes);
+            let chain = chain(root, version, &candidates, Path::new(path), warnings);
             hierarchies.push(Hierarchy { version, controllers, chain });
         }
         let groups = Groups { hierarchies };
         for controller in ["memory", "cpu"] {
             if groups.carrier(controller).is_some_and(|hierarchy| hierarchy.chain.is_empty()) {
-                notes.push(format!(
-                    "control groups with {controller} limits are not mounted here; unseen limits may apply"
-                ));
+                warnings.push(HostWarning::ControllerNotMounted { controller });
             }
         }
         groups
@@ -88,7 +86,7 @@ impl Groups {
         named.or_else(|| self.hierarchies.iter().find(|h| h.version == Version::V2))
     }
 
-    /// Every visible group that may carry limits of `controller`, the own group first, then those around it.
+    /// Visible groups that may carry limits of `controller`, the own group first, then those around it.
     pub(super) fn of(&self, controller: &str) -> &[Group] {
         self.carrier(controller).map_or(&[], |hierarchy| &hierarchy.chain)
     }
@@ -105,7 +103,7 @@ struct Mount {
     version: Version,
     /// The path in the hierarchy that is mounted.
     source: PathBuf,
-    /// Where it is mounted.
+    /// Mount point.
     point: PathBuf,
     /// Of a v1 hierarchy: its controllers, among other mount options.
     options: String,
@@ -113,9 +111,9 @@ struct Mount {
 
 impl Mount {
     fn parse(line: &str) -> Option<Mount> {
-        let (place, filesystem) = line.split_once(" - ")?;
-        let mut place = place.split(' ').skip(3);
-        let (source, point) = (place.next()?, place.next()?);
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (source, point) = (mount.next()?, mount.next()?);
         let mut filesystem = filesystem.split(' ');
         let version = match filesystem.next()? {
             "cgroup" => Version::V1,
@@ -130,7 +128,7 @@ impl Mount {
         self.options.split(',').any(|option| option == controller)
     }
 
-    /// The group at `path` of the hierarchy, relative to the mount point; none where it lies outside of the mount.
+    /// The group at `path` of the hierarchy, relative to the mount point; `None` if it lies outside of the mount.
     fn relative<'p>(&self, path: &'p Path) -> Option<&'p Path> {
         let relative = path.strip_prefix(&self.source).ok()?;
         relative.components().all(|part| matches!(part, Component::Normal(_))).then_some(relative)
@@ -148,8 +146,8 @@ fn parse_own_group(line: &str) -> Option<(Vec<String>, &str)> {
     Some((controllers, path))
 }
 
-/// The directories of the group at `path` and of those around it, through whichever mount shows most of them.
-fn chain(root: &Path, version: Version, mounts: &[&Mount], path: &Path, notes: &mut Vec<String>) -> Vec<Group> {
+/// Directories of the group at `path` and of those around it, through the mount that shows most of them.
+fn chain(root: &Path, version: Version, mounts: &[&Mount], path: &Path, warnings: &mut Vec<HostWarning>) -> Vec<Group> {
     let visible = mounts
         .iter()
         .filter_map(|mount| mount.relative(path).map(|relative| (*mount, relative)))
@@ -158,11 +156,7 @@ fn chain(root: &Path, version: Version, mounts: &[&Mount], path: &Path, notes: &
     let (mount, relative) = match (visible, mounts.first()) {
         (Some(found), _) => found,
         (None, Some(first)) => {
-            notes.push(format!(
-                "control group {} is outside of what is mounted at {}; the limits found there are used",
-                path.display(),
-                first.point.display()
-            ));
+            warnings.push(HostWarning::GroupNotMounted { group: path.to_owned(), mount: first.point.clone() });
             (*first, Path::new(""))
         }
         (None, None) => return Vec::new(),
@@ -181,29 +175,38 @@ pub(super) fn rooted(root: &Path, path: &Path) -> PathBuf {
     joined(root, path.strip_prefix("/").unwrap_or(path))
 }
 
-/// A small text file of the kernel's, whatever is wrong with its encoding.
+/// A small text file of the kernel, invalid UTF-8 replaced.
 pub(super) fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What `parse` makes of a file of a group. A file that is not there is no news: which files a group has depends on
-/// its version, its controllers and its depth. One that cannot be read or understood is noted.
-pub(super) fn read_value<T>(path: &Path, notes: &mut Vec<String>, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-    let trouble = match read_text(path) {
-        Ok(text) => match parse(text.trim()) {
-            Some(value) => return Some(value),
-            None => format!("'{}' is not understood", text.trim().chars().take(40).collect::<String>()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => error.to_string(),
-    };
-    notes.push(format!("{} is ignored: {trouble}", path.display()));
-    None
+/// The value that `parse` finds in a kernel file. A missing file is ordinary: the files of a group depend on its
+/// version, its controllers and its depth. A file that cannot be read or understood becomes a warning.
+pub(super) fn read_value<T>(
+    path: &Path,
+    warnings: &mut Vec<HostWarning>,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Option<T> {
+    match read_text(path) {
+        Ok(text) => {
+            let value = parse(text.trim());
+            if value.is_none() {
+                let text = text.trim().chars().take(40).collect();
+                warnings.push(HostWarning::FileInvalid { path: path.to_owned(), text });
+            }
+            value
+        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported) => None,
+        Err(error) => {
+            warnings.push(HostWarning::FileUnreadable { path: path.to_owned(), error: error.kind() });
+            None
+        }
+    }
 }
 
-/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
+/// Replaces mountinfo's octal escapes of space, tab, newline and backslash.
 fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()
@@ -217,10 +220,10 @@ mod tests {
     use proptest::prelude::*;
 
     /// The chain's directories as paths in the fixture.
-    fn chain_of(fixture: &Fixture, controller: &str) -> (Vec<String>, Vec<String>) {
-        let (groups, notes) = fixture.groups();
+    fn chain_of(fixture: &Fixture, controller: &str) -> (Vec<String>, Vec<HostWarning>) {
+        let (groups, warnings) = fixture.groups();
         let shown = |group: &Group| format!("/{}", group.dir.strip_prefix(fixture.root()).unwrap().display());
-        (groups.of(controller).iter().map(shown).collect(), notes)
+        (groups.of(controller).iter().map(shown).collect(), warnings)
     }
 
     fn with_dirs(own: &str, mounts: &str, dirs: &[&str]) -> Fixture {
@@ -236,19 +239,19 @@ mod tests {
         let own = "9:name=systemd:/\n4:memory:/batch/job:7\n2:cpu,cpuacct:/\n0::/\n";
         let fixture = with_dirs(own, V1_MOUNTS, &["/sys/fs/cgroup/memory/batch/job:7", "/sys/fs/cgroup/cpu,cpuacct"]);
         let base = "/sys/fs/cgroup/memory";
-        let (chain, notes) = chain_of(&fixture, "memory");
+        let (chain, warnings) = chain_of(&fixture, "memory");
         assert_eq!(chain, [format!("{base}/batch/job:7"), format!("{base}/batch"), base.to_owned()]);
         assert_eq!(chain_of(&fixture, "cpu").0, ["/sys/fs/cgroup/cpu,cpuacct"]);
-        assert!(notes.is_empty(), "{notes:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 
     #[test]
     fn v2_serves_every_controller() {
         let fixture = with_dirs("0::/user.slice/a.scope\n", V2_MOUNTS, &["/sys/fs/cgroup/user.slice/a.scope"]);
-        let (chain, notes) = chain_of(&fixture, "memory");
+        let (chain, warnings) = chain_of(&fixture, "memory");
         assert_eq!(chain, ["/sys/fs/cgroup/user.slice/a.scope", "/sys/fs/cgroup/user.slice", "/sys/fs/cgroup"]);
         assert_eq!(chain_of(&fixture, "cpu").0, chain);
-        assert!(notes.is_empty(), "{notes:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 
     #[test]
@@ -258,18 +261,18 @@ mod tests {
         let fixture = with_dirs("4:memory:/m\n0::/u\n", &format!("{V1_MOUNTS}{unified}"), &dirs);
         assert_eq!(chain_of(&fixture, "memory").0, ["/sys/fs/cgroup/memory/m", "/sys/fs/cgroup/memory"]);
         assert_eq!(chain_of(&fixture, "cpu").0, ["/sys/fs/cgroup/unified/u", "/sys/fs/cgroup/unified"]);
-        let (groups, notes) = fixture.groups();
+        let (groups, warnings) = fixture.groups();
         assert_eq!(groups.own_v2().unwrap().dir, fixture.path("/sys/fs/cgroup/unified/u"));
-        assert!(notes.is_empty(), "{notes:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 
     #[test]
     fn a_mount_that_begins_inside_the_hierarchy_is_translated() {
         let mounts = "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         let fixture = with_dirs("4:memory:/docker/abc/x\n", mounts, &["/sys/fs/cgroup/memory/x"]);
-        let (chain, notes) = chain_of(&fixture, "memory");
+        let (chain, warnings) = chain_of(&fixture, "memory");
         assert_eq!(chain, ["/sys/fs/cgroup/memory/x", "/sys/fs/cgroup/memory"]);
-        assert!(notes.is_empty(), "{notes:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
         let own = with_dirs("4:memory:/docker/abc\n", mounts, &["/sys/fs/cgroup/memory"]);
         assert_eq!(chain_of(&own, "memory").0, ["/sys/fs/cgroup/memory"]);
     }
@@ -285,9 +288,9 @@ mod tests {
     fn a_group_outside_of_the_view_falls_back_to_the_mount() {
         for own in ["0::/../../elsewhere\n", "0::/kubepods/gone\n", "0::/a/../../../etc\n"] {
             let fixture = with_dirs(own, V2_MOUNTS, &["/sys/fs/cgroup", "/etc"]);
-            let (chain, notes) = chain_of(&fixture, "memory");
+            let (chain, warnings) = chain_of(&fixture, "memory");
             assert_eq!(chain, ["/sys/fs/cgroup"], "{own}");
-            assert!(notes.len() == 1 && notes[0].contains("outside of what is mounted"), "{notes:?}");
+            assert!(warnings.len() == 1 && matches!(warnings[0], HostWarning::GroupNotMounted { .. }), "{warnings:?}");
         }
     }
 
@@ -311,19 +314,22 @@ mod tests {
     #[test]
     fn what_is_missing_is_noted() {
         let fixture = with_dirs("4:memory:/x\n0::/\n", "", &[]);
-        let (chain, notes) = chain_of(&fixture, "memory");
+        let (chain, warnings) = chain_of(&fixture, "memory");
         assert!(chain.is_empty());
-        assert!(notes.iter().any(|note| note.contains("memory limits are not mounted")), "{notes:?}");
+        assert!(warnings.contains(&HostWarning::ControllerNotMounted { controller: "memory" }), "{warnings:?}");
         std::fs::remove_file(fixture.path("/proc/self/cgroup")).unwrap();
-        let (groups, notes) = fixture.groups();
+        let (groups, warnings) = fixture.groups();
         assert!(groups.of("memory").is_empty() && groups.own_v2().is_none());
-        assert!(notes.len() == 1 && notes[0].starts_with("/proc/self/cgroup cannot be read"), "{notes:?}");
+        assert!(
+            warnings.len() == 1 && warnings[0].to_string().starts_with("/proc/self/cgroup cannot be read"),
+            "{warnings:?}"
+        );
     }
 
     #[test]
     fn a_kernel_without_groups_is_no_news() {
-        let (chain, notes) = chain_of(&Fixture::new("", V1_MOUNTS), "memory");
-        assert!(chain.is_empty() && notes.is_empty(), "{notes:?}");
+        let (chain, warnings) = chain_of(&Fixture::new("", V1_MOUNTS), "memory");
+        assert!(chain.is_empty() && warnings.is_empty(), "{warnings:?}");
     }
 
     proptest! {

@@ -1,7 +1,6 @@
-//! Owns the count of what this program's Rust code has taken from the allocator, and the peak of it.
-//! It must never allocate, block, or change what the system's allocator does.
+//! A global allocator that counts the bytes in use and their peak. Counting neither allocates nor blocks.
 
-#![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one counts and hands on to the system's")]
+#![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one counts and calls the system's")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
@@ -11,9 +10,9 @@ use crate::units::ByteCount;
 
 /// The system's allocator, with a count of the bytes in use ([`heap`]).
 ///
-/// A program installs it; a library has no business to. Counting is an addition to a number that all threads share, and
-/// a look at another: with two threads that do nothing but allocate, 10 to 20 ns an allocation and its return. A loader
-/// in its steady state allocates nothing for a sample, and a step of training a few thousand times in many
+/// Programs install it, libraries do not. Counting is one addition to a number that all threads share and one
+/// comparison with another: 10 to 20 ns for an allocation and its release with two threads that do nothing else. A
+/// loader in its steady state allocates nothing for a sample, and a step of training a few thousand times in many
 /// milliseconds.
 ///
 /// ```
@@ -28,37 +27,37 @@ use crate::units::ByteCount;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CountingAllocator;
 
-/// What the program's Rust code holds on the heap, as it asked for it.
+/// Heap memory of the program's Rust code, in bytes as requested.
 ///
-/// Not in it: what libraries in C take (libjpeg-turbo, the driver of a GPU), what is mapped or page-locked by hand
-/// (slots and other memory of a loader are, see [`Loader::stats`](crate::Loader::stats)), stacks, and what the
-/// allocator needs or keeps for itself. [`malloc_info`](super::malloc_info()) shows the last and the libraries;
-/// [`process_memory`](super::process_memory) shows all.
+/// Not included: memory of libraries in C (libjpeg-turbo, the driver of a GPU), memory that is mapped or page-locked
+/// directly (slots and other memory of a loader, see [`Loader::stats`](crate::Loader::stats)), stacks, and memory that
+/// the allocator needs or keeps for itself. [`malloc_info`](super::malloc_info()) covers the last and the libraries;
+/// [`process_memory`](super::process_memory) covers all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Heap {
     /// Bytes in use now.
     pub in_use: ByteCount,
-    /// The most bytes that were in use at once, since the start or [`reset_heap_peak`].
+    /// Most bytes in use at once since the start or [`reset_heap_peak`].
     pub peak: ByteCount,
 }
 
-/// What the Rust code of this program holds on the heap; `None` where its allocator is not [`CountingAllocator`].
+/// Reads the counts; `None` if the program's allocator is not [`CountingAllocator`].
 ///
-/// The two numbers are read one after the other; beside threads that allocate, they are of two moments.
+/// The two numbers are read one after the other: beside threads that allocate they are of two moments.
 #[must_use]
 pub fn heap() -> Option<Heap> {
     let heap = COUNTS.read();
     if heap.peak > ByteCount::ZERO {
         return Some(heap);
     }
-    // Either nothing is counted here, or nothing has been in use since the last reset: a byte tells the two apart.
+    // Either nothing is counted, or nothing has been in use since the last reset: one byte tells the two apart.
     let _byte = black_box(Box::new(0u8));
     let heap = COUNTS.read();
     (heap.peak > ByteCount::ZERO).then_some(heap)
 }
 
-/// Lets [`Heap::peak`] begin anew from what is in use now. What other threads take meanwhile may be missed.
+/// Resets [`Heap::peak`] to the bytes in use now. Allocations of other threads meanwhile may be missed.
 ///
 /// ```
 /// # #[global_allocator]
@@ -75,7 +74,7 @@ pub fn reset_heap_peak() {
 
 static COUNTS: Counts = Counts { in_use: AtomicU64::new(0), peak: AtomicU64::new(0) };
 
-/// On a cache line of its own, so that nobody else's data moves about with it.
+/// On a cache line of its own, so that no other data moves with it.
 #[repr(align(128))]
 #[derive(Debug)]
 struct Counts {
@@ -86,16 +85,16 @@ struct Counts {
 impl Counts {
     fn take(&self, bytes: usize) {
         let bytes = bytes as u64;
-        // A sum that wraps would need 2^64 bytes in use. Nothing else is ordered by these numbers.
+        // Wrapping would take 2^64 bytes in use. Nothing else is ordered by these numbers.
         let now = self.in_use.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes);
-        // Most of the time it is no new peak, and then nothing is written.
+        // Most allocations are no new peak and write nothing here.
         if now > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(now, Ordering::Relaxed);
         }
     }
 
     fn give(&self, bytes: usize) {
-        // Never below zero: whoever gives bytes back knows of them from the thread that has counted them.
+        // Never below zero: a block is counted before its address is known to the thread that frees it.
         self.in_use.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 
@@ -113,7 +112,7 @@ impl Counts {
     }
 }
 
-// SAFETY: every call is handed to `System` as it came; counting neither allocates, unwinds nor touches the memory.
+// SAFETY: every call is passed to `System` unchanged; counting neither allocates, unwinds nor touches the memory.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract of `alloc`, which is that of `System`.
@@ -125,7 +124,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as for `alloc`. The system's own way leaves pages alone that are zero already.
+        // SAFETY: as for `alloc`. The system's own does not touch pages that are zero already.
         let block = unsafe { System.alloc_zeroed(layout) };
         if !block.is_null() {
             COUNTS.take(layout.size());
@@ -141,10 +140,10 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the block came from `System` with this layout, and the caller answers for the new size.
+        // SAFETY: the block came from `System` with this layout, and the caller vouches for the new size.
         let moved = unsafe { System.realloc(block, layout, size) };
-        // What has failed has left the old block as it was. That old and new may have lain side by side for the time of
-        // a copy is not counted: the system moves pages where it can.
+        // A failure leaves the old block as it was. Old and new block side by side, for the time of a copy, are not
+        // counted: the system moves pages where it can.
         if !moved.is_null() {
             COUNTS.resize(layout.size(), size);
         }
@@ -180,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_in_use_and_its_peak_are_exact(acts in prop::collection::vec(act(), 0..200)) {
+        fn bytes_in_use_and_their_peak_are_exact(acts in prop::collection::vec(act(), 0..200)) {
             let counts = counts();
             let (mut blocks, mut peak) = (Vec::<usize>::new(), 0);
             for act in acts {
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_with_another_allocator_is_told_so() {
+    fn another_allocator_is_reported_as_none() {
         // The tests of the library have not installed it; `tests/heap.rs` has.
         assert_eq!(heap(), None);
     }

@@ -1,37 +1,36 @@
-//! Owns the numbers of the C library's allocator: what it has from the system, what of that is in use, and in which
-//! pieces the rest lies. It must never change a setting of it (`allocator.rs` does).
+//! Statistics of the C library's allocator: memory taken from the system, memory in use, and the free pieces between.
 //!
 //! Format: malloc_info(3), as the GNU C Library writes it ("version 1").
 
 use crate::units::ByteCount;
 
-/// What the C library's allocator holds, for the Rust code of this process and for libraries in C alike.
+/// Memory of the C library's allocator, for the Rust code of this process and for libraries in C alike.
 ///
-/// `reserved - in_use` is what it keeps of what it was given back: in pieces between blocks that are in use, and, up to
-/// a limit, at the end of its arenas. What grows there while `in_use` does not is fragmentation.
+/// `reserved - in_use` is freed memory that the allocator keeps: pieces between blocks in use and, up to a limit, the
+/// ends of its arenas. Growth there without growth of `in_use` is fragmentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MallocInfo {
     /// Taken from the system: all arenas, and the blocks that have a mapping of their own.
     pub reserved: ByteCount,
-    /// In use, each block with its header and padding; what threads keep at hand for themselves (tcache, up to some
-    /// hundred KiB each) counts as in use.
+    /// In use, each block with its header and padding. Blocks in the caches of threads (tcache, up to some hundred KiB
+    /// each) count as in use.
     pub in_use: ByteCount,
-    /// The largest piece that is free within the arenas. What does not fit there is taken anew from the system, so that
-    /// this limits nothing: small beside `reserved - in_use`, it says that what is free is in crumbs.
+    /// The largest free piece within the arenas. A block that does not fit is taken from the system, so this limits
+    /// nothing: much smaller than `reserved - in_use`, it means that free memory is fragmented.
     pub largest_free: ByteCount,
-    /// How many free pieces there are.
+    /// Number of free pieces.
     pub free_pieces: u64,
 }
 
-/// Asks the C library's allocator what it holds; `None` where that is not the GNU one.
+/// Reads the statistics of the C library's allocator; `None` if that is not the GNU one.
 ///
-/// It locks one arena after the other and walks over the pieces that are free: some ten microseconds in a program that
-/// has just begun, milliseconds where there are a hundred thousand pieces. For a report, or once in many steps.
+/// It locks one arena after the other and walks over the free pieces: some ten microseconds in a program that has just
+/// started, milliseconds with a hundred thousand pieces. For a report, or once in many steps.
 ///
 /// ```
-/// if let Some(arena) = feedstock::host::malloc_info() {
-///     println!("{} of {} in use, {} free at most in one piece", arena.in_use, arena.reserved, arena.largest_free);
+/// if let Some(info) = feedstock::host::malloc_info() {
+///     println!("{} of {} in use, largest free piece {}", info.in_use, info.reserved, info.largest_free);
 /// }
 /// ```
 #[must_use]
@@ -60,20 +59,20 @@ mod gnu {
         fn free(block: *mut c_void);
     }
 
-    /// What malloc_info(3) writes.
+    /// Output of malloc_info(3).
     pub(super) fn written() -> Option<String> {
         let (mut text, mut len): (*mut c_char, usize) = (ptr::null_mut(), 0);
         // SAFETY: both places outlive the stream, which is closed below.
         let stream = NonNull::new(unsafe { open_memstream(&raw mut text, &raw mut len) })?;
         // SAFETY: the stream is open; no option but 0 is defined.
         let failed = unsafe { malloc_info(0, stream.as_ptr()) } != 0;
-        // SAFETY: it is closed once. From here on the two places hold what was written.
+        // SAFETY: it is closed once. From here on the two variables hold the text.
         let failed = unsafe { fclose(stream.as_ptr()) } != 0 || failed;
         let text = NonNull::new(text)?;
-        // SAFETY: the library has written this many bytes there, and nobody else knows of them.
+        // SAFETY: the library has written this many bytes there, and nothing else refers to them.
         let bytes = unsafe { std::slice::from_raw_parts(text.as_ptr().cast::<u8>(), len) };
         let copy = String::from_utf8_lossy(bytes).into_owned();
-        // SAFETY: the block is the library's, to be freed by whoever has opened the stream; the copy is not in it.
+        // SAFETY: the block is the library's, to be freed by the caller; the copy is not in it.
         unsafe { free(text.as_ptr().cast()) };
         (!failed).then_some(copy)
     }
@@ -87,7 +86,7 @@ fn parse(text: &str) -> Option<MallocInfo> {
     }
     let (mut largest, mut system, mut mapped, mut fast, mut rest) = (0, None, 0, None, None);
     let mut pieces = 0;
-    // What of an arena's free bytes is in lists; the rest is the piece at its end.
+    // Free bytes of an arena that are in lists; the rest is the piece at its end.
     let mut listed = 0;
     let mut within = false;
     for line in text.lines().map(str::trim) {
@@ -109,7 +108,7 @@ fn parse(text: &str) -> Option<MallocInfo> {
             }
         } else if line.starts_with("<total type=\"fast\"") {
             if within {
-                // These pieces are in the lists, and not in what is called the rest.
+                // These pieces are in the lists, and not in the total named "rest".
                 listed = listed.checked_sub(number("size")?)?;
             } else {
                 fast = Some(number("size")?);

@@ -1,89 +1,80 @@
-//! Owns the answer to "how much memory may this process use": the machine's, cut by every control group around it.
-//! It must never look for the groups itself, nor take a limit as usable where others already use part of it.
+//! Memory that this process may use: the machine's, reduced by every control group around it. Memory that others
+//! already use below a limit does not count as available.
 //!
 //! Files: the kernel's admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst.
 
 use std::time::Duration;
 
 use super::groups::{Group, Groups, Version, read_value};
-use super::{MemoryFacts, MemoryNow};
+use super::{HostWarning, MemoryFacts, MemoryLimit, MemorySnapshot};
 use crate::units::ByteCount;
 
 /// A v1 group without a limit shows the largest signed 64-bit number rounded down to its page size (of which there are
-/// several); anything from here on, 4 EiB, is no limit.
+/// several). Anything from here on, 4 EiB, does not limit.
 const UNLIMITED: u64 = 1 << 62;
 
-/// What one group leaves.
-#[derive(Clone)]
-struct Room {
+/// Memory left below one limit.
+struct Headroom {
     limit: ByteCount,
     available: ByteCount,
-    words: String,
+    limited_by: MemoryLimit,
+}
+
+impl Headroom {
+    /// Total and available memory of the machine.
+    fn machine((limit, available): (ByteCount, ByteCount)) -> Self {
+        Headroom { limit, available, limited_by: MemoryLimit::Machine }
+    }
 }
 
 /// `machine` is the total and the available memory of the machine, where known.
-pub(super) fn facts(machine: Option<(ByteCount, ByteCount)>, groups: &Groups, notes: &mut Vec<String>) -> MemoryFacts {
-    let rooms: Vec<Room> = groups.of("memory").iter().filter_map(|group| room(group, Cache::Cold, notes)).collect();
-    let machine_limit = machine.map(|(total, _)| total);
-    let limit = rooms.iter().map(|room| room.limit).chain(machine_limit).min();
-    let machine_room = machine.map(|(_, available)| (available, "the machine's available memory"));
-    // Of equals the first counts, and the machine comes first: a group is only named where it takes something away.
-    let tightest = machine_room
-        .into_iter()
-        .chain(rooms.iter().map(|room| (room.available, room.words.as_str())))
-        .min_by_key(|(available, _)| *available);
+pub(super) fn facts(
+    machine: Option<(ByteCount, ByteCount)>,
+    groups: &Groups,
+    warnings: &mut Vec<HostWarning>,
+) -> MemoryFacts {
     if machine.is_none() {
-        notes.push("the machine's memory could not be read; only control group limits are known".to_owned());
+        warnings.push(HostWarning::MemoryUnknown);
     }
-    let (available, words) = tightest.unwrap_or((ByteCount::ZERO, "nothing: no memory limit could be read"));
-    let limit = limit.unwrap_or_default();
-    MemoryFacts {
-        total: machine_limit.unwrap_or_default(),
-        limit,
-        available: available.min(limit),
-        limited_by: words.to_owned(),
-    }
+    let groups = groups.of("memory").iter().filter_map(|group| headroom(group, Cache::Cold, warnings));
+    // Of equals the first counts, and the machine comes first: a group is only named if it takes something away.
+    let all: Vec<Headroom> = machine.map(Headroom::machine).into_iter().chain(groups).collect();
+    let limit = all.iter().map(|headroom| headroom.limit).min().unwrap_or_default();
+    let tightest = all.into_iter().min_by_key(|headroom| headroom.available);
+    let (available, limited_by) =
+        tightest.map_or((ByteCount::ZERO, MemoryLimit::Unknown), |headroom| (headroom.available, headroom.limited_by));
+    MemoryFacts { total: machine.unwrap_or_default().0, limit, available: available.min(limit), limited_by }
 }
 
-/// Which page cache of a group's files counts as available.
+/// Page cache of a group's files that counts as available.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cache {
-    /// What was not touched of late.
+    /// Pages that were not used of late.
     Cold,
-    /// All of it: what a kernel short of memory takes back first.
+    /// All pages: a kernel short of memory takes them back first.
     All,
 }
 
-/// What is left at this moment, where it is tightest: where the room is smallest beside the limit.
-pub(super) fn now(machine: Option<(ByteCount, ByteCount)>, groups: &Groups, notes: &mut Vec<String>) -> MemoryNow {
-    let machine = machine.map(|(total, available)| Room {
-        limit: total,
-        available,
-        words: "the machine's available memory".to_owned(),
-    });
-    let groups = groups.of("memory").iter().filter_map(|group| room(group, Cache::All, notes));
-    // A group's limit above the machine's memory is none.
-    let most = machine.as_ref().map_or(ByteCount(u64::MAX), |room| room.limit);
-    let rooms = machine.iter().cloned().chain(groups).filter(|room| room.limit <= most);
-    let tightest = rooms.min_by(|a, b| {
-        let share = |room: &Room| room.available.0 as f64 / (room.limit.0 as f64).max(1.0);
-        share(a).total_cmp(&share(b))
-    });
-    let tightest = tightest.unwrap_or_else(|| Room {
-        limit: ByteCount(u64::MAX),
-        available: ByteCount(u64::MAX),
-        words: "nothing: no memory limit could be read".to_owned(),
-    });
-    MemoryNow {
-        limit: tightest.limit,
-        available: tightest.available,
-        limited_by: tightest.words,
-        stalled: Duration::ZERO,
-    }
+/// Memory left at this moment below the limit that leaves the smallest share.
+pub(super) fn now(
+    machine: Option<(ByteCount, ByteCount)>,
+    groups: &Groups,
+    warnings: &mut Vec<HostWarning>,
+) -> MemorySnapshot {
+    let groups = groups.of("memory").iter().filter_map(|group| headroom(group, Cache::All, warnings));
+    // A group's limit above the machine's memory does not bind.
+    let most = machine.map_or(ByteCount(u64::MAX), |(total, _)| total);
+    let all = machine.map(Headroom::machine).into_iter().chain(groups).filter(|headroom| headroom.limit <= most);
+    let share = |headroom: &Headroom| headroom.available.0 as f64 / (headroom.limit.0 as f64).max(1.0);
+    let tightest = all.min_by(|a, b| share(a).total_cmp(&share(b)));
+    let unknown = ByteCount(u64::MAX);
+    let Headroom { limit, available, limited_by } =
+        tightest.unwrap_or(Headroom { limit: unknown, available: unknown, limited_by: MemoryLimit::Unknown });
+    MemorySnapshot { limit, available, limited_by, stalled: Duration::ZERO }
 }
 
-/// What `group` leaves; none where it sets no limit.
-fn room(group: &Group, cache: Cache, notes: &mut Vec<String>) -> Option<Room> {
+/// Memory left in `group`; `None` if it sets no limit.
+fn headroom(group: &Group, cache: Cache, warnings: &mut Vec<HostWarning>) -> Option<Headroom> {
     // Beyond `memory.high` a v2 group is not killed but slowed to a crawl: for a loader that is a limit too.
     let (limit_names, usage_name, [cold, warm]): (&[&str], _, _) = match group.version {
         Version::V1 => {
@@ -91,34 +82,26 @@ fn room(group: &Group, cache: Cache, notes: &mut Vec<String>) -> Option<Room> {
         }
         Version::V2 => (&["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file"]),
     };
-    let (limit, limit_name) = limit_names
+    let (limit, file) = limit_names
         .iter()
-        .filter_map(|name| Some((read_value(&group.dir.join(name), notes, parse_limit)??, *name)))
+        .filter_map(|name| Some((read_value(&group.dir.join(name), warnings, parse_limit)??, *name)))
         .min_by_key(|(limit, _)| *limit)?;
-    let used: u64 = read_value(&group.dir.join(usage_name), notes, |text| text.parse().ok()).unwrap_or_else(|| {
-        notes.push(format!("the memory use of control group {} is unknown and counts as none", group.dir.display()));
+    let used: u64 = read_value(&group.dir.join(usage_name), warnings, |text| text.parse().ok()).unwrap_or_else(|| {
+        warnings.push(HostWarning::GroupUsageUnknown { group: group.dir.clone() });
         0
     });
-    // Page cache counts as use, but a clean page not touched of late is given back before anyone is refused.
-    let cached = read_value(&group.dir.join("memory.stat"), notes, |text| {
+    // Page cache counts as use, but a clean page not used of late is given back before any allocation is refused.
+    let cached = read_value(&group.dir.join("memory.stat"), warnings, |text| {
         let warm = if cache == Cache::All { parse_stat(text, warm)? } else { 0 };
         Some(parse_stat(text, cold)?.saturating_add(warm))
     });
-    let cache = cached.unwrap_or(0);
-    let held = used.saturating_sub(cache);
-    Some(Room {
-        limit: ByteCount(limit),
-        available: ByteCount(limit.saturating_sub(held)),
-        words: format!(
-            "{limit_name} of control group {} ({}, {} of it in use)",
-            group.dir.display(),
-            ByteCount(limit),
-            ByteCount(held)
-        ),
-    })
+    let in_use = ByteCount(used.saturating_sub(cached.unwrap_or(0)));
+    let limit = ByteCount(limit);
+    let limited_by = MemoryLimit::Group { file, group: group.dir.clone(), limit, in_use };
+    Some(Headroom { limit, available: limit.saturating_sub(in_use), limited_by })
 }
 
-/// The outer option is none for a text that is no limit, the inner for a limit that does not bind.
+/// The outer option is `None` for invalid text, the inner for a limit that does not bind.
 fn parse_limit(text: &str) -> Option<Option<u64>> {
     if text == "max" {
         return Some(None);
@@ -126,7 +109,7 @@ fn parse_limit(text: &str) -> Option<Option<u64>> {
     text.parse().ok().map(|limit| (limit < UNLIMITED).then_some(limit))
 }
 
-/// The number behind `key` in a `memory.stat`; zero where the key is not there.
+/// The number after `key` in a `memory.stat`; zero without the key.
 fn parse_stat(text: &str, key: &str) -> Option<u64> {
     let mut values = text.lines().filter_map(|line| line.split_once(' ')).filter(|(name, _)| *name == key);
     values.next().map_or(Some(0), |(_, value)| value.trim().parse().ok())
@@ -141,9 +124,9 @@ mod tests {
     const SENTINEL: u64 = 9_223_372_036_854_771_712;
     const MACHINE: Option<(ByteCount, ByteCount)> = Some((ByteCount(1000 << 20), ByteCount(600 << 20)));
 
-    fn facts_of(fixture: &Fixture) -> (MemoryFacts, Vec<String>) {
-        let (groups, mut notes) = fixture.groups();
-        (facts(MACHINE, &groups, &mut notes), notes)
+    fn facts_of(fixture: &Fixture) -> (MemoryFacts, Vec<HostWarning>) {
+        let (groups, mut warnings) = fixture.groups();
+        (facts(MACHINE, &groups, &mut warnings), warnings)
     }
 
     fn mib(count: u64) -> ByteCount {
@@ -157,10 +140,10 @@ mod tests {
         let v2 = Fixture::new("0::/a\n", V2_MOUNTS);
         v2.memory_v2("/a", "max", "max", 5 << 20, 0);
         for fixture in [v1, v2, Fixture::new("", "")] {
-            let (memory, notes) = facts_of(&fixture);
+            let (memory, warnings) = facts_of(&fixture);
             assert_eq!((memory.total, memory.limit, memory.available), (mib(1000), mib(1000), mib(600)));
-            assert_eq!(memory.limited_by, "the machine's available memory");
-            assert!(notes.is_empty(), "{notes:?}");
+            assert_eq!(memory.limited_by, MemoryLimit::Machine);
+            assert!(warnings.is_empty(), "{warnings:?}");
         }
     }
 
@@ -171,11 +154,12 @@ mod tests {
         let v2 = Fixture::new("0::/a\n", V2_MOUNTS);
         v2.memory_v2("/a", &(200 << 20).to_string(), "max", 150 << 20, 100 << 20);
         for (fixture, file) in [(v1, "memory.limit_in_bytes"), (v2, "memory.max")] {
-            let (memory, notes) = facts_of(&fixture);
+            let (memory, warnings) = facts_of(&fixture);
             assert_eq!((memory.limit, memory.available), (mib(200), mib(150)));
-            assert!(memory.limited_by.starts_with(&format!("{file} of control group")), "{}", memory.limited_by);
-            assert!(memory.limited_by.ends_with("/a (200 MiB, 50.0 MiB of it in use)"), "{}", memory.limited_by);
-            assert!(notes.is_empty(), "{notes:?}");
+            let limit = memory.limited_by.to_string();
+            assert!(limit.starts_with(&format!("{file} of control group")), "{limit}");
+            assert!(limit.ends_with("/a (200 MiB, 50.0 MiB of it in use)"), "{limit}");
+            assert!(warnings.is_empty(), "{warnings:?}");
         }
     }
 
@@ -186,7 +170,7 @@ mod tests {
         fixture.memory_v1("/a", 500 << 20, 480 << 20, 0).memory_v1("", SENTINEL, 0, 0);
         let (memory, _) = facts_of(&fixture);
         assert_eq!((memory.limit, memory.available), (mib(100), mib(20)));
-        assert!(memory.limited_by.contains("cgroup/memory/a ("), "{}", memory.limited_by);
+        assert!(memory.limited_by.to_string().contains("cgroup/memory/a ("), "{}", memory.limited_by);
     }
 
     #[test]
@@ -195,14 +179,14 @@ mod tests {
         fixture.memory_v2("/a", &(200 << 20).to_string(), "max", 160 << 20, 40 << 20);
         let stat = format!("anon 1\ninactive_file {}\nactive_file {}\n", 40 << 20, 30 << 20);
         fixture.file("/sys/fs/cgroup/a/memory.stat", &stat);
-        let (groups, mut notes) = fixture.groups();
-        let seen = now(MACHINE, &groups, &mut notes);
+        let (groups, mut warnings) = fixture.groups();
+        let seen = now(MACHINE, &groups, &mut warnings);
         assert_eq!((seen.limit, seen.available), (mib(200), mib(110)));
         // A machine with little left is tighter than a group with more than half.
-        let seen = now(Some((mib(1000), mib(130))), &groups, &mut notes);
+        let seen = now(Some((mib(1000), mib(130))), &groups, &mut warnings);
         assert_eq!((seen.limit, seen.available), (mib(1000), mib(130)));
-        assert_eq!(seen.limited_by, "the machine's available memory");
-        assert_eq!(now(None, &Groups::default(), &mut notes).available, ByteCount(u64::MAX));
+        assert_eq!(seen.limited_by, MemoryLimit::Machine);
+        assert_eq!(now(None, &Groups::default(), &mut warnings).available, ByteCount(u64::MAX));
     }
 
     #[test]
@@ -211,7 +195,7 @@ mod tests {
         fixture.memory_v2("/a", &(400 << 20).to_string(), &(300 << 20).to_string(), 0, 0);
         let (memory, _) = facts_of(&fixture);
         assert_eq!((memory.limit, memory.available), (mib(300), mib(300)));
-        assert!(memory.limited_by.starts_with("memory.high of"), "{}", memory.limited_by);
+        assert!(matches!(memory.limited_by, MemoryLimit::Group { file: "memory.high", .. }), "{}", memory.limited_by);
     }
 
     #[test]
@@ -233,23 +217,23 @@ mod tests {
         fixture.file("/sys/fs/cgroup/memory/memory.limit_in_bytes", "lots\n");
         fixture.file("/sys/fs/cgroup/memory/a/memory.usage_in_bytes", "-3");
         fixture.file("/sys/fs/cgroup/memory/a/memory.stat", "total_inactive_file many\n\n\0");
-        let (memory, notes) = facts_of(&fixture);
+        let (memory, warnings) = facts_of(&fixture);
         assert_eq!((memory.limit, memory.available), (mib(100), mib(100)));
         for expected in ["'lots'", "'-3'", "memory.stat is ignored", "counts as none"] {
-            assert!(notes.iter().any(|note| note.contains(expected)), "{expected}: {notes:?}");
+            assert!(warnings.iter().any(|warning| warning.to_string().contains(expected)), "{expected}: {warnings:?}");
         }
     }
 
     #[test]
     fn an_unknown_machine_leaves_the_groups_or_nothing() {
-        let mut notes = Vec::new();
+        let mut warnings = Vec::new();
         let fixture = Fixture::new("0::/a\n", V2_MOUNTS);
         fixture.memory_v2("/a", &(100 << 20).to_string(), "max", 0, 0);
-        let memory = facts(None, &fixture.groups().0, &mut notes);
+        let memory = facts(None, &fixture.groups().0, &mut warnings);
         assert_eq!((memory.total, memory.limit, memory.available), (ByteCount::ZERO, mib(100), mib(100)));
-        let memory = facts(None, &Groups::default(), &mut notes);
+        let memory = facts(None, &Groups::default(), &mut warnings);
         assert_eq!((memory.limit, memory.available), (ByteCount::ZERO, ByteCount::ZERO));
-        assert_eq!(notes.len(), 2);
+        assert_eq!(warnings.len(), 2);
     }
 
     proptest! {
@@ -270,9 +254,9 @@ mod tests {
                 let limit = if limit % 2 == 0 { limit % (2000 << 20) } else { *limit };
                 fixture.memory_v1(&path, limit, *used, *inactive);
             }
-            let (memory, notes) = facts_of(&fixture);
+            let (memory, warnings) = facts_of(&fixture);
             prop_assert!(memory.available <= memory.limit && memory.limit <= memory.total, "{memory:?}");
-            prop_assert!(notes.is_empty(), "{notes:?}");
+            prop_assert!(warnings.is_empty(), "{warnings:?}");
         }
     }
 }

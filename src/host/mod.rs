@@ -1,14 +1,13 @@
-//! Owns the facts about the machine a run finds itself on: how much memory and how many cores it may really use, how
-//! hard memory is contended, what this process holds, what its heap is made of, and what its allocator keeps of what it was
-//! given back; and what a launcher says of its place among the ranks of a distributed run.
-//! It must never decide anything (how many workers, how large a budget), never keep state between calls (but for the count of
-//! the heap), and never fail: what cannot be read becomes a note. Only a launcher's word that contradicts itself is an error ([`DistributedEnv::from_env`]).
+//! Facts about the machine that a run finds itself on: the memory and the cores that it may use, memory pressure, the
+//! memory of this process and of its allocator, and the place of this process in a distributed run.
 //!
 //! A container or a batch job sees the whole machine in `/proc/meminfo` and `nproc`, yet is killed or throttled at the
 //! limits of its control groups. `sysinfo` reports the machine's own numbers; the groups' files (v1, v2 and hybrids of
 //! the two, nested groups included) are read here.
 //!
-//! The parsers are functions of a text or of a root directory, so that tests run them on trees of fixture files.
+//! Nothing here keeps state between calls, apart from the counting allocator. Facts that cannot be read become a
+//! [`HostWarning`]; only a contradictory launcher is an error ([`DistributedEnv::from_env`]). The parsers are functions
+//! of a text or of a root directory, so that tests run them on trees of fixture files.
 
 mod allocator;
 #[cfg(any(target_os = "linux", test))]
@@ -21,6 +20,7 @@ mod gpu;
 #[cfg(any(target_os = "linux", test))]
 mod groups;
 mod heap;
+mod limit;
 mod malloc_info;
 #[cfg(any(target_os = "linux", test))]
 mod memory;
@@ -28,22 +28,25 @@ mod memory;
 mod pressure;
 mod process;
 mod ranks;
+mod warning;
 mod watch;
 
 pub use allocator::return_large_blocks;
-pub use distributed_env::{Coordinator, DistributedEnv, DistributedEnvError};
+pub use distributed_env::{Coordinator, DistributedEnv, DistributedEnvError, Launcher};
 #[cfg(feature = "cuda")]
-pub use gpu::{GpuFacts, GpuWatch};
+pub use gpu::{GpuError, GpuFacts, GpuWatch};
 pub use heap::{CountingAllocator, Heap, heap, reset_heap_peak};
+pub use limit::{CpuLimit, MemoryLimit};
 pub use malloc_info::{MallocInfo, malloc_info};
 pub use process::{ProcessMemory, process_cpu_time, process_memory, reset_peak_rss};
+pub use warning::HostWarning;
 pub use watch::MemoryWatch;
 
 use crate::units::ByteCount;
 use std::time::Duration;
 use sysinfo::{MemoryRefreshKind, System};
 
-/// What this machine gives to this process, at the moment of reading.
+/// Resources that this machine gives to this process, at the moment of reading.
 ///
 /// ```
 /// let host = feedstock::host::HostFacts::read();
@@ -58,82 +61,85 @@ pub struct HostFacts {
     pub memory: MemoryFacts,
     /// Cores that may be used.
     pub cpus: CpuFacts,
-    /// How long tasks were stalled for want of memory; none where the kernel does not measure it.
+    /// Time that tasks were stalled for want of memory; `None` if the kernel does not measure it.
     pub pressure: Option<Pressure>,
-    /// How much memory this process may lock (`ulimit -l`); `None` for as much as it likes.
+    /// Memory that this process may lock (`ulimit -l`); `None` without a limit.
     pub lock_limit: Option<ByteCount>,
-    /// The ranks that share this machine.
+    /// Ranks that share this machine.
     pub local_ranks: LocalRanks,
-    /// What could not be read and what was assumed instead, one sentence each; empty on an ordinary machine.
-    pub notes: Vec<String>,
+    /// Facts that could not be read; empty on an ordinary machine.
+    pub warnings: Vec<HostWarning>,
 }
 
 /// Memory that this process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct MemoryFacts {
-    /// Physical memory of the machine; zero where it could not be read.
+    /// Physical memory of the machine; zero if it could not be read.
     pub total: ByteCount,
-    /// The tightest ceiling: `total`, or the limit of a control group around this process if that is lower.
+    /// Lowest limit: `total`, or the limit of a control group around this process.
     pub limit: ByteCount,
-    /// What can still be allocated beyond what is in use now, this process's own memory included in that use: the
-    /// least of the machine's available memory and, for every control group, its limit less what it uses and cannot
-    /// give back. Never above `limit`; zero where nothing could be read.
+    /// Memory that can still be allocated beyond what is in use now, this process's own memory included in that use:
+    /// the least of the machine's available memory and, for every control group, its limit less what it uses and cannot
+    /// give back. Never above `limit`; zero if nothing could be read.
     pub available: ByteCount,
-    /// What decides `available`, in words for a one-line message.
-    pub limited_by: String,
+    /// Limit that decides `available`.
+    pub limited_by: MemoryLimit,
 }
 
 /// Processor time that this process may use.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CpuFacts {
     /// CPUs that the calling thread, and so every thread it starts, may run on. At least 1.
     pub affinity: usize,
     /// CPUs of the machine.
     pub online: usize,
-    /// CPUs' worth of time a second: the affinity, or the quota of a control group if that is lower. Above zero.
+    /// CPUs' worth of time: the affinity, or the quota of a control group if that is lower. Above zero.
     pub usable: f64,
-    /// What decides `usable`, in words for a one-line message.
-    pub limited_by: String,
-    /// What the maker calls them, where the system says so.
+    /// Limit that decides `usable`.
+    pub limited_by: CpuLimit,
+    /// Model name of the CPUs, if the system tells it.
     pub model: Option<String>,
 }
 
-/// What is left of the memory at one moment of a run, where it is tightest.
+/// Memory left at one moment of a run, below the limit that leaves the smallest share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct MemoryNow {
-    /// The ceiling: the machine's memory, or a control group's limit.
+pub struct MemorySnapshot {
+    /// The limit: the machine's memory, or that of a control group.
     pub limit: ByteCount,
-    /// What is left below it. Page cache of files counts as left: the kernel gives it up before it refuses anyone.
+    /// Memory left below it. Page cache of files counts as left: the kernel takes it back before it refuses memory.
     pub available: ByteCount,
-    /// Which ceiling this is, for people.
-    pub limited_by: String,
-    /// Since the last look, time in which some task of the control group (or the machine) was stalled for want of memory.
+    /// The limit's source.
+    pub limited_by: MemoryLimit,
+    /// Time since the last poll in which some task of the control group (or the machine) was stalled for want of
+    /// memory.
     pub stalled: Duration,
 }
 
-/// The processes of one distributed run on this machine, as its launcher tells each of them.
+/// Processes of one distributed run on this machine, as its launcher tells each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LocalRanks {
-    /// How many there are, this one included; 1 without a launcher.
+    /// Number of ranks, this one included; 1 without a launcher.
     pub count: usize,
-    /// The variable of the environment that says so; empty without a launcher.
-    pub told_by: String,
+    /// Environment variable that says so; `None` without a launcher.
+    pub variable: Option<&'static str>,
 }
 
 impl CpuFacts {
-    /// The most threads that can be kept busy at once: `usable` rounded down, but at least one.
+    /// Threads that can be kept busy at once: `usable` rounded down, but at least one.
     #[must_use]
     pub fn workers_max(&self) -> usize {
         // A float-to-integer cast saturates, so that no quota, however odd, can wrap.
         (self.usable as usize).max(1)
     }
 
-    /// As [`workers_max`](Self::workers_max), for one of `ranks` processes that share the cores. Where a launcher has
-    /// bound each rank to CPUs of its own, they are not shared: affinities of that size fit side by side on the machine.
+    /// [`workers_max`](Self::workers_max) of one of `ranks` processes that share the cores. Cores are not divided if a
+    /// launcher has bound each rank to CPUs of its own: affinities of that size fit side by side on the machine.
     #[must_use]
     pub fn workers_max_of(&self, ranks: usize) -> usize {
         let bound = self.affinity.saturating_mul(ranks) <= self.online;
@@ -141,45 +147,36 @@ impl CpuFacts {
     }
 }
 
-/// Memory pressure, as the kernel's pressure stall information (PSI) tells it.
+/// Memory pressure, from the kernel's pressure stall information (PSI): time in which at least one task was stalled for
+/// want of memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Pressure {
     /// Of the whole machine, from `/proc/pressure/memory`.
     pub machine: Option<Stalls>,
-    /// Of this process's own control group, from its `memory.pressure`; none without cgroup v2.
+    /// Of this process's own control group, from its `memory.pressure`; `None` without cgroup v2.
     pub group: Option<Stalls>,
 }
 
-/// The two lines of one pressure file.
+/// Time lost waiting for memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Stalls {
-    /// At least one task was stalled.
-    pub some: Stall,
-    /// All tasks that had work to do were stalled at the same time.
-    pub full: Stall,
-}
-
-/// How much time was lost waiting for memory.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stall {
     /// Share of the last 10 seconds, `0.0..=100.0`.
     pub avg10_percent: f64,
-    /// Share of the last 60 seconds, `0.0..=100.0`.
-    pub avg60_percent: f64,
-    /// All of it since the machine (or the group) was started.
+    /// Total since the machine (or the group) was started.
     pub total: Duration,
 }
 
 impl HostFacts {
-    /// Reads everything anew. It takes well under a millisecond and never fails; see [`HostFacts::notes`].
+    /// Reads everything anew. It takes well under a millisecond and never fails; see [`HostFacts::warnings`].
     #[must_use]
     pub fn read() -> HostFacts {
         read()
     }
 }
 
-/// Total and available memory of the machine; none where the system does not tell.
+/// Total and available memory of the machine, if the system tells them.
 fn machine_memory() -> Option<(ByteCount, ByteCount)> {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
@@ -187,52 +184,52 @@ fn machine_memory() -> Option<(ByteCount, ByteCount)> {
     (total > 0).then_some((ByteCount(total), ByteCount(available.min(total))))
 }
 
-fn local_ranks(notes: &mut Vec<String>) -> LocalRanks {
-    ranks::read(|name| std::env::var(name).ok(), notes)
+fn local_ranks(warnings: &mut Vec<HostWarning>) -> LocalRanks {
+    ranks::read(|name| std::env::var(name).ok(), warnings)
 }
 
 #[cfg(target_os = "linux")]
 fn read() -> HostFacts {
     let root = std::path::Path::new("/");
-    let mut notes = Vec::new();
-    let groups = groups::Groups::read(root, &mut notes);
+    let mut warnings = Vec::new();
+    let groups = groups::Groups::read(root, &mut warnings);
     HostFacts {
-        memory: memory::facts(machine_memory(), &groups, &mut notes),
-        cpus: cpu::facts(cpu::affinity(&mut notes), &groups, &mut notes),
-        pressure: pressure::read(root, &groups, &mut notes),
+        memory: memory::facts(machine_memory(), &groups, &mut warnings),
+        cpus: cpu::facts(cpu::affinity(&mut warnings), &groups, &mut warnings),
+        pressure: pressure::read(root, &groups, &mut warnings),
         lock_limit: rustix::process::getrlimit(rustix::process::Resource::Memlock).current.map(ByteCount),
-        local_ranks: local_ranks(&mut notes),
-        notes,
+        local_ranks: local_ranks(&mut warnings),
+        warnings,
     }
 }
 
 #[cfg(not(target_os = "linux"))]
 fn read() -> HostFacts {
-    let mut notes = Vec::new();
+    let mut warnings = Vec::new();
     let (total, available) = machine_memory().unwrap_or_else(|| {
-        notes.push("the machine's memory could not be read and counts as none".to_owned());
+        warnings.push(HostWarning::MemoryUnknown);
         (ByteCount::ZERO, ByteCount::ZERO)
     });
     let affinity = std::thread::available_parallelism().map_or_else(
         |error| {
-            notes.push(format!("the number of CPUs could not be read and counts as one: {error}"));
+            warnings.push(HostWarning::AffinityUnknown { assumed: 1, error: error.kind() });
             1
         },
         usize::from,
     );
     HostFacts {
-        memory: MemoryFacts { total, limit: total, available, limited_by: "the machine's available memory".to_owned() },
+        memory: MemoryFacts { total, limit: total, available, limited_by: MemoryLimit::Machine },
         cpus: CpuFacts {
             affinity,
             online: affinity,
             usable: affinity as f64,
-            limited_by: format!("{affinity} CPUs of the machine"),
+            limited_by: CpuLimit::Affinity { cpus: affinity },
             model: None,
         },
         pressure: None,
         lock_limit: None,
-        local_ranks: local_ranks(&mut notes),
-        notes,
+        local_ranks: local_ranks(&mut warnings),
+        warnings,
     }
 }
 
@@ -248,7 +245,7 @@ mod tests {
         assert!(host.memory.available > ByteCount::ZERO);
         assert!(host.memory.available <= host.memory.limit, "{:?}", host.memory);
         assert!(host.memory.limit <= host.memory.total, "{:?}", host.memory);
-        assert!(!host.memory.limited_by.is_empty());
+        assert_ne!(host.memory.limited_by, MemoryLimit::Unknown);
         assert!(host.cpus.usable > 0.0 && host.cpus.usable <= host.cpus.affinity as f64, "{:?}", host.cpus);
         assert!((1..=host.cpus.affinity).contains(&host.cpus.workers_max()));
         println!("{host:#?}");
@@ -256,8 +253,9 @@ mod tests {
 
     #[test]
     fn workers_are_whole_and_at_least_one() {
-        let with =
-            |usable| CpuFacts { affinity: 8, online: 8, usable, limited_by: String::new(), model: None }.workers_max();
+        let limited_by = CpuLimit::Affinity { cpus: 8 };
+        let facts = CpuFacts { affinity: 8, online: 8, usable: 8.0, limited_by, model: None };
+        let with = |usable| CpuFacts { usable, ..facts.clone() }.workers_max();
         assert_eq!([0.01, 0.99, 1.0, 1.99, 2.0, 7.5].map(with), [1, 1, 1, 1, 2, 7]);
         assert_eq!(with(f64::NAN), 1);
     }
@@ -265,7 +263,8 @@ mod tests {
     #[test]
     fn ranks_share_the_cores_unless_each_is_bound_to_its_own() {
         let of = |affinity, usable, ranks| {
-            CpuFacts { affinity, online: 64, usable, limited_by: String::new(), model: None }.workers_max_of(ranks)
+            let limited_by = CpuLimit::Affinity { cpus: affinity };
+            CpuFacts { affinity, online: 64, usable, limited_by, model: None }.workers_max_of(ranks)
         };
         assert_eq!(of(64, 64.0, 1), 64);
         assert_eq!(of(64, 64.0, 4), 16);
@@ -327,10 +326,10 @@ mod tests {
             return;
         }
         if memory.is_some() {
-            assert!(seen.contains("limited_by: \"memory.") && seen.contains("(64.0 MiB, "));
+            assert!(seen.contains("file: \"memory.") && seen.contains("67108864"), "{seen}");
         }
         if cpu.is_some() {
-            assert!(seen.contains("limited_by: \"cpu.") && seen.contains("usable: 0.5"));
+            assert!(seen.contains("file: \"cpu.") && seen.contains("usable: 0.5"), "{seen}");
         }
     }
 }

@@ -1,53 +1,29 @@
-//! Owns the reading of pressure stall information. It must never judge how much pressure is too much.
+//! Pressure stall information of the machine and of this process's control group.
 //!
 //! Format: the kernel's accounting/psi.rst.
 
-use super::groups::{Groups, read_text, rooted};
-use super::{Pressure, Stall, Stalls};
-use std::io;
+use super::groups::{Groups, read_value, rooted};
+use super::{HostWarning, Pressure, Stalls};
 use std::path::Path;
 use std::time::Duration;
 
-/// The machine's and the own group's memory pressure; none where neither is to be had.
-pub(super) fn read(root: &Path, groups: &Groups, notes: &mut Vec<String>) -> Option<Pressure> {
-    let machine = file(&rooted(root, Path::new("/proc/pressure/memory")), notes);
-    let group = groups.own_v2().and_then(|group| file(&group.dir.join("memory.pressure"), notes));
+/// Memory pressure of the machine and of the own group; `None` if neither is measured.
+pub(super) fn read(root: &Path, groups: &Groups, warnings: &mut Vec<HostWarning>) -> Option<Pressure> {
+    // A kernel built or started without PSI has no such file, or one that refuses to be read; both are ordinary.
+    let machine = read_value(&rooted(root, Path::new("/proc/pressure/memory")), warnings, parse);
+    let group = groups.own_v2().and_then(|group| read_value(&group.dir.join("memory.pressure"), warnings, parse));
     (machine.is_some() || group.is_some()).then_some(Pressure { machine, group })
 }
 
-/// A kernel built or started without PSI has no such file, or one that refuses to be read; both are ordinary.
-fn file(path: &Path, notes: &mut Vec<String>) -> Option<Stalls> {
-    match read_text(path) {
-        Ok(text) => {
-            let stalls = parse(&text);
-            if stalls.is_none() {
-                notes.push(format!("{} is not understood and ignored", path.display()));
-            }
-            stalls
-        }
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported) => None,
-        Err(error) => {
-            notes.push(format!("{} is ignored: {error}", path.display()));
-            None
-        }
-    }
-}
-
+/// The line `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, the total in microseconds.
 fn parse(text: &str) -> Option<Stalls> {
-    let stall = |kind: &str| text.lines().find_map(|line| parse_stall(line.strip_prefix(kind)?.strip_prefix(' ')?));
-    Some(Stalls { some: stall("some")?, full: stall("full")? })
-}
-
-/// `avg10=0.00 avg60=0.00 avg300=0.00 total=0`, the total in microseconds.
-fn parse_stall(fields: &str) -> Option<Stall> {
+    let fields = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let field = |name: &str| {
-        let pair = fields.split_ascii_whitespace().filter_map(|field| field.split_once('='));
-        pair.into_iter().find_map(|(key, value)| (key == name).then_some(value))
+        let mut pairs = fields.split_ascii_whitespace().filter_map(|field| field.split_once('='));
+        pairs.find_map(|(key, value)| (key == name).then_some(value))
     };
-    let percent = |name| field(name)?.parse().ok().filter(|share| (0.0..=100.0).contains(share));
-    Some(Stall {
-        avg10_percent: percent("avg10")?,
-        avg60_percent: percent("avg60")?,
+    Some(Stalls {
+        avg10_percent: field("avg10")?.parse().ok().filter(|share| (0.0..=100.0).contains(share))?,
         total: Duration::from_micros(field("total")?.parse().ok()?),
     })
 }
@@ -66,30 +42,26 @@ mod tests {
     fn machine_and_group_are_read() {
         let fixture = Fixture::new("0::/a\n", V2_MOUNTS);
         fixture.file("/proc/pressure/memory", QUIET).file("/sys/fs/cgroup/a/memory.pressure", BUSY);
-        let (groups, mut notes) = fixture.groups();
-        let pressure = read(fixture.root(), &groups, &mut notes).unwrap();
-        let Stalls { some, full } = pressure.group.unwrap();
-        assert_eq!(
-            (some.avg10_percent, some.avg60_percent, some.total),
-            (12.5, 3.07, Duration::from_micros(1_234_567))
-        );
-        assert_eq!((full.avg10_percent, full.avg60_percent, full.total), (1.0, 0.5, Duration::from_millis(1)));
-        assert_eq!(pressure.machine.unwrap().some.total, Duration::ZERO);
-        assert!(notes.is_empty(), "{notes:?}");
+        let (groups, mut warnings) = fixture.groups();
+        let pressure = read(fixture.root(), &groups, &mut warnings).unwrap();
+        let total = Duration::from_micros(1_234_567);
+        assert_eq!(pressure.group, Some(Stalls { avg10_percent: 12.5, total }));
+        assert_eq!(pressure.machine.unwrap().total, Duration::ZERO);
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 
     #[test]
     fn none_is_ordinary_and_garbage_is_noted() {
         let fixture = Fixture::new("0::/\n", V2_MOUNTS);
-        let (groups, mut notes) = fixture.groups();
-        notes.clear();
-        assert_eq!(read(fixture.root(), &groups, &mut notes), None);
-        assert!(notes.is_empty(), "{notes:?}");
-        for text in ["", "some", "some avg10=0.00 avg60=0.00 total=0", &QUIET.replace("0.00", "nan"), &QUIET[..60]] {
+        let (groups, mut warnings) = fixture.groups();
+        warnings.clear();
+        assert_eq!(read(fixture.root(), &groups, &mut warnings), None);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        for text in ["", "some", "some avg10=0.00 avg60=0.00", &QUIET.replace("0.00", "nan"), &QUIET[..40]] {
             assert_eq!(parse(text), None, "{text}");
         }
-        fixture.file("/proc/pressure/memory", "none of your business");
-        assert_eq!(read(fixture.root(), &groups, &mut notes), None);
-        assert_eq!(notes.len(), 1);
+        fixture.file("/proc/pressure/memory", "garbage");
+        assert_eq!(read(fixture.root(), &groups, &mut warnings), None);
+        assert_eq!(warnings.len(), 1);
     }
 }

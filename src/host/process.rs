@@ -1,4 +1,4 @@
-//! Owns what this process itself holds of the machine's memory. It must never look at another process.
+//! Memory and processor time of this process.
 //!
 //! Format: proc_pid_status(5), proc_pid_clear_refs(5).
 
@@ -10,23 +10,18 @@ use crate::units::ByteCount;
 ///
 /// The kernel counts pages in batches per thread, so that the numbers may lag by a few hundred KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ProcessMemory {
-    /// All of it (VmRSS): `anon + file + shmem`.
+    /// Resident memory (VmRSS), pages of mapped files included.
     pub rss: ByteCount,
-    /// Heap, stacks and private copies.
-    pub anon: ByteCount,
-    /// Pages of mapped files; the kernel can take these back.
-    pub file: ByteCount,
-    /// Shared memory.
-    pub shmem: ByteCount,
-    /// The highest `rss` since the start, or since [`reset_peak_rss`] (VmHWM).
+    /// Highest `rss` since the start, or since [`reset_peak_rss`] (VmHWM).
     pub peak_rss: ByteCount,
     /// Threads alive now.
     pub threads: usize,
 }
 
-/// Reads what this process holds now.
+/// Reads the memory of this process.
 ///
 /// ```
 /// let memory = feedstock::host::process_memory();
@@ -38,7 +33,7 @@ pub fn process_memory() -> ProcessMemory {
     std::fs::read_to_string("/proc/self/status").map_or_else(|_| ProcessMemory::default(), |text| parse_status(&text))
 }
 
-/// Reads what this process holds now; only `rss` is known on this system.
+/// Reads the memory of this process; only `rss` is known on this system.
 #[cfg(not(target_os = "linux"))]
 #[must_use]
 pub fn process_memory() -> ProcessMemory {
@@ -58,9 +53,9 @@ pub fn process_cpu_time() -> Duration {
     Duration::new(u64::try_from(used.tv_sec).unwrap_or(0), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
-/// Lets [`ProcessMemory::peak_rss`] begin anew from the present `rss`. False where the system cannot or will not.
+/// Resets [`ProcessMemory::peak_rss`] to the present `rss`. Returns false if the system cannot.
 pub fn reset_peak_rss() -> bool {
-    // Opened without creating: on a system that has no such file, none must come into being.
+    // Opened without creating it on a system that has no such file.
     let file = std::fs::OpenOptions::new().write(true).open("/proc/self/clear_refs");
     file.is_ok_and(|mut file| std::io::Write::write_all(&mut file, b"5").is_ok())
 }
@@ -74,9 +69,6 @@ fn parse_status(text: &str) -> ProcessMemory {
         let kilobytes = ByteCount(1024) * number;
         match key {
             "VmRSS" => memory.rss = kilobytes,
-            "RssAnon" => memory.anon = kilobytes,
-            "RssFile" => memory.file = kilobytes,
-            "RssShmem" => memory.shmem = kilobytes,
             "VmHWM" => memory.peak_rss = kilobytes,
             "Threads" => memory.threads = usize::try_from(number).unwrap_or(usize::MAX),
             _ => {}
@@ -93,14 +85,9 @@ mod tests {
 
     #[test]
     fn a_status_is_parsed_and_garbage_is_zero() {
-        let text = "Name:\tfeed: stock\nVmHWM:\t  2048 kB\nVmRSS:\t  1708 kB\nRssAnon:\t 112 kB\nRssFile:\t 1596 kB\n\
-                    RssShmem:\t 0 kB\nThreads:\t3\n";
+        let text = "Name:\tfeed: stock\nVmHWM:\t  2048 kB\nVmRSS:\t  1708 kB\nThreads:\t3\n";
         let memory = parse_status(text);
         assert_eq!((memory.rss, memory.peak_rss), (ByteCount(1708 << 10), ByteCount(2048 << 10)));
-        assert_eq!(
-            (memory.anon, memory.file, memory.shmem),
-            (ByteCount(112 << 10), ByteCount(1596 << 10), ByteCount::ZERO)
-        );
         assert_eq!(memory.threads, 3);
         for text in ["", "VmRSS", "VmRSS:", "VmRSS: kB", "VmRSS:\t-4 kB", "Threads: 99999999999999999999"] {
             assert_eq!(parse_status(text), ProcessMemory::default(), "{text}");
@@ -121,7 +108,7 @@ mod tests {
         let block = vec![1u8; BYTES as usize];
         let during = process_memory();
         drop(std::hint::black_box(block));
-        assert!(during.anon.0 >= before.anon.0 + BYTES * 9 / 10, "{before:?} {during:?}");
+        assert!(during.rss.0 >= before.rss.0 + BYTES * 9 / 10, "{before:?} {during:?}");
         assert!(during.peak_rss >= during.rss, "{during:?}");
         if !reset_peak_rss() {
             skip(&Missing::Privilege("to reset the peak of resident memory"));

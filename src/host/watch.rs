@@ -1,11 +1,11 @@
-//! Owns the look at memory that is repeated while a run is under way: what is left, and how long tasks were stalled.
-//! It must never decide what is too little, and never cost more than a few small files a look.
+//! Polls memory while a run is under way: memory left, and time that tasks were stalled. A poll reads a few small
+//! files.
 
 use std::time::Duration;
 
-use super::MemoryNow;
+use super::MemorySnapshot;
 
-/// Looks at the machine's memory again and again. The control groups are found once.
+/// Polls the machine's memory. The control groups are found once.
 #[derive(Debug)]
 pub struct MemoryWatch {
     #[cfg(target_os = "linux")]
@@ -24,8 +24,8 @@ impl MemoryWatch {
         }
     }
 
-    /// What is left now, and what has happened since the last look.
-    pub fn look(&mut self) -> MemoryNow {
+    /// Memory left now, and stalls since the last poll.
+    pub fn poll(&mut self) -> MemorySnapshot {
         let (mut now, stalled) = self.read();
         if let (Some(before), Some(total)) = (self.stalled, stalled) {
             now.stalled = total.saturating_sub(before);
@@ -35,21 +35,21 @@ impl MemoryWatch {
     }
 
     #[cfg(target_os = "linux")]
-    fn read(&self) -> (MemoryNow, Option<Duration>) {
-        // What cannot be read now was noted at start.
-        let notes = &mut Vec::new();
-        let now = super::memory::now(super::machine_memory(), &self.groups, notes);
-        let pressure = super::pressure::read(std::path::Path::new("/"), &self.groups, notes);
-        // The own group's stalls where the kernel tells them apart; else those of the machine.
+    fn read(&self) -> (MemorySnapshot, Option<Duration>) {
+        // Warnings were given at the start.
+        let warnings = &mut Vec::new();
+        let now = super::memory::now(super::machine_memory(), &self.groups, warnings);
+        let pressure = super::pressure::read(std::path::Path::new("/"), &self.groups, warnings);
+        // The own group's stalls if the kernel measures them, else those of the machine.
         let stalls = pressure.and_then(|pressure| pressure.group.or(pressure.machine));
-        (now, stalls.map(|stalls| stalls.some.total))
+        (now, stalls.map(|stalls| stalls.total))
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn read(&self) -> (MemoryNow, Option<Duration>) {
+    fn read(&self) -> (MemorySnapshot, Option<Duration>) {
         let (limit, available) = super::machine_memory().unwrap_or_default();
-        let limited_by = "the machine's available memory".to_owned();
-        (MemoryNow { limit, available, limited_by, stalled: Duration::ZERO }, None)
+        let limited_by = super::MemoryLimit::Machine;
+        (MemorySnapshot { limit, available, limited_by, stalled: Duration::ZERO }, None)
     }
 }
 
@@ -65,13 +65,13 @@ mod tests {
     use crate::units::ByteCount;
 
     #[test]
-    fn looks_agree_with_the_machine() {
+    fn polls_agree_with_the_machine() {
         let mut watch = MemoryWatch::new();
-        let (first, second) = (watch.look(), watch.look());
-        assert_eq!(first.stalled, Duration::ZERO, "there is nothing before the first look");
+        let (first, second) = (watch.poll(), watch.poll());
+        assert_eq!(first.stalled, Duration::ZERO, "nothing precedes the first poll");
         for now in [first, second] {
             assert!(now.available > ByteCount::ZERO && now.available <= now.limit, "{now:?}");
-            assert!(!now.limited_by.is_empty());
+            assert_ne!(now.limited_by, super::super::MemoryLimit::Unknown);
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::budget::{CpuBudget, RamBudget};
 use crate::decode::{Limits, Options, Quality};
 use crate::device::{Device, HostDevice};
 use crate::error::Error;
-use crate::host::{HostFacts, MemoryNow};
+use crate::host::{HostFacts, MemorySnapshot};
 use crate::pipeline::{Engine, Probe, RunConfig};
 use crate::plan::{
     BATCH_LIMIT, CoresReason, Facts, LIBRARY_OVERHEAD, Plan, Profile, Request, SLOTS_LIMIT, WORKERS_LIMIT,
@@ -114,7 +114,7 @@ pub struct LoaderBuilder {
     max_workers: Option<usize>,
     cpu_budget: CpuBudget,
     adapt_to_pressure: bool,
-    probe: Option<Arc<dyn Fn() -> MemoryNow + Send + Sync>>,
+    probe: Option<Arc<dyn Fn() -> MemorySnapshot + Send + Sync>>,
     process_overhead: ByteCount,
     prefetch: Option<usize>,
     batches_held: usize,
@@ -285,7 +285,7 @@ impl LoaderBuilder {
 
     /// Replaces the machine's memory readings by those of `probe`.
     #[cfg(test)]
-    pub(crate) fn memory_probe(mut self, probe: impl Fn() -> MemoryNow + Send + Sync + 'static) -> Self {
+    pub(crate) fn memory_probe(mut self, probe: impl Fn() -> MemorySnapshot + Send + Sync + 'static) -> Self {
         self.probe = Some(Arc::new(probe));
         self
     }
@@ -443,7 +443,7 @@ impl LoaderBuilder {
             return Err(Error::Config("local ranks is 0: at least 1 is needed, this process".to_owned()));
         }
         let resolved = budget.resolve_on(&host);
-        let mut notes = host.notes;
+        let mut notes: Vec<String> = host.warnings.iter().map(ToString::to_string).collect();
         notes.extend(resolved.note());
         let budget = resolved.bytes;
         let profile = self.measure(spec);

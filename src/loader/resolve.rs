@@ -1,7 +1,7 @@
 //! RAM budgets in bytes on the machine at hand.
 
 use crate::budget::RamBudget;
-use crate::host::{HostFacts, LocalRanks};
+use crate::host::{HostFacts, LocalRanks, MemoryLimit};
 use crate::units::ByteCount;
 
 /// A RAM budget in bytes for one process, with the facts it was derived from.
@@ -21,7 +21,7 @@ pub struct ResolvedBudget {
     /// Memory that was available on the machine.
     pub available: ByteCount,
     /// The limit that decides `available`.
-    pub limited_by: String,
+    pub limited_by: MemoryLimit,
     /// The processes that share the budget.
     pub local_ranks: LocalRanks,
 }
@@ -54,10 +54,10 @@ impl ResolvedBudget {
     pub fn note(&self) -> Option<String> {
         let ResolvedBudget { bytes, asked, available, limited_by, local_ranks } = self;
         let all = *bytes * local_ranks.count as u64;
-        let part = match (local_ranks.count, local_ranks.told_by.as_str()) {
+        let part = match (local_ranks.count, local_ranks.variable) {
             (1, _) => String::new(),
-            (ranks, "") => format!("{bytes} for each of {ranks} ranks: "),
-            (ranks, told_by) => format!("{bytes} for each of {ranks} ranks ({told_by}): "),
+            (ranks, None) => format!("{bytes} for each of {ranks} ranks: "),
+            (ranks, Some(variable)) => format!("{bytes} for each of {ranks} ranks ({variable}): "),
         };
         match asked {
             RamBudget::PerProcess(_) => None,

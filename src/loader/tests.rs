@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
 use crate::device::HostDevice;
-use crate::host::MemoryNow;
+use crate::host::MemorySnapshot;
 use crate::source::{PageCache, SampleRead, SourceError};
 use crate::sync::AtomicUsize;
 use crate::tensor::{DType, Layout};
@@ -62,10 +62,10 @@ fn loader(dtype: DType, left: impl Fn() -> f64 + Send + Sync + 'static) -> Loade
 fn loader_on(device: Arc<dyn Device>, dtype: DType, left: impl Fn() -> f64 + Send + Sync + 'static) -> Loader {
     let probe = move || {
         let limit = ByteCount(1 << 30);
-        MemoryNow {
+        MemorySnapshot {
             limit,
             available: ByteCount((limit.0 as f64 * left()) as u64),
-            limited_by: "a test".to_owned(),
+            limited_by: crate::host::MemoryLimit::Machine,
             stalled: Duration::ZERO,
         }
     };

@@ -10,6 +10,7 @@ use super::cancel::Cancelled;
 use super::chunk::{Attempt, Chunk, Retry};
 use super::context::RunContext;
 use crate::budget::{Reservation, WaitError};
+use crate::device::DeviceError;
 use crate::metrics::Counters;
 use crate::pool::{Part, Parts, Pending, Pool, Pooled, Reusable, Slot};
 use crate::sample_error::{SampleError, Stage};
@@ -32,7 +33,7 @@ struct Admit {
 pub(super) fn run(
     context: RunContext,
     first_batch: u64,
-    admitted: &Sender<Admitted>,
+    admitted: &Sender<Result<Admitted, DeviceError>>,
     to_read: Sender<Pooled<Chunk>>,
     to_work: Sender<Pooled<Chunk>>,
 ) {
@@ -47,7 +48,12 @@ pub(super) fn run(
 }
 
 impl Admit {
-    fn epoch(&self, first_batch: u64, admitted: &Sender<Admitted>, retry: &Sender<Retry>) -> Result<(), Cancelled> {
+    fn epoch(
+        &self,
+        first_batch: u64,
+        admitted: &Sender<Result<Admitted, DeviceError>>,
+        retry: &Sender<Retry>,
+    ) -> Result<(), Cancelled> {
         let RunContext { engine, epoch, .. } = &self.context;
         let order = engine.order(*epoch);
         let batches = engine.batches();
@@ -62,10 +68,16 @@ impl Admit {
             };
             let _span = debug_span!("admit", epoch, batch, samples).entered();
             let (since, held_back) = (Instant::now(), admit.waited_out_so_far());
-            let (parts, pending) = Slot::split(slot, samples as usize);
+            let (parts, pending) = match Slot::split(slot, samples as usize) {
+                Ok(split) => split,
+                Err(error) => {
+                    let _ = admitted.send(Err(error));
+                    return Err(Cancelled);
+                }
+            };
             // The channel has room for every slot; a failure means that transfer is gone, and so is the run.
             transfer.queue_in();
-            admitted.send(Admitted { batch, pending }).map_err(|_| Cancelled)?;
+            admitted.send(Ok(Admitted { batch, pending })).map_err(|_| Cancelled)?;
             ids.clear();
             ids.extend(positions.clone().map(|position| order.at(position)));
             self.read_ahead(&ids, &mut ahead);

@@ -134,9 +134,10 @@ impl Engine {
             Output::new(device.clone(), plan.output_bytes as usize, copied_bytes, held)
         });
         let outputs = outputs.collect::<Result<_, _>>()?;
-        let scratches = reserved.scratches.into_iter().map(Scratch::new).collect::<Result<_, _>>()?;
+        let scratches = reserved.scratches.into_iter().map(Scratch::new).collect::<Result<_, _>>();
+        let scratches = scratches.map_err(DeviceError::HostMemory)?;
         let chunks = reserved.chunks.into_iter().map(|held| ReadBuffer::new(held).map(Chunk::new));
-        let chunks = chunks.collect::<Result<_, _>>()?;
+        let chunks = chunks.collect::<Result<_, _>>().map_err(DeviceError::HostMemory)?;
         let readers = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(plan.read_threads)
             .thread_name("feedstock-read")

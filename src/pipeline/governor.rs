@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::host::{MemoryNow, MemoryWatch};
+use crate::host::{MemoryLimit, MemorySnapshot, MemoryWatch};
 use crate::plan::{Plan, PoolSizes};
 use crate::sync::{AtomicU32, AtomicUsize, Mutex, Ordering, lock};
 use crate::units::ByteCount;
@@ -59,7 +59,7 @@ pub enum ResizeReason {
         /// Memory is short below this.
         threshold: ByteCount,
         /// The limit that `available` counts against.
-        limited_by: String,
+        limited_by: MemoryLimit,
     },
     /// Tasks stall for want of memory.
     Stalled {
@@ -68,7 +68,7 @@ pub enum ResizeReason {
         /// Available memory.
         available: ByteCount,
         /// The limit that `available` counts against.
-        limited_by: String,
+        limited_by: MemoryLimit,
     },
     /// Memory is plentiful again, and the consumer waits.
     ConsumerWaits {
@@ -77,7 +77,7 @@ pub enum ResizeReason {
         /// Available memory.
         available: ByteCount,
         /// The limit that `available` counts against.
-        limited_by: String,
+        limited_by: MemoryLimit,
     },
 }
 
@@ -113,7 +113,7 @@ impl fmt::Display for ResizeEvent {
 struct Reading {
     /// Time since the loader was built.
     at: Duration,
-    memory: MemoryNow,
+    memory: MemorySnapshot,
     /// Share of the time since the last reading that the consumer waited.
     waiting_share: f64,
     /// Share of the time since the last reading that tasks were stalled for want of memory.
@@ -121,7 +121,7 @@ struct Reading {
 }
 
 /// A source of memory readings: the machine, or a test.
-pub(crate) type Probe = Box<dyn FnMut() -> MemoryNow + Send>;
+pub(crate) type Probe = Box<dyn FnMut() -> MemorySnapshot + Send>;
 
 /// The governor's state.
 pub(crate) struct Governor {
@@ -146,7 +146,7 @@ impl Governor {
     pub(super) fn new(workers: usize, probe: Option<Probe>) -> Self {
         let probe = probe.unwrap_or_else(|| {
             let mut watch = MemoryWatch::new();
-            Box::new(move || watch.look())
+            Box::new(move || watch.poll())
         });
         let now = Instant::now();
         let state = State {
@@ -230,7 +230,7 @@ struct Decision {
 
 /// The rule: a pure function of the reading.
 fn decide(plan: &Plan, level: u32, calm_since: Duration, reading: &Reading) -> Decision {
-    let MemoryNow { limit, available, limited_by, .. } = &reading.memory;
+    let MemorySnapshot { limit, available, limited_by, .. } = &reading.memory;
     let (available, limited_by) = (*available, limited_by.clone());
     let threshold = ByteCount(limit.0 / SHORT_PART).min(SHORT_MAX);
     let stalled = reading.stalled_share > STALLED_SHARE && available.0 < limit.0 / STALLED_PART;

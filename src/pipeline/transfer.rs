@@ -11,14 +11,14 @@ use super::admit::Admitted;
 use super::cancel::Cancelled;
 use super::context::RunContext;
 use crate::batch::{Batch, Head};
-use crate::device::{Event, Transfer};
+use crate::device::{DeviceError, Event, Transfer};
 use crate::error::Error;
 use crate::metrics::Counters;
 use crate::pool::{Filled, Output, Pooled};
 
 struct TransferThread<'a> {
     context: &'a RunContext,
-    pending: &'a Receiver<Admitted>,
+    pending: &'a Receiver<Result<Admitted, DeviceError>>,
     delivered: &'a Sender<Result<Batch, Error>>,
     /// Slots whose copies are in flight, in order.
     copies: VecDeque<(Filled, Event)>,
@@ -29,7 +29,11 @@ struct TransferThread<'a> {
 }
 
 /// Delivers every admitted batch, and then the error that ends the run, if any.
-pub(super) fn run(context: &RunContext, pending: &Receiver<Admitted>, delivered: &Sender<Result<Batch, Error>>) {
+pub(super) fn run(
+    context: &RunContext,
+    pending: &Receiver<Result<Admitted, DeviceError>>,
+    delivered: &Sender<Result<Batch, Error>>,
+) {
     let mut transfer = TransferThread {
         context,
         pending,
@@ -46,7 +50,10 @@ impl TransferThread<'_> {
     fn next(&mut self) -> Result<(), Cancelled> {
         let Counters { transfer: counters, latency, consume, .. } = &self.context.engine.counters;
         let since = Instant::now();
-        let Admitted { batch, pending } = self.admitted()?;
+        let Admitted { batch, pending } = match self.admitted()? {
+            Ok(admitted) => admitted,
+            Err(error) => return self.fail(error.into()),
+        };
         // Admit may be waiting for a slot whose copy is in flight, so nothing here blocks while one could be given
         // back.
         while !pending.is_complete() && self.finish_oldest_copy() {}
@@ -72,15 +79,18 @@ impl TransferThread<'_> {
                 self.delivered.send(Ok(batch)).map_err(|_| Cancelled)
             }
             Ok(None) => Err(Cancelled),
-            Err(error) => {
-                let _ = self.delivered.send(Err(error));
-                self.context.cancel.cancel();
-                Err(Cancelled)
-            }
+            Err(error) => self.fail(error),
         }
     }
 
-    fn admitted(&mut self) -> Result<Admitted, Cancelled> {
+    /// Delivers the error that ends the run.
+    fn fail(&self, error: Error) -> Result<(), Cancelled> {
+        let _ = self.delivered.send(Err(error));
+        self.context.cancel.cancel();
+        Err(Cancelled)
+    }
+
+    fn admitted(&mut self) -> Result<Result<Admitted, DeviceError>, Cancelled> {
         loop {
             match self.pending.try_recv() {
                 Ok(admitted) => return Ok(admitted),
@@ -148,7 +158,6 @@ impl TransferThread<'_> {
             samples: filled.samples(),
             spec: config.spec,
             format: config.format,
-            windows: None,
             to: &mut output.memory,
             after,
         };

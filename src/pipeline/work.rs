@@ -15,7 +15,7 @@ use super::context::RunContext;
 use super::engine::{Engine, RunConfig};
 use crate::bad_samples::{BadSample, OnBadSample};
 use crate::decode::{Header, WorkingSet};
-use crate::device::DeviceError;
+use crate::memory::AllocError;
 use crate::metrics::SampleTiming;
 use crate::pool::{Pooled, Scratch};
 use crate::preprocess::SamplePlan;
@@ -113,7 +113,7 @@ fn preprocess(context: &RunContext, scratch: &mut Scratch, encoded: &[u8], job: 
     let plan = SamplePlan::new(encoded, &config.limits, &config.decoding, &*config.transform, key)?;
     let WorkingSet { buffer_bytes, codec_bytes } = plan.working_set();
     let needed = ByteCount(buffer_bytes) + ByteCount(codec_bytes);
-    let no_memory = |_: DeviceError| SampleError::NoMemory { stage: Stage::Decode, bytes: needed };
+    let no_memory = |_: AllocError| SampleError::NoMemory { stage: Stage::Decode, bytes: needed };
     let mut run = |scratch: &mut Scratch| {
         let memory = scratch.memory_for(buffer_bytes, codec_bytes).map_err(no_memory)?;
         plan.run(encoded, memory, job.part.bytes_mut())

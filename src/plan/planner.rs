@@ -21,7 +21,7 @@ pub const OVERHEAD_PER_THREAD: ByteCount = ByteCount(96 << 10);
 pub const CHUNK_TARGET_BYTES: u64 = 64 << 10;
 /// And up to this many samples, so that a batch still spreads over the workers.
 pub const CHUNK_SAMPLES_MAX: usize = 32;
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: u64 = crate::memory::PAGE_BYTES as u64;
 /// The share of their time that workers may lose waiting for one that is busy with a large sample; more slots would let
 /// them get further ahead.
 const OVERSIZED_LOSS: f64 = 0.03;

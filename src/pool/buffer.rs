@@ -2,7 +2,8 @@
 
 use super::reusable::regrow;
 use crate::budget::Reservation;
-use crate::device::{DeviceError, HostMemory};
+use crate::device::DeviceError;
+use crate::memory::{AllocError, HostMemory};
 use crate::units::ByteCount;
 
 /// Memory for the encoded bytes of one chunk, in a mapping of its own (see `scratch.rs` for the reason).
@@ -21,7 +22,7 @@ impl ReadBuffer {
     ///
     /// # Errors
     /// The system has no memory.
-    pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
+    pub(crate) fn new(held: Reservation) -> Result<Self, AllocError> {
         let keep_bytes = held.bytes().0 as usize;
         Ok(ReadBuffer { kept: HostMemory::pageable(keep_bytes)?, keep_bytes, held, oversized: None, len: 0 })
     }
@@ -39,7 +40,7 @@ impl ReadBuffer {
     ///
     /// # Panics
     /// Panics if `oversized` is missing where it is needed.
-    pub(crate) fn prepare(&mut self, len: usize, oversized: Option<Reservation>) -> Result<(), DeviceError> {
+    pub(crate) fn prepare(&mut self, len: usize, oversized: Option<Reservation>) -> Result<(), AllocError> {
         assert!(len <= self.keep_bytes() || oversized.as_ref().is_some_and(|held| held.bytes().0 >= len as u64));
         self.release();
         if let Some(held) = oversized {
@@ -68,10 +69,8 @@ impl ReadBuffer {
     /// Gives everything back until [`reacquire`](Self::reacquire).
     pub(crate) fn release_memory(&mut self) {
         self.release();
-        if let Ok(nothing) = HostMemory::pageable(0) {
-            self.kept = nothing;
-            self.held.shrink_to(ByteCount::ZERO);
-        }
+        self.kept = HostMemory::empty();
+        self.held.shrink_to(ByteCount::ZERO);
     }
 
     /// Takes the buffer's memory again.

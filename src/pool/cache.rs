@@ -5,7 +5,7 @@ use std::mem::size_of;
 use std::ops::Range;
 
 use crate::budget::Reservation;
-use crate::device::{HostMemory, PAGE_BYTES};
+use crate::memory::{HostMemory, PAGE_BYTES};
 use crate::sync::{Arc, AtomicU64, OnceLock, Ordering};
 use crate::units::SampleId;
 

@@ -3,7 +3,8 @@
 
 use super::reusable::{Reusable, regrow};
 use crate::budget::Reservation;
-use crate::device::{Device, DeviceError, DeviceMemory, Event, HostMemory};
+use crate::device::{Device, DeviceError, DeviceMemory, Event};
+use crate::memory::HostMemory;
 use crate::sync::Arc;
 use crate::units::ByteCount;
 
@@ -23,8 +24,8 @@ pub(crate) struct Output {
 impl Reusable for Output {
     fn release_memory(&mut self) {
         // A device that still works on it keeps it until it is done.
-        if let (Some(held), Ok(nothing)) = (&mut self.held, HostMemory::pageable(0)) {
-            self.memory = DeviceMemory::from_host(nothing);
+        if let Some(held) = &mut self.held {
+            self.memory = DeviceMemory::from_host(HostMemory::empty());
             held.shrink_to(ByteCount::ZERO);
         }
     }

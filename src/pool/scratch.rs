@@ -2,7 +2,8 @@
 
 use super::reusable::{Reusable, regrow};
 use crate::budget::{Account, OverBudget, Reservation};
-use crate::device::{DeviceError, HostMemory};
+use crate::device::DeviceError;
+use crate::memory::{AllocError, HostMemory};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::units::ByteCount;
 
@@ -21,11 +22,9 @@ pub(crate) struct Scratch {
 
 impl Reusable for Scratch {
     fn release_memory(&mut self) {
-        if let Ok(nothing) = HostMemory::pageable(0) {
-            self.memory = nothing;
-            self.touched = 0;
-            self.held.shrink_to(ByteCount::ZERO);
-        }
+        self.memory = HostMemory::empty();
+        self.touched = 0;
+        self.held.shrink_to(ByteCount::ZERO);
     }
 
     fn reacquire(&mut self) -> Result<(), DeviceError> {
@@ -40,7 +39,7 @@ impl Scratch {
     ///
     /// # Errors
     /// The system has no memory.
-    pub(crate) fn new(held: Reservation) -> Result<Self, DeviceError> {
+    pub(crate) fn new(held: Reservation) -> Result<Self, AllocError> {
         let bytes = held.bytes().0 as usize;
         Ok(Scratch { memory: HostMemory::pageable(bytes)?, touched: 0, bytes, held })
     }
@@ -55,7 +54,7 @@ impl Scratch {
     ///
     /// # Errors
     /// The system has no memory.
-    pub(crate) fn memory_for(&mut self, buffer_bytes: u64, codec_bytes: u64) -> Result<&mut [u8], DeviceError> {
+    pub(crate) fn memory_for(&mut self, buffer_bytes: u64, codec_bytes: u64) -> Result<&mut [u8], AllocError> {
         if self.touched.max(buffer_bytes) + codec_bytes > self.bytes as u64 {
             self.memory = HostMemory::pageable(self.bytes)?;
             self.touched = 0;

@@ -15,7 +15,8 @@ use super::latch::Latch;
 use super::reusable::{Pooled, Reusable, regrow};
 use crate::bad_samples::BadSample;
 use crate::budget::Reservation;
-use crate::device::{Device, DeviceError, HostMemory};
+use crate::device::{Device, DeviceError};
+use crate::memory::HostMemory;
 use crate::sync::Arc;
 use crate::units::{ByteCount, SampleId};
 
@@ -80,15 +81,18 @@ pub(crate) struct Filled {
 
 impl Reusable for Slot {
     fn release_memory(&mut self) {
-        if let Ok(nothing) = HostMemory::pageable(0) {
-            self.memory = Arc::new(nothing);
+        // Memory that a device still holds is not freed, so its reservation stays.
+        if Arc::get_mut(&mut self.memory).is_some() {
+            self.memory = Arc::new(HostMemory::empty());
             self.held.shrink_to(ByteCount::ZERO);
         }
     }
 
     fn reacquire(&mut self) -> Result<(), DeviceError> {
-        regrow(&mut self.held, self.bytes)?;
-        self.memory = Arc::new(self.device.host_memory(self.bytes)?);
+        if self.memory.is_empty() {
+            regrow(&mut self.held, self.bytes)?;
+            self.memory = Arc::new(self.device.host_memory(self.bytes)?);
+        }
         Ok(())
     }
 }
@@ -115,11 +119,21 @@ impl Slot {
 
     /// Splits a slot into parts for this many samples.
     ///
+    /// # Errors
+    /// [`DeviceError::SlotHeld`] if the device still holds the memory of an earlier batch, since it could read what
+    /// workers write. No other memory is taken in its place: no reservation would cover it.
+    ///
     /// # Panics
-    /// Panics if there are more than the slot has room for.
-    pub(crate) fn split(slot: Pooled<Slot>, samples: usize) -> (Parts, Pending) {
+    /// Panics if there are more samples than the slot has room for.
+    pub(crate) fn split(mut slot: Pooled<Slot>, samples: usize) -> Result<(Parts, Pending), DeviceError> {
         assert!(samples <= slot.samples_max, "{samples} samples for {}", slot.samples_max);
         assert!(slot.memory.len() == slot.bytes, "an inactive slot was checked out");
+        // `get_mut` refuses weak handles too. From here on to `Filled::memory` this slot has the only handle.
+        if Arc::get_mut(&mut slot.memory).is_none() {
+            // After a failure a device may keep its handles; the failure says more.
+            slot.device.check()?;
+            return Err(DeviceError::SlotHeld { device: slot.device.name() });
+        }
         let meta = BatchMeta {
             labels: vec![0; samples],
             ids: vec![SampleId::default(); samples],
@@ -127,7 +141,7 @@ impl Slot {
             ..BatchMeta::default()
         };
         let in_use = Arc::new(SlotInUse { begun: Instant::now(), slot, latch: Latch::new(samples, meta) });
-        (Parts { in_use: in_use.clone(), next: 0, samples }, Pending { in_use, samples })
+        Ok((Parts { in_use: in_use.clone(), next: 0, samples }, Pending { in_use, samples }))
     }
 }
 
@@ -161,9 +175,10 @@ impl Part {
         let start = self.position * slot.sample_bytes;
         // SAFETY: `position` is below the number of samples that `split` checked against the memory's length.
         let first = unsafe { slot.memory.as_ptr().add(start) };
-        // SAFETY: the range lies in the memory, which `slot` keeps alive. There is no other reference to it: `Parts`
-        // makes one part for each position, `&mut self` makes one slice of a part, and the memory is read only after
-        // the latch has counted this part.
+        // SAFETY: the range lies in the memory, which `slot` keeps alive, and there is no other reference to it: `Parts`
+        // makes one part for each position, and `&mut self` one slice of each part. `split` has checked that the
+        // slot's handle is the only one, `Filled` alone clones or reads it, and the latch makes a `Filled` only once
+        // every part is gone.
         unsafe { std::slice::from_raw_parts_mut(first, slot.sample_bytes) }
     }
 
@@ -282,7 +297,7 @@ mod tests {
         let pool = pool(3, 64);
         for round in 0..50u8 {
             let samples = 64 - usize::from(round % 3);
-            let (parts, pending) = Slot::split(take(&pool), samples);
+            let (parts, pending) = Slot::split(take(&pool), samples).unwrap();
             let mut parts: Vec<Part> = parts.collect();
             parts.reverse();
             let back = parts.split_off(20);
@@ -311,7 +326,7 @@ mod tests {
     #[test]
     fn dropped_parts_are_counted_and_masked_ones_are_zero() {
         let pool = pool(2, 4);
-        let (mut parts, pending) = Slot::split(take(&pool), 4);
+        let (mut parts, pending) = Slot::split(take(&pool), 4).unwrap();
         let mut first = parts.next().unwrap();
         first.bytes_mut().fill(9);
         let error = SampleError::Panic { message: "gone".to_owned() };
@@ -335,13 +350,32 @@ mod tests {
     #[test]
     fn a_slot_returns_with_the_last_of_its_parts() {
         let pool = pool(2, 4);
-        let (mut parts, pending) = Slot::split(take(&pool), 4);
+        let (mut parts, pending) = Slot::split(take(&pool), 4).unwrap();
         let part = parts.next();
         drop(pending);
         drop(parts);
         assert!(pool.free().is_empty(), "a part may still be written");
         drop(part);
         assert_eq!(pool.free().len(), 1);
+    }
+
+    #[test]
+    fn a_slot_that_a_device_holds_is_neither_split_nor_replaced() {
+        let pool = pool(2, 1);
+        let (parts, pending) = Slot::split(take(&pool), 1).unwrap();
+        parts.for_each(|part| part.complete(SampleId(0), 0));
+        let kept = pending.wait().memory();
+        let split = || Slot::split(take(&pool), 1).map(drop);
+        assert_eq!(split(), Err(DeviceError::SlotHeld { device: "cpu".to_owned() }));
+        pool.set_active(0).unwrap();
+        pool.set_active(1).unwrap();
+        assert!(split().is_err());
+        assert_eq!(Arc::strong_count(&kept), 2, "the slot keeps the memory, and its reservation");
+        let weak = Arc::downgrade(&kept);
+        drop(kept);
+        assert!(split().is_err(), "a weak handle can be upgraded");
+        drop(weak);
+        assert_eq!(split(), Ok(()));
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! Owns vector clocks: what is known, at some point, to have happened on every stream of a device.
-//! It must never know what the operations were.
+//! Vector clocks: the operations on every stream of a device that are known to have happened before a point.
 
 /// The number of operations on each stream that happened before some point. Operations are numbered from 1.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,5 @@
-//! Owns the result codes of the driver API that the stand-in gives, with their names and descriptions.
-//! It must never hold a code under another number than cuda.h does.
+//! Result codes of the driver API that the stand-in returns, with their names and descriptions. Numbers are those of
+//! cuda.h.
 
 use std::ffi::CStr;
 

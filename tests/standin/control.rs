@@ -1,6 +1,5 @@
-//! Owns what tests see of the stand-in: faults and speeds that they configure, reports that they read, and the register
-//! of pinned memory.
-//! It must never be reached by a program under test: a real driver has nothing of this.
+//! Control of the stand-in by tests: faults and speeds that they configure, reports that they read, and the register of
+//! pinned memory. A program under test does not call it, since a real driver has none of it.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int};
@@ -16,7 +15,7 @@ use crate::memory::{Allocation, Block};
 
 const GIB: usize = 1 << 30;
 
-/// What a test may set for one device.
+/// Settings of one device.
 pub struct Config {
     pub memory: usize,
     pub others: usize,
@@ -127,8 +126,8 @@ pub unsafe extern "C" fn standin_configure(ordinal: c_int, text: *const c_char) 
     0
 }
 
-/// Writes the report of a device, terminated and cut to `cap` bytes. Returns the bytes that all of it takes, without the
-/// terminator; 0 for no such device.
+/// Writes the report of a device, terminated and cut to `cap` bytes. Returns the bytes that all of it takes, without
+/// the terminator; 0 for no such device.
 ///
 /// # Safety
 /// `out` must be null or have room for `cap` bytes.
@@ -182,7 +181,7 @@ fn report(state: &State) -> String {
     text
 }
 
-/// Has the reports of all devices written when the process exits, if somebody asked for them.
+/// Writes the reports of all devices when the process exits, if they were asked for.
 pub fn report_at_exit() {
     unsafe extern "C" {
         fn atexit(handler: extern "C" fn()) -> c_int;

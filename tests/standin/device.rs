@@ -1,5 +1,5 @@
-//! Owns the state of the devices, one apart from another: contexts, handles, memory, clocks, faults and counts.
-//! It must never run an operation: the executor does.
+//! State of the devices, each by itself: contexts, handles, memory, clocks, faults and counts. The executor runs
+//! operations.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -52,13 +52,13 @@ pub struct Device {
 
 pub struct State {
     pub ordinal: usize,
-    /// Whether its context was ever retained: whether there is anything to report at exit.
+    /// True if its context was ever retained, so that there is a report at exit.
     pub used: bool,
     pub config: Config,
     pub rng: Rng,
-    /// What every call gives from now on.
+    /// Result of every call from now on.
     pub error: Option<Code>,
-    /// Whether the error outlives the context: the device is gone, not just what ran on it.
+    /// True if the error outlives the context: the device is lost.
     pub lost: bool,
     pub retained: u64,
     generation: u64,
@@ -71,7 +71,7 @@ pub struct State {
     pub shared_max: HashMap<usize, u32>,
     pub memory: Memory,
     pub pinned: Memory,
-    /// What the host knows to be over.
+    /// Operations that the host knows to be over.
     pub host: Clock,
     pub watches: Vec<Watch>,
     pub violations: Vec<String>,
@@ -80,11 +80,11 @@ pub struct State {
     pub executor_runs: bool,
     /// The executor is at work on bytes right now, without the lock.
     pub executing: bool,
-    /// Threads that block until something is over, and when somebody last asked: both make the executor less lazy.
+    /// Threads that block until an operation is over, and the time of the last query: both make the executor less lazy.
     pub waiters: usize,
     pub polled: Option<Instant>,
     pub quit: bool,
-    /// Memory that was alive when its context went: kept for good, because whoever leaked it may still look at it.
+    /// Memory that was alive when its context was released: kept forever, because the program may still access it.
     orphans: Vec<Allocation>,
 }
 
@@ -233,7 +233,7 @@ impl Device {
         if !state.executor_runs {
             state.executor_runs = true;
             let name = format!("standin-{}", self.ordinal);
-            // Nobody joins it: it ends with the process.
+            // It is not joined: it ends with the process.
             std::thread::Builder::new().name(name).spawn(move || executor::run(self)).expect("a thread for the device");
         }
         self.work.notify_one();
@@ -361,7 +361,7 @@ impl State {
     }
 
     pub fn bad_handle(&mut self, call: &str, kind: &str, handle: usize) -> Code {
-        self.violate(format!("{call}: {handle:#x} is no live {kind} of this context"));
+        self.violate(format!("{call}: {handle:#x} is not a live {kind} of this context"));
         INVALID_HANDLE
     }
 

@@ -1,6 +1,5 @@
-//! Owns the thread that plays the device: it runs what the streams hold, late and in an order that nobody may rely on.
-//! It must never run an operation whose waits are not over, nor leave one that could run for more than a few
-//! milliseconds.
+//! The thread that acts as the device: it runs the operations of the streams, late and in an arbitrary order. It runs
+//! no operation whose waits are not over, and leaves none that could run for more than a few milliseconds.
 //!
 //! Copies and fills take two turns: at the first the destination is poisoned, at the second the source is read and the
 //! bytes are written. Other streams have their turns in between.
@@ -18,7 +17,7 @@ use crate::op::{Copy, Direction, Launch, Op, Task};
 const POISON: u8 = 0xA5;
 /// No operation that could run is left waiting for longer out of malice.
 const STARVE_MAX: Duration = Duration::from_millis(2);
-/// For how long after a query somebody counts as waiting.
+/// Time after a query in which the caller counts as waiting.
 const POLL_RECENT: Duration = Duration::from_millis(1);
 
 unsafe extern "C" {
@@ -54,7 +53,7 @@ pub fn run(device: &'static Device) {
     }
 }
 
-/// What the executor is up to, besides running things.
+/// Delays that the executor adds.
 #[derive(Default)]
 struct Malice {
     paused: bool,
@@ -272,7 +271,7 @@ fn without_lock(device: &'static Device, mut state: Guard, body: impl FnOnce()) 
     let mut state = device.lock();
     state.executing = false;
     if state.error.is_some() {
-        // Whoever waits after a failure waits for this.
+        // Threads that wait after a failure wait for this.
         device.progress.notify_all();
     }
     state
@@ -306,8 +305,8 @@ fn poison(op: &Op) {
 }
 
 fn fill(to: usize, byte: u8, len: usize) {
-    // SAFETY: the range was checked when the operation was enqueued, and the operation keeps its blocks alive; memory of
-    // the program's own is that of a call which blocks until this operation is over.
+    // SAFETY: the range was checked when the operation was enqueued, and the operation keeps its blocks alive; memory
+    // of the program's own is that of a call which blocks until this operation is over.
     unsafe { (to as *mut u8).write_bytes(byte, len) };
 }
 
@@ -320,7 +319,7 @@ fn execute(op: &Op) -> Outcome {
             // SAFETY: both ranges were checked when the copy was enqueued, and the operation keeps their blocks alive;
             // memory of the program's own is that of a call which blocks until the copy is over.
             unsafe { (copy.to as *mut u8).copy_from(from as *const u8, copy.len) };
-            // What was read is what was written: nobody can slip in between the two.
+            // The bytes read are the bytes written: no other operation runs between the two.
             if copy.checksum.is_some_and(|was| was != checksum(copy.to, copy.len)) {
                 return Outcome::SourceChanged;
             }
@@ -349,7 +348,8 @@ pub fn checksum(start: usize, len: usize) -> u64 {
     let mut hash = 0xCBF2_9CE4_8422_2325_u64;
     let words = start as *const u64;
     for at in 0..len / 8 {
-        // SAFETY: within the range, which the caller vouches for. Not a slice: under test is who may write it meanwhile.
+        // SAFETY: within the range, which the caller vouches for. Not a slice: under test is who may write it
+        // meanwhile.
         let word = unsafe { words.add(at) };
         // SAFETY: as above.
         hash = (hash ^ unsafe { word.read_unaligned() }).wrapping_mul(PRIME);

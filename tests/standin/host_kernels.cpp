@@ -1,10 +1,8 @@
-// Owns the kernels on the CPU, for tests: kernels.cu, compiled as it is by the host's compiler, behind a launch that takes
-// what cuLaunchKernel takes. Blocks run one after another and the threads of a block as fibers, both in an order that
-// changes from launch to launch, so that what depends on an order shows; shared memory is garbage when a block starts; an
-// unaligned vector, a barrier that some threads miss and a launch that no device would take are caught.
-//
-// It must never know what a kernel does: it is a processor, not a reference. It has no checks of addresses but alignment:
-// give it buffers with guards.
+// The kernels on the CPU, for tests: kernels.cu, compiled unchanged by the host's compiler, behind a launch with the
+// arguments of cuLaunchKernel. Blocks run one after another and the threads of a block as fibers, both in an order that
+// changes from launch to launch, so that a dependence on an order shows; shared memory is garbage when a block starts; an
+// unaligned vector, a barrier that some threads miss and a launch that no device would accept are caught. Addresses are
+// checked for alignment alone: use buffers with guards.
 //
 //   c++ -O1 -g -std=c++17 -fPIC -c -o host_kernels.o tests/standin/host_kernels.cpp -I src/device/cuda
 //
@@ -76,10 +74,6 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned order) {
         result |= static_cast<unsigned>(bytes >> 8 * (order >> 4 * at & 7) & 255) << 8 * at;
     }
     return result;
-}
-
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
-    return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (by & 31));
 }
 
 void barrier();
@@ -189,7 +183,7 @@ void shuffle(unsigned* order, unsigned count) {
 }
 
 void run_block(unsigned threads) {
-    // Nobody can rely on what shared memory holds.
+    // The content of shared memory is undefined.
     for (char* at = __start_standin_shared; at < __stop_standin_shared; ++at) {
         *at = static_cast<char>(below(256));
     }
@@ -224,11 +218,10 @@ T param(void** params, unsigned at) {
     return value;
 }
 
-template <void (*finish)(void*, const unsigned char*, const void*, const Place*, unsigned, unsigned, unsigned, unsigned)>
-void call_finish(void** params) {
-    finish(param<void*>(params, 0), param<const unsigned char*>(params, 1), param<const void*>(params, 2),
-           param<const Place*>(params, 3), param<unsigned>(params, 4), param<unsigned>(params, 5),
-           param<unsigned>(params, 6), param<unsigned>(params, 7));
+template <void (*convert)(void*, const unsigned char*, const void*, unsigned)>
+void call_convert(void** params) {
+    convert(param<void*>(params, 0), param<const unsigned char*>(params, 1), param<const void*>(params, 2),
+            param<unsigned>(params, 3));
 }
 
 void call_step(void** params) { feedstock_step(param<const void*>(params, 0), param<unsigned long long>(params, 1)); }
@@ -241,12 +234,12 @@ const struct {
     const char* name;
     Kernel kernel;
 } KERNELS[] = {
-    {"feedstock_finish_b8_nhwc", call_finish<feedstock_finish_b8_nhwc>},
-    {"feedstock_finish_b8_nchw", call_finish<feedstock_finish_b8_nchw>},
-    {"feedstock_finish_b16_nhwc", call_finish<feedstock_finish_b16_nhwc>},
-    {"feedstock_finish_b16_nchw", call_finish<feedstock_finish_b16_nchw>},
-    {"feedstock_finish_b32_nhwc", call_finish<feedstock_finish_b32_nhwc>},
-    {"feedstock_finish_b32_nchw", call_finish<feedstock_finish_b32_nchw>},
+    {"feedstock_convert_b8_nhwc", call_convert<feedstock_convert_b8_nhwc>},
+    {"feedstock_convert_b8_nchw", call_convert<feedstock_convert_b8_nchw>},
+    {"feedstock_convert_b16_nhwc", call_convert<feedstock_convert_b16_nhwc>},
+    {"feedstock_convert_b16_nchw", call_convert<feedstock_convert_b16_nchw>},
+    {"feedstock_convert_b32_nhwc", call_convert<feedstock_convert_b32_nhwc>},
+    {"feedstock_convert_b32_nchw", call_convert<feedstock_convert_b32_nchw>},
     {"feedstock_step", call_step},
     {"feedstock_copy", call_copy},
 };

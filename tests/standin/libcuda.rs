@@ -1,10 +1,10 @@
 //! A stand-in for NVIDIA's driver library, for tests on machines without a GPU: the calls about the driver itself, the
-//! devices and their contexts. The other calls, and what stands behind them, are in the files next to this one.
-//! It must never ship, and never be more forgiving than the real one: what a real device may do, it does.
+//! devices and their contexts. The other calls are in the files next to this one. It never ships, and is never more
+//! forgiving than the real driver.
 //!
-//! The exported functions have the ABI of cuda.h (CUDA 13). Handles are plain numbers here, as wide as the pointers that
-//! cuda.h has for them. Where cuda.h has a pointer to a place for a result, there is an `Option` of a reference, which is
-//! the same to C.
+//! The exported functions have the ABI of cuda.h (CUDA 13). Handles are plain numbers here, as wide as the pointers
+//! that cuda.h has for them. Where cuda.h has a pointer to a place for a result, there is an `Option` of a reference,
+//! which is the same to C.
 
 #![allow(non_snake_case, reason = "the names are those of cuda.h")]
 
@@ -29,7 +29,7 @@ use std::sync::atomic::Ordering;
 use codes::{Code, INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE, NO_DEVICE, NOT_INITIALIZED, SUCCESS};
 use device::{DEVICE_COUNT, DRIVER, Device, INITIALIZED, device};
 
-/// Where a call puts a result; null in C is `None`.
+/// Pointer to a result; null in C is `None`.
 pub type Out<'a, T> = Option<&'a mut MaybeUninit<T>>;
 
 /// Puts a result where it belongs.
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn cuInit(flags: c_uint) -> Code {
     SUCCESS
 }
 
-/// The executors run code of this library until the process ends, so nobody may unload it.
+/// The executors run code of this library until the process ends, so it must not be unloaded.
 fn stay_loaded() {
     #[repr(C)]
     struct Info {

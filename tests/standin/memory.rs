@@ -1,7 +1,7 @@
-//! Owns the bytes that play device memory and pinned memory, and who touched them last.
-//! It must never run an operation: it only judges, when one is enqueued, whether it is ordered after the earlier ones.
+//! Device memory and pinned memory, with the operations that last accessed each byte. An operation is checked when it
+//! is enqueued: it must be ordered after the earlier ones.
 //!
-//! Whether two operations are ordered follows from the calls that enqueued them, whatever the executor does later. So a
+//! The order of two operations follows from the calls that enqueued them, whatever the executor does later. So a
 //! missing wait is found every time, not only when the bytes happen to come out wrong.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::clock::Clock;
 
 pub const PAGE: usize = 4096;
-/// Bytes after the end of every block that nobody may write.
+/// Guard bytes after the end of every block.
 const GUARD: usize = 256;
 const GUARD_FILL: u8 = 0x9D;
 const FREED_FILL: u8 = 0xDD;
@@ -43,7 +43,7 @@ impl Block {
         if base.is_null() {
             handle_alloc_error(layout);
         }
-        // SAFETY: the block is this long, and nobody else has it.
+        // SAFETY: the block is this long, and nothing else refers to it.
         unsafe { base.write_bytes(fill, len) };
         // SAFETY: the layout has room for the guard after `len`.
         let guard = unsafe { base.add(len) };
@@ -77,7 +77,7 @@ impl Block {
         unsafe { guard.write_bytes(GUARD_FILL, GUARD) };
     }
 
-    /// Whether it has been freed, which changes all of its bytes.
+    /// Returns true if it was freed, which changes all of its bytes.
     pub fn is_buried(&self) -> bool {
         self.buried.load(Ordering::SeqCst)
     }
@@ -97,7 +97,7 @@ impl Drop for Block {
     }
 }
 
-/// What an operation is about to do to a range of addresses.
+/// Access of an operation to a range of addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Touch {
     pub start: usize,
@@ -105,7 +105,7 @@ pub struct Touch {
     pub write: bool,
 }
 
-/// Which operation it was: number on its stream, and words for a person.
+/// An operation: its number on its stream, and its description.
 #[derive(Clone, Debug)]
 pub struct Stamp {
     pub stream: usize,
@@ -129,7 +129,7 @@ pub struct Allocation {
     pub block: Arc<Block>,
     /// Accesses that a later operation could still race with.
     accesses: Vec<Access>,
-    /// What any operation has written, as disjoint ranges in order.
+    /// Bytes that were written, as disjoint ranges in order.
     written: Vec<(usize, usize)>,
 }
 
@@ -162,7 +162,7 @@ impl Allocation {
 pub struct Memory {
     /// "allocation" or "pinned allocation".
     kind: &'static str,
-    /// Whether the host cannot write it behind the back of the clocks, so that reading what nobody wrote is a mistake.
+    /// True if the host cannot write it unseen by the clocks, so that reading unwritten bytes is a violation.
     all_writes_are_seen: bool,
     alive: BTreeMap<usize, Allocation>,
     /// Freed allocations by their numbers, oldest first. Their memory stays, so that no other gets their addresses.
@@ -291,7 +291,7 @@ impl Memory {
         wrong
     }
 
-    /// What is wrong with the way this allocation was given back.
+    /// Violations in the way this allocation was freed.
     pub fn judge_free(&self, gone: &Allocation, host: &Clock) -> Vec<String> {
         let (kind, number) = (self.kind, gone.number);
         let mut wrong = Vec::new();

@@ -1,5 +1,4 @@
-//! Owns the calls about memory: allocation, pinning, copies and fills.
-//! It must never move a byte itself: the executor does, whenever it likes.
+//! Calls about memory: allocation, pinning, copies and fills. The executor moves the bytes, later.
 
 use std::ffi::{c_uchar, c_uint, c_void};
 use std::sync::Arc;
@@ -124,7 +123,7 @@ fn free(state: &mut Guard, pinned: bool, address: usize, call: &str) -> Result<(
     }
     let memory = if pinned { &state.pinned } else { &state.memory };
     let wrong = memory.judge_free(&gone, &state.host);
-    // After a failure nothing is under way any more, and nobody can find out what is over.
+    // After a failure no operation is pending, and no call can tell which are over.
     if state.error.is_none() {
         wrong.into_iter().for_each(|words| state.violate(words));
     }
@@ -267,7 +266,7 @@ fn touch(start: usize, len: usize, write: bool) -> Touch {
 struct HostSide {
     pinned: Option<Pinned>,
     block: Option<Arc<Block>>,
-    /// Whether this device keeps book of who touches it: not of what was pinned in the context of another.
+    /// True if this device tracks its uses: not for memory pinned in the context of another.
     own: bool,
 }
 

@@ -1,6 +1,5 @@
-//! Owns the tests' way to a GPU: the stand-in for NVIDIA's driver library, compiled once for a state of its sources by the
-//! compilers at hand, loaded before anybody looks for the real one, and one of its devices for each test.
-//! It must never be part of anything but tests.
+//! The stand-in for NVIDIA's driver library, for tests: it is compiled once for each state of its sources, loaded
+//! before the real library is looked for, and gives each test one of its devices.
 #![allow(unreachable_pub, dead_code, reason = "each user is a program of its own, and uses a part of it")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -16,10 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use libloading::os::unix::Library;
 
-/// How many devices it has.
+/// Number of devices.
 const DEVICES: u32 = 64;
 
-/// The folder with `libcuda.so` in it, for `LD_LIBRARY_PATH`, and `nvrtc/libnvrtc.so`. Builds them where they are not there yet.
+/// The folder with `libcuda.so` in it, for `LD_LIBRARY_PATH`, and `nvrtc/libnvrtc.so`. Builds them where they are not
+/// there yet.
 pub fn folder() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = root.join("tests/standin");
@@ -81,9 +81,9 @@ fn run(command: &mut Command) {
 pub struct Report {
     /// `key=value` lines whose values are numbers.
     pub numbers: std::collections::BTreeMap<String, u64>,
-    /// What went against the rules, in words.
+    /// Violations, in words.
     pub violations: Vec<String>,
-    /// What was not given back, in words.
+    /// Leaks, in words.
     pub alive: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ impl Report {
                 ("violation", _) => report.violations.push(value.to_owned()),
                 ("alive", _) => report.alive.push(value.to_owned()),
                 (key, Ok(value)) => drop(report.numbers.insert(key.to_owned(), value)),
-                (key, Err(_)) => panic!("'{key}={value}' is no number"),
+                (key, Err(_)) => panic!("'{key}={value}' is not a number"),
             }
         }
         report
@@ -113,7 +113,7 @@ pub fn load() -> &'static Library {
     LIBRARY.get_or_init(|| {
         let path = folder().join("libcuda.so");
         #[allow(unsafe_code, reason = "a library is loaded")]
-        // SAFETY: its initialiser only reads the environment.
+        // SAFETY: its initializer only reads the environment.
         unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     })
 }
@@ -184,7 +184,7 @@ impl Standin {
         assert_eq!(self.report().violations, Vec::<String>::new());
     }
 
-    /// As above, and everything was given back.
+    /// As [`assert_lawful`](Self::assert_lawful), and without leaks.
     #[track_caller]
     pub fn assert_empty(&self) {
         self.assert_lawful();

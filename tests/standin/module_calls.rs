@@ -1,5 +1,4 @@
-//! Owns the calls about modules, the functions in them and their launches.
-//! It must never run a kernel: a launch is an operation on a stream.
+//! Calls about modules, their functions and launches. A launch is an operation on a stream, which the executor runs.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use crate::ptx::{self, Entry};
 use crate::{Out, put};
 
 const THREADS_PER_BLOCK_MAX: u64 = 1024;
-/// Shared memory of a block, as long as nobody asks for more; and the most that one can ask for.
+/// Shared memory of a block by default, and the most that a launch can ask for.
 const SHARED_BYTES: c_uint = 48 << 10;
 const SHARED_BYTES_MAX: c_uint = 227 << 10;
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_uint = 8;
@@ -81,7 +80,8 @@ pub unsafe extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, 
     })
 }
 
-/// The description of a tensor that a kernel is given. No kernel that is linked in takes one, so that it stays as it was.
+/// The description of a tensor that a kernel is given. No kernel that is linked in takes one, so that it stays as it
+/// was.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuTensorMapEncodeTiled() -> Code {
     SUCCESS
@@ -147,9 +147,9 @@ unsafe fn copy_params(entry: &Entry, params: *const *const c_void) -> Result<Vec
     let mut values = Vec::with_capacity(entry.params.len());
     for (at, param) in entry.params.iter().enumerate() {
         // SAFETY: the caller has so many.
-        let place = unsafe { params.add(at) };
+        let pointer = unsafe { params.add(at) };
         // SAFETY: as above.
-        let from = unsafe { place.read() };
+        let from = unsafe { pointer.read() };
         if from.is_null() {
             return Err(INVALID_HANDLE);
         }
@@ -161,16 +161,16 @@ unsafe fn copy_params(entry: &Entry, params: *const *const c_void) -> Result<Vec
     Ok(values)
 }
 
-/// What a launch touches.
+/// Memory that a launch accesses.
 struct Reach {
     touches: Vec<(bool, Touch)>,
     blocks: Vec<Arc<Block>>,
     wild: bool,
 }
 
-/// Finds out which memory the parameters lead to. The first pointer is what a kernel writes, if it writes anything, and the
-/// others are what it reads, each up to the next pointer into the same allocation, or to its end; no further than is known
-/// of the kernels under test.
+/// Finds out which memory the parameters lead to. The first pointer is what a kernel writes, if it writes anything, and
+/// the others are what it reads, each up to the next pointer into the same allocation, or to its end; no further than
+/// is known of the kernels under test.
 fn reach(state: &mut State, entry: &Entry, values: &[Vec<u64>], what: &str, rows: u32) -> Reach {
     let lengths = lengths(&entry.name.to_string_lossy(), values, rows as usize);
     let mut pointers = Vec::new();
@@ -209,16 +209,16 @@ fn reach(state: &mut State, entry: &Entry, values: &[Vec<u64>], what: &str, rows
     reach
 }
 
-/// How many bytes the kernels under test reach behind each of their pointers.
+/// Number of bytes that the kernels under test access behind each of their pointers.
 fn lengths(name: &str, values: &[Vec<u64>], rows: usize) -> Option<Vec<usize>> {
     let value = |at: usize| values.get(at).map_or(0, |value| value[0] as u32 as usize);
-    let (finished, stored) = (3 * value(4) * value(5), 3 * value(6) * value(7));
-    let element = match name.strip_prefix("feedstock_finish_") {
+    let elements = 3 * value(3);
+    let element = match name.strip_prefix("feedstock_convert_") {
         Some(kind) if kind.starts_with("b8_") => 1,
         Some(kind) if kind.starts_with("b16_") => 2,
         Some(_) => 4,
         None if name == "feedstock_step" => return Some(vec![1]),
         None => return None,
     };
-    Some(vec![rows * finished * element, rows * stored, 3 * 256 * element, 8 * rows])
+    Some(vec![rows * elements * element, rows * elements, 3 * 256 * element])
 }

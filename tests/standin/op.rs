@@ -1,5 +1,4 @@
-//! Owns the words that calls and executor speak to one another in: streams, events, and the operations on them.
-//! It must never do anything by itself.
+//! Streams, events, and the operations on them, shared by the calls and the executor.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -11,7 +10,7 @@ use crate::memory::Block;
 
 #[derive(Default)]
 pub struct Stream {
-    /// Whether it is ordered with the default stream (created with flags 0).
+    /// True if it is ordered with the default stream (created with flags 0).
     pub blocking: bool,
     pub queue: VecDeque<Op>,
     /// The head of the queue once it has begun, and when it may end.
@@ -19,9 +18,9 @@ pub struct Stream {
     /// Operations enqueued, and operations over.
     pub issued: u64,
     pub done: u64,
-    /// What is over once everything enqueued so far is.
+    /// Clock of the last operation enqueued.
     pub clock: Clock,
-    /// Since when its head could have gone on.
+    /// Time since which its head could have run.
     pub ready_since: Option<Instant>,
 }
 
@@ -61,7 +60,7 @@ pub struct Copy {
     pub len: usize,
     /// Bytes that were taken at the call, in place of `from`.
     pub snapshot: Option<Vec<u8>>,
-    /// Of the source at the call, where nobody may change it before the copy is over.
+    /// Hash of the source at the call, which must not change before the copy is over.
     pub checksum: Option<u64>,
     pub write_combined: bool,
 }
@@ -84,8 +83,8 @@ pub struct Launch {
     pub wild: bool,
 }
 
-/// The pinned source of a copy, which nobody may write until the host knows that the copy is over: neither while it is
-/// under way, which the copy itself finds out, nor after it, which would be right by luck alone.
+/// The pinned source of a copy, which must not be written until the host knows that the copy is over: neither while it
+/// is under way, which the copy itself finds out, nor after it, which would be right by luck alone.
 pub struct Watch {
     pub stream: usize,
     pub number: u64,

@@ -1,5 +1,5 @@
-//! Owns the reading of PTX text, as far as a launch needs it: which kernels there are and which parameters they take.
-//! It must never compile anything: the kernels themselves are host code that is linked in.
+//! Parses PTX as far as a launch needs it: the kernels and their parameters. The kernels themselves are host code that
+//! is linked in.
 
 use std::ffi::CString;
 
@@ -19,7 +19,7 @@ pub struct Param {
 pub struct Entry {
     pub name: CString,
     pub params: Vec<Param>,
-    /// Whether anything in it writes memory that others can see.
+    /// True if it writes memory that others can see.
     pub writes: bool,
 }
 
@@ -90,7 +90,7 @@ fn newest_version(driver: i32) -> (u32, u32) {
     }
 }
 
-/// What follows `.visible .entry`: `NAME( .param ..., .param ... ) { ... }`, and all up to the next one.
+/// Parses the text after `.visible .entry`: `NAME( .param ..., .param ... ) { ... }`, and all up to the next one.
 fn entry(text: &str) -> Option<Entry> {
     let (name, rest) = text.split_once('(')?;
     let (list, body) = rest.split_once(')')?;
@@ -100,7 +100,7 @@ fn entry(text: &str) -> Option<Entry> {
     Some(Entry { name, params, writes: body.split_whitespace().any(writes) })
 }
 
-/// Whether an instruction stores to memory that is not the thread's or block's own.
+/// Returns true if an instruction stores to memory that is not the thread's or block's own.
 fn writes(word: &str) -> bool {
     let stores = ["st.", "atom.", "red."].iter().any(|start| word.starts_with(start));
     stores && ![".shared", ".local", ".param"].iter().any(|space| word.contains(space))
@@ -128,7 +128,7 @@ fn param(text: &str) -> Option<Param> {
     Some(Param { bytes: bytes? * count, pointer })
 }
 
-/// The bytes of `.u64`, `.f32`, `.b8`; `None` for what is no type, such as `.align` and `.global`.
+/// The bytes of `.u64`, `.f32`, `.b8`; `None` for words that are not types, such as `.align` and `.global`.
 fn size_of_type(word: &str) -> Option<usize> {
     let bits = [".u", ".s", ".b", ".f"].iter().find_map(|kind| word.strip_prefix(kind))?;
     bits.parse::<usize>().ok().map(|bits| bits / 8)

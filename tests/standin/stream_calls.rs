@@ -1,5 +1,4 @@
-//! Owns the calls about streams and events.
-//! It must never let the host learn that something is over but from a call that says so.
+//! Calls about streams and events. The host learns that an operation is over only from a call that reports it.
 
 use std::ffi::c_uint;
 use std::sync::{Arc, OnceLock};
@@ -29,7 +28,7 @@ pub unsafe extern "C" fn cuStreamCreate(stream: Out<'_, usize>, flags: c_uint) -
     })
 }
 
-/// What is enqueued on it still runs.
+/// Enqueued work still runs.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamDestroy_v2(stream: usize) -> Code {
     call_to_release(|_, mut state| match state.stream_handles.remove(&stream) {
@@ -111,7 +110,7 @@ pub unsafe extern "C" fn cuEventCreate(event: Out<'_, usize>, flags: c_uint) -> 
     })
 }
 
-/// What waits for its record still does.
+/// Enqueued waits for its record stay.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventDestroy_v2(event: usize) -> Code {
     call_to_release(|_, mut state| match state.events.remove(&event) {
@@ -189,7 +188,7 @@ pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: Out<'_, f32>, start: usize, e
     unsafe { cuEventElapsedTime(ms, start, end) }
 }
 
-/// When a timed event passed; `None` while it has not.
+/// Time at which a timed event passed; `None` if it has not.
 fn passed_at(state: &mut State, handle: usize) -> Result<Option<Instant>, Code> {
     let event = state.event(handle, "cuEventElapsedTime")?;
     let record = event.record.clone().filter(|_| event.timed).ok_or(INVALID_HANDLE)?;

@@ -251,7 +251,7 @@ fn transfer(args: &BenchArgs, stop: &Stop) -> Result<StageBench, Failure> {
         next = 1 - next;
         let fed = done.wait().and_then(|()| {
             let from = slot.clone();
-            device.enqueue_batch(Transfer { from, samples, spec, format, windows: None, to, after: Event::done() })
+            device.enqueue_batch(Transfer { from, samples, spec, format, to, after: Event::done() })
         });
         match fed {
             Ok(fed) => *done = fed.ready,

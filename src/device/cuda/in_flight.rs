@@ -1,21 +1,19 @@
-//! Owns what the streams still work on: the handles of slots and device memory that copies and kernels use, until they
-//! are over, and the record of how long each stream was busy.
-//! It must never let go of anything before the mark behind it has passed.
+//! Work in progress on the streams: handles of the slots and the device memory that copies and kernels use, each held
+//! until the event behind the work has passed; and the busy time of each stream.
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::event::RecordedEvent;
+use super::recorded_event::RecordedEvent;
 use crate::device::stream_trace::{self, What};
 use crate::device::{DeviceError, HostMemory, Utilization};
 use crate::sync::{Arc, Mutex, lock};
 
-/// Intervals that are kept for the record at most; older ones are given up (and the busy time of a consumer that never
-/// releases a batch with them).
+/// Most intervals kept; older ones are dropped, and with them the busy time of a consumer that never releases a batch.
 const INTERVALS_MAX: usize = 4096;
 
-/// What is under way on the streams of one device.
+/// Work in progress on the streams of one device.
 #[derive(Debug, Default)]
 pub(super) struct InFlight(Mutex<Inner>);
 
@@ -25,28 +23,28 @@ struct Inner {
     slots: VecDeque<(Arc<RecordedEvent>, Arc<HostMemory>)>,
     /// Device memory that is being written, in the order of the stream that writes it last.
     memory: VecDeque<(Arc<RecordedEvent>, Arc<dyn Any + Send + Sync>)>,
-    /// What the device may use, and nobody knows any more until when.
+    /// Memory that the device may use without an event that tells until when.
     unknown: Vec<(Arc<HostMemory>, Arc<dyn Any + Send + Sync>)>,
     started: Option<Instant>,
     copy: Busy,
     compute: Busy,
-    /// Of interest to who draws a timeline, and to nobody else.
+    /// Measured for `tracing` alone.
     convert: Busy,
 }
 
-/// How long one stream was busy.
+/// Busy time of one stream.
 #[derive(Debug, Default)]
 struct Busy {
     total: Duration,
-    /// Beginnings whose end has not been enqueued.
+    /// Begins whose end has not been enqueued.
     open: VecDeque<(u64, Arc<RecordedEvent>)>,
-    /// Begun and ended, in the order of their ends.
+    /// Complete intervals, in the order of their ends.
     intervals: VecDeque<Interval>,
-    /// The last end that was counted.
+    /// Last end that was counted.
     counted: Option<(u64, Arc<RecordedEvent>)>,
-    /// How many marks there were.
-    marks: u64,
-    /// The same moment by the host's clock and on the device: the first beginning, then the last end that was told.
+    /// Number of events so far.
+    events: u64,
+    /// One moment by the host's clock and on the device: the first begin, then the last end that was traced.
     moment: Option<(Instant, Arc<RecordedEvent>)>,
 }
 
@@ -58,41 +56,41 @@ struct Interval {
 
 impl Busy {
     fn number(&mut self) -> u64 {
-        self.marks += 1;
-        self.marks
+        self.events += 1;
+        self.events
     }
 
-    fn begin(&mut self, mark: Arc<RecordedEvent>) {
+    fn begin(&mut self, event: Arc<RecordedEvent>) {
         let number = self.number();
-        // An idle stream passes it at once, so that the two clocks agree to within a launch.
-        self.moment.get_or_insert_with(|| (Instant::now(), Arc::clone(&mark)));
-        self.open.push_back((number, mark));
+        // An idle stream passes the event at once, so the two clocks agree to within a launch.
+        self.moment.get_or_insert_with(|| (Instant::now(), Arc::clone(&event)));
+        self.open.push_back((number, event));
         if self.open.len() > INTERVALS_MAX {
             self.open.pop_front();
         }
     }
 
-    fn end(&mut self, mark: Arc<RecordedEvent>) {
+    fn end(&mut self, event: Arc<RecordedEvent>) {
         let number = self.number();
         if let Some(begin) = self.open.pop_front() {
-            self.intervals.push_back(Interval { begin, end: (number, mark) });
+            self.intervals.push_back(Interval { begin, end: (number, event) });
         }
     }
 
-    /// Counts what is over on this stream, and tells it.
+    /// Counts the intervals that are over, and traces them.
     fn count(&mut self, what: What) -> Result<(), DeviceError> {
         while let Some(Interval { begin, end }) = self.intervals.front() {
             if self.intervals.len() <= INTERVALS_MAX && !end.1.is_passed()? {
                 break;
             }
             if end.1.is_passed()? {
-                // Where intervals overlap, time counts once: from the end before on, if that is the later of the two.
+                // Overlapping time counts once: from the later of this begin and the previous end.
                 let from = self.counted.as_ref().filter(|counted| counted.0 > begin.0).unwrap_or(begin);
-                let busy = from.1.recorded().until(end.1.recorded())?;
+                let busy = from.1.raw().until(end.1.raw())?;
                 self.total += busy;
-                if let Some((host, device)) = self.moment.as_ref().filter(|_| stream_trace::is_wanted()) {
-                    let ended = *host + device.recorded().until(end.1.recorded())?;
-                    stream_trace::over(what, ended.checked_sub(busy).unwrap_or(ended), ended);
+                if let Some((host, device)) = self.moment.as_ref().filter(|_| stream_trace::is_enabled()) {
+                    let ended = *host + device.raw().until(end.1.raw())?;
+                    stream_trace::emit(what, ended.checked_sub(busy).unwrap_or(ended), ended);
                     self.moment = Some((ended, Arc::clone(&end.1)));
                 }
                 self.counted = Some(end.clone());
@@ -104,8 +102,8 @@ impl Busy {
 }
 
 impl InFlight {
-    /// A copy out of `slot`, begun at `begun` and over at `copied`, and the writing of `memory`, over at `ready`.
-    pub(super) fn fed(
+    /// Holds `slot` until `copied` and `memory` until `ready`; the copy began at `begun`.
+    pub(super) fn add(
         &self,
         slot: Arc<HostMemory>,
         memory: Arc<dyn Any + Send + Sync>,
@@ -118,43 +116,43 @@ impl InFlight {
         inner.memory.push_back((Arc::clone(ready), memory));
         inner.copy.begin(begun);
         inner.copy.end(Arc::clone(copied));
-        if stream_trace::is_wanted() && !Arc::ptr_eq(copied, ready) {
+        if stream_trace::is_enabled() && !Arc::ptr_eq(copied, ready) {
             inner.convert.begin(Arc::clone(copied));
             inner.convert.end(Arc::clone(ready));
         }
     }
 
-    /// Keeps both for good: a copy may have been enqueued, and nothing says when it is over.
+    /// Holds both forever: a copy may have been enqueued, and no event tells its end.
     pub(super) fn leak_unknown(&self, slot: Arc<HostMemory>, memory: Arc<dyn Any + Send + Sync>) {
         lock(&self.0).unknown.push((slot, memory));
     }
 
-    /// The consumer's work on a batch begins at `mark`, which was recorded after `since`.
-    pub(super) fn begin(&self, since: Instant, mark: Arc<RecordedEvent>) {
+    /// Begins the consumer's work on a batch at `event`, which was recorded after `since`.
+    pub(super) fn begin(&self, since: Instant, event: Arc<RecordedEvent>) {
         let mut inner = lock(&self.0);
         if inner.started.is_none() {
             inner.started = Some(since);
-            // Batches that were made ready before are none of the time that is looked at.
+            // Busy time starts with the first step.
             inner.copy.total = Duration::ZERO;
         }
-        inner.compute.begin(mark);
+        inner.compute.begin(event);
     }
 
-    /// The consumer's work on the batch that was begun first and is not ended ends here.
-    pub(super) fn end(&self, mark: &Arc<RecordedEvent>) {
-        lock(&self.0).compute.end(Arc::clone(mark));
+    /// Ends the oldest of the consumer's begun batches at `event`.
+    pub(super) fn end(&self, event: &Arc<RecordedEvent>) {
+        lock(&self.0).compute.end(Arc::clone(event));
     }
 
-    /// Lets go of what is over. Never blocks.
+    /// Drops the memory of finished work. Never blocks.
     pub(super) fn reap(&self) -> Result<(), DeviceError> {
         let mut inner = lock(&self.0);
-        while let Some((mark, _)) = inner.slots.front()
-            && mark.is_passed()?
+        while let Some((event, _)) = inner.slots.front()
+            && event.is_passed()?
         {
             inner.slots.pop_front();
         }
-        while let Some((mark, _)) = inner.memory.front()
-            && mark.is_passed()?
+        while let Some((event, _)) = inner.memory.front()
+            && event.is_passed()?
         {
             inner.memory.pop_front();
         }
@@ -163,12 +161,12 @@ impl InFlight {
         inner.compute.count(What { stream: "compute", what: "step" })
     }
 
-    /// Waits until everything is over, at most this long, and lets go of it.
+    /// Waits until all work is finished, at most this long, and drops its memory.
     pub(super) fn synchronize(&self, limit: Duration) {
         let start = Instant::now();
         loop {
             if self.reap().is_err() {
-                // Nothing works any more, so nothing is being worked on.
+                // A device that fails does no more work.
                 drop(std::mem::take(&mut *lock(&self.0)));
                 return;
             }
@@ -181,7 +179,7 @@ impl InFlight {
         }
     }
 
-    /// What is left, and what was unknown, goes to nobody: the device may use it for as long as the process lives.
+    /// Leaks the memory that is still held: the device may use it for as long as the process lives.
     pub(super) fn leak(&self) {
         let inner = std::mem::take(&mut *lock(&self.0));
         inner.slots.into_iter().for_each(|(_, slot)| std::mem::forget(slot));
@@ -189,9 +187,9 @@ impl InFlight {
         inner.memory.into_iter().for_each(|(_, memory)| std::mem::forget(memory));
     }
 
-    /// How busy the streams were, as far as what is over tells.
+    /// Utilization by the work that is finished.
     pub(super) fn utilization(&self) -> Utilization {
-        // What went wrong sticks to the device, and is told by the next call.
+        // An error sticks to the device, and the next call returns it.
         let _ = self.reap();
         let inner = lock(&self.0);
         Utilization {

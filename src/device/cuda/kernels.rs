@@ -1,5 +1,4 @@
-//! Owns the kernels that ship with the library, as PTX that the driver compiles, and how they are launched.
-//! It must never order a stream: whoever calls it has done that.
+//! The kernels, which ship as PTX that the driver compiles, and their launches. The callers order the streams.
 
 use std::ffi::CStr;
 use std::time::Duration;
@@ -9,12 +8,12 @@ use crate::device::DeviceError;
 use crate::sync::Arc;
 use crate::tensor::{CHANNELS, DType, Layout, SampleSpec};
 
-/// Made of `kernels.cu` by `scripts/kernels`.
+/// Compiled from `kernels.cu` by `scripts/kernels`.
 const PTX: &str = include_str!("kernels.ptx");
 
-/// Threads of a block, as `kernels.cu` is written for.
+/// Threads of a block; `BLOCK` in `kernels.cu`.
 const BLOCK: u32 = 256;
-/// Quads (4 pixels) that one thread does where a batch is large enough: they pay for the block's look at the table.
+/// Quads (4 pixels) of one thread if the batch is large enough, to pay for the block's load of the table.
 const QUADS_PER_THREAD: u64 = 4;
 /// Blocks that fill a multiprocessor.
 const BLOCKS_PER_MULTIPROCESSOR: u64 = 8;
@@ -32,14 +31,12 @@ pub(super) struct Kernels {
     _module: Module,
 }
 
-/// Where a batch is finished: addresses on the device.
+/// Device addresses of one conversion.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
-    pub(super) finished: u64,
+    pub(super) output: u64,
     pub(super) pixels: u64,
     pub(super) table: u64,
-    /// 0 where no sample has a window.
-    pub(super) places: u64,
 }
 
 impl Kernels {
@@ -48,9 +45,9 @@ impl Kernels {
         let of = |name: &CStr| context.kernel(&module, name);
         Ok(Kernels {
             convert: [
-                [of(c"feedstock_finish_b8_nhwc")?, of(c"feedstock_finish_b8_nchw")?],
-                [of(c"feedstock_finish_b16_nhwc")?, of(c"feedstock_finish_b16_nchw")?],
-                [of(c"feedstock_finish_b32_nhwc")?, of(c"feedstock_finish_b32_nchw")?],
+                [of(c"feedstock_convert_b8_nhwc")?, of(c"feedstock_convert_b8_nchw")?],
+                [of(c"feedstock_convert_b16_nhwc")?, of(c"feedstock_convert_b16_nchw")?],
+                [of(c"feedstock_convert_b32_nhwc")?, of(c"feedstock_convert_b32_nchw")?],
             ],
             step: of(c"feedstock_step")?,
             copy: of(c"feedstock_copy")?,
@@ -59,18 +56,18 @@ impl Kernels {
         })
     }
 
-    /// Enqueues the finish of a batch that is not empty.
+    /// Enqueues the conversion of a batch that is not empty.
     ///
     /// # Safety
-    /// The addresses hold what [`Addresses`] says, for this many samples, until the stream is past it, and nothing else uses
-    /// them in an order that events have not settled.
-    #[allow(unsafe_code, reason = "a kernel is given addresses")]
+    /// The addresses are valid for this many samples until the kernel is over, and every other use of them is ordered
+    /// before or after it by events.
+    #[allow(unsafe_code, reason = "a kernel gets addresses")]
     pub(super) unsafe fn convert(
         &self,
         stream: &Stream,
         at: Addresses,
         samples: usize,
-        (stored, spec): (SampleSpec, SampleSpec),
+        spec: SampleSpec,
         (dtype, layout): (DType, Layout),
     ) -> Result<(), DeviceError> {
         let by_size = match dtype {
@@ -79,7 +76,8 @@ impl Kernels {
             DType::F32 => 2,
         };
         let kernel = self.convert[by_size][usize::from(layout == Layout::Nchw)];
-        let quads = ((spec.elements() / CHANNELS) as u64).div_ceil(4);
+        let plane = (spec.elements() / CHANNELS) as u32;
+        let quads = u64::from(plane.div_ceil(4));
         let block = u64::from(BLOCK);
         // Few samples are spread thinner, so that they fill the device.
         let filling = (BLOCKS_PER_MULTIPROCESSOR * u64::from(self.multiprocessors)).div_ceil(samples as u64);
@@ -87,21 +85,12 @@ impl Kernels {
         let mut at = at;
         for first in (0..samples).step_by(SAMPLES_PER_LAUNCH) {
             let rows = (samples - first).min(SAMPLES_PER_LAUNCH);
-            let arguments = [
-                Argument::U64(at.finished),
-                Argument::U64(at.pixels),
-                Argument::U64(at.table),
-                Argument::U64(at.places),
-                Argument::U32(spec.height),
-                Argument::U32(spec.width),
-                Argument::U32(stored.height),
-                Argument::U32(stored.width),
-            ];
-            // SAFETY: as the caller says; these are the kernel's parameters.
+            let arguments =
+                [Argument::U64(at.output), Argument::U64(at.pixels), Argument::U64(at.table), Argument::U32(plane)];
+            // SAFETY: the caller vouches for the addresses; these are the kernel's parameters.
             unsafe { stream.launch(kernel, [across, rows as u32], BLOCK, &arguments) }?;
-            at.finished += (rows * spec.size_bytes(dtype)) as u64;
-            at.pixels += (rows * stored.elements()) as u64;
-            at.places += if at.places == 0 { 0 } else { (rows * 8) as u64 };
+            at.output += (rows * spec.size_bytes(dtype)) as u64;
+            at.pixels += (rows * spec.elements()) as u64;
         }
         Ok(())
     }
@@ -109,25 +98,25 @@ impl Kernels {
     /// Enqueues a step that reads the byte at `at` and keeps the stream busy for this long.
     ///
     /// # Safety
-    /// The byte is device memory that nothing writes in an order that events have not settled.
-    #[allow(unsafe_code, reason = "a kernel is given an address")]
+    /// The byte is device memory, and every write of it is ordered before or after the step by events.
+    #[allow(unsafe_code, reason = "a kernel gets an address")]
     pub(super) unsafe fn step(&self, stream: &Stream, at: u64, duration: Duration) -> Result<(), DeviceError> {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        // SAFETY: as the caller says; these are the kernel's parameters.
+        // SAFETY: the caller vouches for the addresses; these are the kernel's parameters.
         unsafe { stream.launch(self.step, [1, 1], 1, &[Argument::U64(at), Argument::U64(nanoseconds)]) }
     }
 
-    /// Enqueues a plain copy on the device: what finishing is measured against.
+    /// Enqueues a plain copy on the device, which conversion is measured against.
     ///
     /// # Safety
-    /// `len` bytes at both addresses are device memory that nothing else uses in an order that events have not settled.
-    #[allow(unsafe_code, reason = "a kernel is given addresses")]
+    /// `len` bytes at both addresses are device memory, and every other use of them is ordered by events.
+    #[allow(unsafe_code, reason = "a kernel gets addresses")]
     pub(super) unsafe fn copy(&self, stream: &Stream, to: u64, from: u64, len: usize) -> Result<(), DeviceError> {
         let vectors = len as u64 / 16;
         let arguments = [Argument::U64(to), Argument::U64(from), Argument::U64(vectors)];
         let filling = BLOCKS_PER_MULTIPROCESSOR * u64::from(self.multiprocessors);
         let across = vectors.div_ceil(u64::from(BLOCK) * QUADS_PER_THREAD).clamp(1, filling) as u32;
-        // SAFETY: as the caller says; these are the kernel's parameters.
+        // SAFETY: the caller vouches for the addresses; these are the kernel's parameters.
         unsafe { stream.launch(self.copy, [across, 1], BLOCK, &arguments) }
     }
 }

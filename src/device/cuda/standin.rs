@@ -1,5 +1,4 @@
-//! Owns the unit tests' way to a GPU: the stand-in for the driver (`tests/standin`).
-//! It must never be part of anything but tests.
+//! The stand-in for the driver (`tests/standin`), for unit tests.
 
 #[path = "../../../tests/standin/mod.rs"]
 mod shared;

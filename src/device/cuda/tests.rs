@@ -1,5 +1,5 @@
-//! What only a CUDA device promises, on the stand-in for its driver: order by events alone, memory made once, errors with
-//! their meaning, nothing left behind.
+//! Guarantees of a CUDA device alone, on the stand-in for its driver: order by events, memory allocated once, errors
+//! with their meaning, no leaks.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn feed(
     after: Event,
 ) -> Result<TransferEvents, DeviceError> {
     let (from, samples) = (Arc::clone(from), from.len() / SPEC.elements());
-    device.enqueue_batch(Transfer { from, samples, spec: SPEC, format, windows: None, to, after })
+    device.enqueue_batch(Transfer { from, samples, spec: SPEC, format, to, after })
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn memory_that_runs_out_names_who_holds_it_and_when() {
         "out of device memory: 256 B asked for",
         "after 1 batches",
         "free before: 28.6 MiB 0 s ago",
-        "Something has grown",
+        "Memory use has grown",
     ] {
         assert!(error.contains(words), "{words}: {error}");
     }
@@ -168,7 +168,7 @@ fn a_device_that_is_lost_fails_every_event_and_every_later_call() {
     assert_eq!(device.order_after(&Event::done()), Err(lost));
     let began = Instant::now();
     drop((to, from, device));
-    assert!(began.elapsed() < Duration::from_secs(5), "nobody waits for a device that is gone");
+    assert!(began.elapsed() < Duration::from_secs(5), "there is no wait for a lost device");
     assert_eq!(standin.report().violations, Vec::<String>::new());
 }
 
@@ -241,7 +241,7 @@ fn a_consumer_with_a_stream_of_its_own_reads_and_releases_in_order() {
 }
 
 #[test]
-fn memory_of_somebody_elses_is_fed_and_given_back_to_them() {
+fn memory_of_another_library_is_used_and_returned() {
     let standin = Standin::new("");
     let context = Context::open(standin.number()).expect("a context");
     let lender = Arc::clone(&context);
@@ -250,7 +250,7 @@ fn memory_of_somebody_elses_is_fed_and_given_back_to_them() {
         Ok((place, Box::new((bytes, place)) as Box<dyn Any + Send + Sync>))
     };
     #[allow(unsafe_code, reason = "what a training library would do")]
-    // SAFETY: device memory of this length that nobody else uses.
+    // SAFETY: device memory of this length that nothing else uses.
     let device = unsafe { CudaDevice::open_with(standin.number(), allocate) }.expect("a device");
     let mut to = memory(&device, 2, &F32);
     let from = slot(&device, &pixels(2 * SPEC.elements(), 3));

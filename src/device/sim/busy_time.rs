@@ -1,11 +1,10 @@
-//! Owns the count of how long each stream was busy since the first step began.
-//! It must never read the clock itself: streams keep simulated time.
+//! Busy time of each stream since the first step began. The callers pass the time, which is simulated.
 
 use std::time::{Duration, Instant};
 
 use crate::device::Utilization;
 
-/// Which stream.
+/// A stream of the device.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StreamKind {
     Copy,
@@ -40,7 +39,7 @@ impl BusyTime {
         busy.since = None;
     }
 
-    /// Everything up to `now`, what is still running included.
+    /// Busy time up to `now`, including work in progress.
     pub(super) fn read(&self, now: Instant) -> Utilization {
         let total = |busy: &Busy| busy.total + busy.running(self.started, now);
         Utilization {
@@ -59,7 +58,7 @@ impl BusyTime {
 }
 
 impl Busy {
-    /// Time from the later of the two beginnings to `at`; none before the first step.
+    /// Time from the later of the two beginnings to `at`; zero before the first step.
     fn running(&self, started: Option<Instant>, at: Instant) -> Duration {
         match (self.since, started) {
             (Some(since), Some(started)) => at.saturating_duration_since(since.max(started)),
@@ -73,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_counts_from_the_first_step_on() {
+    fn busy_time_starts_with_the_first_step() {
         let zero = Instant::now();
         let at = |ms: u64| zero + Duration::from_millis(ms);
         let ms = Duration::from_millis;

@@ -1,5 +1,4 @@
-//! Owns the settings of the simulated accelerator and the way people write them.
-//! It must never accept a setting in silence that it does not know.
+//! Settings of the simulated accelerator, and their text form. Unknown settings are errors.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,23 +7,23 @@ use std::time::Duration;
 use crate::device::DeviceError;
 use crate::units::ByteCount;
 
-/// The longest latency or step that can be asked for. A longer one is a slip of the keyboard.
+/// Longest latency or step. A longer one is a typing error.
 const DURATION_MAX: Duration = Duration::from_secs(3600);
 
 const KEYS: &str = "h2d, latency, step, memory, fail-copy, lose-after";
 
-/// What a simulated accelerator is like.
+/// Settings of a simulated accelerator.
 ///
-/// Written `sim` or `sim:key=value,...`, in any order, each key at most once:
+/// The text form is `sim` or `sim:key=value,...`, in any order, each key at most once:
 ///
-/// | key | means | default |
+/// | key | meaning | default |
 /// |---|---|---|
 /// | `h2d` | speed of copies from host to device: a size per second | `25GB/s` (PCIe 4.0 x16) |
-/// | `latency` | what each copy costs before its first byte moves | `10us` |
-/// | `step` | how long the consumer's step keeps the compute stream busy | `0us` |
+/// | `latency` | latency of each copy before its first byte moves | `10us` |
+/// | `step` | time that one training step keeps the compute stream busy | `0us` |
 /// | `memory` | size of the device's memory | no limit |
-/// | `fail-copy` | the number of a copy (from 1) that fails | none does |
-/// | `lose-after` | how many commands are done before the device is lost | it stays |
+/// | `fail-copy` | number of a copy (from 1) that fails | none |
+/// | `lose-after` | number of commands before the device is lost | never |
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,15 +38,15 @@ const KEYS: &str = "h2d, latency, step, memory, fail-copy, lose-after";
 pub struct SimSpec {
     /// Speed of copies from host to device, bytes per second; not zero.
     pub h2d_bytes_per_s: u64,
-    /// What each copy costs before its first byte moves.
+    /// Latency of each copy before its first byte moves.
     pub latency: Duration,
-    /// How long one step of the consumer keeps the compute stream busy.
+    /// Time that one training step keeps the compute stream busy.
     pub step: Duration,
-    /// Size of the device's memory; `None` for as much as the host has.
+    /// Size of the device's memory; `None` for no limit.
     pub memory: Option<ByteCount>,
-    /// The number of a copy, from 1, that fails, and the device with it.
+    /// Number of a copy, from 1, that fails, and the device with it.
     pub fail_copy: Option<u64>,
-    /// How many commands (copies, steps, waits) are done before the device is lost.
+    /// Number of commands (copies, steps, waits) before the device is lost.
     pub lose_after: Option<u64>,
 }
 
@@ -65,7 +64,7 @@ impl Default for SimSpec {
 }
 
 impl SimSpec {
-    /// How long a copy of this many bytes takes.
+    /// Duration of a copy of `len` bytes.
     #[must_use]
     pub fn copy_time(&self, len: usize) -> Duration {
         let nanos = len as u128 * 1_000_000_000 / u128::from(self.h2d_bytes_per_s.max(1));
@@ -80,7 +79,7 @@ impl SimSpec {
             "memory" => self.memory = Some(value.parse::<ByteCount>().map_err(|error| error.to_string())?),
             "fail-copy" => self.fail_copy = Some(parse_count(value, 1)?),
             "lose-after" => self.lose_after = Some(parse_count(value, 0)?),
-            _ => return Err(format!("'{key}' is no setting of it; there are {KEYS}")),
+            _ => return Err(format!("unknown setting '{key}': expected {KEYS}")),
         }
         Ok(())
     }
@@ -93,7 +92,7 @@ impl FromStr for SimSpec {
         let refused = |cause: String| DeviceError::Spec { text: text.to_owned(), cause };
         let (kind, settings) = text.split_once(':').unwrap_or((text, ""));
         if !kind.trim().eq_ignore_ascii_case("sim") {
-            return Err(refused("a simulated one is called sim".to_owned()));
+            return Err(refused("expected sim or sim:key=value,...".to_owned()));
         }
         let mut spec = SimSpec::default();
         let mut seen: Vec<&str> = Vec::new();
@@ -101,7 +100,7 @@ impl FromStr for SimSpec {
         for setting in settings.split(',').filter(|_| !settings.trim().is_empty()) {
             let (key, value) = setting
                 .split_once('=')
-                .ok_or_else(|| refused(format!("'{setting}' is no key=value; the keys are {KEYS}")))?;
+                .ok_or_else(|| refused(format!("'{setting}' is not key=value; the keys are {KEYS}")))?;
             let key = key.trim();
             if seen.contains(&key) {
                 return Err(refused(format!("{key} is given twice")));
@@ -137,7 +136,7 @@ impl fmt::Display for SimSpec {
     }
 }
 
-/// A number in the largest of its units that holds it without a fraction; the last unit is 1.
+/// A number in the largest of its units that leaves no fraction; the last unit is 1.
 struct Exact(u128, &'static [(&'static str, u128)]);
 
 impl fmt::Display for Exact {
@@ -159,17 +158,17 @@ fn exact(duration: Duration) -> Exact {
 }
 
 fn parse_rate(text: &str) -> Result<u64, String> {
-    let refused = || format!("'{text}' is no speed: write a size per second, such as 25GB/s");
+    let refused = || format!("invalid speed '{text}': expected a size per second, such as 25GB/s");
     let size = text.strip_suffix("/s").ok_or_else(refused)?;
     match size.parse::<ByteCount>() {
-        Ok(ByteCount(0)) => Err("a speed of zero moves nothing".to_owned()),
+        Ok(ByteCount(0)) => Err("the speed must be above zero".to_owned()),
         Ok(ByteCount(rate)) => Ok(rate),
         Err(_) => Err(refused()),
     }
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let refused = || format!("'{text}' is no time: write a number and ns, us, ms or s, such as 20ms");
+    let refused = || format!("invalid time '{text}': expected a number and ns, us, ms or s, such as 20ms");
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(refused)?;
     let (number, unit) = text.split_at(split);
     let scale = match unit.trim() {
@@ -190,7 +189,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 fn parse_count(text: &str, least: u64) -> Result<u64, String> {
     match text.parse::<u64>() {
         Ok(count) if count >= least => Ok(count),
-        _ => Err(format!("'{text}' is no count from {least} on")),
+        _ => Err(format!("invalid count '{text}': expected a whole number from {least} on")),
     }
 }
 
@@ -212,26 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_setting_is_refused_with_words() {
+    fn invalid_settings_are_refused_with_the_reason() {
         for (text, words) in [
-            ("sim:step", "'step' is no key=value"),
-            ("sim:step=20ms,", "'' is no key=value"),
+            ("sim:step", "'step' is not key=value"),
+            ("sim:step=20ms,", "'' is not key=value"),
             ("sim:step=1s,step=2s", "step is given twice"),
-            ("sim:speed=9", "'speed' is no setting of it; there are h2d, latency"),
-            ("sim:h2d=25GB", "'25GB' is no speed"),
-            ("sim:h2d=fast/s", "'fast/s' is no speed"),
-            ("sim:h2d=0/s", "moves nothing"),
-            ("sim:step=20", "'20' is no time"),
-            ("sim:step=20min", "'20min' is no time"),
-            ("sim:step=-1s", "'-1s' is no time"),
-            ("sim:step=1.2.3s", "'1.2.3s' is no time"),
+            ("sim:speed=9", "unknown setting 'speed': expected h2d, latency"),
+            ("sim:h2d=25GB", "invalid speed '25GB'"),
+            ("sim:h2d=fast/s", "invalid speed 'fast/s'"),
+            ("sim:h2d=0/s", "above zero"),
+            ("sim:step=20", "invalid time '20'"),
+            ("sim:step=20min", "invalid time '20min'"),
+            ("sim:step=-1s", "invalid time '-1s'"),
+            ("sim:step=1.2.3s", "invalid time '1.2.3s'"),
             ("sim:step=3601s", "longer than an hour"),
-            ("sim:memory=12Q", "invalid size '12Q'"),
-            ("sim:fail-copy=0", "'0' is no count from 1"),
-            ("cpu", "called sim"),
+            ("sim:memory=12Q", "12Q"),
+            ("sim:fail-copy=0", "invalid count '0'"),
+            ("cpu", "expected sim"),
         ] {
             let error = text.parse::<SimSpec>().expect_err(text).to_string();
-            assert!(error.starts_with(&format!("'{text}' is no device")) && error.contains(words), "{error}");
+            assert!(error.starts_with(&format!("unknown device '{text}'")) && error.contains(words), "{error}");
         }
     }
 
@@ -245,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_parses_to_the_same(
+        fn printed_settings_parse_to_the_same(
             h2d_bytes_per_s in 1u64..1 << 50,
             latency in 0u64..1 << 41,
             step in 0u64..1 << 41,

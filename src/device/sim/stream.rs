@@ -1,5 +1,5 @@
-//! Owns one stream of the simulated accelerator: its queue, its thread, how far it has got, and its points as events.
-//! It must never know what the commands do.
+//! One stream of the simulated accelerator: a queue of commands, the thread that runs them, its progress, and its
+//! events.
 
 use std::fmt;
 use std::thread::JoinHandle;
@@ -10,13 +10,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::device::{DeviceError, Event, Signal};
 use crate::sync::{Arc, Condvar, Mutex, PoisonError, lock, spawn};
 
-/// Commands that may be enqueued and not yet begun; one more waits, as it does on a GPU.
+/// Commands that may be enqueued and not yet begun; one more blocks the caller, as on a GPU.
 const QUEUE_DEPTH_MAX: usize = 1024;
 
-/// How far a stream has got. Commands are numbered from 1.
+/// Progress of a stream. Commands are numbered from 1.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// "copy" or "step": what a command of this stream is called.
+    /// Name of a command of this stream: "copy" or "step".
     pub(super) command: &'static str,
     state: Mutex<State>,
     moved: Condvar,
@@ -33,7 +33,7 @@ impl Progress {
         Arc::new(Progress { command, state: Mutex::default(), moved: Condvar::new() })
     }
 
-    /// Everything up to this command is done, unless the stream has failed before.
+    /// Marks everything up to this command as done, unless the stream has failed before.
     pub(super) fn pass(&self, number: u64) {
         let mut state = lock(&self.state);
         if state.failed.is_none() {
@@ -42,7 +42,7 @@ impl Progress {
         }
     }
 
-    /// Nothing that is not done by now will ever be. The first reason stays.
+    /// Fails every command that is not done by now. The first error stays.
     pub(super) fn fail(&self, error: &DeviceError) {
         lock(&self.state).failed.get_or_insert_with(|| error.clone());
         self.moved.notify_all();
@@ -75,14 +75,14 @@ impl Progress {
     }
 }
 
-/// The end of one command: what is in this device's events.
+/// Signal of an event: the end of one command.
 pub(super) struct SimEvent {
     progress: Arc<Progress>,
     number: u64,
 }
 
 impl SimEvent {
-    /// The number of the command of this stream that `event` is the end of; `None` if it is anything else.
+    /// Number of the command of this stream that `event` is the end of; `None` for any other event.
     pub(super) fn number_on(progress: &Arc<Progress>, event: &Event) -> Option<u64> {
         event.signal::<SimEvent>().filter(|point| Arc::ptr_eq(&point.progress, progress)).map(|point| point.number)
     }
@@ -100,16 +100,16 @@ impl fmt::Debug for SimEvent {
     }
 }
 
-/// A command with its place on the stream.
+/// A command with its number on the stream.
 pub(super) struct Command<W> {
     pub(super) number: u64,
-    /// What has to pass before it begins.
+    /// Event that passes before the command begins.
     pub(super) after: Event,
     pub(super) enqueued_at: Instant,
     pub(super) work: W,
 }
 
-/// A queue of commands and the thread that does them in order. Ends with its queue.
+/// A queue of commands and the thread that runs them in order. The thread ends with the queue.
 #[derive(Debug)]
 pub(super) struct Stream<W> {
     progress: Arc<Progress>,
@@ -122,9 +122,9 @@ pub(super) struct Stream<W> {
 
 #[derive(Debug, Default)]
 struct Tail {
-    /// The last command enqueued.
+    /// Number of the last command enqueued.
     number: u64,
-    /// The last command of the other stream that everything enqueued from here on comes after, whatever the clock says.
+    /// Number of the last command of the other stream that all commands from here on come after, by order of events.
     seen: u64,
 }
 
@@ -151,8 +151,8 @@ impl<W: Send + 'static> Stream<W> {
         })
     }
 
-    /// Enqueues what `work` makes of the command's number and of the last command of the other stream that it comes
-    /// after. Where `work` refuses, nothing has happened.
+    /// Enqueues the work that `work` makes from the command's number and from the number of the last command of the
+    /// other stream that it comes after. If `work` fails, nothing is enqueued.
     pub(super) fn push(
         &self,
         after: &Event,
@@ -171,7 +171,7 @@ impl<W: Send + 'static> Stream<W> {
         Ok(self.point(number))
     }
 
-    /// The present end.
+    /// Event of the present end.
     pub(super) fn end(&self) -> Event {
         let number = lock(&self.tail).number;
         if number == 0 { Event::done() } else { self.point(number) }
@@ -186,7 +186,7 @@ impl<W> Drop for Stream<W> {
     fn drop(&mut self) {
         self.commands = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has already failed every event; there is nobody here to tell.
+            // A panic of the thread has already failed every event.
             let _ = thread.join();
         }
     }

@@ -1,5 +1,5 @@
-//! What only the simulated accelerator promises: every kind of violation is caught, none is invented, faults surface, and
-//! time passes.
+//! Guarantees of the simulated accelerator alone: every kind of violation is caught, none is invented, faults surface,
+//! and time passes.
 //!
 //! No test hangs on the clock. Streams are held up by a `Gate`, an event that passes when the test says so.
 
@@ -55,7 +55,7 @@ fn feed(
     after: &Event,
 ) -> Result<TransferEvents, DeviceError> {
     let (from, after) = (Arc::clone(from), after.clone());
-    device.enqueue_batch(Transfer { from, samples: 1, spec: SPEC, format: PLAIN, windows: None, to, after })
+    device.enqueue_batch(Transfer { from, samples: 1, spec: SPEC, format: PLAIN, to, after })
 }
 
 /// A device, a slot, and memory that holds a batch which has arrived.
@@ -124,7 +124,7 @@ fn memory_fed_while_a_step_reads_it_is_caught() {
     assert!(matches!(error, DeviceError::Lifetime(_)), "{error}");
     open();
     step.wait().expect("the stream goes on");
-    assert_violation(&device, "device memory 1 was fed again (copy 2) while step 1 may still read it");
+    assert_violation(&device, "device memory 1 was written again (copy 2) while step 1 may still read it");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_foreign_release_that_comes_too_early_is_caught() {
     next.ready.wait().expect("the stream goes on");
     open_step();
     step.wait().expect("the stream goes on");
-    assert_violation(&device, "fed again (copy 2) while step 2 may still read it");
+    assert_violation(&device, "written again (copy 2) while step 2 may still read it");
 }
 
 #[test]
@@ -265,11 +265,11 @@ fn reading_what_was_never_fed_is_caught() {
     let device = sim("sim");
     let to = device.memory(LEN, 0).expect("memory");
     device.read_back(&to, &Event::done(), &mut [0]).expect_err("never fed");
-    assert_violation(&device, "read_back reads device memory 1, which was never fed");
+    assert_violation(&device, "read_back reads device memory 1, which was never written");
     let device = sim("sim");
     let to = device.memory(LEN, 0).expect("memory");
     device.step(&to, &Event::done(), None).expect_err("never fed");
-    assert_violation(&device, "step 1 reads device memory 1, which was never fed");
+    assert_violation(&device, "step 1 reads device memory 1, which was never written");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn a_failed_copy_fails_its_event_and_all_after_it() {
     let bad = feed(&device, &from, &mut second, &held).expect("enqueued");
     let step = device.step(&second, &bad.ready, None).expect("enqueued");
     open();
-    let error = DeviceError::Failed { what: "copy 2".to_owned(), cause: "it was to fail".to_owned() };
+    let error = DeviceError::Failed { what: "copy 2".to_owned(), cause: "fail-copy was set".to_owned() };
     for event in [&bad.ready, &bad.slot_free, &step] {
         assert_eq!(event.wait(), Err(error.clone()));
         assert_eq!(event.is_done(), Err(error.clone()));
@@ -326,7 +326,7 @@ fn a_lost_device_says_so_to_everybody() {
     // Which of the two streams comes first is open; that the device is lost at the second command is not.
     let error = step.wait().expect_err("lost");
     assert!(matches!(error, DeviceError::Lost { .. }), "{error}");
-    assert!(error.to_string().contains("lose-after=1' is lost: it was to be lost after 1 commands"), "{error}");
+    assert!(error.to_string().contains("lose-after=1' is lost: lose-after=1 was set"), "{error}");
     assert_eq!(device.check(), Err(error.clone()));
     assert_eq!(device.step(&to, &first.ready, None).map(|_| ()), Err(error));
 }
@@ -342,7 +342,7 @@ fn dropping_a_device_ends_whatever_is_under_way() {
     good.ready.wait().expect("arrived");
     let stuck = feed(&device, &from, &mut second, &never).expect("enqueued");
     drop(device);
-    assert_eq!(Arc::strong_count(&from), 1, "nobody holds the slot any more");
+    assert_eq!(Arc::strong_count(&from), 1, "the slot is no longer held");
     for event in [hour, stuck.ready] {
         assert!(matches!(event.wait(), Err(DeviceError::Lost { .. })));
     }

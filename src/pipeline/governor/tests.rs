@@ -47,10 +47,10 @@ fn plan() -> Plan {
 }
 
 fn reading(at_ms: u64, available: u64, waiting_share: f64, stalled_share: f64) -> Reading {
-    let memory = MemoryNow {
+    let memory = MemorySnapshot {
         limit: ByteCount(1024 * MIB),
         available: ByteCount(available * MIB),
-        limited_by: "a test".to_owned(),
+        limited_by: crate::host::MemoryLimit::Machine,
         stalled: Duration::ZERO,
     };
     Reading { at: Duration::from_millis(at_ms), memory, waiting_share, stalled_share }
@@ -81,7 +81,7 @@ fn short_memory_adds_a_level_and_very_short_memory_all_of_them() {
     assert_eq!(down(0, 31), (3, true));
     assert_eq!(down(3, 0), (3, true), "there is nothing left to give up");
     let (_, reason) = decide(&plan, 0, Duration::ZERO, &reading(5000, 63, 0.0, 0.0)).change.expect("one level");
-    assert_eq!(reason.to_string(), "63.0 MiB available, less than 64.0 MiB (a test)");
+    assert_eq!(reason.to_string(), "63.0 MiB available, less than 64.0 MiB (the machine's available memory)");
 }
 
 #[test]

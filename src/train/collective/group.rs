@@ -57,9 +57,9 @@ impl ProcessGroup {
             return Err(CollectiveError::Config("a process group of 0 threads: use 1 for a single rank".to_owned()));
         }
         let world = world.filter(|world| world.world_size > 1);
-        if let Some(DistributedEnv { world_size, coordinator: None, told_by, .. }) = &world {
+        if let Some(DistributedEnv { world_size, coordinator: None, launcher, .. }) = &world {
             return Err(CollectiveError::Config(format!(
-                "{told_by} started {world_size} ranks on several machines without the address of rank 0: set \
+                "{launcher} started {world_size} ranks on several machines without the address of rank 0: set \
                  MASTER_ADDR to \
                  the name or address of its machine, and MASTER_PORT if port 29400 is in use there"
             )));

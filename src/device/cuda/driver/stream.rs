@@ -1,5 +1,4 @@
-//! Owns streams, the points on them, and what is enqueued: copies from the host and kernels.
-//! It must never wait for a stream: a point can be asked whether it has passed, and that is all.
+//! Streams, events on them, and enqueued work: copies from the host and kernels. Nothing here waits for a stream.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -11,14 +10,14 @@ use super::{Context, Handle, Kernel};
 use crate::device::DeviceError;
 use crate::sync::{Arc, lock};
 
-/// An argument of a kernel.
+/// A kernel argument.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::device::cuda) enum Argument {
     U32(u32),
     U64(u64),
 }
 
-/// A point on a stream. The event behind it is used again when this is dropped.
+/// An event recorded on a stream. The driver's event is reused when this is dropped.
 #[derive(Debug)]
 pub(in crate::device::cuda) struct RawEvent {
     raw: Handle<sys::CUevent_st>,
@@ -26,14 +25,14 @@ pub(in crate::device::cuda) struct RawEvent {
 }
 
 impl RawEvent {
-    /// An event, new or used before.
+    /// Takes an unused event, or creates one.
     fn take(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let used = lock(&context.events).pop();
         let raw = match used {
             Some(raw) => raw,
             None => {
                 let mut raw = ptr::null_mut();
-                // SAFETY: writes one handle. With its time: how busy streams are is read off these events.
+                // SAFETY: writes one handle. Timing is enabled, since busy time is measured by these events.
                 context.call("cuEventCreate", || unsafe { sys::cuEventCreate(&mut raw, 0) })?;
                 Handle(raw)
             }
@@ -41,7 +40,7 @@ impl RawEvent {
         Ok(RawEvent { raw, context: Arc::clone(context) })
     }
 
-    /// Whether the stream has got there.
+    /// Returns true if the stream has reached the event.
     pub(in crate::device::cuda) fn is_over(&self) -> Result<bool, DeviceError> {
         // SAFETY: the event is alive.
         let code = unsafe { sys::cuCtxSetCurrent(self.context.raw.0) };
@@ -56,7 +55,7 @@ impl RawEvent {
         }
     }
 
-    /// Time on the device from this point to a later one. Both have been passed.
+    /// Time on the device from this event to a later one. Both have passed.
     pub(in crate::device::cuda) fn until(&self, later: &RawEvent) -> Result<Duration, DeviceError> {
         let mut ms = 0f32;
         self.context
@@ -73,7 +72,7 @@ impl RawEvent {
 
 impl Drop for RawEvent {
     fn drop(&mut self) {
-        // It may be recorded anew even if it has not been passed: who waits for it was told so when the wait was enqueued.
+        // It may be recorded again before it has passed: a wait refers to the recording at the time it was enqueued.
         lock(&self.context.events).push(self.raw);
     }
 }
@@ -99,32 +98,32 @@ impl Stream {
         self.raw.0.cast()
     }
 
-    /// The present end.
+    /// Records an event at the present end.
     pub(in crate::device::cuda) fn record(&self) -> Result<RawEvent, DeviceError> {
-        // SAFETY: our own stream.
+        // SAFETY: a stream of this context.
         unsafe { record_on(&self.context, self.raw.0) }
     }
 
-    /// Whatever is enqueued from here on begins after this point.
-    pub(in crate::device::cuda) fn wait(&self, point: &RawEvent) -> Result<(), DeviceError> {
+    /// Makes everything enqueued from now on start after this event.
+    pub(in crate::device::cuda) fn wait(&self, event: &RawEvent) -> Result<(), DeviceError> {
         // SAFETY: stream and event are alive; the event may go before the wait is over.
-        let wait = || unsafe { sys::cuStreamWaitEvent(self.raw.0, point.raw.0, 0) };
+        let wait = || unsafe { sys::cuStreamWaitEvent(self.raw.0, event.raw.0, 0) };
         Ok(self.context.call("cuStreamWaitEvent", wait)?)
     }
 
-    /// Enqueues a copy from the host. From page-locked memory it is asynchronous; other memory the driver has read by the
-    /// time it returns (for more than 64 KiB that may take as long as the copy).
+    /// Enqueues a copy from the host. From page-locked memory it is asynchronous; other memory has been read by the
+    /// time the call returns (for more than 64 KiB that may take as long as the copy).
     ///
     /// # Safety
-    /// Until the copy is over `from` is valid for `len` bytes and nobody writes them, and `to` is device memory of that
-    /// length which nothing else uses in an order that events have not settled.
+    /// Until the copy is over `from` is valid for `len` bytes and not written, and `to` is device memory of that length
+    /// whose every other use is ordered before or after the copy by events.
     pub(in crate::device::cuda) unsafe fn copy_in(
         &self,
         to: u64,
         from: *const u8,
         len: usize,
     ) -> Result<(), DeviceError> {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller vouches for both addresses.
         let copy = || unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.raw.0) };
         Ok(self.context.call("cuMemcpyHtoDAsync", copy)?)
     }
@@ -132,8 +131,8 @@ impl Stream {
     /// Enqueues a kernel on a grid of blocks.
     ///
     /// # Safety
-    /// The arguments are what the kernel takes, and the memory that they name is valid until it is over and used by nothing
-    /// else in an order that events have not settled.
+    /// The arguments are the kernel's, and the memory that they name is valid until it is over, with every other use
+    /// ordered before or after it by events.
     pub(in crate::device::cuda) unsafe fn launch(
         &self,
         kernel: Kernel,
@@ -141,7 +140,7 @@ impl Stream {
         block: u32,
         arguments: &[Argument],
     ) -> Result<(), DeviceError> {
-        let mut places: Vec<*mut c_void> = arguments
+        let mut pointers: Vec<*mut c_void> = arguments
             .iter()
             .map(|argument| match argument {
                 Argument::U32(value) => ptr::from_ref(value).cast_mut().cast(),
@@ -149,9 +148,9 @@ impl Stream {
             })
             .collect();
         let [x, y] = grid;
-        // SAFETY: as the caller says; arguments are copied in the call.
+        // SAFETY: the caller vouches for the arguments, which are copied in the call.
         let launch = || unsafe {
-            sys::cuLaunchKernel(kernel.0.0, x, y, 1, block, 1, 1, 0, self.raw.0, places.as_mut_ptr(), ptr::null_mut())
+            sys::cuLaunchKernel(kernel.0.0, x, y, 1, block, 1, 1, 0, self.raw.0, pointers.as_mut_ptr(), ptr::null_mut())
         };
         Ok(self.context.call("cuLaunchKernel", launch)?)
     }
@@ -159,12 +158,12 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: made here, destroyed once. What is still enqueued the driver finishes.
+        // SAFETY: created here, destroyed once. The driver finishes enqueued work.
         let _ = self.context.call("cuStreamDestroy", || unsafe { sys::cuStreamDestroy_v2(self.raw.0) });
     }
 }
 
-/// The present end of any stream of the context's device.
+/// Records an event at the present end of any stream of the context.
 ///
 /// # Safety
 /// The stream is alive, and of this context.
@@ -173,7 +172,7 @@ pub(in crate::device::cuda) unsafe fn record_on(
     stream: sys::CUstream,
 ) -> Result<RawEvent, DeviceError> {
     let event = RawEvent::take(context)?;
-    // SAFETY: as the caller says; the event is in nobody else's hands.
+    // SAFETY: the caller vouches for the stream; the event is not in use.
     context.call("cuEventRecord", || unsafe { sys::cuEventRecord(event.raw.0, stream) })?;
     Ok(event)
 }
