@@ -22,7 +22,7 @@ use parquet::schema::types::ColumnDescPtr;
 use rustix::fs::Advice;
 
 use super::block_cache::{BlockBuffer, BlockCache};
-use super::{Blocks, IoProfile, PageCache, SampleRead, Source, SourceError};
+use super::{Blocks, IoProfile, PageCache, SampleRead, Source, SourceError, heap_size};
 use crate::sync::Arc;
 use crate::units::{ByteCount, SampleId};
 pub use options::ParquetOptions;
@@ -356,14 +356,11 @@ impl Source for ParquetSource {
     }
 
     fn index_bytes(&self) -> u64 {
-        let strings = |list: &Vec<String>| {
-            list.capacity() * size_of::<String>() + list.iter().map(String::capacity).sum::<usize>()
-        };
         let paths = self.files.iter().map(|file| file.file.path.capacity()).sum::<usize>();
         let tables = self.files.capacity() * size_of::<ParquetFile>()
             + self.groups.capacity() * size_of::<RowGroup>()
             + (self.sizes.capacity() + self.labels.capacity()) * size_of::<u32>();
-        (size_of::<Self>() + paths + tables + strings(&self.classes) + strings(&self.notes)) as u64
+        (size_of::<Self>() + paths + tables + heap_size::strings(&self.classes) + heap_size::strings(&self.notes)) as u64
     }
 }
 
