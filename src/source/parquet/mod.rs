@@ -360,7 +360,8 @@ impl Source for ParquetSource {
         let tables = self.files.capacity() * size_of::<ParquetFile>()
             + self.groups.capacity() * size_of::<RowGroup>()
             + (self.sizes.capacity() + self.labels.capacity()) * size_of::<u32>();
-        (size_of::<Self>() + paths + tables + heap_size::strings(&self.classes) + heap_size::strings(&self.notes)) as u64
+        (size_of::<Self>() + paths + tables + heap_size::strings(&self.classes) + heap_size::strings(&self.notes))
+            as u64
     }
 }
 
