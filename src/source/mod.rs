@@ -100,8 +100,8 @@ pub trait Source: Send + Sync + 'static {
     /// of `out` is unspecified after an error.
     fn read_into(&self, id: SampleId, out: &mut [u8]) -> Result<(), SourceError>;
 
-    /// Reads one or several samples, in any order, and stores each result in [`SampleRead::result`]. Several are read at
-    /// once where [`IoProfile::coalesce_bytes`] is not 0: where one request can return adjacent samples.
+    /// Reads one or several samples, in any order, and stores each result in [`SampleRead::result`]. Several are read
+    /// at once where [`IoProfile::coalesce_bytes`] is not 0: where one request can return adjacent samples.
     ///
     /// A source whose reads fill the page cache drops it after reads with [`PageCache::Drop`].
     fn read_many(&self, reads: &mut [SampleRead<'_>]) {

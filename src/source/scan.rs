@@ -53,7 +53,7 @@ pub(super) fn scan(root: &Path, root_fd: BorrowedFd<'_>, threads: NonZeroUsize) 
     scan_at_most(root, root_fd, threads, FOLDER_COUNT_MAX)
 }
 
-/// As [`scan`], with a limit for tests.
+/// Scans like [`scan`], with a limit for tests.
 pub(super) fn scan_at_most(
     root: &Path,
     root_fd: BorrowedFd<'_>,
