@@ -69,6 +69,7 @@ pub mod host;
 mod loader;
 mod memory;
 mod metrics;
+#[cfg(feature = "pack")]
 pub mod pack;
 mod pipeline;
 pub mod plan;

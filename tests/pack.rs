@@ -1,5 +1,4 @@
-//! `feedstock pack` and `feedstock verify` as their users meet them: what is said, exit codes, an early end, a sudden
-//! end, and a set that is the same after all of it.
+//! Tests of `feedstock pack` and `feedstock verify` as programs: output, exit codes, interruption, kill, continuation.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -46,7 +45,7 @@ fn contents(dst: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Samples enough for a run that lasts: one photograph under many names.
+/// Data set for a long run: one image under many names.
 fn large_set(samples: u32, (width, height): (u32, u32)) -> TempDir {
     let set = tempdir().expect("a folder");
     fs::create_dir(set.path().join("ant")).expect("a folder");
@@ -62,21 +61,21 @@ fn large_set(samples: u32, (width, height): (u32, u32)) -> TempDir {
 fn a_set_is_packed_and_verified() {
     let (set, out) = (small_set(), tempdir().expect("a folder"));
     let dst = out.path().join("new/folder");
-    let told = pack(set.path(), &dst, "").ok();
-    assert!(told.out.contains("12 samples") && told.out.contains("1 shard, "), "{told:?}");
-    assert!(told.out.contains("manifest.json") && told.err.is_empty(), "{told:?}");
+    let packed = pack(set.path(), &dst, "").ok();
+    assert!(packed.out.contains("12 samples") && packed.out.contains("1 shard, "), "{packed:?}");
+    assert!(packed.out.contains("manifest.json") && packed.err.is_empty(), "{packed:?}");
     let again = pack(set.path(), &dst, "--json").ok().json();
     assert_eq!((&again["shards_found"], &again["samples"]), (&1.into(), &12.into()));
     assert_eq!((&again["ended_early"], &again["skipped_count"]), (&false.into(), &0.into()));
     let sound = verify(&dst, "--image-headers").ok();
     assert!(sound.out.contains("12 samples in 1 shard") && sound.out.contains("all as it was packed"), "{sound:?}");
     assert!(sound.err.is_empty(), "{sound:?}");
-    assert_eq!(verify(&dst, "--json").ok().json()["sound"], true);
+    assert_eq!(verify(&dst, "--json").ok().json()["valid"], true);
 
     let decoded = out.path().join("decoded");
-    let told =
+    let packed =
         pack(set.path(), &decoded, "--decoded --size 32 --level 3 --shard-size 8K --in-order --json").ok().json();
-    assert!(told["shards"].as_u64() > Some(2) && told["ram_peak_bytes"].as_u64() > Some(0), "{told}");
+    assert!(packed["shards"].as_u64() > Some(2) && packed["ram_peak_bytes"].as_u64() > Some(0), "{packed}");
 
     let shard = decoded.join("shard-00001.tar");
     let mut bytes = fs::read(&shard).expect("read");
@@ -90,39 +89,42 @@ fn a_set_is_packed_and_verified() {
         "{wrong:?}"
     );
     let wrong = verify(&decoded, "--json");
-    assert_eq!((wrong.code, &wrong.json()["sound"]), (Some(4), &false.into()), "{wrong:?}");
+    assert_eq!((wrong.code, &wrong.json()["valid"]), (Some(4), &false.into()), "{wrong:?}");
     assert!(wrong.json()["problem_count"].as_u64() >= Some(2), "{wrong:?}");
 }
 
 #[test]
-fn bad_pictures_are_left_out_and_told_of() {
+fn bad_images_are_skipped_and_listed() {
     let (set, out) = (small_set(), tempdir().expect("a folder"));
     fs::write(set.path().join("bee/page.png"), "<html>not found</html>").expect("written");
-    let told = pack(set.path(), &out.path().join("a"), "");
-    assert_eq!(told.code, Some(4), "{told:?}");
-    assert!(told.out.contains("bee/page.png: probe: starts with 3c 68") && told.out.contains("12 samples"), "{told:?}");
-    assert!(told.err.contains("1 sample could not be packed"), "{told:?}");
+    let packed = pack(set.path(), &out.path().join("a"), "");
+    assert_eq!(packed.code, Some(4), "{packed:?}");
+    assert!(
+        packed.out.contains("bee/page.png: probe: starts with 3c 68") && packed.out.contains("12 samples"),
+        "{packed:?}"
+    );
+    assert!(packed.err.contains("1 sample could not be packed"), "{packed:?}");
     assert_eq!(verify(&out.path().join("a"), "").code, Some(0));
     std::os::unix::fs::symlink("nowhere", set.path().join("bee/dangling.jpg")).expect("linked");
-    let told = pack(set.path(), &out.path().join("b"), "--json");
-    assert_eq!((told.code, &told.json()["unreadable_count"]), (Some(4), &1.into()), "{told:?}");
+    let packed = pack(set.path(), &out.path().join("b"), "--json");
+    assert_eq!((packed.code, &packed.json()["unreadable_count"]), (Some(4), &1.into()), "{packed:?}");
 }
 
 #[test]
-fn refusals_say_what_to_do() {
+fn refusals_name_the_next_step() {
     let (set, out) = (small_set(), tempdir().expect("a folder"));
     let dst = out.path().join("set");
     for (more, code, expected) in [
-        ("--ram-budget 100K", 3, "a RAM budget of 100 KiB is too small: this takes"),
+        ("--ram-budget 100K", 3, "a RAM budget of 100 KiB is too small: this takes at least"),
         ("--quality 80", 2, "--short-side"),
         ("--size 80", 2, "--decoded"),
         ("--decoded --short-side 80", 2, "cannot be used with"),
         ("--short-side 0", 2, "the short side is 0"),
-        ("--decoded --level 20", 2, "the level is 20: -50 to -1 and 1 to 19 are possible"),
-        ("--shard-of 2", 2, "'2' is no job"),
-        ("--shard-of 2/2", 2, "job 2 of 2 does not exist"),
+        ("--decoded --level 20", 2, "the level is 20: expected -50 to -1 or 1 to 19"),
+        ("--shard-of 2", 2, "invalid job '2'"),
+        ("--shard-of 2/2", 2, "there is no job 2 of 2"),
         ("--shard-size 0", 2, "the shard size is 0"),
-        ("--workers 0", 2, "workers is 0"),
+        ("--workers 0", 2, "the number of workers is 0"),
     ] {
         let refused = pack(set.path(), &dst, more);
         assert_eq!((refused.code, refused.out.as_str()), (Some(code), ""), "{more}: {refused:?}");
@@ -135,16 +137,16 @@ fn refusals_say_what_to_do() {
     pack(set.path(), &dst, "--seed 3").ok();
     let refused = pack(set.path(), &dst, "--seed 4");
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.err.contains("was begun with another seed: 3 then, 4 now"), "{refused:?}");
+    assert!(refused.err.contains("was packed with another seed: 3 then, 4 now"), "{refused:?}");
     let refused = verify(set.path(), "");
-    assert_eq!((refused.code, refused.err.contains("no packed set")), (Some(4), true), "{refused:?}");
+    assert_eq!((refused.code, refused.err.contains("not a packed set")), (Some(4), true), "{refused:?}");
 }
 
-/// A file system of its own, gone when the test is over.
+/// File system that is unmounted on drop.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    /// None where this process may not.
+    /// `None` if this process may not mount.
     fn of(size: &str) -> Option<Self> {
         let disk = SmallDisk(tempdir().expect("a folder"));
         disk.mount(&format!("size={size}")).then_some(disk)
@@ -164,7 +166,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk_is_told_of_and_more_room_is_used() {
+fn full_disks_are_reported_and_packing_continues() {
     let Some(disk) = SmallDisk::of("2M") else {
         skip(&Missing::Privilege("to mount a file system"));
         return;
@@ -174,15 +176,15 @@ fn a_full_disk_is_told_of_and_more_room_is_used() {
     assert_eq!(full.code, Some(5), "{full:?}");
     assert!(full.err.contains(".tar.partial") && full.err.contains("make room and pack again"), "{full:?}");
     let partials = contents(&dst).into_keys().filter(|name| name.contains(".partial")).count();
-    assert_eq!(partials, 0, "what cannot be ended gives its room back");
+    assert_eq!(partials, 0, "partial shards are deleted");
     assert!(disk.mount("remount,size=64M"));
     let again = pack(set.path(), &dst, "--shard-size 1M --json").ok().json();
     assert!(again["shards_found"].as_u64() >= Some(1) && again["samples"] == 20, "{again}");
 }
 
 #[test]
-fn interrupted_and_killed_it_goes_on_to_the_same_set() {
-    // Compression is what takes the time, whatever the profile of the build.
+fn interrupted_and_killed_runs_continue_to_the_same_set() {
+    // Compression takes the time, whatever the profile of the build.
     const MORE: &str = "--decoded --size 128 --level 19 --shard-size 1M --workers 2";
     let (set, out) = (large_set(300, (300, 250)), tempdir().expect("a folder"));
     let (broken, whole) = (out.path().join("broken"), out.path().join("whole"));
@@ -190,7 +192,7 @@ fn interrupted_and_killed_it_goes_on_to_the_same_set() {
         let args = format!("pack {} {} {MORE}", text(set.path()), text(&broken));
         feedstock(args.split_whitespace()).spawn().expect("started")
     };
-    // Of shards that are done: not what a run has only begun to write.
+    // Records of finished shards, without partial files.
     let records = || {
         let names = fs::read_dir(broken.join(".pack")).into_iter().flatten().flatten().map(|entry| entry.file_name());
         names

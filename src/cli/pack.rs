@@ -7,9 +7,10 @@ use std::thread;
 use std::time::Instant;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use feedstock::pack::{PackError, Progress as Done, Report, Settings, ShardOf, Skipped, Treatment, pack};
+use feedstock::pack::{PackError, Partition, Progress as Done, Report, Settings, Skipped, Treatment, pack};
 use feedstock::rng::Seed;
 use feedstock::{ByteCount, ErrorKind, RamBudget, Source};
 
@@ -91,14 +92,14 @@ pub(crate) struct PackArgs {
 
 /// Job number among several.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Job(ShardOf);
+struct Job(Partition);
 
 impl FromStr for Job {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
-        let (index, of) = parts.ok_or_else(|| format!("'{text}' is no job: write 0/4 for the first of four"))?;
-        Ok(Job(ShardOf { index, of }))
+        let parts = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        let (index, count) = parts.ok_or_else(|| format!("invalid job '{text}': expected I/N, as in 0/4"))?;
+        Ok(Job(Partition { index, count }))
     }
 }
 
@@ -114,7 +115,7 @@ impl PackArgs {
             shard_size: self.shard_size,
             in_order: self.in_order,
             seed: Seed(self.seed),
-            shard_of: self.shard_of.0,
+            partition: self.shard_of.0,
             check: self.check,
             ram_budget: self.ram_budget,
             workers: self.workers,
@@ -220,7 +221,7 @@ impl PackProgress {
             lines.push(("left out", counted(report.skipped_count, "sample")));
         }
         let mut text = facts(&lines);
-        for Skipped { name, cause } in &report.skipped {
+        for Skipped { name, cause, .. } in &report.skipped {
             text += &format!("\n  {name}: {cause}");
         }
         let unlisted = report.skipped_count - report.skipped.len() as u64;
@@ -232,28 +233,28 @@ impl PackProgress {
     }
 
     fn json(&self, args: &PackArgs, report: &Report, unreadable_count: u64, unreadable: &BadReport) -> Value {
-        let done = *lock(&self.done);
-        let skipped = report.skipped.iter().map(|Skipped { name, cause }| json!({ "name": name, "cause": cause }));
-        json!({
-            "source": args.source.display().to_string(),
-            "dst": args.dst.display().to_string(),
-            "samples": report.samples,
-            "shards": report.shards,
-            "shards_found": report.shards_found,
-            "shards_of_set": report.shards_of_set,
-            "bytes": report.bytes,
-            "skipped_count": report.skipped_count,
-            "skipped": skipped.collect::<Value>(),
-            "unreadable_count": unreadable_count,
-            "unreadable": unreadable.json(),
-            "seconds": self.began.elapsed().as_secs_f64(),
-            "images_per_s": self.rate(&done),
-            "workers": report.workers,
-            "ram_peak_bytes": report.ram_peak.0,
-            "manifest": report.manifest.as_ref().map(|path| path.display().to_string()),
-            "ended_early": report.ended_early,
+        json!(PackJson {
+            source: args.source.display().to_string(),
+            dst: args.dst.display().to_string(),
+            report,
+            unreadable_count,
+            unreadable: unreadable.json(),
+            seconds: self.began.elapsed().as_secs_f64(),
+            images_per_s: self.rate(&lock(&self.done)),
         })
     }
+}
+
+#[derive(Serialize)]
+struct PackJson<'a> {
+    source: String,
+    dst: String,
+    #[serde(flatten)]
+    report: &'a Report,
+    unreadable_count: u64,
+    unreadable: Value,
+    seconds: f64,
+    images_per_s: f64,
 }
 
 impl From<PackError> for Failure {
@@ -274,10 +275,10 @@ mod tests {
 
     #[test]
     fn jobs_are_read() {
-        assert_eq!("3/8".parse(), Ok(Job(ShardOf { index: 3, of: 8 })));
+        assert_eq!("3/8".parse(), Ok(Job(Partition { index: 3, count: 8 })));
         for wrong in ["", "3", "3/", "/8", "a/b", "-1/2", "1/2/3"] {
             let error = wrong.parse::<Job>().unwrap_err();
-            assert_eq!(error, format!("'{wrong}' is no job: write 0/4 for the first of four"));
+            assert_eq!(error, format!("invalid job '{wrong}': expected I/N, as in 0/4"));
         }
     }
 }

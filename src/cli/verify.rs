@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use feedstock::ByteCount;
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &VerifyArgs, context: &Context) -> Result<(), Failure> {
         let share = done.bytes_done as f64 / done.bytes.max(1) as f64;
         lock(&line).at((share * 1000.0) as u64, || progress(done, began));
     };
-    let settings = VerifySettings { pictures: args.image_headers, workers: args.workers };
+    let settings = VerifySettings { image_headers: args.image_headers, workers: args.workers };
     let stop = context.stop.clone();
     let found = verify(&args.dst, &settings, told, &|| stop.is_requested());
     lock(&line).clear();
@@ -104,8 +105,8 @@ fn cut_short(done: &VerifyProgress, json: bool) -> String {
 
 fn text(found: &Verification, began: Instant) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for Problem { file, fault, cause } in &found.problems {
-        lines.push(format!("{:<10}  {file}: {cause}", fault.name()));
+    for Problem { file, kind, cause, .. } in &found.problems {
+        lines.push(format!("{:<10}  {file}: {cause}", kind.name()));
     }
     let unlisted = found.problem_count - found.problems.len() as u64;
     if unlisted > 0 {
@@ -126,18 +127,16 @@ fn text(found: &Verification, began: Instant) -> String {
     lines.join("\n")
 }
 
+#[derive(Serialize)]
+struct VerifyJson<'a> {
+    dst: String,
+    valid: bool,
+    #[serde(flatten)]
+    found: &'a Verification,
+    seconds: f64,
+}
+
 fn json(args: &VerifyArgs, found: &Verification, began: Instant) -> Value {
-    let problem =
-        |Problem { file, fault, cause }: &Problem| json!({ "file": file, "fault": fault.name(), "cause": cause });
-    json!({
-        "dst": args.dst.display().to_string(),
-        "sound": found.is_sound(),
-        "samples": found.samples,
-        "shards": found.shards,
-        "bytes": found.bytes,
-        "seconds": began.elapsed().as_secs_f64(),
-        "problem_count": found.problem_count,
-        "problems": found.problems.iter().map(problem).collect::<Value>(),
-        "ended_early": found.ended_early,
-    })
+    let (dst, seconds) = (args.dst.display().to_string(), began.elapsed().as_secs_f64());
+    json!(VerifyJson { dst, valid: found.is_valid(), found, seconds })
 }

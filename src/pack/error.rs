@@ -1,87 +1,127 @@
-//! Owns why packing and verifying end early, in words that name the path, the numbers and what to do next. It must
-//! never speak of a single bad sample: such are listed, and the run goes on.
+//! Errors of packing and verification. A bad sample is not an error: it is listed, and the run goes on.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use crate::{ByteCount, ErrorKind};
 
-/// Why a packed set could not be made, or not be checked.
-#[derive(Debug)]
+/// Error of [`pack`](super::pack) or [`verify`](super::verify).
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackError {
     /// A setting is out of its range.
+    #[error("{0}")]
     Config(String),
     /// The RAM budget does not hold one worker and the largest sample.
+    #[error("a RAM budget of {budget} is too small: this takes at least {needed} ({parts}); raise the budget")]
     OverBudget {
-        /// The least that works, as far as is known.
+        /// Minimum budget, as far as it is known.
         needed: ByteCount,
-        /// What was given.
+        /// Budget that was set.
         budget: ByteCount,
-        /// What the least is made of, or the sample that takes so much.
-        what: String,
+        /// Parts of the minimum, or the sample that needs it.
+        parts: String,
     },
-    /// The machine has less memory than the budget says.
+    /// The allocator refused memory that the budget allows.
+    #[error("the allocator refused {bytes}: the machine has less memory than the budget; lower the budget")]
     OutOfMemory {
-        /// What it refused.
+        /// Size that was refused.
         bytes: ByteCount,
     },
-    /// The folder holds a set, or a part of one, that was packed otherwise.
+    /// The folder holds a set, complete or not, that was packed with other settings.
+    #[error(
+        "{} was packed with another {setting}: {recorded} then, {requested} now; use the same settings, or pack to \
+         another folder",
+        .path.display()
+    )]
     OtherSettings {
-        /// The folder.
+        /// Folder of the set.
         path: PathBuf,
-        /// The setting that differs.
+        /// Setting that differs.
         setting: String,
-        /// What it was.
+        /// Its recorded value.
         recorded: String,
-        /// What it would be now.
-        asked: String,
+        /// Its value now.
+        requested: String,
     },
-    /// The folder holds shards, and nothing that says how they were made.
+    /// The folder holds shards without a record of their settings.
+    #[error("{} exists, without a record of how it was packed: pack to an empty folder", .path.display())]
     Occupied {
-        /// What stands in the way.
+        /// File in the way.
         path: PathBuf,
     },
-    /// Somebody else writes this shard.
+    /// Another process writes this shard.
+    #[error("another process is writing {}: give each job a partition of its own", .path.display())]
     Busy {
-        /// What is being written.
+        /// File being written.
         path: PathBuf,
     },
-    /// There is no manifest, so this is no packed set, or not yet.
+    /// The folder has no manifest: it is not a packed set, or packing has not ended.
+    #[error(
+        "there is no {}: the folder is not a packed set, or packing has not ended (pack again to continue)",
+        .path.display()
+    )]
     NotPacked {
-        /// Where it was looked for.
+        /// Expected path of the manifest.
         path: PathBuf,
     },
-    /// The manifest, or the settings of an earlier run, cannot be understood.
+    /// The manifest, or the settings of an earlier run, cannot be parsed.
+    #[error("cannot parse {} (restore it, or pack to another folder)", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
-        cause: String,
+        /// Cause.
+        source: InvalidFile,
     },
-    /// Storage gave back something else than was written to it.
+    /// A file reads back with other bytes than were written.
+    #[error(
+        "{} reads back with other bytes than were written: check the disk and the memory, and pack again to continue",
+        .path.display()
+    )]
     NotAsWritten {
         /// The file.
         path: PathBuf,
     },
     /// A file could not be read or written.
+    #[error("cannot {operation} {}{}", .path.display(), io_hint(.source))]
     Io {
-        /// What was being done, as in "cannot write".
-        doing: &'static str,
-        /// To what.
+        /// Operation, as an infinitive: "write".
+        operation: &'static str,
+        /// File or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A thread could not be started.
-    Thread(io::Error),
-    /// A thread died; its message is on standard error.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// A worker thread panicked; its message is on standard error.
+    #[error("a worker thread panicked; its message is above")]
     WorkerDied,
 }
 
+/// Reason for which a manifest or a settings file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidFile {
+    /// The text is not JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// The file has another format, or another version of it.
+    #[error("expected format {format}, version {version}")]
+    Format {
+        /// Name of the format.
+        format: &'static str,
+        /// Version of the format.
+        version: u64,
+    },
+    /// A shard's file name leads out of the folder.
+    #[error("invalid file name '{0}'")]
+    FileName(String),
+}
+
 impl PackError {
-    /// What kind of error it is.
+    /// Kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -99,76 +139,20 @@ impl PackError {
         }
     }
 
-    /// An error of the system's, with its subject.
-    pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    /// Converter for the I/O errors of one operation.
+    pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| PackError::Io { doing, path, source }
+        move |source| PackError::Io { operation, path, source }
     }
 }
 
-impl fmt::Display for PackError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PackError::Config(what) => f.write_str(what),
-            PackError::OverBudget { needed, budget, what } => {
-                write!(
-                    f,
-                    "a RAM budget of {budget} is too small: this takes {needed} at least ({what}); raise the budget"
-                )
-            }
-            PackError::OutOfMemory { bytes } => {
-                write!(
-                    f,
-                    "the allocator refused {bytes}: the machine has less memory than the budget; lower the budget"
-                )
-            }
-            PackError::OtherSettings { path, setting, recorded, asked } => write!(
-                f,
-                "{} was begun with another {setting}: {recorded} then, {asked} now; use the same again, or pack to \
-                 another folder",
-                path.display()
-            ),
-            PackError::Occupied { path } => write!(
-                f,
-                "{} is there already, and nothing says how it was made: pack to an empty folder",
-                path.display()
-            ),
-            PackError::Busy { path } => {
-                write!(f, "{} is being written by somebody else: give each job a part of its own", path.display())
-            }
-            PackError::NotPacked { path } => write!(
-                f,
-                "there is no {}: the folder is no packed set, or packing has not ended (pack again, it goes on where it \
-                 was)",
-                path.display()
-            ),
-            PackError::Unreadable { path, cause } => {
-                write!(f, "{} cannot be understood: {cause}; restore it, or pack to another folder", path.display())
-            }
-            PackError::NotAsWritten { path } => write!(
-                f,
-                "{} reads back otherwise than it was written: check the disk and the memory, and pack again (it goes \
-                 on where it was)",
-                path.display()
-            ),
-            PackError::Io { doing, path, source } => {
-                write!(f, "cannot {doing} {}: {source}", path.display())?;
-                match source.kind() {
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                        f.write_str("; make room and pack again, it goes on where it was")
-                    }
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                        f.write_str("; check the permissions of it and of the folders above it")
-                    }
-                    io::ErrorKind::NotFound => f.write_str("; check the path, and whether it was moved or deleted"),
-                    _ => Ok(()),
-                }
-            }
-            PackError::Thread(error) => write!(f, "a thread could not be started: {error}"),
-            PackError::WorkerDied => f.write_str("a thread died; its message is above"),
+fn io_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (make room and pack again to continue)",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            " (check its permissions and those of the folders above it)"
         }
+        io::ErrorKind::NotFound => " (check the path, and whether it was moved or deleted)",
+        _ => "",
     }
 }
-
-/// The text already carries what the operating system said, so there is no `source()` to print a second time.
-impl std::error::Error for PackError {}

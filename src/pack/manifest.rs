@@ -1,89 +1,56 @@
-//! Owns the manifest of a packed set: written once all its shards are there, read by whoever verifies it. It must never
-//! name a shard that is not there as its record says.
+//! Manifest of a packed set: written once all its shards exist, read by the verification.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
-use super::record::{FORMAT, Record, SkippedList, VERSION, hex, of_hex, settings_json, shard_name, write_whole};
-use super::{PackError, Settings};
+use super::atomic_file;
+use super::checkpoint::{FORMAT, RecordedSettings, ShardRecord, Totals, VERSION, hex, shard_name};
+use super::error::{InvalidFile, PackError};
+use super::settings::Settings;
 use crate::source::Source;
 
-/// Longest manifest that is read: [`SHARDS_MAX`](super::SHARDS_MAX) shards take a sixth of it.
+/// Maximum size of a manifest that is read: [`SHARDS_MAX`](super::SHARDS_MAX) shards take a sixth of it.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// Where the manifest of a set is.
-pub(super) fn path(dst: &Path) -> PathBuf {
+fn path(dst: &Path) -> PathBuf {
     dst.join("manifest.json")
 }
 
-/// What the records of some shards say together; none of those that are missing.
-#[derive(Default)]
-pub(super) struct Sum {
-    pub(super) samples: u64,
-    pub(super) bytes: u64,
-    pub(super) shards: u64,
-    pub(super) skipped: SkippedList,
-}
-
-impl Sum {
-    /// Adds up the shards that are there, in this order.
-    pub(super) fn of(dst: &Path, shards: impl Iterator<Item = u64>) -> Result<Self, PackError> {
-        let mut sum = Sum::default();
-        for shard in shards {
-            let Some(record) = there(dst, shard)? else { continue };
-            sum.samples += record.samples;
-            sum.bytes += record.bytes;
-            sum.shards += 1;
-            sum.skipped.extend(record.skipped);
-        }
-        Ok(sum)
-    }
-}
-
-/// The record of a shard that is there, as large as the record says.
-pub(super) fn there(dst: &Path, shard: u64) -> Result<Option<Record>, PackError> {
-    let Some(record) = Record::read(dst, shard)? else { return Ok(None) };
-    let file = dst.join(shard_name(shard));
-    match fs::metadata(&file) {
-        Ok(found) if found.is_file() && found.len() == record.bytes => Ok(Some(record)),
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(PackError::io("look at", file)(error)),
-    }
-}
-
-/// Writes the manifest if all shards are there; none if not.
+/// Writes the manifest if all shards exist. Returns its path, or `None`.
 pub(super) fn write(
     source: &dyn Source,
     settings: &Settings,
     dst: &Path,
     shard_count: u64,
 ) -> Result<Option<PathBuf>, PackError> {
-    let sum = Sum::of(dst, 0..shard_count)?;
-    if sum.shards < shard_count {
+    let totals = Totals::read(dst, 0..shard_count)?;
+    if totals.shards < shard_count {
         return Ok(None);
     }
     let path = path(dst);
-    let title = Value::from(source.title());
-    // Shard by shard, since there may be many. The order of the fields is for people, so it is no map.
+    // Shard by shard, since there may be many. The order of the fields is for readers, so this is not a map.
     let mut failed = None;
-    let written = write_whole(&path, |out| {
-        write!(out, "{{\"format\":\"{FORMAT}\",\"version\":{VERSION},\"samples\":{},\"classes\":", sum.samples)?;
+    let written = atomic_file::replace(&path, |out| {
+        write!(out, "{{\"format\":\"{FORMAT}\",\"version\":{VERSION},\"samples\":{},\"classes\":", totals.samples)?;
         serde_json::to_writer(&mut *out, source.classes())?;
-        write!(out, ",\"source\":{title},\"settings\":{}", settings_json(settings))?;
-        write!(out, ",\"skipped_count\":{},\"skipped\":{},\"shards\":[", sum.skipped.count, sum.skipped.json())?;
+        out.write_all(b",\"source\":")?;
+        serde_json::to_writer(&mut *out, &source.title())?;
+        out.write_all(b",\"settings\":")?;
+        serde_json::to_writer(&mut *out, &RecordedSettings::new(settings))?;
+        write!(out, ",\"skipped_count\":{},\"skipped\":", totals.skipped.count)?;
+        serde_json::to_writer(&mut *out, &totals.skipped.first)?;
+        out.write_all(b",\"shards\":[")?;
         for shard in 0..shard_count {
-            match there(dst, shard) {
-                Ok(Some(Record { samples, bytes, hash, .. })) => {
-                    let comma = if shard > 0 { "," } else { "" };
-                    let file = shard_name(shard);
-                    let entry = json!({ "file": file, "samples": samples, "bytes": bytes, "xxh3": hex(hash) });
-                    write!(out, "{comma}\n{entry}")?;
+            match ShardRecord::read(dst, shard) {
+                Ok(Some(ShardRecord { samples, bytes, xxh3, .. })) => {
+                    out.write_all(if shard > 0 { ",\n" } else { "\n" }.as_bytes())?;
+                    serde_json::to_writer(&mut *out, &ShardEntry { bytes, file: shard_name(shard), samples, xxh3 })?;
                 }
-                Ok(None) => return Err(io::Error::other(format!("{} went meanwhile", shard_name(shard)))),
+                Ok(None) => return Err(io::Error::other(format!("{} was deleted meanwhile", shard_name(shard)))),
                 Err(error) => {
                     failed = Some(error);
                     return Err(io::Error::other("a record cannot be read"));
@@ -98,19 +65,29 @@ pub(super) fn write(
     }
 }
 
-/// What a manifest says, as far as it can be checked.
+/// Fields of a manifest that are verified.
+#[derive(Deserialize)]
 pub(super) struct Manifest {
     pub(super) samples: u64,
-    pub(super) class_count: u64,
-    pub(super) shards: Vec<Entry>,
+    pub(super) classes: Vec<IgnoredAny>,
+    pub(super) shards: Vec<ShardEntry>,
 }
 
-/// A shard as the manifest has it.
-pub(super) struct Entry {
+/// Shard in a manifest.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ShardEntry {
+    pub(super) bytes: u64,
     pub(super) file: String,
     pub(super) samples: u64,
-    pub(super) bytes: u64,
-    pub(super) hash: u128,
+    #[serde(with = "hex")]
+    pub(super) xxh3: u128,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct FormatVersion {
+    format: String,
+    version: u64,
 }
 
 impl Manifest {
@@ -119,35 +96,25 @@ impl Manifest {
         let mut text = Vec::new();
         let file = match File::open(&path) {
             Ok(file) => file,
-            // A folder that is not there, or no folder, is another mistake than a folder without one.
+            // A missing folder is another error than a folder without a manifest.
             Err(error) if error.kind() == io::ErrorKind::NotFound && dst.is_dir() => {
                 return Err(PackError::NotPacked { path });
             }
             Err(error) => return Err(PackError::io("open", path)(error)),
         };
         file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).map_err(PackError::io("read", &path))?;
-        let unreadable = |cause: String| PackError::Unreadable { path: path.clone(), cause };
-        let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
-        if value["format"] != FORMAT || value["version"] != VERSION {
-            return Err(unreadable(format!("it is not of the format {FORMAT}, version {VERSION}")));
-        }
-        Self::of_json(&value).ok_or_else(|| unreadable("something is missing in it".to_owned()))
+        Self::parse(&text).map_err(|source| PackError::Unreadable { path, source })
     }
 
-    fn of_json(value: &Value) -> Option<Self> {
-        let shards = value["shards"].as_array()?.iter().map(|entry| {
-            Some(Entry {
-                // A name, and no way out of the folder.
-                file: entry["file"].as_str().filter(|name| !name.contains('/')).map(str::to_owned)?,
-                samples: entry["samples"].as_u64()?,
-                bytes: entry["bytes"].as_u64()?,
-                hash: of_hex(entry["xxh3"].as_str()?)?,
-            })
-        });
-        Some(Manifest {
-            samples: value["samples"].as_u64()?,
-            class_count: value["classes"].as_array()?.len() as u64,
-            shards: shards.collect::<Option<_>>()?,
-        })
+    fn parse(text: &[u8]) -> Result<Self, InvalidFile> {
+        let FormatVersion { format, version } = serde_json::from_slice(text)?;
+        if format != FORMAT || version != VERSION {
+            return Err(InvalidFile::Format { format: FORMAT, version: VERSION });
+        }
+        let manifest: Manifest = serde_json::from_slice(text)?;
+        match manifest.shards.iter().find(|shard| shard.file.contains('/')) {
+            Some(shard) => Err(InvalidFile::FileName(shard.file.clone())),
+            None => Ok(manifest),
+        }
     }
 }

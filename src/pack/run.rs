@@ -1,78 +1,78 @@
-//! Owns a run of packing: its threads, each with a shard at a time, how far they are, and their end. It must never
-//! start a worker that the budget does not hold, and never go on after the first error.
+//! Run of a packing: worker threads that pack one shard at a time, progress, interruption. The budget determines the
+//! number of workers; the first error ends the run.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use serde::Serialize;
 
-use super::budget::{Accounts, Needs, SKIPPED_BYTES_MAX};
-use super::cut::{Cut, key};
-use super::record::{Record, Skipped, SkippedList, agree_on_settings, shard_name};
-use super::sample::{Stored, Treater, Unpacked};
-use super::shard::{ShardWriter, hashed};
-use super::{PackError, Settings, ShardOf, manifest};
+use super::assignment::{ShardAssignment, key};
+use super::budget::{PackBudget, Requirements, SKIPPED_BYTES_MAX, image_min};
+use super::checkpoint::{ShardRecord, Skipped, SkippedList, Totals, check_settings, shard_name};
+use super::convert::{Converter, SampleFailure, StoredSample};
+use super::error::PackError;
+use super::manifest;
+use super::settings::{Partition, Settings};
+use super::shard::{ShardWriter, hash_file};
+use super::workers::run_workers;
 use crate::host::HostFacts;
 use crate::source::{PageCache, Source};
 use crate::{ByteCount, SampleId};
 
-/// How often progress is told, and the wish to stop looked for.
-const TICK: Duration = Duration::from_millis(50);
+/// Samples that a worker announces to the source before it reads them.
+const READ_AHEAD: usize = 64;
 
-/// Samples that a worker tells the source of before it reads them.
-const AHEAD: usize = 64;
-
-/// How far a run is, of what its job has to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Progress of a packing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Samples of the job's shards.
+    /// Samples in the shards of this job.
     pub samples: u64,
-    /// Samples that are done with: packed, left out, or found packed.
+    /// Samples done: packed, skipped, or packed by an earlier run.
     pub samples_done: u64,
-    /// Samples that an earlier run had packed.
+    /// Samples packed by an earlier run.
     pub samples_found: u64,
-    /// Samples that this run has left out.
+    /// Samples skipped by this run.
     pub skipped: u64,
-    /// The job's shards.
+    /// Shards of this job.
     pub shards: u64,
-    /// Shards that are in place.
+    /// Finished shards.
     pub shards_done: u64,
-    /// Bytes that this run has written.
+    /// Bytes written by this run.
     pub bytes: u64,
-    /// Workers.
+    /// Number of workers.
     pub workers: usize,
 }
 
-/// What a job has come to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Result of a packing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// Samples in the job's shards.
+    /// Samples in the finished shards of this job.
     pub samples: u64,
-    /// Samples that were left out, in this run or an earlier one.
+    /// Samples skipped by this run or an earlier one.
     pub skipped_count: u64,
-    /// The first of them.
+    /// The first skipped samples, at most [`SKIPPED_NAMES_MAX`](super::SKIPPED_NAMES_MAX).
     pub skipped: Vec<Skipped>,
-    /// The job's shards that are in place.
+    /// Finished shards of this job.
     pub shards: u64,
-    /// Those of them that were there before this run.
+    /// Shards that existed before this run.
     pub shards_found: u64,
-    /// Their bytes.
+    /// Size of the finished shards, bytes.
     pub bytes: u64,
     /// Shards of the whole set.
     pub shards_of_set: u64,
-    /// Workers.
+    /// Number of workers.
     pub workers: usize,
-    /// Most RAM that was held at once, by the ledger.
+    /// Peak of the RAM reserved in the ledger.
+    #[serde(rename = "ram_peak_bytes")]
     pub ram_peak: ByteCount,
-    /// The manifest, where all shards of the set are in place.
+    /// Path of the manifest, if all shards of the set are finished.
     pub manifest: Option<PathBuf>,
-    /// Whether it was stopped before its work was done.
+    /// True if the run was stopped before its work was done.
     pub ended_early: bool,
 }
 
@@ -80,250 +80,201 @@ struct Run<'a> {
     source: &'a dyn Source,
     settings: &'a Settings,
     dst: &'a Path,
-    cut: &'a Cut,
-    accounts: &'a Accounts,
-    stopped: AtomicBool,
-    counts: Counts,
-}
-
-#[derive(Default)]
-struct Counts {
-    /// The next of the job's shards that nobody has begun.
+    assignment: &'a ShardAssignment,
+    budget: &'a PackBudget,
+    /// Next shard of this job.
     next: AtomicU64,
-    samples_done: AtomicU64,
-    samples_found: AtomicU64,
-    skipped: AtomicU64,
-    shards_done: AtomicU64,
+    stopped: AtomicBool,
+    progress: Mutex<Progress>,
     shards_found: AtomicU64,
-    bytes: AtomicU64,
 }
 
-pub(super) fn run(
+/// Packs a source into tar shards at `dst`, or continues an interrupted run with the same settings.
+///
+/// `progress` is called about twenty times a second on the calling thread, and once at the end. `stop` is called as
+/// often; once it returns true, the run ends soon: finished shards stay, and the report says so. Samples that cannot be
+/// read or are not images are skipped and listed.
+///
+/// # Errors
+/// [`PackError`], with the path and the numbers. Finished shards stay, and another run continues from there.
+pub fn pack(
     source: &dyn Source,
     settings: &Settings,
     dst: &Path,
-    progress: &dyn Fn(&Progress),
+    progress: impl Fn(&Progress),
     stop: &dyn Fn() -> bool,
 ) -> Result<Report, PackError> {
-    let cut = Cut::of(source, settings)?;
+    settings.check_ranges()?;
+    let assignment = ShardAssignment::new(source, settings)?;
     let host = HostFacts::read();
-    let budget = settings.ram_budget.resolve(host.memory.available, 1);
-    let ShardOf { index, of } = settings.shard_of;
-    let shards = (index..cut.shard_count()).step_by(usize::try_from(of).unwrap_or(usize::MAX));
-    let reading = source.io_profile();
+    let limit = settings.ram_budget.resolve(host.memory.available, 1);
+    let Partition { index, count } = settings.partition;
+    let shards = (index..assignment.shard_count()).step_by(usize::try_from(count).unwrap_or(usize::MAX));
+    let io = source.io_profile();
     let mut workers = settings.workers.unwrap_or(host.cpus.workers_max()).min(shards.clone().count().max(1));
     if source.blocks().is_some() {
-        // Blocks come in the order of the shards: two workers would each want others.
+        // Blocks are read in the order of the shards: two workers would each need others.
         workers = 1;
-    } else if reading.buffer_bytes > 0 {
-        workers = workers.min(reading.concurrency.max(1));
+    } else if io.buffer_bytes > 0 {
+        workers = workers.min(io.concurrency.max(1));
     }
     let report = ByteCount(SKIPPED_BYTES_MAX as u64);
-    let index_bytes = ByteCount(source.index_bytes()) + ByteCount(reading.buffer_bytes) + cut.bytes(source);
-    let needs = Needs {
+    let index_bytes = ByteCount(source.index_bytes()) + ByteCount(io.buffer_bytes) + assignment.bytes(source);
+    let required = Requirements {
         fixed: index_bytes + report,
-        encoded_max: cut.encoded_max,
-        picture_least: Needs::picture_least(settings.treatment),
+        encoded_max: assignment.encoded_max,
+        image_min: image_min(settings.treatment),
         workers_max: workers,
     };
-    let accounts = Accounts::of(budget, &needs)?;
-    agree_on_settings(source, settings, &cut, dst)?;
-    let (stopped, counts) = (AtomicBool::new(false), Counts::default());
-    let run = Run { source, settings, dst, cut: &cut, accounts: &accounts, stopped, counts };
-    let total = run.total(shards.clone());
-    run.work(&total, progress, stop)?;
-    let sum = manifest::Sum::of(dst, shards)?;
-    // Who was called off after the last shard has done it all.
-    let ended_early = run.is_stopped() && sum.shards < total.shards;
-    let manifest = if ended_early { None } else { manifest::write(source, settings, dst, cut.shard_count())? };
+    let budget = PackBudget::new(limit, &required)?;
+    check_settings(source, settings, &assignment, dst)?;
+    let mut total = Progress { workers: budget.workers, ..Progress::default() };
+    for positions in shards.clone().map(|shard| assignment.positions(shard)) {
+        total.samples += positions.end - positions.start;
+        total.shards += 1;
+    }
+    let run = Run {
+        source,
+        settings,
+        dst,
+        assignment: &assignment,
+        budget: &budget,
+        next: AtomicU64::new(0),
+        stopped: AtomicBool::new(false),
+        progress: Mutex::new(total),
+        shards_found: AtomicU64::new(0),
+    };
+    let tick = || {
+        if stop() {
+            run.stop();
+        }
+        let now = *run.progress();
+        progress(&now);
+    };
+    run_workers("pack", budget.workers, &|| run.pack_shards(), &|| run.stop(), &tick)?;
+    let totals = Totals::read(dst, shards)?;
+    // A run that was stopped after its last shard is complete.
+    let ended_early = run.is_stopped() && totals.shards < total.shards;
+    let manifest = if ended_early { None } else { manifest::write(source, settings, dst, assignment.shard_count())? };
     Ok(Report {
-        samples: sum.samples,
-        skipped_count: sum.skipped.count,
-        skipped: sum.skipped.first,
-        shards: sum.shards,
-        shards_found: run.counts.shards_found.load(Ordering::SeqCst),
-        bytes: sum.bytes,
-        shards_of_set: cut.shard_count(),
-        workers: accounts.workers,
-        ram_peak: accounts.ledger.report().peak,
+        samples: totals.samples,
+        skipped_count: totals.skipped.count,
+        skipped: totals.skipped.first,
+        shards: totals.shards,
+        shards_found: run.shards_found.load(Ordering::SeqCst),
+        bytes: totals.bytes,
+        shards_of_set: assignment.shard_count(),
+        workers: budget.workers,
+        ram_peak: budget.ledger.report().peak,
         manifest,
         ended_early,
     })
 }
 
 impl Run<'_> {
-    /// The work that there is to do.
-    fn total(&self, shards: impl Iterator<Item = u64>) -> Progress {
-        let mut total = Progress { workers: self.accounts.workers, ..Progress::default() };
-        for shard in shards {
-            let positions = self.cut.positions(shard);
-            total.samples += positions.end - positions.start;
-            total.shards += 1;
-        }
-        total
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, total: &Progress, progress: &dyn Fn(&Progress), stop: &dyn Fn() -> bool) -> Result<(), PackError> {
-        thread::scope(|scope| {
-            // One word of each worker, at most.
-            let (to_here, ends) = unbounded();
-            let mut first = Ok(());
-            let mut threads = Vec::new();
-            for number in 0..self.accounts.workers {
-                let end = to_here.clone();
-                let started = thread::Builder::new()
-                    .name(format!("feedstock-pack-{number}"))
-                    .spawn_scoped(scope, move || self.pack_shards(&end));
-                match started {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => {
-                        first = Err(PackError::Thread(error));
-                        self.call_off();
-                        break;
-                    }
-                }
-            }
-            drop(to_here);
-            loop {
-                match ends.recv_timeout(TICK) {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        if first.is_ok() {
-                            first = Err(error);
-                        }
-                        self.call_off();
-                    }
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-                if stop() {
-                    self.call_off();
-                }
-                progress(&self.counts.of(total));
-            }
-            for thread in threads {
-                if thread.join().is_err() && first.is_ok() {
-                    first = Err(PackError::WorkerDied);
-                }
-            }
-            progress(&self.counts.of(total));
-            first
-        })
-    }
-
-    fn call_off(&self) {
+    fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        self.accounts.ledger.wake();
+        self.budget.ledger.wake();
     }
 
     fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    fn pack_shards(&self, end: &Sender<Result<(), PackError>>) {
-        let ShardOf { index, of } = self.settings.shard_of;
-        let mut done = Ok(());
-        while done.is_ok() && !self.is_stopped() {
-            let next = self.counts.next.fetch_add(1, Ordering::SeqCst);
-            let shard = next.checked_mul(of).and_then(|shard| shard.checked_add(index));
-            let Some(shard) = shard.filter(|&shard| shard < self.cut.shard_count()) else { break };
-            done = self.pack_or_find(shard);
-        }
-        // Whoever listens does so for as long as there is a worker.
-        let _ = end.send(done);
-    }
-
-    fn pack_or_find(&self, shard: u64) -> Result<(), PackError> {
-        let counts = &self.counts;
-        if let Some(record) = self.find(shard)? {
-            let samples = record.samples + record.skipped.count;
-            counts.samples_found.fetch_add(samples, Ordering::Relaxed);
-            counts.samples_done.fetch_add(samples, Ordering::Relaxed);
-            counts.shards_found.fetch_add(1, Ordering::SeqCst);
-            counts.shards_done.fetch_add(1, Ordering::Relaxed);
-        } else if !self.is_stopped()
-            && let Some(record) = self.pack_one(shard)?
-        {
-            record.write(self.dst, shard)?;
-            counts.shards_done.fetch_add(1, Ordering::Relaxed);
+    fn pack_shards(&self) -> Result<(), PackError> {
+        let Partition { index, count } = self.settings.partition;
+        while !self.is_stopped() {
+            let next = self.next.fetch_add(1, Ordering::SeqCst);
+            let shard = next.checked_mul(count).and_then(|shard| shard.checked_add(index));
+            let Some(shard) = shard.filter(|&shard| shard < self.assignment.shard_count()) else { break };
+            self.find_or_pack(shard)?;
         }
         Ok(())
     }
 
-    /// The record of a shard that is there and whole.
-    fn find(&self, shard: u64) -> Result<Option<Record>, PackError> {
-        let Some(record) = manifest::there(self.dst, shard)? else { return Ok(None) };
+    fn find_or_pack(&self, shard: u64) -> Result<(), PackError> {
+        if let Some(record) = self.find(shard)? {
+            let samples = record.samples + record.skipped_count;
+            self.shards_found.fetch_add(1, Ordering::SeqCst);
+            let mut progress = self.progress();
+            progress.samples_found += samples;
+            progress.samples_done += samples;
+            progress.shards_done += 1;
+        } else if !self.is_stopped()
+            && let Some(record) = self.pack_shard(shard)?
+        {
+            record.write(self.dst, shard)?;
+            self.progress().shards_done += 1;
+        }
+        Ok(())
+    }
+
+    /// Record of a shard that an earlier run has finished.
+    fn find(&self, shard: u64) -> Result<Option<ShardRecord>, PackError> {
+        let Some(record) = ShardRecord::read(self.dst, shard)? else { return Ok(None) };
         if !self.settings.check {
             return Ok(Some(record));
         }
         let path = self.dst.join(shard_name(shard));
-        let found = std::fs::File::open(&path).and_then(|mut file| hashed(&mut file, &|| self.is_stopped()));
+        let found = std::fs::File::open(&path).and_then(|mut file| hash_file(&mut file, &|| self.is_stopped()));
         let found = found.map_err(PackError::io("read", path))?;
-        Ok((found == Some((record.bytes, record.hash))).then_some(record))
+        Ok((found == Some((record.bytes, record.xxh3))).then_some(record))
     }
 
-    /// Packs a shard; none where the run was called off.
-    fn pack_one(&self, shard: u64) -> Result<Option<Record>, PackError> {
-        let Run { source, settings, cut, accounts, ref counts, .. } = *self;
+    /// Packs a shard. Returns `None` if the run was stopped.
+    fn pack_shard(&self, shard: u64) -> Result<Option<ShardRecord>, PackError> {
+        let Run { source, settings, assignment, budget, .. } = *self;
         let stopped = || self.is_stopped();
-        let treater = Treater { source, treatment: settings.treatment, accounts, stopped: &stopped };
+        let converter = Converter { source, treatment: settings.treatment, budget, stopped: &stopped };
         let mut writer = ShardWriter::create(self.dst, shard)?;
         let (mut samples, mut skipped, mut bytes) = (0, SkippedList::default(), 0);
-        let positions = cut.positions(shard);
-        let mut ids = positions.clone().map(|position| cut.sample(position)).peekable();
-        let (mut ahead, mut stored) = (Vec::with_capacity(AHEAD), VecDeque::new());
+        let positions = assignment.positions(shard);
+        let mut ids = positions.clone().map(|position| assignment.sample(position)).peekable();
+        let (mut ahead, mut stored) = (Vec::with_capacity(READ_AHEAD), VecDeque::new());
         for position in positions.clone() {
             if stopped() {
                 return Ok(None);
             }
-            if (position - positions.start).is_multiple_of(AHEAD as u64) {
+            if (position - positions.start).is_multiple_of(READ_AHEAD as u64) {
                 self.read_ahead(position..positions.end, &mut ahead);
             }
             if stored.is_empty() {
-                treater.read(&mut ids, &mut stored);
+                converter.read(&mut ids, &mut stored);
             }
             // There are as many samples as positions.
-            let Some(Stored { id, read }) = stored.pop_front() else { break };
-            match read.and_then(|read| treater.treat(id, read)) {
+            let Some(StoredSample { id, read }) = stored.pop_front() else { break };
+            match read.and_then(|read| converter.convert(id, read)) {
                 Ok(packed) => {
                     let key = key(position, &source.name(id));
                     writer.add(&key, packed.extension, &packed.bytes, source.label(id))?;
                     samples += 1;
                 }
-                Err(Unpacked::Bad(cause)) => {
+                Err(SampleFailure::Skipped(cause)) => {
                     skipped.push(Skipped { name: source.name(id), cause });
-                    counts.skipped.fetch_add(1, Ordering::Relaxed);
+                    self.progress().skipped += 1;
                 }
-                Err(Unpacked::Stopped) => return Ok(None),
-                Err(Unpacked::Failed(error)) => return Err(error),
+                Err(SampleFailure::Stopped) => return Ok(None),
+                Err(SampleFailure::Fatal(error)) => return Err(error),
             }
-            counts.samples_done.fetch_add(1, Ordering::Relaxed);
-            counts.bytes.fetch_add(writer.bytes() - bytes, Ordering::Relaxed);
+            let mut progress = self.progress();
+            progress.samples_done += 1;
+            progress.bytes += writer.bytes() - bytes;
             bytes = writer.bytes();
         }
         let finished = writer.finish(&stopped)?;
-        Ok(finished.map(|(bytes, hash)| Record { samples, bytes, hash, skipped }))
+        let SkippedList { count: skipped_count, first: skipped, .. } = skipped;
+        Ok(finished.map(|(bytes, xxh3)| ShardRecord { bytes, samples, skipped, skipped_count, xxh3 }))
     }
 
-    /// Tells the source of the next samples, in the order of storage. `ahead` is memory to do it in.
+    /// Announces the next samples to the source, in storage order. `ahead` is a reused buffer.
     fn read_ahead(&self, positions: Range<u64>, ahead: &mut Vec<SampleId>) {
         ahead.clear();
-        ahead.extend(positions.take(AHEAD).map(|position| self.cut.sample(position)));
+        ahead.extend(positions.take(READ_AHEAD).map(|position| self.assignment.sample(position)));
         ahead.sort_unstable();
         self.source.read_ahead(ahead, PageCache::Keep);
-    }
-}
-
-impl Counts {
-    fn of(&self, total: &Progress) -> Progress {
-        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Progress {
-            samples_done: now(&self.samples_done),
-            samples_found: now(&self.samples_found),
-            skipped: now(&self.skipped),
-            shards_done: now(&self.shards_done),
-            bytes: now(&self.bytes),
-            ..*total
-        }
     }
 }

@@ -1,5 +1,4 @@
-//! Owns the writing of one shard: members with fixed headers, made durable, read back, put in place. It must never
-//! leave anything under a shard's own name that is not whole.
+//! Writer of one shard: members with fixed headers, written under a partial name, made durable, read back, renamed.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Seek, Write};
@@ -10,55 +9,56 @@ use rustix::fs::{Advice, fadvise};
 use tar::{EntryType, Header};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::PackError;
+use super::atomic_file::sync_parent;
 use super::budget::BUFFER_BYTES;
-use super::record::{shard_name, sync_folder_of};
+use super::checkpoint::shard_name;
+use super::error::PackError;
 
-/// How often a partial file is looked for anew that somebody else has put in place meanwhile.
+/// Attempts to open a partial file that another process renames meanwhile.
 const TRIES: usize = 10;
 
-/// A shard that is being written, under another name.
+/// Shard that is being written under a partial name.
 pub(super) struct ShardWriter {
-    place: PathBuf,
-    tar: tar::Builder<Counted>,
-    /// After the archive, so that nothing is written once it is gone.
-    partial: Partial,
+    path: PathBuf,
+    tar: tar::Builder<HashingWriter>,
+    /// Dropped after the archive, so that nothing is written once the file is deleted.
+    partial: PartialFile,
 }
 
-/// Counts and hashes what is written.
-struct Counted {
+/// Writer that counts and hashes its bytes.
+struct HashingWriter {
     out: BufWriter<File>,
     hash: Xxh3,
     bytes: u64,
 }
 
-/// A file that goes with this, unless it has been put in place.
-struct Partial {
+/// File that is deleted on drop, unless it was renamed.
+struct PartialFile {
     path: PathBuf,
-    placed: bool,
-    /// Keeps others from it until it is gone.
+    renamed: bool,
+    /// Excludes other processes while the file exists.
     _lock: File,
 }
 
 impl ShardWriter {
-    /// Begins a shard; what another run has left of it is written over.
+    /// Begins a shard. A file left by an earlier run is overwritten.
     pub(super) fn create(dst: &Path, shard: u64) -> Result<Self, PackError> {
         let name = shard_name(shard);
         let path = dst.join(format!(".{name}.partial"));
-        let file = open_alone(&path)?;
+        let file = open_exclusive(&path)?;
         let failed = || PackError::io("write", &path);
         let _lock = file.try_clone().map_err(failed())?;
         file.set_len(0).map_err(failed())?;
-        let partial = Partial { path, placed: false, _lock };
+        let partial = PartialFile { path, renamed: false, _lock };
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let tar = tar::Builder::new(Counted { out, hash: Xxh3::new(), bytes: 0 });
-        Ok(ShardWriter { place: dst.join(name), tar, partial })
+        let tar = tar::Builder::new(HashingWriter { out, hash: Xxh3::new(), bytes: 0 });
+        Ok(ShardWriter { path: dst.join(name), tar, partial })
     }
 
-    /// Adds a sample.
-    pub(super) fn add(&mut self, key: &str, extension: &str, picture: &[u8], class: u32) -> Result<(), PackError> {
+    /// Appends a sample.
+    pub(super) fn add(&mut self, key: &str, extension: &str, image: &[u8], class: u32) -> Result<(), PackError> {
         let class = class.to_string();
-        let members = [(extension, picture), ("cls", class.as_bytes())];
+        let members = [(extension, image), ("cls", class.as_bytes())];
         members.into_iter().try_for_each(|(extension, content)| {
             let written = header(&format!("{key}.{extension}"), content.len() as u64)
                 .and_then(|header| self.tar.append(&header, content));
@@ -66,51 +66,52 @@ impl ShardWriter {
         })
     }
 
-    /// Bytes that have been written so far.
+    /// Bytes written so far.
     pub(super) fn bytes(&self) -> u64 {
         self.tar.get_ref().bytes
     }
 
-    /// Makes it durable, reads it back and puts it in place: its size and its hash; none where `stopped` says so first.
+    /// Makes the shard durable, reads it back and renames it. Returns its size and its hash, or `None` if `stopped`
+    /// returns true before.
     pub(super) fn finish(self, stopped: &dyn Fn() -> bool) -> Result<Option<(u64, u128)>, PackError> {
-        let ShardWriter { place, tar, mut partial } = self;
+        let ShardWriter { path: final_path, tar, mut partial } = self;
         let path = partial.path.clone();
-        let failed = |doing| PackError::io(doing, &path);
-        let Counted { out, hash, bytes } = tar.into_inner().map_err(failed("write"))?;
+        let failed = |operation| PackError::io(operation, &path);
+        let HashingWriter { out, hash, bytes } = tar.into_inner().map_err(failed("write"))?;
         let mut file = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         file.sync_all().map_err(failed("make durable"))?;
-        // So that it comes from storage, where the system heeds that.
+        // Makes the read come from storage, where the system follows the advice.
         let _ = fadvise(&file, 0, None, Advice::DontNeed);
         file.rewind().map_err(failed("read back"))?;
-        let Some(found) = hashed(&mut file, stopped).map_err(failed("read back"))? else { return Ok(None) };
+        let Some(found) = hash_file(&mut file, stopped).map_err(failed("read back"))? else { return Ok(None) };
         let hash = hash.digest128();
         if found != (bytes, hash) {
             return Err(PackError::NotAsWritten { path });
         }
-        fs::rename(&path, &place).map_err(PackError::io("write", &place))?;
-        partial.placed = true;
-        sync_folder_of(&place)?;
+        fs::rename(&path, &final_path).map_err(PackError::io("write", &final_path))?;
+        partial.renamed = true;
+        sync_parent(&final_path)?;
         Ok(Some((bytes, hash)))
     }
 }
 
-/// Opens a partial file that nobody else writes, and keeps others from it for as long as it is open.
-fn open_alone(path: &Path) -> Result<File, PackError> {
-    let failed = |doing| PackError::io(doing, path);
+/// Opens a partial file, and locks other processes out while it is open.
+fn open_exclusive(path: &Path) -> Result<File, PackError> {
+    let failed = |operation| PackError::io(operation, path);
     for _ in 0..TRIES {
-        // Not emptied yet: it may be somebody else's.
+        // Not truncated yet: another process may be writing it.
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = open.map_err(failed("write"))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(PackError::Busy { path: path.to_owned() }),
-            // Where there are no locks, jobs have to keep to their parts.
+            // On file systems without locks, jobs have to keep to their partitions.
             Err(TryLockError::Error(_)) => return Ok(file),
         }
-        // Somebody may have put it in place between the two steps; then it is a shard now, and not to be touched.
-        let own = file.metadata().map_err(failed("look at"))?;
+        // If another process has renamed it between the two steps, it is a finished shard, and must not be touched.
+        let own = file.metadata().map_err(failed("read the metadata of"))?;
         match fs::metadata(path) {
-            Ok(there) if (there.dev(), there.ino()) == (own.dev(), own.ino()) => return Ok(file),
+            Ok(found) if (found.dev(), found.ino()) == (own.dev(), own.ino()) => return Ok(file),
             _ => {}
         }
     }
@@ -130,8 +131,8 @@ fn header(name: &str, bytes: u64) -> io::Result<Header> {
     Ok(header)
 }
 
-/// Size and hash of what is left of a file; none where `stopped` says so first.
-pub(super) fn hashed(file: &mut impl Read, stopped: &dyn Fn() -> bool) -> io::Result<Option<(u64, u128)>> {
+/// Size and hash of the rest of a file. `None` if `stopped` returns true before the end.
+pub(super) fn hash_file(file: &mut impl Read, stopped: &dyn Fn() -> bool) -> io::Result<Option<(u64, u128)>> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let (mut hash, mut bytes) = (Xxh3::new(), 0);
     loop {
@@ -150,7 +151,7 @@ pub(super) fn hashed(file: &mut impl Read, stopped: &dyn Fn() -> bool) -> io::Re
     }
 }
 
-impl Write for Counted {
+impl Write for HashingWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
         self.hash.update(&bytes[..written]);
@@ -163,10 +164,10 @@ impl Write for Counted {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialFile {
     fn drop(&mut self) {
-        if !self.placed {
-            // Room for others, where the disk is full. What cannot be removed is written over by the next run.
+        if !self.renamed {
+            // Frees space if the disk is full. A file that cannot be deleted is overwritten by the next run.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -177,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shard_is_there_once_it_is_whole() {
+    fn shards_appear_complete() {
         let folder = tempfile::tempdir().unwrap();
         let names = || {
             let mut names: Vec<_> =
@@ -187,7 +188,7 @@ mod tests {
         };
         fs::write(folder.path().join(".shard-00003.tar.partial"), vec![7; 100_000]).unwrap();
         let mut shard = ShardWriter::create(folder.path(), 3).unwrap();
-        shard.add("00000000-a", "png", b"picture", 12).unwrap();
+        shard.add("00000000-a", "png", b"content", 12).unwrap();
         assert_eq!(names(), [".shard-00003.tar.partial"]);
         let (bytes, hash) = shard.finish(&|| false).unwrap().unwrap();
         assert_eq!(names(), ["shard-00003.tar"]);
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(bytes, 6 * 512);
 
         let mut shard = ShardWriter::create(folder.path(), 4).unwrap();
-        shard.add("00000000-a", "png", b"picture", 12).unwrap();
+        shard.add("00000000-a", "png", b"content", 12).unwrap();
         drop(shard);
         let shard = ShardWriter::create(folder.path(), 5).unwrap();
         assert_eq!(shard.finish(&|| true).unwrap(), None);
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_writes_what_somebody_writes() {
+    fn a_shard_has_one_writer() {
         let folder = tempfile::tempdir().unwrap();
         let first = ShardWriter::create(folder.path(), 0).unwrap();
         let second = ShardWriter::create(folder.path(), 0).err().unwrap();

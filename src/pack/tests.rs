@@ -20,16 +20,16 @@ use crate::{ErrorKind, Preprocessor, SampleId};
 
 const SAMPLES: u32 = 40;
 
-pub(super) fn picture(seed: u32, width: u32, height: u32) -> DynamicImage {
+pub(super) fn test_image(seed: u32, width: u32, height: u32) -> DynamicImage {
     let wave = |at: u32, period: u32| ((at + seed * 31) % period * 255 / period) as u8;
     DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| {
         image::Rgb([wave(x, 37), wave(y, 53), wave(x * y + seed, 29)])
     }))
 }
 
-pub(super) fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+pub(super) fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, format).unwrap();
+    image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
@@ -37,16 +37,16 @@ fn classes() -> Vec<String> {
     ["ant", "bee", "cat"].map(String::from).to_vec()
 }
 
-/// Pictures of several kinds and sizes, one of them turned.
+/// Images of several formats and sizes, one of them with an orientation.
 fn samples() -> Vec<(Vec<u8>, u32)> {
     static SAMPLES_MADE: LazyLock<Vec<(Vec<u8>, u32)>> = LazyLock::new(|| {
         let turned = "tests/fixtures/decode/orientation6.jpg";
         let turned = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(turned)).unwrap();
         let one = |seed: u32| match seed % 8 {
             7 => turned.clone(),
-            3 => encoded(&picture(seed, 50 + seed, 40), ImageFormat::Png),
-            5 => encoded(&picture(seed, 16, 30), ImageFormat::Gif),
-            _ => encoded(&picture(seed, 60 + seed, 90), ImageFormat::Jpeg),
+            3 => encoded(&test_image(seed, 50 + seed, 40), ImageFormat::Png),
+            5 => encoded(&test_image(seed, 16, 30), ImageFormat::Gif),
+            _ => encoded(&test_image(seed, 60 + seed, 90), ImageFormat::Jpeg),
         };
         (0..SAMPLES).map(|seed| (one(seed), seed % 3)).collect()
     });
@@ -57,7 +57,7 @@ pub(super) fn source() -> MemorySource {
     MemorySource::new(classes(), samples()).unwrap()
 }
 
-/// Small shards, of which there are several.
+/// Settings with small shards.
 pub(super) fn settings(treatment: Treatment) -> Settings {
     let shard_size = match treatment {
         Treatment::Decoded { size: Some(_), .. } => ByteCount(16 << 10),
@@ -87,7 +87,7 @@ fn refused(source: &dyn Source, settings: &Settings, dst: &Path) -> PackError {
     pack(source, settings, dst, |_| (), &|| false).unwrap_err()
 }
 
-/// All that a folder holds, its records included.
+/// Files of a set, including its records.
 fn contents(dst: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for folder in [dst.to_owned(), dst.join(".pack")] {
@@ -106,7 +106,7 @@ fn manifest(dst: &Path) -> Value {
     serde_json::from_slice(&fs::read(dst.join("manifest.json")).unwrap()).unwrap()
 }
 
-/// Name and content of all members of all shards, by number of the shard.
+/// Name and content of all members of all shards, in the order of the shards.
 fn members(dst: &Path) -> Vec<(String, Vec<u8>)> {
     let mut members = vec![];
     for (name, shard) in contents(dst).into_iter().filter(|(name, _)| name.ends_with(".tar")) {
@@ -125,22 +125,22 @@ fn members(dst: &Path) -> Vec<(String, Vec<u8>)> {
     members
 }
 
-/// Each sample: its position, the id that its name tells, its extension, its picture and its class.
+/// Position, id (from the name), extension, image and class of each sample.
 fn samples_of(dst: &Path) -> Vec<(u64, u64, String, Vec<u8>, u32)> {
     let members = members(dst);
     let pairs = members.chunks(2).map(|pair| {
-        let [(name, picture), (class_name, class)] = pair else { panic!("half a sample") };
+        let [(name, image), (class_name, class)] = pair else { panic!("half a sample") };
         let (key, extension) = name.split_once('.').unwrap();
         assert_eq!(*class_name, format!("{key}.cls"));
         let (position, id) = key.split_once("-memory_").unwrap();
         assert_eq!(position.len(), 8);
         let class = String::from_utf8(class.clone()).unwrap().parse().unwrap();
-        (position.parse().unwrap(), id.parse().unwrap(), extension.to_owned(), picture.clone(), class)
+        (position.parse().unwrap(), id.parse().unwrap(), extension.to_owned(), image.clone(), class)
     });
     pairs.collect()
 }
 
-/// The least budget that works, found as a user would find it.
+/// Minimum budget, found by raising it to the stated minimum.
 fn least_budget(source: &dyn Source, settings: &Settings) -> u64 {
     let mut budget = 1;
     for _ in 0..SAMPLES {
@@ -160,16 +160,16 @@ fn least_budget(source: &dyn Source, settings: &Settings) -> u64 {
 }
 
 #[test]
-fn a_stored_set_is_the_source_in_another_order() {
+fn stored_sets_are_permutations_of_the_source() {
     let folder = tempdir().unwrap();
     let report = packed(&source(), &settings(Treatment::Stored), folder.path());
     assert_eq!((report.samples, report.skipped_count, report.ended_early), (u64::from(SAMPLES), 0, false));
     assert!(report.shards > 3 && report.shards == report.shards_of_set && report.shards_found == 0, "{report:?}");
     let samples = samples();
     let order = crate::sampler::Order::shuffled(u64::from(SAMPLES), Seed(5), 0);
-    for (at, (position, id, extension, picture, class)) in samples_of(folder.path()).into_iter().enumerate() {
+    for (at, (position, id, extension, image, class)) in samples_of(folder.path()).into_iter().enumerate() {
         assert_eq!((position, SampleId(id)), (at as u64, order.at(at as u64)));
-        assert_eq!((&picture, class), (&samples[id as usize].0, samples[id as usize].1));
+        assert_eq!((&image, class), (&samples[id as usize].0, samples[id as usize].1));
         let expected = match id % 8 {
             3 => "png",
             5 => "gif",
@@ -186,7 +186,7 @@ fn a_stored_set_is_the_source_in_another_order() {
     assert_eq!(shards.len() as u64, report.shards);
     for shard in shards {
         let bytes = fs::read(folder.path().join(shard["file"].as_str().unwrap())).unwrap();
-        assert!(bytes.len() <= (24 << 10) + 1024, "no larger than asked for, but for the end");
+        assert!(bytes.len() <= (24 << 10) + 1024, "at most the requested size and the end");
         let hash = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes));
         assert_eq!((&shard["bytes"], &shard["xxh3"]), (&bytes.len().into(), &hash.into()));
     }
@@ -197,7 +197,7 @@ fn a_stored_set_is_the_source_in_another_order() {
 }
 
 #[test]
-fn every_run_gives_the_same_bytes() {
+fn shards_do_not_depend_on_workers_and_budget() {
     for treatment in TREATMENTS {
         let source = source();
         let settings = settings(treatment);
@@ -222,7 +222,7 @@ fn every_run_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_run_that_was_stopped_goes_on() {
+fn stopped_runs_can_be_continued() {
     let (whole, folder) = (tempdir().unwrap(), tempdir().unwrap());
     let settings = Settings { workers: Some(1), ..settings(Treatment::Decoded { size: Some(24), level: 1 }) };
     let source = Slow(source());
@@ -240,7 +240,7 @@ fn a_run_that_was_stopped_goes_on() {
     let partials = contents(folder.path()).into_keys().filter(|name| name.ends_with(".partial")).count();
     assert_eq!(partials, 0);
 
-    // A run that was killed leaves a partial shard, and one that is in place without its record, or is not all there.
+    // A killed run leaves a partial shard, a shard without its record, or an incomplete shard.
     let partial = format!(".shard-{:05}.tar.partial", report.shards_of_set - 1);
     fs::write(folder.path().join(partial), "half").unwrap();
     fs::write(folder.path().join(".pack/.shard-00000.json.partial"), "{\"ha").unwrap();
@@ -251,12 +251,12 @@ fn a_run_that_was_stopped_goes_on() {
     assert_eq!(again.shards, again.shards_of_set);
     assert!(contents(folder.path()) == contents(whole.path()));
 
-    // With nothing to do, nothing is done.
+    // A complete set does not change.
     let idle = packed(&source, &settings, folder.path());
     assert_eq!((idle.shards_found, idle.samples), (idle.shards, u64::from(SAMPLES)));
     assert!(contents(folder.path()) == contents(whole.path()));
 
-    // A shard of the right size with another content is found by those who ask for it.
+    // A shard of the right size with another content is found with `check`.
     flip(&folder.path().join("shard-00001.tar"), 700);
     packed(&source, &settings, folder.path());
     assert!(contents(folder.path()) != contents(whole.path()));
@@ -265,12 +265,12 @@ fn a_run_that_was_stopped_goes_on() {
 }
 
 #[test]
-fn jobs_share_the_work() {
+fn jobs_can_share_the_work() {
     for treatment in [Treatment::Stored, Treatment::ShortSide { pixels: 32, quality: 80 }] {
         let (whole, folder) = (tempdir().unwrap(), tempdir().unwrap());
         let settings = settings(treatment);
         packed(&source(), &settings, whole.path());
-        let job = |index| Settings { shard_of: ShardOf { index, of: 3 }, ..settings.clone() };
+        let job = |index| Settings { partition: Partition { index, count: 3 }, ..settings.clone() };
         let first = packed(&source(), &job(2), folder.path());
         assert!(first.manifest.is_none() && !first.ended_early && first.shards < first.shards_of_set, "{first:?}");
         assert!(packed(&source(), &job(0), folder.path()).manifest.is_none());
@@ -279,12 +279,12 @@ fn jobs_share_the_work() {
         assert!(packed(&source(), &job(0), folder.path()).manifest.is_some());
     }
     let error =
-        refused(&source(), &Settings { shard_of: ShardOf { index: 3, of: 3 }, ..with_budget(1) }, Path::new("x"));
-    assert!(error.to_string().starts_with("job 3 of 3 does not exist"), "{error}");
+        refused(&source(), &Settings { partition: Partition { index: 3, count: 3 }, ..with_budget(1) }, Path::new("x"));
+    assert!(error.to_string().starts_with("there is no job 3 of 3"), "{error}");
 }
 
 #[test]
-fn bad_samples_are_listed_and_the_rest_is_packed() {
+fn bad_samples_are_skipped_and_listed() {
     let mut samples = samples();
     samples[4].0 = b"<html>not found</html>".to_vec();
     samples[9].0.clear();
@@ -304,22 +304,22 @@ fn bad_samples_are_listed_and_the_rest_is_packed() {
         assert_eq!(manifest(folder.path())["skipped"][1]["name"], "memory:9");
         assert_eq!(manifest(folder.path())["skipped_count"], bad.len());
         assert_eq!(samples_of(folder.path()).len(), SAMPLES as usize - bad.len());
-        // What an earlier run left out is still told of.
+        // Samples skipped by an earlier run are still reported.
         assert_eq!(packed(&source, &settings, folder.path()).skipped, report.skipped);
         let found = verify(folder.path(), &VerifySettings::default(), |_| (), &|| false).unwrap();
-        assert!(found.is_sound() && found.samples == report.samples, "{found:?}");
+        assert!(found.is_valid() && found.samples == report.samples, "{found:?}");
     }
-    // Names are listed up to a limit; the number is told all the same.
+    // Names are listed up to a limit; the count is complete.
     let many = MemorySource::new(classes(), vec![(b"text".to_vec(), 0); 3000]).unwrap();
     let folder = tempdir().unwrap();
     let report = packed(&many, &with_budget(8 << 20), folder.path());
     assert_eq!((report.skipped_count, report.samples), (3000, 0));
     assert!((500..=SKIPPED_NAMES_MAX).contains(&report.skipped.len()), "{}", report.skipped.len());
-    assert!(verify(folder.path(), &VerifySettings::default(), |_| (), &|| false).unwrap().is_sound());
+    assert!(verify(folder.path(), &VerifySettings::default(), |_| (), &|| false).unwrap().is_valid());
 }
 
 #[test]
-fn a_budget_too_small_is_refused_with_the_numbers() {
+fn small_budgets_are_refused_with_numbers() {
     for treatment in TREATMENTS {
         let folder = tempdir().unwrap();
         let error = refused(
@@ -329,15 +329,15 @@ fn a_budget_too_small_is_refused_with_the_numbers() {
         );
         let text = error.to_string();
         assert_eq!(error.kind(), ErrorKind::Budget, "{text}");
-        assert!(text.starts_with("a RAM budget of 300 KiB is too small: this takes "), "{text}");
-        // Where nothing is packed that fits, nothing is left but what was.
+        assert!(text.starts_with("a RAM budget of 300 KiB is too small: this takes at least "), "{text}");
+        // Nothing is left behind.
         assert!(!folder.path().join("manifest.json").exists());
     }
     let error = refused(&source(), &with_budget(1000), Path::new("/nowhere"));
     for part in ["1000 B", "index", "one worker", "the largest sample"] {
         assert!(error.to_string().contains(part), "{error}");
     }
-    // A picture that only its header gives away is named; what fits it is enough.
+    // An image whose size only its header tells is named, and the stated budget is enough for it.
     let mut samples = samples();
     samples[20].0 = encoded(&DynamicImage::new_rgb8(3000, 2000), ImageFormat::Png);
     let source = MemorySource::new(classes(), samples).unwrap();
@@ -351,20 +351,20 @@ fn a_budget_too_small_is_refused_with_the_numbers() {
         let settings = Settings { ram_budget, workers: Some(workers), ..settings.clone() };
         assert_eq!(packed(&source, &settings, tempdir().unwrap().path()).samples, u64::from(SAMPLES));
     }
-    // And it goes on where it was.
+    // The interrupted run can be continued.
     assert_eq!(packed(&source, &Settings { ram_budget, ..settings }, folder.path()).samples, u64::from(SAMPLES));
 }
 
 #[test]
-fn decoded_samples_are_those_of_a_sample_maker() {
+fn decoded_samples_are_those_of_a_preprocessor() {
     let samples = samples();
     let folder = tempdir().unwrap();
     packed(&source(), &settings(Treatment::Decoded { size: Some(24), level: 1 }), folder.path());
-    let mut maker = Preprocessor::new(ResizeCenterCrop::new(24, 24));
+    let mut preprocessor = Preprocessor::new(ResizeCenterCrop::new(24, 24));
     for (_, id, extension, frame, class) in samples_of(folder.path()) {
         assert_eq!((extension.as_str(), class), ("ppm.zst", samples[id as usize].1));
         let mut expected = vec![0; 24 * 24 * 3];
-        maker.process(&samples[id as usize].0, &mut expected).unwrap();
+        preprocessor.process(&samples[id as usize].0, &mut expected).unwrap();
         let ppm = zstd::decode_all(&frame[..]).unwrap();
         assert!(ppm.starts_with(b"P6\n24 24\n255\n") && ppm[13..] == expected, "sample {id}");
     }
@@ -381,7 +381,7 @@ fn decoded_samples_are_those_of_a_sample_maker() {
             assert!(decoder.next_row(row).unwrap());
         }
         let found = image::load_from_memory(&zstd::decode_all(&frame[..]).unwrap()).unwrap().to_rgb8();
-        // The turned fixture is seen upright.
+        // The fixture with an orientation is stored upright.
         let expected = RgbImage::from_raw(header.width, header.height, expected).unwrap();
         let expected = if header.orientation == 6 { image::imageops::rotate90(&expected) } else { expected };
         assert!(found == expected, "sample {id}");
@@ -389,16 +389,16 @@ fn decoded_samples_are_those_of_a_sample_maker() {
 }
 
 #[test]
-fn pictures_are_shrunk_upright_and_never_enlarged() {
+fn images_are_shrunk_upright_and_never_enlarged() {
     let samples = samples();
     let folder = tempdir().unwrap();
     packed(&source(), &settings(Treatment::ShortSide { pixels: 16, quality: 90 }), folder.path());
     let mut shrunk = 0;
-    for (_, id, extension, picture, _) in samples_of(folder.path()) {
+    for (_, id, extension, packed, _) in samples_of(folder.path()) {
         let stored = &samples[id as usize].0;
-        let (before, now) = [stored, &picture].map(|file| probe(file, &Limits::default()).unwrap()).into();
+        let (before, now) = [stored, &packed].map(|file| probe(file, &Limits::default()).unwrap()).into();
         if before.width.min(before.height) <= 16 {
-            assert!(picture == *stored && extension == "gif", "sample {id}");
+            assert!(packed == *stored && extension == "gif", "sample {id}");
             continue;
         }
         shrunk += 1;
@@ -407,11 +407,11 @@ fn pictures_are_shrunk_upright_and_never_enlarged() {
         let short = width.min(height);
         assert_eq!((now.width, now.height), (width * 16 / short, height * 16 / short), "sample {id}");
         assert_eq!((extension.as_str(), now.orientation), ("jpg", 1));
-        // The same picture, as well as a JPEG of good quality can tell.
+        // The same image, up to the losses of a JPEG of good quality.
         let mut pixels = vec![0; now.width as usize * now.height as usize * 3];
-        let mut maker = Preprocessor::new(crate::transform::Resize::exact(now.height, now.width));
-        maker.process(stored, &mut pixels).unwrap();
-        let found = image::load_from_memory(&picture).unwrap().to_rgb8();
+        let mut preprocessor = Preprocessor::new(crate::transform::Resize::exact(now.height, now.width));
+        preprocessor.process(stored, &mut pixels).unwrap();
+        let found = image::load_from_memory(&packed).unwrap().to_rgb8();
         let differences = found.as_raw().iter().zip(&pixels).map(|(a, b)| u64::from(a.abs_diff(*b)));
         let mean = differences.sum::<u64>() as f64 / pixels.len() as f64;
         assert!(mean < 8.0, "sample {id}: {mean}");
@@ -448,18 +448,18 @@ fn other_settings_are_refused_by_name() {
     assert!(error.to_string().contains("another index of the source"), "{error}");
     assert!(contents(folder.path()) == before);
 
-    // What decides nothing may differ.
+    // Settings that do not affect the bytes may differ.
     packed(&source(), &Settings { workers: Some(1), check: true, ..first.clone() }, folder.path());
     assert!(contents(folder.path()) == before);
 
     let foreign = tempdir().unwrap();
-    fs::write(foreign.path().join("shard-00000.tar"), "somebody's").unwrap();
+    fs::write(foreign.path().join("shard-00000.tar"), "foreign").unwrap();
     let error = refused(&source(), &first, foreign.path());
-    assert!(error.to_string().contains("shard-00000.tar is there already"), "{error}");
+    assert!(error.to_string().contains("shard-00000.tar exists"), "{error}");
     let file = foreign.path().join("shard-00000.tar/below");
     let error = refused(&source(), &first, &file);
     assert!(error.kind() == ErrorKind::Io && error.to_string().contains("shard-00000.tar/below"), "{error}");
-    assert_eq!(fs::read(foreign.path().join("shard-00000.tar")).unwrap(), b"somebody's");
+    assert_eq!(fs::read(foreign.path().join("shard-00000.tar")).unwrap(), b"foreign");
 }
 
 #[test]
@@ -469,8 +469,8 @@ fn settings_out_of_range_are_refused() {
         (settings(Treatment::ShortSide { pixels: 0, quality: 90 }), "the short side is 0"),
         (settings(Treatment::ShortSide { pixels: 9, quality: 101 }), "the quality is 101"),
         (settings(Treatment::Decoded { size: Some(1 << 20), level: 1 }), "the size is 1048576"),
-        (settings(Treatment::Decoded { size: None, level: 22 }), "the level is 22: -50 to -1 and 1 to 19"),
-        (Settings { workers: Some(0), ..Settings::default() }, "workers is 0"),
+        (settings(Treatment::Decoded { size: None, level: 22 }), "the level is 22: expected -50 to -1 or 1 to 19"),
+        (Settings { workers: Some(0), ..Settings::default() }, "the number of workers is 0"),
         (Settings { shard_size: ByteCount(0), ..Settings::default() }, "the shard size is 0"),
     ] {
         let error = refused(&source(), &settings, nowhere);
@@ -479,7 +479,7 @@ fn settings_out_of_range_are_refused() {
 }
 
 #[test]
-fn blocks_are_packed_one_after_the_other() {
+fn blocks_are_packed_in_sequence() {
     let source = InBlocks(source(), Blocks::new([10, 20, 30, 40], 1));
     let folder = tempdir().unwrap();
     let report = packed(&source, &Settings { workers: Some(4), ..settings(Treatment::Stored) }, folder.path());
@@ -493,7 +493,7 @@ fn blocks_are_packed_one_after_the_other() {
 }
 
 #[test]
-fn what_is_best_read_together_is_read_together_within_the_budget() {
+fn samples_are_read_together_within_the_budget() {
     let (one_by_one, bytes) = (tempdir().unwrap(), |id| source().encoded_bytes(SampleId(id)));
     packed(&source(), &settings(Treatment::Stored), one_by_one.path());
     let three = 3 * (0..u64::from(SAMPLES)).map(bytes).max().unwrap();
@@ -517,12 +517,12 @@ pub(super) fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// So that there is time to stop.
+/// Source with slow reads, so that there is time to stop.
 struct Slow(MemorySource);
 
 struct InBlocks(MemorySource, Blocks);
 
-/// Reads best so many bytes together, and notes how many samples that were at most.
+/// Source with a preferred read size, which records the maximum number of samples read by one call.
 struct Together(MemorySource, u64, AtomicUsize);
 
 macro_rules! as_its_first {

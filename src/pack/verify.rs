@@ -1,112 +1,112 @@
-//! Owns the verification of a packed set: every shard against the manifest, every member by itself. It must never hold
-//! more than a part of a member, and never change anything.
+//! Verification of a packed set: every shard against the manifest, and every member. Nothing is changed, and of a
+//! member only a part is held in memory.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::PackError;
 use super::budget::BUFFER_BYTES;
-use super::manifest::{Entry, Manifest};
-use super::member::Members;
+use super::error::PackError;
+use super::manifest::{Manifest, ShardEntry};
+use super::shard_check::ShardChecker;
+use super::workers::run_workers;
 use crate::host::HostFacts;
 
-/// How often progress is told, and the wish to stop looked for.
-const TICK: Duration = Duration::from_millis(50);
-/// Most problems that are listed; their number is always told.
+/// Maximum number of problems that are listed. The count is always complete.
 const PROBLEMS_MAX: usize = 1000;
 
-/// How a set is verified.
+/// Settings of [`verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifySettings {
-    /// Whether the headers of pictures are read, too.
-    pub pictures: bool,
-    /// The most threads that verify, a shard each; none: as many as there are cores. Each takes up to 32 MiB.
+    /// Reads the headers of images, too. Default: false.
+    pub image_headers: bool,
+    /// Maximum number of worker threads, each with one shard and up to 32 MiB. Default: `None`, the number of cores.
     pub workers: Option<usize>,
 }
 
-/// What is wrong with a file of a set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    /// The manifest names it, and it is not there.
+/// Kind of a problem with a file of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// The manifest names the file, and it does not exist.
     Missing,
-    /// It is there, and the manifest does not name it.
+    /// The file exists, and the manifest does not name it.
     Additional,
-    /// It is not what the manifest says, or something in it is not what it should be.
+    /// The file or a part of it differs from the manifest, or is invalid.
     Damaged,
 }
 
-/// Something that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Problem with a file of a set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[non_exhaustive]
 pub struct Problem {
-    /// The file's name.
+    /// File name.
     pub file: String,
-    /// What is wrong with it.
-    pub fault: Fault,
-    /// What exactly.
+    /// Kind of the problem.
+    pub kind: ProblemKind,
+    /// Description.
     pub cause: String,
 }
 
-/// How far a verification is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Progress of a verification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct VerifyProgress {
-    /// Shards of the manifest.
+    /// Shards in the manifest.
     pub shards: u64,
-    /// Shards that have been looked at.
+    /// Shards verified.
     pub shards_done: u64,
-    /// Their bytes, by the manifest.
+    /// Size of the shards by the manifest, bytes.
     pub bytes: u64,
-    /// Bytes that have been read.
+    /// Bytes read.
     pub bytes_done: u64,
-    /// Samples that have been found.
+    /// Samples found.
     pub samples_done: u64,
-    /// Problems that have been found.
+    /// Problems found.
     pub problems: u64,
 }
 
-/// What a verification has found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Result of a verification.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Verification {
-    /// Shards of the manifest that were looked at.
+    /// Shards verified.
     pub shards: u64,
     /// Samples in them.
     pub samples: u64,
-    /// Bytes that were read.
+    /// Bytes read.
     pub bytes: u64,
-    /// What is wrong, by file: the first thousand.
+    /// The first thousand problems, sorted by file.
     pub problems: Vec<Problem>,
-    /// How much is wrong.
+    /// Number of all problems.
     pub problem_count: u64,
-    /// Whether it was stopped before it had seen everything.
+    /// True if the verification was stopped before its end.
     pub ended_early: bool,
 }
 
-impl Fault {
-    /// In a word.
+impl ProblemKind {
+    /// Name, in lower case.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Fault::Missing => "missing",
-            Fault::Additional => "additional",
-            Fault::Damaged => "damaged",
+            ProblemKind::Missing => "missing",
+            ProblemKind::Additional => "additional",
+            ProblemKind::Damaged => "damaged",
         }
     }
 }
 
 impl Verification {
-    /// Whether all of it was looked at and is as it should be.
+    /// Returns true if the verification was complete and found no problem.
     #[must_use]
-    pub fn is_sound(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.problem_count == 0 && !self.ended_early
     }
 }
@@ -114,25 +114,27 @@ impl Verification {
 struct Verifier<'a> {
     dst: &'a Path,
     manifest: &'a Manifest,
-    pictures: bool,
+    images: bool,
     next: AtomicUsize,
     stopped: AtomicBool,
-    bytes: AtomicU64,
-    samples: AtomicU64,
-    shards: AtomicU64,
-    problem_count: AtomicU64,
-    problems: Mutex<Vec<Problem>>,
+    state: Mutex<State>,
 }
 
-/// Checks a packed set against its manifest: size and hash of each shard, its members one by one, their number, the
-/// checksums of those that are compressed; and shards that are missing or too many.
+#[derive(Default)]
+struct State {
+    progress: VerifyProgress,
+    problems: Vec<Problem>,
+}
+
+/// Checks a packed set against its manifest: missing and additional shards, size and hash of each shard, its members
+/// and their number, and the checksums of compressed members.
 ///
-/// `progress` is called about twenty times a second on the calling thread, and once at the end; `stop` is asked as
-/// often.
+/// `progress` is called about twenty times a second on the calling thread, and once at the end; `stop` is called as
+/// often, and ends the verification once it returns true.
 ///
 /// # Errors
-/// [`PackError`] where there is no manifest, where it cannot be understood, or the folder not be read. What is wrong
-/// with shards is no error but a [`Problem`].
+/// [`PackError`] if there is no manifest, it cannot be parsed, or the folder cannot be read. Problems with shards are
+/// not errors but entries of [`Verification::problems`].
 pub fn verify(
     dst: &Path,
     settings: &VerifySettings,
@@ -140,121 +142,87 @@ pub fn verify(
     stop: &dyn Fn() -> bool,
 ) -> Result<Verification, PackError> {
     if settings.workers == Some(0) {
-        return Err(PackError::Config("workers is 0: one at least verifies".to_owned()));
+        return Err(PackError::Config("the number of workers is 0: expected at least 1".to_owned()));
     }
     let manifest = Manifest::read(dst)?;
     let verifier = Verifier {
         dst,
         manifest: &manifest,
-        pictures: settings.pictures,
+        images: settings.image_headers,
         next: AtomicUsize::new(0),
         stopped: AtomicBool::new(false),
-        bytes: AtomicU64::new(0),
-        samples: AtomicU64::new(0),
-        shards: AtomicU64::new(0),
-        problem_count: AtomicU64::new(0),
-        problems: Mutex::default(),
+        state: Mutex::default(),
     };
+    verifier.state().progress.shards = manifest.shards.len() as u64;
+    verifier.state().progress.bytes = manifest.shards.iter().map(|entry| entry.bytes).sum();
     verifier.compare_names()?;
-    let workers = settings.workers.unwrap_or_else(|| HostFacts::read().cpus.workers_max());
-    verifier.look_at_all(workers.min(manifest.shards.len()), &progress, stop)?;
-    let at_end = verifier.progress();
-    let mut problems = verifier.problems.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let workers = settings.workers.unwrap_or_else(|| HostFacts::read().cpus.workers_max()).min(manifest.shards.len());
+    let tick = || {
+        if stop() {
+            verifier.stop();
+        }
+        let now = verifier.state().progress;
+        progress(&now);
+    };
+    run_workers("verify", workers, &|| verifier.check_shards(), &|| verifier.stop(), &tick)?;
+    let State { progress, mut problems } = verifier.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     problems.sort();
     Ok(Verification {
-        shards: at_end.shards_done,
-        samples: at_end.samples_done,
-        bytes: at_end.bytes_done,
+        shards: progress.shards_done,
+        samples: progress.samples_done,
+        bytes: progress.bytes_done,
         problems,
-        problem_count: at_end.problems,
-        ended_early: at_end.shards_done < at_end.shards,
+        problem_count: progress.problems,
+        ended_early: progress.shards_done < progress.shards,
     })
 }
 
 impl Verifier<'_> {
-    fn look_at_all(
-        &self,
-        workers: usize,
-        progress: &dyn Fn(&VerifyProgress),
-        stop: &dyn Fn() -> bool,
-    ) -> Result<(), PackError> {
-        thread::scope(|scope| {
-            // Nothing is sent: the channel is gone once all workers are.
-            let (to_here, ends) = bounded::<()>(0);
-            let mut done = Ok(());
-            let mut threads = Vec::new();
-            for number in 0..workers {
-                let alive = to_here.clone();
-                let builder = thread::Builder::new().name(format!("feedstock-verify-{number}"));
-                match builder.spawn_scoped(scope, move || self.look(alive)) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => {
-                        done = Err(PackError::Thread(error));
-                        self.stopped.store(true, Ordering::SeqCst);
-                        break;
-                    }
-                }
-            }
-            drop(to_here);
-            while ends.recv_timeout(TICK) != Err(RecvTimeoutError::Disconnected) {
-                if stop() {
-                    self.stopped.store(true, Ordering::SeqCst);
-                }
-                progress(&self.progress());
-            }
-            for thread in threads {
-                if thread.join().is_err() && done.is_ok() {
-                    done = Err(PackError::WorkerDied);
-                }
-            }
-            progress(&self.progress());
-            done
-        })
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
     }
 
-    fn progress(&self) -> VerifyProgress {
-        VerifyProgress {
-            shards: self.manifest.shards.len() as u64,
-            shards_done: self.shards.load(Ordering::SeqCst),
-            bytes: self.manifest.shards.iter().map(|entry| entry.bytes).sum(),
-            bytes_done: self.bytes.load(Ordering::SeqCst),
-            samples_done: self.samples.load(Ordering::SeqCst),
-            problems: self.problem_count.load(Ordering::SeqCst),
-        }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at shards until there are no more; `_alive` goes when it ends.
-    fn look(&self, _alive: crossbeam_channel::Sender<()>) {
+    /// Checks shards until there are no more.
+    fn check_shards(&self) -> Result<(), PackError> {
         while !self.is_stopped() {
             let next = self.next.fetch_add(1, Ordering::SeqCst);
-            let Some(entry) = self.manifest.shards.get(next) else { return };
-            match self.look_at(entry) {
+            let Some(entry) = self.manifest.shards.get(next) else { break };
+            match self.check_shard(entry) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.found(&entry.file, Fault::Missing, "the manifest names it, and it is not there".to_owned());
+                    let cause = "the manifest names it, and it does not exist";
+                    self.add_problem(&entry.file, ProblemKind::Missing, cause.to_owned());
                 }
-                Err(_) if self.is_stopped() => return,
-                Err(error) => self.found(&entry.file, Fault::Damaged, format!("it cannot be read: {error}")),
+                Err(_) if self.is_stopped() => break,
+                Err(error) => {
+                    self.add_problem(&entry.file, ProblemKind::Damaged, format!("it cannot be read: {error}"));
+                }
             }
-            self.shards.fetch_add(1, Ordering::SeqCst);
+            self.state().progress.shards_done += 1;
         }
+        Ok(())
     }
 
-    fn look_at(&self, entry: &Entry) -> io::Result<()> {
-        let damaged = |cause: String| self.found(&entry.file, Fault::Damaged, cause);
+    fn check_shard(&self, entry: &ShardEntry) -> io::Result<()> {
+        let damaged = |cause: String| self.add_problem(&entry.file, ProblemKind::Damaged, cause);
         let file = File::open(self.dst.join(&entry.file))?;
-        let hashed = Hashed { file, hash: Xxh3::new(), bytes: 0, verifier: self };
-        let mut archive = tar::Archive::new(BufReader::with_capacity(BUFFER_BYTES, hashed));
-        let members = Members::new(self.manifest.class_count, self.pictures, &damaged);
-        let samples = members.look_at(&mut archive, &self.samples);
-        // What stands behind the archive's end is part of the file all the same.
+        let reader = HashingReader { file, hash: Xxh3::new(), bytes: 0, verifier: self };
+        let mut archive = tar::Archive::new(BufReader::with_capacity(BUFFER_BYTES, reader));
+        let checker = ShardChecker::new(self.manifest.classes.len() as u64, self.images, &damaged);
+        let samples = checker.check(&mut archive);
+        self.state().progress.samples_done += samples.unwrap_or(0);
+        // Bytes behind the end of the archive are part of the file.
         let mut rest = archive.into_inner();
         io::copy(&mut rest, &mut io::sink())?;
-        let Hashed { hash, bytes, .. } = rest.into_inner();
+        let HashingReader { hash, bytes, .. } = rest.into_inner();
         if bytes != entry.bytes {
             damaged(format!("it has {bytes} bytes, and the manifest says {}", entry.bytes));
-        } else if hash.digest128() != entry.hash {
-            damaged("its content is not what was packed: the hash is another than the manifest's".to_owned());
+        } else if hash.digest128() != entry.xxh3 {
+            damaged("its hash differs from the manifest's".to_owned());
         }
         if samples.is_some_and(|samples| samples != entry.samples) {
             let samples = samples.unwrap_or(0);
@@ -263,29 +231,29 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Finds what the manifest has wrong by itself, and shards that it does not name.
+    /// Checks the totals of the manifest, and finds shards that it does not name.
     fn compare_names(&self) -> Result<(), PackError> {
         let samples: u64 = self.manifest.shards.iter().map(|entry| entry.samples).sum();
         if samples != self.manifest.samples {
             let cause = format!("it says {} samples, and its shards have {samples}", self.manifest.samples);
-            self.found("manifest.json", Fault::Damaged, cause);
+            self.add_problem("manifest.json", ProblemKind::Damaged, cause);
         }
         let named: BTreeSet<&str> = self.manifest.shards.iter().map(|entry| entry.file.as_str()).collect();
         for entry in fs::read_dir(self.dst).map_err(PackError::io("list", self.dst))? {
             let name = entry.map_err(PackError::io("list", self.dst))?.file_name();
             let name = name.to_string_lossy();
             if name.ends_with(".tar") && !named.contains(&*name) {
-                self.found(&name, Fault::Additional, "the manifest does not name it".to_owned());
+                self.add_problem(&name, ProblemKind::Additional, "the manifest does not name it".to_owned());
             }
         }
         Ok(())
     }
 
-    fn found(&self, file: &str, fault: Fault, cause: String) {
-        self.problem_count.fetch_add(1, Ordering::SeqCst);
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        if problems.len() < PROBLEMS_MAX {
-            problems.push(Problem { file: file.to_owned(), fault, cause });
+    fn add_problem(&self, file: &str, kind: ProblemKind, cause: String) {
+        let mut state = self.state();
+        state.progress.problems += 1;
+        if state.problems.len() < PROBLEMS_MAX {
+            state.problems.push(Problem { file: file.to_owned(), kind, cause });
         }
     }
 
@@ -294,15 +262,15 @@ impl Verifier<'_> {
     }
 }
 
-/// A file whose bytes are counted and hashed as they are read, until the verification is stopped.
-struct Hashed<'a> {
+/// Reader that counts and hashes a file until the verification is stopped.
+struct HashingReader<'a> {
     file: File,
     hash: Xxh3,
     bytes: u64,
     verifier: &'a Verifier<'a>,
 }
 
-impl Read for Hashed<'_> {
+impl Read for HashingReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.verifier.is_stopped() {
             return Err(io::Error::other("stopped"));
@@ -310,7 +278,7 @@ impl Read for Hashed<'_> {
         let read = self.file.read(out)?;
         self.hash.update(&out[..read]);
         self.bytes += read as u64;
-        self.verifier.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.verifier.state().progress.bytes_done += read as u64;
         Ok(read)
     }
 }

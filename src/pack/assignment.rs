@@ -1,41 +1,41 @@
-//! Owns which sample goes where: the packed order, where it is cut into shards, and the keys. It must never read a
-//! sample: all of it is known from the index.
+//! Assignment of samples to shards, and the keys of samples. Everything is computed from the index; no sample is read.
 
 use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{PackError, SHARDS_MAX, Settings, Treatment};
+use super::error::PackError;
+use super::settings::{SHARDS_MAX, Settings, Treatment};
 use crate::plan::ENCODED_BYTES_MAX;
 use crate::sampler::Order;
 use crate::source::Source;
 use crate::tensor::CHANNELS;
 use crate::{ByteCount, SampleId};
 
-/// A tar header, and what contents are filled up to.
+/// Size of a tar header, and the unit to which contents are padded.
 const BLOCK: u64 = 512;
-/// Longest part of a key that comes of a sample's name.
+/// Maximum length of the part of a key that comes from the sample's name.
 const STEM_BYTES_MAX: usize = 60;
-/// What a picture grows to when it is decoded, where the index does not know its sides: a JPEG of middling quality.
+/// Ratio of decoded to encoded size where the index does not know the dimensions: a JPEG of medium quality.
 const DECODED_FACTOR: u64 = 6;
-/// Bytes of a PPM's header, at most.
+/// Maximum size of a PPM header.
 const PPM_HEADER_BYTES: u64 = 24;
 
-/// The samples in their packed order, and the ends of the shards.
-pub(super) struct Cut {
+/// Packed order of the samples, divided into shards.
+pub(super) struct ShardAssignment {
     order: Order,
-    /// For each shard, the position after its last.
+    /// End position of each shard, exclusive.
     ends: Vec<u64>,
-    /// All samples as stored, bytes.
+    /// Total size of all samples as stored, bytes.
     pub(super) stored_bytes: u64,
-    /// The largest sample that is packed, as stored, bytes.
+    /// Size of the largest packed sample as stored, bytes.
     pub(super) encoded_max: u64,
-    /// What decides the keys, the labels and the cut: the index, hashed.
+    /// Hash of the parts of the index that determine keys, labels and the assignment.
     pub(super) index_hash: u128,
 }
 
-impl Cut {
-    pub(super) fn of(source: &dyn Source, settings: &Settings) -> Result<Self, PackError> {
+impl ShardAssignment {
+    pub(super) fn new(source: &dyn Source, settings: &Settings) -> Result<Self, PackError> {
         let order = match (settings.in_order, source.blocks()) {
             (true, _) => Order::sequential(source.len()),
             (false, Some(blocks)) => Order::blocked(blocks, settings.seed, 0),
@@ -50,7 +50,7 @@ impl Cut {
             if encoded <= ENCODED_BYTES_MAX {
                 encoded_max = encoded_max.max(encoded);
             }
-            let bytes = members_bytes(source, id, settings.treatment);
+            let bytes = sample_bytes(source, id, settings.treatment);
             if shard_bytes > 0 && shard_bytes.saturating_add(bytes) > settings.shard_size.0 {
                 ends.push(position);
                 shard_bytes = 0;
@@ -66,39 +66,38 @@ impl Cut {
         if !order.is_empty() {
             ends.push(order.len());
         }
-        Ok(Cut { order, ends, stored_bytes, encoded_max, index_hash: index_hash(source) })
+        Ok(ShardAssignment { order, ends, stored_bytes, encoded_max, index_hash: index_hash(source) })
     }
 
-    /// How many shards there are.
     pub(super) fn shard_count(&self) -> u64 {
         self.ends.len() as u64
     }
 
-    /// The positions of a shard.
+    /// Positions of a shard in the packed order.
     pub(super) fn positions(&self, shard: u64) -> Range<u64> {
         let shard = shard as usize;
         shard.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[shard]
     }
 
-    /// The sample at a position of the packed order.
+    /// Sample at a position of the packed order.
     pub(super) fn sample(&self, position: u64) -> SampleId {
         self.order.at(position)
     }
 
-    /// RAM that this takes, bytes.
+    /// RAM of this value, bytes.
     pub(super) fn bytes(&self, source: &dyn Source) -> ByteCount {
         let blocks = source.blocks().map_or(0, |blocks| blocks.bytes());
         ByteCount(blocks + 8 * self.ends.capacity() as u64)
     }
 }
 
-/// What a sample counts in its shard: two members, as far as the index knows their sizes.
-fn members_bytes(source: &dyn Source, id: SampleId, treatment: Treatment) -> u64 {
+/// Size of a sample in its shard: two members, as far as the index knows their sizes.
+fn sample_bytes(source: &dyn Source, id: SampleId, treatment: Treatment) -> u64 {
     let encoded = source.encoded_bytes(id);
     let of_pixels = |width: u32, height: u32| {
         (u64::from(width) * u64::from(height)).saturating_mul(CHANNELS as u64).saturating_add(PPM_HEADER_BYTES)
     };
-    let picture = match treatment {
+    let image = match treatment {
         Treatment::Stored | Treatment::ShortSide { .. } => encoded,
         Treatment::Decoded { size: Some(size), .. } => of_pixels(size, size),
         Treatment::Decoded { size: None, .. } => match source.dimensions(id) {
@@ -107,15 +106,15 @@ fn members_bytes(source: &dyn Source, id: SampleId, treatment: Treatment) -> u64
         },
     };
     // Two headers, and the block of the class.
-    picture.div_ceil(BLOCK).saturating_mul(BLOCK).saturating_add(3 * BLOCK)
+    image.div_ceil(BLOCK).saturating_mul(BLOCK).saturating_add(3 * BLOCK)
 }
 
-/// What the name of the sample at this position begins with in its shard, before the dot.
+/// Key of the sample at a position: the names of its members up to the dot.
 pub(super) fn key(position: u64, name: &str) -> String {
     format!("{position:08}-{}", stem(name))
 }
 
-/// The last part of a name, without its extension, in letters that any tar and any file system can bear.
+/// Last component of a name without its extension, in characters that every tar and file system supports.
 fn stem(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
     let stem = match last.rsplit_once('.') {
@@ -163,25 +162,25 @@ mod tests {
     }
 
     #[test]
-    fn shards_end_before_the_sample_that_is_too_much() {
+    fn shards_end_before_the_sample_that_exceeds_the_size() {
         let samples = [0, 513, 512, 100_000, 1, 1].map(|bytes| (vec![0; bytes], 0)).to_vec();
         let source = MemorySource::new(vec!["one".to_owned()], samples).unwrap();
         let settings = Settings { in_order: true, shard_size: ByteCount(9 * 512), ..Settings::default() };
         // 3, 5, 4, 199, 4 and 4 blocks.
-        let cut = Cut::of(&source, &settings).unwrap();
-        let shards: Vec<_> = (0..cut.shard_count()).map(|shard| cut.positions(shard)).collect();
+        let assignment = ShardAssignment::new(&source, &settings).unwrap();
+        let shards: Vec<_> = (0..assignment.shard_count()).map(|shard| assignment.positions(shard)).collect();
         assert_eq!(shards, [0..2, 2..3, 3..4, 4..6]);
-        assert_eq!((cut.stored_bytes, cut.encoded_max), (101_027, 100_000));
+        assert_eq!((assignment.stored_bytes, assignment.encoded_max), (101_027, 100_000));
         let decoded = Treatment::Decoded { size: Some(10), level: 1 };
-        let cut = Cut::of(&source, &Settings { treatment: decoded, ..settings }).unwrap();
-        assert_eq!(cut.shard_count(), 3);
+        let assignment = ShardAssignment::new(&source, &Settings { treatment: decoded, ..settings }).unwrap();
+        assert_eq!(assignment.shard_count(), 3);
     }
 
     #[test]
     fn too_many_shards_are_refused() {
         let source = MemorySource::new(vec!["one".to_owned()], vec![(vec![], 0); 100_002]).unwrap();
         let settings = Settings { shard_size: ByteCount(1), ..Settings::default() };
-        let error = Cut::of(&source, &settings).err().unwrap();
+        let error = ShardAssignment::new(&source, &settings).err().unwrap();
         assert!(error.to_string().contains("a shard size of 1 B makes more than 100000 shards"), "{error}");
     }
 }
