@@ -1,9 +1,9 @@
-//! Containers against the folder of files that they were made of: images a second of the loader, warm and with a cold page
-//! cache, all in turn in one run; and what indexing and opening a tar of a million members takes.
+//! Throughput of the loader over containers and the folder of files from which they were made, with a warm and a cold
+//! page cache, interleaved in one run; and the time to index and to open a tar of a million members.
 //!
-//! `cargo bench --bench shards` with FEEDSTOCK_IMAGENET set to a folder of class folders. It writes about 5 GB below
-//! `target/` (or where TMPDIR says) and takes them away again. It prints the tables that `docs/BENCHMARKS.md` shows. Run by
-//! root, a cold cache is one without directories and inodes too; else only without the files' pages.
+//! `cargo bench --features pack --bench shards` with FEEDSTOCK_IMAGENET set to a folder of class folders. It writes about 5 GB below
+//! `target/` and deletes them at the end. It prints the tables of `docs/BENCHMARKS.md`. If it runs as root, a cold
+//! cache has no directories and inodes; otherwise only the pages of the files are dropped.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
 use std::fs::{self, File};
@@ -20,24 +20,24 @@ use rustix::fs::{Advice, fadvise};
 
 const WORKERS: usize = 2;
 const ROUNDS: usize = 3;
-/// Each photograph is there so often: an epoch takes seconds.
-const TIMES: usize = 8;
+/// Copies of each image, so that an epoch takes seconds.
+const COPIES: usize = 8;
 const MILLION: u64 = 1_000_000;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
-    let Some(photographs) = std::env::var_os("FEEDSTOCK_IMAGENET").map(PathBuf::from) else {
+    let Some(images) = std::env::var_os("FEEDSTOCK_IMAGENET").map(PathBuf::from) else {
         println!("skipped: FEEDSTOCK_IMAGENET is not set");
         return Ok(());
     };
     let place = tempfile::tempdir_in(if Path::new("target").is_dir() { "target" } else { "." })?;
-    containers(&photographs, place.path())?;
+    containers(&images, place.path())?;
     println!();
     million(place.path())
 }
 
-/// A container: its name, where it is, and how long an epoch takes, warm and cold.
+/// Container with the times of its epochs.
 struct Container {
     name: &'static str,
     path: PathBuf,
@@ -45,9 +45,9 @@ struct Container {
     cold: Vec<Duration>,
 }
 
-fn containers(photographs: &Path, place: &Path) -> Result<()> {
+fn containers(images: &Path, place: &Path) -> Result<()> {
     let folder = place.join("files");
-    repeat(photographs, &folder)?;
+    repeat(images, &folder)?;
     let (plain, frames, piece, decoded) =
         (place.join("plain.tar"), place.join("frames.tar.zst"), place.join("piece.tar.zst"), place.join("decoded"));
     let mut tar = tar::Builder::new(BufWriter::new(File::create(&plain)?));
@@ -69,13 +69,13 @@ fn containers(photographs: &Path, place: &Path) -> Result<()> {
     let mut all = [
         container("folder of files", folder),
         container("tar", plain),
-        container("tar.zst in frames of 1 MiB", frames),
-        container("tar.zst in one piece (32 MiB shuffled at a time)", piece),
+        container("tar.zst, frames of 1 MiB", frames),
+        container("tar.zst, one frame (32 MiB shuffled at a time)", piece),
         container("packed with --decoded --size 224", decoded),
     ];
     let mut samples = 0;
     for one in &all {
-        // Indexed, and everything has been read once.
+        // Creates the index, and reads everything once.
         samples = epoch(&one.path)?.1;
     }
     for _ in 0..ROUNDS {
@@ -89,7 +89,9 @@ fn containers(photographs: &Path, place: &Path) -> Result<()> {
             one.cold.push(epoch(&one.path)?.0);
         }
     }
-    println!("| container | on disk, MiB | warm, images/s | of the folder's | cold, images/s | of the folder's |");
+    println!(
+        "| container | on disk, MiB | warm, images/s | relative to folder | cold, images/s | relative to folder |"
+    );
     println!("|---|---|---|---|---|---|");
     let rate = |times: &[Duration]| samples as f64 / median(times).as_secs_f64();
     let (warm, cold) = (rate(&all[0].warm), rate(&all[0].cold));
@@ -102,10 +104,10 @@ fn containers(photographs: &Path, place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Decoded pixels hardly get smaller: what counts is how fast they come back.
+/// Decoded pixels hardly compress, so the level is chosen for decompression speed.
 const DECODED_LEVEL: i32 = -50;
 
-/// The photographs, each several times over.
+/// Copies each image several times.
 fn repeat(from: &Path, to: &Path) -> Result<()> {
     let source = ImageFolder::open(from)?;
     for id in (0..source.len()).map(SampleId) {
@@ -113,14 +115,14 @@ fn repeat(from: &Path, to: &Path) -> Result<()> {
         let class = to.join(&source.classes()[source.label(id) as usize]);
         fs::create_dir_all(&class)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for time in 0..TIMES {
+        for time in 0..COPIES {
             fs::copy(&path, class.join(format!("{time}-{name}")))?;
         }
     }
     Ok(())
 }
 
-/// How long an epoch takes, opening not counted, and how many samples it has.
+/// Time of an epoch without opening, and its number of samples.
 fn epoch(path: &Path) -> Result<(Duration, u64)> {
     let source = source::open(path)?;
     let samples = source.len();
@@ -137,7 +139,7 @@ fn epoch(path: &Path) -> Result<(Duration, u64)> {
     Ok((since.elapsed(), samples))
 }
 
-/// Every file at a path, or below it.
+/// All files at or below a path.
 fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -149,13 +151,13 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// Takes what lies at a path out of the page cache.
+/// Drops the files at a path from the page cache.
 fn forget(path: &Path) -> Result<()> {
     rustix::fs::sync();
     for file in files(path)? {
         fadvise(&File::open(file)?, 0, None, Advice::DontNeed)?;
     }
-    // Directories and inodes go for root alone.
+    // Only root can drop directories and inodes.
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
     Ok(())
 }
@@ -166,16 +168,16 @@ fn median(times: &[Duration]) -> Duration {
     sorted[sorted.len() / 2]
 }
 
-/// A tar of a million small pictures: scanned, then opened again.
+/// Scans a tar of a million small images, and opens it again.
 fn million(place: &Path) -> Result<()> {
     let path = place.join("million.tar");
-    let picture = [&b"P6\n16 16\n255\n"[..], &[9; 16 * 16 * 3]].concat();
+    let image = [&b"P6\n16 16\n255\n"[..], &[9; 16 * 16 * 3]].concat();
     let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, File::create(&path)?));
     let mut header = tar::Header::new_gnu();
-    header.set_size(picture.len() as u64);
+    header.set_size(image.len() as u64);
     for i in 0..MILLION {
         let name = format!("n{:08}/n{:08}_{}.ppm", i / 1300, i / 1300, i * 17 % 99_991);
-        tar.append_data(&mut header, name, &picture[..])?;
+        tar.append_data(&mut header, name, &image[..])?;
     }
     tar.into_inner()?.flush()?;
     let timed = || -> Result<(f64, Arc<TarShards>)> {
@@ -188,8 +190,8 @@ fn million(place: &Path) -> Result<()> {
     drop(source);
     let mut opened: Vec<f64> = (0..5).map(|_| timed().map(|(seconds, _)| seconds)).collect::<Result<_>>()?;
     opened.sort_unstable_by(f64::total_cmp);
-    println!("| tar of a million members | scanned, s | opened again, ms | RAM, bytes a sample |");
+    println!("| tar of a million members | scan, s | open with index, ms | RAM, bytes per sample |");
     println!("|---|---|---|---|");
-    println!("| {MILLION} pictures of 16x16 | {scanned:.2} | {:.0} | {per_sample:.1} |", opened[2] * 1e3);
+    println!("| {MILLION} images of 16x16 | {scanned:.2} | {:.0} | {per_sample:.1} |", opened[2] * 1e3);
     Ok(())
 }

@@ -1,15 +1,17 @@
-//! A tar on a web server against the same tar on the disk: images a second of the loader, with answers at once and with
-//! answers that come late, as those of a store far away do; and what asking for all of a chunk by one call is worth.
+//! Throughput of the loader over a tar on a web server and the same tar on the disk: with immediate answers, with
+//! delayed answers as from a distant store, and with reads that are not coalesced.
 //!
-//! `cargo bench --features store-tests --bench stores` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class
-//! folders, and nginx installed. It prints the table that `docs/BENCHMARKS.md` shows. Server, and the proxy that holds
-//! answers back, run on the same cores.
+//! `cargo bench -p feedstock-store-tests` with FEEDSTOCK_IMAGENET and FEEDSTOCK_CIFAR set to folders of class
+//! folders, and nginx installed. It prints the table of `docs/BENCHMARKS.md`. The server and the proxy that delays
+//! answers run on the same cores.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
 #[path = "../tests/common/faulty_proxy.rs"]
 mod faulty_proxy;
-#[path = "../tests/common/servers.rs"]
-mod servers;
+#[path = "../tests/common/nginx.rs"]
+mod nginx;
+#[path = "../tests/common/skip.rs"]
+mod skip;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,29 +22,29 @@ use faulty_proxy::{Fault, FaultyProxy};
 use feedstock::source::{IoProfile, OpenOptions, Source, SourceError, open_with};
 use feedstock::transform::RandomResizedCrop;
 use feedstock::{ByteCount, Loader, SampleId, Sampling};
-use servers::Nginx;
+use nginx::Nginx;
 
 const WORKERS: usize = 2;
 const ROUNDS: usize = 3;
-/// Images of a measurement, over as many epochs as that takes.
+/// Images per measurement, over several epochs.
 const IMAGES: u64 = 4000;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
     let folder = |name| std::env::var_os(name).map(PathBuf::from);
-    let (Some(photographs), Some(cifar)) = (folder("FEEDSTOCK_IMAGENET"), folder("FEEDSTOCK_CIFAR")) else {
+    let (Some(imagenet), Some(cifar)) = (folder("FEEDSTOCK_IMAGENET"), folder("FEEDSTOCK_CIFAR")) else {
         println!("skipped: FEEDSTOCK_IMAGENET or FEEDSTOCK_CIFAR is not set");
         return Ok(());
     };
     let (root, scratch) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let Some(server) = Nginx::start(root.path(), scratch.path()) else { return Ok(()) };
     println!(
-        "| data | order | answers late by | disk, images/s | store, images/s | of the disk's | requests an image | each by itself, \
-         images/s |"
+        "| data | order | delay of answers | disk, images/s | store, images/s | relative to disk | requests per image | \
+         without coalescing, images/s |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (name, folder, side) in [("photographs", photographs, 224), ("CIFAR-10", cifar.join("train"), 32)] {
+    for (name, folder, side) in [("ImageNet", imagenet, 224), ("CIFAR-10", cifar.join("train"), 32)] {
         let tar = root.path().join(format!("{name}.tar"));
         let mut builder = tar::Builder::new(File::create(&tar)?);
         builder.append_dir_all(".", &folder)?;
@@ -53,17 +55,17 @@ fn main() -> Result<()> {
             let url = format!("http://{}/{name}.tar", proxy.address());
             let options = OpenOptions::new().index_folder(scratch.path());
             let (near, far) = (open_with(&tar, &options)?, open_with(Path::new(&url), &options)?);
-            let alone: Arc<dyn Source> = Arc::new(EachByItself(far.clone()));
+            let single: Arc<dyn Source> = Arc::new(SingleReads(far.clone()));
             for (order, sampling) in [("shuffled", Sampling::Shuffled), ("as stored", Sampling::Sequential)] {
                 let (mut disk, mut store, mut each) = (Vec::new(), Vec::new(), Vec::new());
                 let mut requests = 0.0;
                 for _ in 0..ROUNDS {
                     let measured = |source: &Arc<dyn Source>| measure(source, side, sampling.clone(), &proxy);
-                    disk.push(measured(&near)?.images_a_second);
+                    disk.push(measured(&near)?.images_per_s);
                     let of_store = measured(&far)?;
-                    store.push(of_store.images_a_second);
-                    requests = of_store.requests_an_image;
-                    each.push(measured(&alone)?.images_a_second);
+                    store.push(of_store.images_per_s);
+                    requests = of_store.requests_per_image;
+                    each.push(measured(&single)?.images_per_s);
                 }
                 let [disk, store, each] = [disk, store, each].map(median);
                 println!(
@@ -77,8 +79,8 @@ fn main() -> Result<()> {
 }
 
 struct Measured {
-    images_a_second: f64,
-    requests_an_image: f64,
+    images_per_s: f64,
+    requests_per_image: f64,
 }
 
 fn measure(source: &Arc<dyn Source>, side: u32, sampling: Sampling, proxy: &FaultyProxy) -> Result<Measured> {
@@ -98,8 +100,8 @@ fn measure(source: &Arc<dyn Source>, side: u32, sampling: Sampling, proxy: &Faul
     }
     let images = images as f64;
     Ok(Measured {
-        images_a_second: images / since.elapsed().as_secs_f64(),
-        requests_an_image: (proxy.count() - before) as f64 / images,
+        images_per_s: images / since.elapsed().as_secs_f64(),
+        requests_per_image: (proxy.count() - before) as f64 / images,
     })
 }
 
@@ -108,10 +110,10 @@ fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
-/// A source whose samples are asked for one by one.
-struct EachByItself(Arc<dyn Source>);
+/// Source whose samples are read one by one.
+struct SingleReads(Arc<dyn Source>);
 
-impl Source for EachByItself {
+impl Source for SingleReads {
     fn len(&self) -> u64 {
         self.0.len()
     }

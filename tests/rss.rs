@@ -3,9 +3,9 @@
 #![allow(clippy::print_stdout, reason = "a test prints its measurements")]
 
 mod common;
-#[cfg(feature = "store-tests")]
-#[path = "common/servers.rs"]
-mod servers;
+#[cfg(feature = "store")]
+#[path = "common/nginx.rs"]
+mod nginx;
 
 use std::fs;
 use std::path::Path;
@@ -164,7 +164,7 @@ fn parquet_fits_the_budget() {
 
 /// Requests are planned for the worst case; a web server on the same machine is far from it.
 #[test]
-#[cfg(feature = "store-tests")]
+#[cfg(feature = "store")]
 fn a_store_fits_the_budget() {
     let (place, scratch) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let folder = place.path().join("files");
@@ -173,7 +173,7 @@ fn a_store_fits_the_budget() {
     fs::write(place.path().join("piece.tar.zst"), zstd::stream::encode_all(&tar[..], 1).expect("compressed"))
         .expect("written");
     fs::write(place.path().join("plain.tar"), tar).expect("written");
-    let Some(server) = servers::Nginx::start(place.path(), scratch.path()) else { return };
+    let Some(server) = nginx::Nginx::start(place.path(), scratch.path()) else { return };
     for name in ["plain.tar", "piece.tar.zst"] {
         let url = format!("http://{}/{name}", server.address);
         check_container(Path::new(&url), &[128, 256], "");

@@ -160,7 +160,8 @@ impl Converter<'_> {
         let ppm_bytes = header.len() as u64 + pixels_bytes((width, height));
         let room = zstd::compress_bound(ppm_bytes as usize) as u64;
         let compressing = room + compressor_bytes(ppm_bytes, level);
-        let (ppm, mut held) = self.decode(id, encoded, preprocessor, header.as_bytes(), (width, height), compressing)?;
+        let (ppm, mut held) =
+            self.decode(id, encoded, preprocessor, header.as_bytes(), (width, height), compressing)?;
         let bytes = compressed(&ppm, level, reserved(room)?).map_err(|error| skipped("compress", &describe(&error)))?;
         drop(ppm);
         held.shrink_to(ByteCount(room));

@@ -1,4 +1,4 @@
-//! A proxy of HTTP that does to answers what networks and servers do: it delays, refuses, cuts, stalls and lies.
+//! HTTP proxy that injects faults of networks and servers: delays, refusals, truncated, stalled and false answers.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "it is a part of test programs")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -9,36 +9,36 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What is done to one request.
+/// Fault of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     Pass,
-    /// The answer's first byte comes so much later.
+    /// The first byte of the answer is delayed.
     Late(Duration),
-    /// The server's refusal, with headers of its own.
+    /// The server refuses, with these headers.
     Status(u16, &'static str),
-    /// The answer ends after so many bytes of its body.
+    /// The answer ends after this many bytes of its body.
     Short(usize),
-    /// The connection is reset before anything is answered.
+    /// The connection is reset before the answer.
     Reset,
-    /// Nothing comes after so many bytes of the body, and the connection stays.
+    /// The answer stalls after this many bytes of its body, and the connection stays open.
     Stall(usize),
-    /// A shorter range comes than the one that was asked for, and says so.
+    /// The answer has a shorter range, with a matching header.
     ShorterRange,
-    /// The last byte is left out, and the range said to be whole.
+    /// The last byte is missing, and the header names the whole range.
     Trimmed,
-    /// A byte more comes than the range has.
+    /// The answer has one byte more than the range.
     Padded,
-    /// The bytes are those that were asked for, and said to be others.
+    /// The bytes are right, and the header names another range.
     MislabelledRange,
-    /// What comes is said to be the whole object, although a part was asked for. It is, unless the request is signed.
+    /// The status says that the answer is the whole object. It is, unless the request is signed.
     WholeInstead,
 }
 
-/// A request as the proxy sees it.
+/// Request as seen by the proxy.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Its place among all.
+    /// Number of the request.
     pub number: usize,
     pub method: String,
     pub path: String,
@@ -80,7 +80,7 @@ impl FaultyProxy {
                     return;
                 }
                 let (client, shared) = (client.unwrap(), Arc::clone(&accepting));
-                // A client that goes away in the middle is what some of this is about.
+                // Clients may disconnect at any point.
                 thread::spawn(move || drop(serve(client, &shared)));
             }
         });
@@ -95,13 +95,13 @@ impl FaultyProxy {
         *self.shared.plan.lock().unwrap() = Box::new(plan);
     }
 
-    /// Requests so far.
+    /// Number of requests so far.
     pub fn count(&self) -> usize {
         self.shared.count.load(Ordering::Relaxed)
     }
 
-    /// The most requests that were being served at once.
-    pub fn most_at_once(&self) -> usize {
+    /// Maximum number of concurrent requests so far.
+    pub fn concurrent_max(&self) -> usize {
         self.shared.most.load(Ordering::Relaxed)
     }
 }
@@ -123,7 +123,7 @@ fn serve(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         let request = Request { number, method, path, range: range_of(&text) };
         let fault = (shared.plan.lock().unwrap())(&request);
         if fault == Fault::Reset {
-            // Closed with bytes that nobody has read, a connection is reset.
+            // Closing a connection with unread bytes resets it.
             return Ok(());
         }
         client.read_exact(&mut vec![0; head.len()])?;
@@ -138,7 +138,7 @@ fn serve(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the connection can go on.
+/// Returns true if the connection can be reused.
 fn answer(
     client: &mut TcpStream,
     text: &str,
@@ -147,7 +147,7 @@ fn answer(
     server: SocketAddr,
 ) -> io::Result<bool> {
     if let Fault::Status(status, headers) = fault {
-        let body = if request.method == "HEAD" { "" } else { "so it is said" };
+        let body = if request.method == "HEAD" { "" } else { "refused" };
         let length = body.len();
         write!(client, "HTTP/1.1 {status} Refused\r\n{headers}content-length: {length}\r\n\r\n{body}")?;
         return Ok(true);
@@ -155,7 +155,7 @@ fn answer(
     if let Fault::Late(delay) = fault {
         thread::sleep(*delay);
     }
-    let (mut head, mut body) = forward(server, &changed(text, fault))?;
+    let (mut head, mut body) = forward(server, &forwarded_request(text, fault))?;
     if let Some((from, to)) = request.range {
         let range = |from, to| format!("bytes {from}-{to}/");
         let length = |bytes: usize| format!("content-length: {bytes}\r\n");
@@ -188,7 +188,7 @@ fn answer(
         }
         Fault::Stall(bytes) if *bytes < body.len() => {
             client.write_all(&body[..*bytes])?;
-            // Until the client has had enough.
+            // Until the client disconnects.
             let mut rest = [0; 1];
             let _ = client.set_read_timeout(Some(Duration::from_secs(30)));
             let _ = client.read(&mut rest);
@@ -198,8 +198,8 @@ fn answer(
     }
 }
 
-/// The request as the server gets it: one to a connection, so that the answer ends with it.
-fn changed(text: &str, fault: &Fault) -> String {
+/// Request for the server, with one request per connection, so that the answer ends with the connection.
+fn forwarded_request(text: &str, fault: &Fault) -> String {
     let signed = text.to_ascii_lowercase().contains("\r\nauthorization:");
     let goes = |line: &&str| {
         let name = line.split(':').next().unwrap().to_ascii_lowercase();
@@ -217,12 +217,12 @@ fn forward(server: SocketAddr, request: &str) -> io::Result<(String, Vec<u8>)> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or(io::ErrorKind::InvalidData)? + 4;
     let body = answer.split_off(end);
     let head = String::from_utf8_lossy(&answer).into_owned();
-    // The connection to the client stays.
+    // The connection to the client stays open.
     let lines = head.trim_end().split("\r\n").filter(|line| !line.to_ascii_lowercase().starts_with("connection:"));
     Ok((lines.collect::<Vec<_>>().join("\r\n") + "\r\n\r\n", body))
 }
 
-/// The head of the next request, which stays where it is; `None` where the client has gone.
+/// Head of the next request, left in the socket. `None` if the client has disconnected.
 fn peek_head(client: &TcpStream) -> io::Result<Option<Vec<u8>>> {
     let mut head = vec![0; 64 << 10];
     for _ in 0..10_000 {

@@ -1,9 +1,12 @@
-//! A reader of XML that is as strict as our charts are plain; tests of the program and of its parts share it.
+//! Strict parser of the XML subset that the charts use, shared by unit tests and integration tests.
 
-/// An element's name and attributes.
+/// Name and attributes of an element.
 pub(crate) type Element = (String, Vec<(String, String)>);
 
-/// Reads XML as far as our charts go, and panics where it is not well-formed.
+/// Parses XML.
+///
+/// # Panics
+/// Panics if the text is not well-formed, or uses features that the charts do not.
 pub(crate) fn elements(xml: &str) -> Vec<Element> {
     let (mut open, mut found) = (Vec::new(), Vec::new());
     let text_is_safe = |text: &str| {

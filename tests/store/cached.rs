@@ -1,4 +1,4 @@
-//! The cache on a disk: what it saves, what processes do to each other's, what a killed one leaves.
+//! Tests of the disk cache: hits, damaged blocks, a full disk, several processes, killed processes.
 
 use crate::skip::{Missing, skip};
 use std::fs;
@@ -12,11 +12,11 @@ use feedstock::source::store::{DiskCache, Object, Store, StoreOptions};
 use feedstock::{ByteCount, SampleId};
 
 use super::faulty_proxy::{Fault, FaultyProxy};
-use super::servers::{S3, s3_settings};
-use super::{bucket, child, content, put, quick, read, s3};
+use super::s3::{S3, s3_settings};
+use super::{bucket, child, content, put, quick, read, s3_store};
 
 const BLOCK: usize = 1 << 20;
-/// A block's file: a block and its checksums.
+/// Size of the file of a block, with its checksums.
 const FILE: u64 = BLOCK as u64 + 16 * 8 + 32;
 
 fn cached(folder: &Path, limit: u64) -> StoreOptions {
@@ -28,13 +28,13 @@ fn shard(store: &Store) -> Object {
 }
 
 #[test]
-fn what_was_read_once_is_not_fetched_again_by_another_run() {
+fn blocks_are_reused_by_the_next_run() {
     let (root, folder) = (bucket(&[("x", 3 * BLOCK + 5)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
     let whole = content(3 * BLOCK + 5, 0);
     let run = || {
-        let store = s3(proxy.address(), cached(folder.path(), 100 << 20));
+        let store = s3_store(proxy.address(), cached(folder.path(), 100 << 20));
         let object = shard(&store);
         assert!(read(&object, 0, whole.len()).unwrap() == whole);
         assert!(read(&object, BLOCK as u64 - 7, 100).unwrap() == whole[BLOCK - 7..BLOCK + 93]);
@@ -44,19 +44,19 @@ fn what_was_read_once_is_not_fetched_again_by_another_run() {
     let (first, second) = (run(), run());
     assert_eq!((first.cache_misses, first.cache_hits, first.received_bytes), (4, 3, whole.len() as u64));
     assert_eq!((second.cache_misses, second.cache_hits, second.received_bytes), (0, 7, 0));
-    // Another version has blocks of its own.
+    // Another version has other blocks.
     thread::sleep(Duration::from_millis(20));
     put(root.path(), "x", &content(3 * BLOCK + 5, 1));
-    let store = s3(proxy.address(), cached(folder.path(), 100 << 20));
+    let store = s3_store(proxy.address(), cached(folder.path(), 100 << 20));
     assert!(read(&shard(&store), 5, BLOCK).unwrap() == content(3 * BLOCK + 5, 1)[5..BLOCK + 5]);
     assert_eq!(store.counts().cache_misses, 2);
 }
 
 #[test]
-fn neighbouring_reads_share_a_block() {
+fn neighboring_reads_share_a_block() {
     let (root, folder) = (bucket(&[("x", 3 * BLOCK)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
-    let store = s3(server.address, cached(folder.path(), 100 << 20));
+    let store = s3_store(server.address, cached(folder.path(), 100 << 20));
     let (object, whole) = (shard(&store), content(3 * BLOCK, 0));
     let mut memory: Vec<(u64, Vec<u8>)> = (0..20u64).map(|i| (i * 100_000, vec![0; 100_000])).collect();
     let mut outs: Vec<(u64, &mut [u8])> = memory.iter_mut().map(|(at, out)| (*at, out.as_mut_slice())).collect();
@@ -68,11 +68,11 @@ fn neighbouring_reads_share_a_block() {
 }
 
 #[test]
-fn readers_of_one_block_wait_for_one_request() {
+fn concurrent_readers_share_one_request() {
     let (root, folder) = (bucket(&[("x", 2 * BLOCK)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let proxy = FaultyProxy::start(server.address, |_| Fault::Late(Duration::from_millis(200)));
-    let store = s3(proxy.address(), cached(folder.path(), 100 << 20));
+    let store = s3_store(proxy.address(), cached(folder.path(), 100 << 20));
     let (object, whole) = (shard(&store), content(2 * BLOCK, 0));
     thread::scope(|scope| {
         for i in 0..10usize {
@@ -84,7 +84,7 @@ fn readers_of_one_block_wait_for_one_request() {
         }
     });
     assert_eq!(store.counts().received_bytes, 2 * BLOCK as u64);
-    // Where the one fails, another has a try of its own.
+    // If the request fails, each waiting reader sends its own.
     drop(store);
     let folder = tempfile::tempdir().unwrap();
     let store = s3(
@@ -112,19 +112,19 @@ fn readers_of_one_block_wait_for_one_request() {
 }
 
 #[test]
-fn damaged_blocks_are_fetched_again() {
+fn damaged_blocks_are_downloaded_again() {
     let (root, folder) = (bucket(&[("x", 4 * BLOCK)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
-    let store = s3(server.address, cached(folder.path(), 100 << 20));
+    let store = s3_store(server.address, cached(folder.path(), 100 << 20));
     let (object, whole) = (shard(&store), content(4 * BLOCK, 0));
     read(&object, 0, 4 * BLOCK).unwrap();
     let blocks = blocks(folder.path());
     assert_eq!(blocks.len(), 4);
     fs::write(&blocks[0], b"").unwrap();
     fs::File::options().write(true).open(&blocks[1]).unwrap().set_len(BLOCK as u64 / 2).unwrap();
-    let mut spoilt = fs::read(&blocks[2]).unwrap();
-    spoilt[BLOCK / 3] ^= 1;
-    fs::write(&blocks[2], spoilt).unwrap();
+    let mut damaged = fs::read(&blocks[2]).unwrap();
+    damaged[BLOCK / 3] ^= 1;
+    fs::write(&blocks[2], damaged).unwrap();
     fs::copy(&blocks[3], &blocks[2]).unwrap();
     for misses in [4 + 3, 4 + 3] {
         assert!(read(&object, 0, 4 * BLOCK).unwrap() == whole);
@@ -132,7 +132,7 @@ fn damaged_blocks_are_fetched_again() {
     }
 }
 
-/// A file system that goes when the test does, however it ends.
+/// File system that is unmounted on drop.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
@@ -142,10 +142,10 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn a_full_disk_switches_the_cache_off_and_reads_go_on() {
+fn a_full_disk_disables_storing_but_not_reading() {
     let (root, folder) = (bucket(&[("x", 4 * BLOCK)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
-    // A file system of half a block more than one block.
+    // A file system for two and a half blocks.
     let mounted = std::process::Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=2560k", "none"])
         .arg(folder.path())
@@ -156,7 +156,7 @@ fn a_full_disk_switches_the_cache_off_and_reads_go_on() {
         return;
     }
     let mounted = Mounted(folder.path());
-    let store = s3(server.address, cached(folder.path(), 100 << 20));
+    let store = s3_store(server.address, cached(folder.path(), 100 << 20));
     let (object, whole) = (shard(&store), content(4 * BLOCK, 0));
     for _ in 0..2 {
         for block in 0..4 {
@@ -170,7 +170,7 @@ fn a_full_disk_switches_the_cache_off_and_reads_go_on() {
     assert!(counts.cache_hits > 0 && counts.cache_misses > 4, "{counts:?}");
 }
 
-/// The files of all blocks.
+/// Files of all blocks.
 fn blocks(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for first in 0..=255u8 {
@@ -195,7 +195,7 @@ const SHARD_BYTES: usize = 2 * BLOCK;
 const LIMIT: u64 = 10 * FILE;
 const THREADS: u64 = 2;
 
-/// Reads at random until it is told to stop or killed, through a cache that is too small for it all.
+/// Reads at random until its time is over, through a cache that is too small for all blocks.
 #[test]
 #[ignore = "the child of another test"]
 fn child_that_shares_a_cache() {
@@ -235,7 +235,7 @@ fn child_that_shares_a_cache() {
 }
 
 #[test]
-fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
+fn processes_share_a_cache_within_its_limit() {
     let (root, folder) = (bucket(&[]), tempfile::tempdir().unwrap());
     (0..SHARDS).for_each(|shard| put(root.path(), &shard.to_string(), &content(SHARD_BYTES, 0)));
     let server = S3::start(root.path());
@@ -249,7 +249,7 @@ fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
         child("cached::child_that_shares_a_cache", &variables).spawn().unwrap()
     };
     let (mut one, mut two) = (start(1, 6000), start(2, 6000));
-    // What a process that was killed in the middle of a block has left: the child itself may be killed at any point.
+    // A partial block of a killed process: the children below may be killed at any point.
     fs::create_dir_all(folder.path().join("temporary")).unwrap();
     fs::write(folder.path().join("temporary/1-1-1"), &content(BLOCK, 0)[..BLOCK / 2]).unwrap();
     let (most_blocks, most_under_way, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
@@ -271,16 +271,21 @@ fn processes_share_a_cache_within_its_limit_and_one_is_killed() {
         assert_eq!(ended, (true, true));
     });
     let (blocks, under_way) = (most_blocks.load(Ordering::Relaxed), most_under_way.load(Ordering::Relaxed));
-    eprintln!("at most {} in blocks of {}, {} under way", ByteCount(blocks), ByteCount(LIMIT), ByteCount(under_way));
-    // The walk sees a folder while it changes: a block may be deleted behind it and another added before it, one
-    // eviction (a tenth, one block here) and what three processes add meanwhile.
+    eprintln!(
+        "at most {} in blocks of {}, {} being written",
+        ByteCount(blocks),
+        ByteCount(LIMIT),
+        ByteCount(under_way)
+    );
+    // The sum is taken while the folder changes: a block may be deleted behind the walk and another added before it, by
+    // one eviction (a tenth, one block here) and three writing processes.
     assert!(blocks <= LIMIT + 2 * FILE, "{blocks} of {LIMIT}");
-    // Two processes write, and a third, which is killed; what it leaves goes when the next makes room.
+    // Two processes write, and a third, which is killed; its partial blocks are deleted by the next eviction.
     assert!(under_way <= 4 * THREADS * FILE, "{under_way}");
     let cache = DiskCache::open(folder.path(), ByteCount(LIMIT)).unwrap();
     assert!(cache.used_bytes().unwrap().0 <= LIMIT);
     assert_eq!(bytes_under_way(folder.path()), 0);
-    let store = s3(server.address, cached(folder.path(), LIMIT));
+    let store = s3_store(server.address, cached(folder.path(), LIMIT));
     for shard in 0..SHARDS {
         let object = store.object(&shard.to_string()).unwrap();
         assert!(read(&object, 0, SHARD_BYTES).unwrap() == content(SHARD_BYTES, 0));

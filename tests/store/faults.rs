@@ -1,4 +1,4 @@
-//! What goes wrong on the way, one at a time and all together.
+//! Tests of retries, deadlines, hedging and coalescing, with injected faults.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,12 +11,13 @@ use feedstock::source::store::{Object, Store, StoreError, StoreOptions};
 use tempfile::TempDir;
 
 use super::faulty_proxy::{Fault, FaultyProxy, Request};
-use super::servers::{Nginx, S3};
-use super::{bucket, content, quick, read, s3, store_error};
+use super::nginx::Nginx;
+use super::s3::S3;
+use super::{bucket, content, quick, read, s3_store, store_error};
 
 const BYTES: usize = 2_000_000;
 
-struct Setting {
+struct Fixture {
     proxy: FaultyProxy,
     store: Store,
     object: Object,
@@ -24,25 +25,25 @@ struct Setting {
     _root: TempDir,
 }
 
-/// An object behind a proxy that lets everything pass so far.
-fn setting(options: StoreOptions) -> Setting {
+/// Object behind a proxy without faults.
+fn fixture(options: StoreOptions) -> Fixture {
     let root = bucket(&[("x", BYTES)]);
     let server = S3::start(root.path());
     let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
-    let store = s3(proxy.address(), options);
+    let store = s3_store(proxy.address(), options);
     let object = store.object("x").unwrap();
-    Setting { proxy, store, object, _server: server, _root: root }
+    Fixture { proxy, store, object, _server: server, _root: root }
 }
 
-/// The first `times` requests from now on meet a fault.
+/// Plan with a fault for the next `times` requests.
 fn first(times: usize, fault: Fault) -> impl Fn(&Request) -> Fault + Send {
     let met = AtomicUsize::new(0);
     move |_| if met.fetch_add(1, Ordering::Relaxed) < times { fault.clone() } else { Fault::Pass }
 }
 
 #[test]
-fn what_may_pass_is_tried_again_and_counted() {
-    let Setting { proxy, store, object, .. } = &setting(quick());
+fn transient_failures_are_retried_and_counted() {
+    let Fixture { proxy, store, object, .. } = &fixture(quick());
     let whole = content(BYTES, 0);
     let faults = [
         Fault::Status(500, ""),
@@ -68,14 +69,14 @@ fn what_may_pass_is_tried_again_and_counted() {
         assert!(read(object, 100_000, 60_000).unwrap() == whole[100_000..160_000], "{fault:?}");
         assert_eq!((store.counts().retries - before, proxy.count() - seen), (2, 3), "{fault:?}");
     }
-    // So is a look at an object.
+    // Opening an object is retried, too.
     proxy.plan(first(2, Fault::Status(503, "")));
     assert_eq!(store.object("x").unwrap().len(), BYTES as u64);
 }
 
 #[test]
-fn a_server_that_asks_to_be_left_alone_is() {
-    let Setting { proxy, object, .. } = &setting(quick());
+fn retry_after_is_respected() {
+    let Fixture { proxy, object, .. } = &fixture(quick());
     proxy.plan(first(1, Fault::Status(503, "retry-after: 1\r\n")));
     let since = Instant::now();
     read(object, 0, 10).unwrap();
@@ -83,8 +84,8 @@ fn a_server_that_asks_to_be_left_alone_is() {
 }
 
 #[test]
-fn what_does_not_pass_is_an_error_with_the_numbers() {
-    let Setting { proxy, object, .. } = &setting(StoreOptions { attempts: 4, ..quick() });
+fn lasting_failures_are_errors_with_numbers() {
+    let Fixture { proxy, object, .. } = &fixture(StoreOptions { attempts: 4, ..quick() });
     proxy.plan(|_| Fault::Status(503, ""));
     let error = read(object, 500, 7000).unwrap_err();
     let StoreError::Request { url, offset, bytes, attempts, .. } = store_error(&error) else { panic!("{error}") };
@@ -103,9 +104,9 @@ fn what_does_not_pass_is_an_error_with_the_numbers() {
 }
 
 #[test]
-fn no_read_outlives_its_deadline() {
+fn reads_end_by_their_deadline() {
     let deadline = Duration::from_millis(1500);
-    let Setting { proxy, object, .. } = &setting(StoreOptions { deadline, attempts: 100, ..quick() });
+    let Fixture { proxy, object, .. } = &fixture(StoreOptions { deadline, attempts: 100, ..quick() });
     for fault in [Fault::Stall(10), Fault::Status(503, "retry-after: 20\r\n"), Fault::Status(500, ""), Fault::Reset] {
         let told = format!("{fault:?}");
         proxy.plan(move |_| fault.clone());
@@ -115,29 +116,29 @@ fn no_read_outlives_its_deadline() {
         assert!(since.elapsed() < deadline + Duration::from_millis(500), "{told}: {:?}", since.elapsed());
         assert!(*elapsed <= since.elapsed() && *attempts >= 1, "{told}: {error}");
     }
-    // Nobody at all.
+    // No server.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let store = s3(gone, StoreOptions { deadline, ..quick() });
+    let store = s3_store(gone, StoreOptions { deadline, ..quick() });
     let error = store.object("x").unwrap_err().to_string();
     assert!(error.contains("refused"), "{error}");
 }
 
 #[test]
-fn a_web_server_without_ranges_is_told_off() {
+fn web_servers_without_ranges_are_refused() {
     let (root, scratch) = (bucket(&[("x", BYTES)]), tempfile::tempdir().unwrap());
     let Some(nginx) = Nginx::start(root.path(), scratch.path()) else { return };
     let proxy = FaultyProxy::start(nginx.address, |_| Fault::WholeInstead);
     let url = format!("http://{}/bucket/x?signature=hunter2", proxy.address());
     let (store, path) = Store::open(&url, quick()).unwrap();
     let error = read(&store.object(&path).unwrap(), 10, 10).unwrap_err().to_string();
-    assert!(error.contains("knows ranges") && !error.contains("hunter2"), "{error}");
+    assert!(error.contains("supports ranges") && !error.contains("hunter2"), "{error}");
     proxy.plan(|_| Fault::Status(404, ""));
     let error = store.object("y").unwrap_err().to_string();
     assert!(error.contains("404") && !error.contains("hunter2"), "{error}");
 }
 
-/// Anything may happen to one request in three.
-fn weather(seed: u64) -> impl Fn(&Request) -> Fault + Send {
+/// Plan with a random fault for one request in three.
+fn random_faults(seed: u64) -> impl Fn(&Request) -> Fault + Send {
     move |request| {
         let mut rng = KeyedRng::new(Seed(seed), 0, SampleId(request.number as u64), 0);
         match rng.below(30) {
@@ -158,11 +159,11 @@ fn weather(seed: u64) -> impl Fn(&Request) -> Fault + Send {
 }
 
 #[test]
-fn in_any_weather_what_comes_is_right() {
+fn reads_are_right_under_random_faults() {
     let options = StoreOptions { hedge_after: Some(3.0), in_flight: 6, attempts: 20, ..quick() };
-    let Setting { proxy, store, object, .. } = &setting(StoreOptions { deadline: Duration::from_secs(30), ..options });
+    let Fixture { proxy, store, object, .. } = &fixture(StoreOptions { deadline: Duration::from_secs(30), ..options });
     let whole = content(BYTES, 0);
-    proxy.plan(weather(7));
+    proxy.plan(random_faults(7));
     thread::scope(|scope| {
         for thread in 0..12u64 {
             let whole = &whole;
@@ -171,51 +172,51 @@ fn in_any_weather_what_comes_is_right() {
                 for _ in 0..25 {
                     let offset = rng.below(BYTES as u64 - 60_000);
                     let bytes = 1 + rng.below(60_000) as usize;
-                    let came = read(object, offset, bytes).unwrap();
-                    assert!(came == whole[offset as usize..offset as usize + bytes], "{bytes} from {offset}");
+                    let bytes_read = read(object, offset, bytes).unwrap();
+                    assert!(bytes_read == whole[offset as usize..offset as usize + bytes], "{bytes} from {offset}");
                 }
             });
         }
     });
     let counts = store.counts();
     assert!(counts.retries > 50 && counts.requests >= 300 + counts.retries, "{counts:?}");
-    // A place is free again once the client has dropped its answer; the proxy may take a moment longer to see that.
-    assert!(proxy.most_at_once() <= 6 + 6, "{}", proxy.most_at_once());
-    eprintln!("weather: {counts:?}, {} at once", proxy.most_at_once());
+    // A permit is free once the client has dropped its answer, which the proxy may notice a moment later.
+    assert!(proxy.concurrent_max() <= 6 + 6, "{}", proxy.concurrent_max());
+    eprintln!("{counts:?}, {} concurrent requests", proxy.concurrent_max());
 }
 
 #[test]
-fn no_more_requests_are_under_way_than_were_allowed() {
-    let Setting { proxy, object, .. } = &setting(StoreOptions { in_flight: 3, ..quick() });
+fn concurrent_requests_are_limited() {
+    let Fixture { proxy, object, .. } = &fixture(StoreOptions { in_flight: 3, ..quick() });
     proxy.plan(|_| Fault::Late(Duration::from_millis(30)));
     thread::scope(|scope| {
         for i in 0..12 {
             scope.spawn(move || read(object, i * 100, 100).unwrap());
         }
     });
-    assert_eq!(proxy.most_at_once(), 3);
+    assert_eq!(proxy.concurrent_max(), 3);
 }
 
 #[test]
-fn a_straggler_is_overtaken_and_seldom() {
+fn slow_requests_are_hedged_rarely() {
     let options = StoreOptions { attempt_timeout: Duration::from_secs(10), hedge_after: Some(3.0), ..quick() };
-    let Setting { proxy, store, object, .. } = &setting(StoreOptions { deadline: Duration::from_secs(20), ..options });
+    let Fixture { proxy, store, object, .. } = &fixture(StoreOptions { deadline: Duration::from_secs(20), ..options });
     let whole = content(BYTES, 0);
     (0..100).for_each(|i| drop(read(object, i * 1000, 1000).unwrap()));
     let before = store.counts();
     let slow = Duration::from_secs(3);
-    // A straggler that sends nothing, and one that sends a part first.
+    // A slow request that sends nothing, and one that sends a part first.
     for fault in [Fault::Late(slow), Fault::Stall(500)] {
         proxy.plan(first(1, fault.clone()));
         let since = Instant::now();
         assert!(read(object, 5000, 1000).unwrap() == whole[5000..6000]);
         assert!(since.elapsed() < slow / 2, "{fault:?}: {:?}", since.elapsed());
-        eprintln!("a straggler of {slow:?} was overtaken in {:?}", since.elapsed());
+        eprintln!("a request of {slow:?} was hedged in {:?}", since.elapsed());
     }
     let after = store.counts();
     assert!(after.hedges - before.hedges >= 2 && after.hedges_won - before.hedges_won >= 2, "{after:?}");
     assert_eq!(after.retries, before.retries);
-    // Were all of them late, one in twenty would be sent twice.
+    // With many slow requests, at most one in twenty is hedged.
     let slowed = Arc::new(Mutex::new(0u32));
     let counted = Arc::clone(&slowed);
     proxy.plan(move |_| {
@@ -229,8 +230,8 @@ fn a_straggler_is_overtaken_and_seldom() {
 }
 
 #[test]
-fn neighbours_are_asked_for_together() {
-    let Setting { proxy, store, object, .. } = &setting(quick());
+fn neighboring_reads_share_a_request() {
+    let Fixture { proxy, store, object, .. } = &fixture(quick());
     let whole = content(BYTES, 0);
     let reads = [(900_000u64, 1000usize), (0, 5000), (5000, 10), (70_000, 30_000), (901_500, 200), (300_000, 0)];
     let mut memory: Vec<(u64, Vec<u8>)> = reads.iter().map(|&(offset, bytes)| (offset, vec![0; bytes])).collect();

@@ -1,4 +1,4 @@
-//! The memory that a store takes, counted by the allocator of a process that does nothing else.
+//! Test of the memory of a store, counted by the allocator of a process of its own.
 
 use std::thread;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use feedstock::source::store::{DiskCache, Object, Store, StoreOptions};
 use feedstock::{ByteCount, SampleId};
 
 use super::faulty_proxy::{Fault, FaultyProxy, Request};
-use super::servers::Nginx;
+use super::nginx::Nginx;
 use super::{bucket, child, content};
 
 const BYTES: usize = 48 << 20;
@@ -23,7 +23,7 @@ fn child_that_counts_its_memory() {
     let cache = std::env::var("STORE_CACHE").ok().map(|folder| DiskCache::open(folder, ByteCount(20 << 20)).unwrap());
     let cached = cache.is_some();
     let hedge_after = std::env::var("STORE_HEDGES").ok().map(|after| after.parse().unwrap());
-    let options = StoreOptions { in_flight, join_gap_bytes: 0, hedge_after, cache, ..StoreOptions::default() };
+    let options = StoreOptions { in_flight, coalesce_gap_bytes: 0, hedge_after, cache, ..StoreOptions::default() };
     let (store, path) = Store::open(&url, options).unwrap();
     let object = store.object(&path).unwrap();
     let mut outs: Vec<Vec<u8>> = (0..24).map(|_| vec![0; LARGEST]).collect();
@@ -43,21 +43,21 @@ fn child_that_counts_its_memory() {
             });
         }
     });
-    let most = ByteCount(heap().unwrap().peak.0 - before.0);
-    let said = ByteCount(store.held_bytes(LARGEST as u64));
+    let peak = ByteCount(heap().unwrap().peak.0 - before.0);
+    let limit = ByteCount(store.held_bytes(LARGEST as u64));
     let counts = store.counts();
-    eprintln!("{in_flight} requests, cached {cached}, held {most} at most; {said} were predicted ({counts:?})");
-    assert!(most <= said, "{most} were held, and {said} predicted");
+    eprintln!("{in_flight} requests, cached {cached}: peak {peak}, stated maximum {limit} ({counts:?})");
+    assert!(peak <= limit, "peak {peak}, stated maximum {limit}");
     assert_eq!(counts.hedges > 0, hedge_after.is_some());
-    // Not that anything would do: 24 reads whole in memory would be twice as much.
-    assert!(said.0 < 24 * LARGEST as u64 / 2);
+    // The maximum is tight: 24 whole reads in memory would take twice as much.
+    assert!(limit.0 < 24 * LARGEST as u64 / 2);
 }
 
 #[test]
-fn no_more_is_held_than_was_predicted() {
+fn memory_stays_within_the_stated_maximum() {
     let (root, scratch) = (bucket(&[("x", BYTES)]), tempfile::tempdir().unwrap());
     let Some(nginx) = Nginx::start(root.path(), scratch.path()) else { return };
-    // Some are late, so that they are sent a second time where that is allowed.
+    // Some answers are late, so that requests are hedged.
     let late = Fault::Late(Duration::from_millis(300));
     let plan = move |request: &Request| if request.number % 20 == 19 { late.clone() } else { Fault::Pass };
     let proxy = FaultyProxy::start(nginx.address, plan);

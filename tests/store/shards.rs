@@ -1,4 +1,4 @@
-//! Shards in stores, read through a loader: the batches that the same shards give from a disk, whatever goes wrong in between.
+//! Tests of shards in stores, read through a loader: same batches as from a disk, also with injected faults.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,11 @@ use feedstock::{ByteCount, Error, Loader, SampleId, Sampling};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::faulty_proxy::{Fault, FaultyProxy};
+use super::nginx::Nginx;
 use super::quick;
-use super::servers::{Nginx, S3, s3_settings};
+use super::s3::{S3, s3_settings};
 
-/// A tar of small pictures with a number for a class, in WebDataset's way.
+/// Tar of small images with class numbers, in the WebDataset convention.
 fn tar(first: u32, count: u32) -> Vec<u8> {
     let mut tar = tar::Builder::new(vec![]);
     let mut add = |name: String, bytes: &[u8]| {
@@ -32,8 +33,8 @@ fn tar(first: u32, count: u32) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// A folder with a bucket in it: two shards, one in frames, one in one piece, and the names of the classes.
-fn filled() -> tempfile::TempDir {
+/// Folder with a bucket: two plain shards, one compressed in one frame, and the class names.
+fn data_set() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let bucket = root.path().join("bucket").join("set");
     fs::create_dir_all(&bucket).unwrap();
@@ -48,7 +49,7 @@ fn options(index: &Path, store: StoreOptions) -> OpenOptions {
     OpenOptions::new().shuffle_buffer(ByteCount(300_000)).index_folder(index).store(store)
 }
 
-/// Pixels, labels and ids of two epochs; and that the ledger was kept.
+/// Hash of pixels, labels and ids of two epochs. Checks the memory limit, too.
 fn digest(source: &Arc<dyn Source>) -> Result<u64, Error> {
     let loader = Loader::builder(source.clone())
         .batch_size(16)
@@ -72,8 +73,8 @@ fn digest(source: &Arc<dyn Source>) -> Result<u64, Error> {
 }
 
 #[test]
-fn shards_in_a_bucket_give_the_batches_that_they_give_from_a_disk() {
-    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+fn shards_in_a_bucket_give_the_same_batches_as_on_a_disk() {
+    let (root, index) = (data_set(), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let cache = tempfile::tempdir().unwrap();
     for cached in [false, true] {
@@ -83,7 +84,7 @@ fn shards_in_a_bucket_give_the_batches_that_they_give_from_a_disk() {
         for (names, count) in [("train-{0..1}.tar", 200), ("piece.tar.zst", 90), ("", 290)] {
             let near = root.path().join("bucket/set").join(names);
             let near = open_with(near, &options).unwrap();
-            // Again as well, now with an index that has been kept.
+            // The second time with a saved index.
             for _ in 0..2 {
                 let far = open_with(format!("s3://bucket/set/{names}"), &options).unwrap();
                 assert_eq!((far.len(), far.classes()[4].as_str()), (count, "eel"), "{names}");
@@ -97,29 +98,29 @@ fn shards_in_a_bucket_give_the_batches_that_they_give_from_a_disk() {
 }
 
 #[test]
-fn shards_on_a_web_server_come_through_resets_and_errors() {
-    let (root, index, scratch) = (filled(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn batches_are_right_under_faults() {
+    let (root, index, scratch) = (data_set(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
     let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
     let options = options(index.path(), quick());
     let far = open_with(format!("http://{}/bucket/set/train-{{0..1}}.tar", proxy.address()), &options).unwrap();
     let near = open_with(root.path().join("bucket/set/train-{0..1}.tar"), &options).unwrap();
     let before = proxy.count();
-    let weather = |number: u64| match number % 20 {
+    let fault = |number: u64| match number % 20 {
         0 => Fault::Reset,
         1 => Fault::Status(503, ""),
         2 => Fault::Short(100),
         _ => Fault::Pass,
     };
-    proxy.plan(move |request| weather(feedstock::rng::mix64(request.number as u64)));
+    proxy.plan(move |request| fault(feedstock::rng::mix64(request.number as u64)));
     assert_eq!(digest(&far).unwrap(), digest(&near).unwrap());
-    // 400 samples, and some 15 % of the requests a second time.
+    // 400 samples, and about 15 % of the requests repeated.
     assert!(proxy.count() - before > 430, "{}", proxy.count() - before);
 }
 
 #[test]
-fn neighbours_are_read_by_one_request() {
-    let (root, index, scratch) = (filled(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn neighboring_samples_share_a_request() {
+    let (root, index, scratch) = (data_set(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
     let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
     let options = options(index.path(), quick());
@@ -141,15 +142,15 @@ fn neighbours_are_read_by_one_request() {
         let (mut ids, shuffled, _) = run(&builder().build().unwrap());
         ids.sort_unstable();
         assert!(ids.into_iter().eq(0..200));
-        // Five of the pictures fit into a read buffer, more or less; a slow machine may ask for some twice.
+        // About five images fit into a read buffer; a slow machine may request some twice.
         assert!(in_order <= 200 / 4, "{in_order} requests in order, {shuffled} shuffled");
         assert!(shuffled > 2 * in_order && shuffled <= 200, "{in_order} requests in order, {shuffled} shuffled");
     }
 }
 
 #[test]
-fn what_cannot_be_had_is_said_of_each_sample() {
-    let (root, index, scratch) = (filled(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn failed_reads_are_reported_per_sample() {
+    let (root, index, scratch) = (data_set(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
     let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
     let options = options(index.path(), StoreOptions { attempts: 2, ..quick() });
@@ -161,7 +162,7 @@ fn what_cannot_be_had_is_said_of_each_sample() {
         far.read_many(&mut reads);
         reads.into_iter().map(|read| read.result.map_err(|error| error.to_string())).collect::<Vec<_>>()
     };
-    // The first two lie together; the third is far from them.
+    // The first two are neighbors; the third is far from them.
     let seen = proxy.count();
     assert!(read(&mut outs).iter().all(Result::is_ok));
     assert_eq!(proxy.count() - seen, 2);
@@ -170,15 +171,15 @@ fn what_cannot_be_had_is_said_of_each_sample() {
     );
     let done = read(&mut outs);
     for failed in &done[..2] {
-        let said = failed.as_ref().unwrap_err();
-        assert!(said.contains("train-0.tar (bytes ") && said.contains("2 attempts"), "{said}");
+        let error = failed.as_ref().unwrap_err();
+        assert!(error.contains("train-0.tar (bytes ") && error.contains("2 attempts"), "{error}");
     }
     assert_eq!(done[2], Ok(()));
 }
 
 #[test]
-fn a_shard_that_is_replaced_during_a_run_is_named() {
-    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+fn replaced_shards_are_named() {
+    let (root, index) = (data_set(), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let store = StoreOptions { settings: s3_settings(server.address), ..quick() };
     let far = open_with("s3://bucket/set/train-1.tar", &options(index.path(), store)).unwrap();
@@ -189,30 +190,31 @@ fn a_shard_that_is_replaced_during_a_run_is_named() {
 }
 
 #[test]
-fn what_is_not_there_is_said() {
-    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+fn missing_shards_are_named() {
+    let (root, index) = (data_set(), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let store = StoreOptions { settings: s3_settings(server.address), ..quick() };
     let options = options(index.path(), store);
-    for (url, said) in [
+    for (url, expected) in [
         ("s3://bucket/set/missing.tar", "s3://bucket/set/missing.tar"),
         ("s3://bucket/none/", "no shards (*.tar, *.tar.zst) found"),
         ("s3://bucket/set/*.tar", "'*' matches local files only"),
     ] {
         let error = open_with(url, &options).err().unwrap().to_string();
-        assert!(error.contains(said), "{url}: {error}");
+        assert!(error.contains(expected), "{url}: {error}");
     }
 }
 
+/// A failure to read a class list must not change the labels, as an ignored list would.
 #[test]
 fn a_refused_class_list_is_an_error_and_a_missing_one_is_absent() {
-    let (root, index) = (filled(), tempfile::tempdir().unwrap());
+    let (root, index) = (data_set(), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let proxy = FaultyProxy::start(server.address, |_| Fault::Pass);
     let store = StoreOptions { settings: s3_settings(proxy.address()), attempts: 2, ..quick() };
     let options = options(index.path(), store);
     let open = || open_with("s3://bucket/set/train-0.tar", &options);
-    for fault in [Fault::Status(403, ""), Fault::Status(503, ""), Fault::Reset] {
+    for fault in [Fault::Status(403, ""), Fault::Status(500, ""), Fault::Reset] {
         for list in ["manifest.json", "classes.txt"] {
             let of_list = fault.clone();
             proxy.plan(move |request| if request.path.contains(list) { of_list.clone() } else { Fault::Pass });

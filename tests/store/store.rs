@@ -1,20 +1,21 @@
-//! Objects of real servers on loopback, read through whatever goes wrong in between: what comes is right, or it is an
-//! error by the deadline that says what happened.
+//! Tests of object stores with real servers on loopback and a proxy that injects faults: every read returns the right
+//! bytes, or an error by the deadline that describes the failure.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "in a test a panic is the report")]
 
-#[path = "store/cached.rs"]
+#[path = "cached.rs"]
 mod cached;
-#[path = "store/faults.rs"]
+#[path = "faults.rs"]
 mod faults;
-#[path = "common/faulty_proxy.rs"]
+#[path = "../common/faulty_proxy.rs"]
 mod faulty_proxy;
-#[path = "store/held.rs"]
+#[path = "held.rs"]
 mod held;
-#[path = "common/servers.rs"]
-mod servers;
-#[path = "store/shards.rs"]
+#[path = "../common/nginx.rs"]
+mod nginx;
+mod s3;
+#[path = "shards.rs"]
 mod shards;
-#[path = "common/skip.rs"]
+#[path = "../common/skip.rs"]
 mod skip;
 
 use std::fs;
@@ -25,20 +26,21 @@ use std::process::Command;
 use std::time::Duration;
 
 use feedstock::source::SourceError;
-use feedstock::source::store::{Listed, Object, Store, StoreError, StoreOptions};
-use servers::{Nginx, S3, s3_settings};
+use feedstock::source::store::{Object, Store, StoreError, StoreOptions};
+use nginx::Nginx;
+use s3::{S3, s3_settings};
 use tempfile::TempDir;
 
 #[global_allocator]
 static HEAP: feedstock::host::CountingAllocator = feedstock::host::CountingAllocator;
 
-/// What an object holds: every eight bytes say where they are, and of which version.
+/// Content of an object: every eight bytes depend on their position and on the version.
 fn content(bytes: usize, version: u64) -> Vec<u8> {
     let word = |i: u64| (feedstock::rng::mix64(i ^ version << 40)).to_le_bytes();
     (0..bytes.div_ceil(8) as u64).flat_map(word).take(bytes).collect()
 }
 
-/// A bucket with some shards in it.
+/// Folder with a bucket of some objects.
 fn bucket(shards: &[(&str, usize)]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for (path, bytes) in shards {
@@ -53,12 +55,12 @@ fn put(root: &Path, path: &str, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-fn s3(address: SocketAddr, options: StoreOptions) -> Store {
+fn s3_store(address: SocketAddr, options: StoreOptions) -> Store {
     let options = StoreOptions { settings: s3_settings(address), ..options };
     Store::open("s3://bucket/", options).unwrap().0
 }
 
-/// Options under which nothing takes long.
+/// Options with short timeouts and waits.
 fn quick() -> StoreOptions {
     StoreOptions {
         attempt_timeout: Duration::from_secs(1),
@@ -81,10 +83,10 @@ fn store_error(error: &SourceError) -> &StoreError {
     }
 }
 
-fn everything_reads(store: &Store, path: &str, whole: &[u8]) {
+fn check_reads(store: &Store, path: &str, whole: &[u8]) {
     let object = store.object(path).unwrap();
     assert_eq!(object.len(), whole.len() as u64);
-    assert!(object.identity().etag.is_some() && object.identity().modified.is_some(), "{}", object.identity());
+    assert!(object.version().etag.is_some() && object.version().modified.is_some(), "{}", object.version());
     for (offset, bytes) in [(0, 1), (0, 512), (1000, 70_000), (whole.len() - 1, 1), (0, whole.len()), (17, 0)] {
         assert!(read(&object, offset as u64, bytes).unwrap() == whole[offset..offset + bytes], "{bytes} from {offset}");
     }
@@ -98,14 +100,15 @@ fn everything_reads(store: &Store, path: &str, whole: &[u8]) {
     let missing = store.object("no/such.tar").unwrap_err();
     let text = missing.to_string();
     assert!(text.contains("no/such.tar") && text.contains("1 attempt") && text.contains("check the path"), "{text}");
+    assert!(store_error(&missing).is_not_found(), "{text}");
 }
 
 #[test]
 fn s3_reads_parts_and_the_whole() {
     let root = bucket(&[("train/000.tar", 3_000_001), ("empty", 0)]);
     let server = S3::start(root.path());
-    let store = s3(server.address, StoreOptions::default());
-    everything_reads(&store, "train/000.tar", &content(3_000_001, 0));
+    let store = s3_store(server.address, StoreOptions::default());
+    check_reads(&store, "train/000.tar", &content(3_000_001, 0));
     let empty = store.object("empty").unwrap();
     assert!(empty.is_empty() && read(&empty, 0, 0).unwrap().is_empty());
     assert_eq!(empty.reader(10, 2).read(&mut [0; 4]).unwrap(), 0);
@@ -118,7 +121,7 @@ fn nginx_reads_parts_and_the_whole() {
     let url = format!("http://{}/bucket/a%20b/000.tar", server.address);
     let (store, path) = Store::open(&url, StoreOptions::default()).unwrap();
     assert_eq!(path, "bucket/a b/000.tar");
-    everything_reads(&store, &path, &content(3_000_001, 0));
+    check_reads(&store, &path, &content(3_000_001, 0));
     let error = store.list("bucket/").unwrap_err();
     assert!(matches!(store_error(&error), StoreError::CannotList { .. }), "{error}");
     assert!(error.to_string().contains("{000..146}"), "{error}");
@@ -127,7 +130,7 @@ fn nginx_reads_parts_and_the_whole() {
 #[test]
 fn gcs_and_azure_read_parts_and_the_whole() {
     let (root, scratch) = (bucket(&[("train/000.tar", 1_500_000)]), tempfile::tempdir().unwrap());
-    // To read an object needs of these no more than a path, a range and a tag: what any web server has.
+    // Reads use paths, ranges and ETags alone, which any web server supports.
     let Some(server) = Nginx::start(root.path(), scratch.path()) else { return };
     let address = server.address;
     let setting = |name: &str, value: String| (name.to_owned(), value);
@@ -144,19 +147,19 @@ fn gcs_and_azure_read_parts_and_the_whole() {
     ];
     for (url, settings) in [("gs://bucket/train/000.tar", gcs), ("az://bucket/train/000.tar", azure)] {
         let (store, path) = Store::open(url, StoreOptions { settings, ..quick() }).unwrap();
-        everything_reads(&store, &path, &content(1_500_000, 0));
+        check_reads(&store, &path, &content(1_500_000, 0));
     }
 }
 
 #[test]
 #[ignore = "the child of another test"]
-fn child_that_trusts() {
+fn child_with_certificate() {
     let (store, path) = Store::open(&std::env::var("STORE_URL").unwrap(), quick()).unwrap();
-    everything_reads(&store, &path, &content(1_500_000, 0));
+    check_reads(&store, &path, &content(1_500_000, 0));
 }
 
 #[test]
-fn https_reads_where_the_certificate_is_trusted() {
+fn https_needs_a_trusted_certificate() {
     let (root, scratch) = (bucket(&[("x", 1_500_000)]), tempfile::tempdir().unwrap());
     let Some(server) = Nginx::start_tls(root.path(), scratch.path()) else { return };
     let url = format!("https://{}/bucket/x", server.address);
@@ -164,53 +167,58 @@ fn https_reads_where_the_certificate_is_trusted() {
     let error = store.object(&path).unwrap_err().to_string();
     assert!(error.contains("certificate"), "{error}");
     let certificate = scratch.path().join("certificate").display().to_string();
-    let trusting = child("child_that_trusts", &[("STORE_URL", url), ("SSL_CERT_FILE", certificate)]).status();
+    let trusting = child("child_with_certificate", &[("STORE_URL", url), ("SSL_CERT_FILE", certificate)]).status();
     assert!(trusting.unwrap().success());
 }
 
 #[test]
-fn a_listing_names_what_begins_with_a_text() {
+fn listings_filter_by_prefix() {
     let shards = [("train-000.tar", 10), ("train-001.tar", 20), ("train/x", 1), ("val-000.tar", 5), ("trained", 3)];
     let root = bucket(&shards);
     for i in 0..2100 {
         put(root.path(), &format!("many/{i:04}"), b"x");
     }
     let server = S3::start(root.path());
-    let store = s3(server.address, StoreOptions::default());
-    let listed = |path: &str, bytes| Listed { path: path.to_owned(), bytes };
-    assert_eq!(store.list("train-").unwrap(), [listed("train-000.tar", 10), listed("train-001.tar", 20)]);
-    assert_eq!(store.list("nothing").unwrap(), []);
-    let many = store.list("many/").unwrap();
-    assert_eq!((many.len(), &many[0], &many[2099]), (2100, &listed("many/0000", 1), &listed("many/2099", 1)));
+    let store = s3_store(server.address, StoreOptions::default());
+    let list = |prefix| -> Vec<(String, u64)> {
+        store.list(prefix).unwrap().into_iter().map(|entry| (entry.path, entry.bytes)).collect()
+    };
+    let entry = |path: &str, bytes| (path.to_owned(), bytes);
+    assert_eq!(list("train-"), [entry("train-000.tar", 10), entry("train-001.tar", 20)]);
+    assert_eq!(list("nothing"), []);
+    let many = list("many/");
+    assert_eq!((many.len(), &many[0], &many[2099]), (2100, &entry("many/0000", 1), &entry("many/2099", 1)));
 }
 
 #[test]
-fn what_will_not_pass_fails_at_once_with_advice() {
+fn permanent_errors_fail_at_once_with_advice() {
     let root = bucket(&[("x", 100)]);
     let server = S3::start(root.path());
     let mut settings = s3_settings(server.address);
     settings.last_mut().unwrap().1 = "another secret".to_owned();
     let options = StoreOptions { settings: settings.clone(), ..StoreOptions::default() };
     let (store, path) = Store::open("s3://bucket/x", options).unwrap();
-    let error = store.object(&path).unwrap_err().to_string();
+    let error = store.object(&path).unwrap_err();
+    assert!(!store_error(&error).is_not_found());
+    let error = error.to_string();
     assert!(error.contains("403") && error.contains("1 attempt") && error.contains("AWS_SECRET_ACCESS_KEY"), "{error}");
     assert!(!error.contains("another secret"), "{error}");
-    // Nobody: the machine is asked whether it has a role, and there is nobody to be asked.
+    // Without credentials, the metadata server of the machine is asked for a role, and there is none.
     let nowhere = vec![("AWS_METADATA_ENDPOINT".to_owned(), "http://127.0.0.1:9".to_owned())];
     let (store, path) = Store::open("s3://bucket/x", StoreOptions { settings: nowhere, ..quick() }).unwrap();
     let error = store.object(&path).unwrap_err().to_string();
     assert!(error.contains("3 attempts") && error.contains("AWS_SKIP_SIGNATURE"), "{error}");
     let unknown = StoreOptions { settings: vec![("AWS_NONSENSE".into(), "1".into())], ..StoreOptions::default() };
     let error = Store::open("s3://bucket/x", unknown).unwrap_err().to_string();
-    assert!(error.contains("AWS_NONSENSE is no setting"), "{error}");
+    assert!(error.contains("unknown setting AWS_NONSENSE"), "{error}");
 }
 
 #[test]
-fn a_changed_object_is_an_error_with_the_numbers() {
+fn changed_objects_are_errors_with_numbers() {
     let (root, scratch) = (bucket(&[("x", 5000)]), tempfile::tempdir().unwrap());
     let server = S3::start(root.path());
     let nginx = Nginx::start(root.path(), scratch.path());
-    let mut stores = vec![(s3(server.address, quick()), "x")];
+    let mut stores = vec![(s3_store(server.address, quick()), "x")];
     let web = nginx.as_ref().map(|nginx| Store::open(&format!("http://{}/", nginx.address), quick()).unwrap().0);
     stores.extend(web.map(|store| (store, "bucket/x")));
     // Longer, shorter, and of the same size, with another time.
@@ -233,11 +241,11 @@ fn a_changed_object_is_an_error_with_the_numbers() {
 }
 
 #[test]
-fn it_reads_from_blocking_threads_of_other_runtimes() {
+fn reads_work_on_blocking_threads_of_other_runtimes() {
     let root = bucket(&[("x", 100_000)]);
     let server = S3::start(root.path());
-    let object = s3(server.address, quick()).object("x").unwrap();
-    // As the pipeline reads: on the blocking threads of a runtime that has no other.
+    let object = s3_store(server.address, quick()).object("x").unwrap();
+    // Like the pipeline, on the blocking threads of a current-thread runtime.
     let pipeline = tokio::runtime::Builder::new_current_thread().max_blocking_threads(4).build().unwrap();
     let reads: Vec<_> = (0..16u64)
         .map(|i| {
@@ -248,11 +256,11 @@ fn it_reads_from_blocking_threads_of_other_runtimes() {
     for (i, done) in reads.into_iter().enumerate() {
         assert!(pipeline.block_on(done).unwrap() == content(100_000, 0)[i * 5000..i * 5000 + 5000]);
     }
-    // The last one to have the store may let go of it in asynchronous code.
+    // The last clone may be dropped in asynchronous code.
     pipeline.block_on(async move { drop(object) });
 }
 
-/// A part of this program that another process runs.
+/// Command that runs one ignored test of this program in a new process.
 fn child(name: &str, variables: &[(&str, String)]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([name, "--exact", "--ignored", "--nocapture"]);
@@ -262,19 +270,19 @@ fn child(name: &str, variables: &[(&str, String)]) -> Command {
 
 #[test]
 #[ignore = "the child of another test"]
-fn child_of_the_environment() {
+fn child_with_environment() {
     let (store, path) = Store::open("s3://bucket/x", StoreOptions::default()).unwrap();
     assert!(read(&store.object(&path).unwrap(), 10, 90).unwrap() == content(100, 0)[10..]);
 }
 
 #[test]
-fn credentials_and_place_come_from_the_environment() {
+fn credentials_and_location_come_from_the_environment() {
     let root = bucket(&[("x", 100)]);
     let server = S3::start(root.path());
     let settings = s3_settings(server.address);
     let variables: Vec<(&str, String)> = settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-    assert!(child("child_of_the_environment", &variables).status().unwrap().success());
+    assert!(child("child_with_environment", &variables).status().unwrap().success());
     let wrong: Vec<(&str, String)> =
-        variables.into_iter().map(|(name, value)| (name, value.replace(servers::SECRET, "wrong"))).collect();
-    assert!(!child("child_of_the_environment", &wrong).stderr(std::process::Stdio::null()).status().unwrap().success());
+        variables.into_iter().map(|(name, value)| (name, value.replace(s3::SECRET, "wrong"))).collect();
+    assert!(!child("child_with_environment", &wrong).stderr(std::process::Stdio::null()).status().unwrap().success());
 }

@@ -1,4 +1,4 @@
-//! Servers on loopback that objects are read from: S3 as `s3s` speaks it, and nginx.
+//! nginx on loopback.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "it is a part of test programs")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "in a test a panic is the report")]
 
@@ -10,69 +10,20 @@ use std::thread;
 use std::time::Duration;
 
 use crate::skip::{Missing, skip};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::runtime::{Builder, Runtime};
 
-pub const KEY: &str = "reader";
-pub const SECRET: &str = "a secret of the tests";
-
-/// S3, with signatures checked: each folder in the root is a bucket.
-pub struct S3 {
-    pub address: SocketAddr,
-    _runtime: Runtime,
-}
-
-impl S3 {
-    pub fn start(root: &Path) -> Self {
-        let mut service = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-        service.set_auth(s3s::auth::SimpleAuth::from_single(KEY, SECRET));
-        let service = service.build();
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        runtime.spawn(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                let service = service.clone();
-                tokio::spawn(async move {
-                    let server = auto::Builder::new(TokioExecutor::new());
-                    let _ = server.serve_connection(TokioIo::new(socket), service).await;
-                });
-            }
-        });
-        S3 { address, _runtime: runtime }
-    }
-}
-
-/// What says where the S3 at an address is, and who asks.
-pub fn s3_settings(address: SocketAddr) -> Vec<(String, String)> {
-    [
-        ("AWS_ENDPOINT_URL", format!("http://{address}").as_str()),
-        ("AWS_ALLOW_HTTP", "true"),
-        ("AWS_REGION", "eu-central-1"),
-        ("AWS_ACCESS_KEY_ID", KEY),
-        ("AWS_SECRET_ACCESS_KEY", SECRET),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .to_vec()
-}
-
-/// nginx, which serves a folder.
+/// nginx process that serves a folder.
 pub struct Nginx {
     pub address: SocketAddr,
     child: Child,
 }
 
 impl Nginx {
-    /// `None`, and a line that says so, where there is no nginx.
+    /// Starts nginx. Prints a line and returns `None` if it is not installed.
     pub fn start(root: &Path, scratch: &Path) -> Option<Self> {
         Self::start_with(root, scratch, "", "")
     }
 
-    /// Over TLS, with a certificate that nobody trusts yet: `scratch/certificate`.
+    /// Starts nginx with TLS and a new self-signed certificate, `scratch/certificate`.
     pub fn start_tls(root: &Path, scratch: &Path) -> Option<Self> {
         let (certificate, key) = (scratch.join("certificate"), scratch.join("key"));
         let mut openssl = Command::new("openssl");
@@ -92,7 +43,7 @@ impl Nginx {
             skip(&Missing::Program("nginx (apt-get install nginx-light)"));
             return None;
         }
-        // Free a moment ago: nginx cannot be told to take any port.
+        // A port that was free a moment ago: nginx cannot choose one.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (root, at) = (root.display(), scratch.display());
         let user = if fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0) {
@@ -124,7 +75,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Asked to go: killed, it would leave its workers behind.
+        // TERM, because after KILL its workers would stay.
         let _ = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
         let _ = self.child.wait();
     }
