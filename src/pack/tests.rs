@@ -14,9 +14,9 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::decode::{DecodeRequest, Limits, begin, probe, working_set};
-use crate::source::{Blocks, IoProfile, MemorySource, SampleRead, SourceError};
+use crate::source::{Blocks, IoProfile, MemorySource, SampleRead, Source, SourceError};
 use crate::transform::ResizeCenterCrop;
-use crate::{ErrorKind, Preprocessor, SampleId};
+use crate::{ByteCount, ErrorKind, Preprocessor, RamBudget, SampleId, Seed};
 
 const SAMPLES: u32 = 40;
 

@@ -2,18 +2,14 @@
 //! bytes, or an error by the deadline that describes the failure.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "in a test a panic is the report")]
 
-#[path = "cached.rs"]
 mod cached;
-#[path = "faults.rs"]
 mod faults;
 #[path = "../common/faulty_proxy.rs"]
 mod faulty_proxy;
-#[path = "held.rs"]
 mod held;
 #[path = "../common/nginx.rs"]
 mod nginx;
 mod s3;
-#[path = "shards.rs"]
 mod shards;
 #[path = "../common/skip.rs"]
 mod skip;
