@@ -23,7 +23,8 @@ fn problems_are_found_and_named() {
     for treatment in TREATMENTS {
         let folder = tempdir().unwrap();
         let report = packed(&source(), &settings(treatment), folder.path());
-        let sound = verify(folder.path(), &VerifySettings { image_headers: true, workers: None }, |_| (), &|| false).unwrap();
+        let sound =
+            verify(folder.path(), &VerifySettings { image_headers: true, workers: None }, |_| (), &|| false).unwrap();
         assert!(sound.is_valid(), "{treatment:?}: {sound:?}");
         assert_eq!((sound.samples, sound.shards, sound.bytes), (report.samples, report.shards, report.bytes));
         let shard = |number: u32| folder.path().join(format!("shard-{number:05}.tar"));
