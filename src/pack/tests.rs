@@ -14,9 +14,10 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::decode::{DecodeRequest, Limits, begin, probe, working_set};
+use crate::rng::Seed;
 use crate::source::{Blocks, IoProfile, MemorySource, SampleRead, Source, SourceError};
 use crate::transform::ResizeCenterCrop;
-use crate::{ByteCount, ErrorKind, Preprocessor, RamBudget, SampleId, Seed};
+use crate::{ByteCount, ErrorKind, Preprocessor, RamBudget, SampleId};
 
 const SAMPLES: u32 = 40;
 
