@@ -16,31 +16,21 @@ pub(super) fn u8_at(data: &[u8], at: usize) -> Option<u8> {
     data.get(at).copied()
 }
 
-pub(super) fn u16_at(data: &[u8], at: usize, order: Order) -> Option<u16> {
-    let bytes = array(data, at)?;
-    Some(match order {
-        Order::Big => u16::from_be_bytes(bytes),
-        Order::Little => u16::from_le_bytes(bytes),
-    })
+/// Defines the reader of an unsigned integer in either byte order.
+macro_rules! reader {
+    ($name:ident, $integer:ty) => {
+        pub(super) fn $name(data: &[u8], at: usize, order: Order) -> Option<$integer> {
+            let bytes = array(data, at)?;
+            Some(if order == Order::Big { <$integer>::from_be_bytes(bytes) } else { <$integer>::from_le_bytes(bytes) })
+        }
+    };
 }
+
+reader!(u16_at, u16);
+reader!(u32_at, u32);
+reader!(u64_at, u64);
 
 pub(super) fn u24_le(data: &[u8], at: usize) -> Option<u32> {
     let [low, middle, high] = array(data, at)?;
     Some(u32::from_le_bytes([low, middle, high, 0]))
-}
-
-pub(super) fn u32_at(data: &[u8], at: usize, order: Order) -> Option<u32> {
-    let bytes = array(data, at)?;
-    Some(match order {
-        Order::Big => u32::from_be_bytes(bytes),
-        Order::Little => u32::from_le_bytes(bytes),
-    })
-}
-
-pub(super) fn u64_at(data: &[u8], at: usize, order: Order) -> Option<u64> {
-    let bytes = array(data, at)?;
-    Some(match order {
-        Order::Big => u64::from_be_bytes(bytes),
-        Order::Little => u64::from_le_bytes(bytes),
-    })
 }

@@ -20,6 +20,7 @@ use crate::tensor::CHANNELS;
 
 /// Upper bound of the memory for decoding one image, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkingSet {
     /// Memory that the caller provides: libjpeg-turbo's own, or the decoded pixels before and after their conversion to
     /// RGB.

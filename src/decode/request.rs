@@ -9,6 +9,7 @@ use crate::units::ParseError;
 
 /// Fidelity of a decoded image to the stored one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Quality {
     /// Every sample is the one that decoding at full size, cropping and resampling gives.
     #[default]

@@ -31,7 +31,7 @@ impl Pass {
     fn count(&self) -> usize {
         match self {
             Pass::Copy { count, .. } => *count,
-            Pass::Scale(axis) => axis.count(),
+            Pass::Scale(axis) => axis.count,
         }
     }
 
@@ -39,7 +39,7 @@ impl Pass {
     fn is_reversed(&self, flip: bool) -> bool {
         match self {
             Pass::Copy { mirrored, .. } => *mirrored != flip,
-            Pass::Scale(axis) => axis.mirrored() != flip,
+            Pass::Scale(axis) => axis.mirrored != flip,
         }
     }
 }
@@ -162,7 +162,7 @@ impl<'w, 'o> Horizontal<'w, 'o> {
             Pass::Copy { .. } => None,
             Pass::Scale(axis) => {
                 tabulate(axis, flip, taps, starts, weights);
-                Some(Table { starts, weights, taps, precision: axis.precision() })
+                Some(Table { starts, weights, taps, precision: axis.precision })
             }
         };
         let (input_stride, output_stride) = (input.len() / BATCH, output.len() / BATCH);
@@ -238,8 +238,8 @@ fn copy(kernel: Kernel, row: &[u8], reversed: Option<&mut [u8]>, target_row: usi
 /// Writes the weights of all pixels along a row, in the order of the sample, and zeros for those that pad the last
 /// group.
 fn tabulate(axis: &Axis, flip: bool, taps: usize, starts: &mut [u32], weights: &mut [i16]) {
-    let count = axis.count();
-    let last_start = axis.length().saturating_sub(taps);
+    let count = axis.count;
+    let last_start = axis.length.saturating_sub(taps);
     // At once: a call for each pixel's last few weights would take longer than to compute them.
     weights.fill(0);
     starts[count..].fill(0);
@@ -283,7 +283,7 @@ impl Vertical<'_> {
                     horizontal.push(target_row(at), rows.row(first + at));
                 }
             }
-            Pass::Scale(axis) if axis.taps() <= ROWS_MAX => self.narrow(axis, target_row, rows, horizontal)?,
+            Pass::Scale(axis) if axis.taps <= ROWS_MAX => self.narrow(axis, target_row, rows, horizontal)?,
             Pass::Scale(axis) => self.wide(axis, target_row, rows, horizontal)?,
         }
         horizontal.flush();
@@ -299,7 +299,7 @@ impl Vertical<'_> {
         horizontal: &mut Horizontal<'_, '_>,
     ) -> Result<(), E> {
         let mut weights = [0; ROWS_MAX];
-        for at in 0..axis.count() {
+        for at in 0..axis.count {
             let (first, end) = axis.weights(axis.seen(at), &mut weights);
             rows.advance(end)?;
             let (rows, count) = rows.range(first, end);
@@ -307,7 +307,7 @@ impl Vertical<'_> {
                 weights[count - 1] = 0;
             }
             horizontal.push_with(target_row(at), |to| {
-                self.kernel.vertical(&rows[..count], &weights[..count], axis.precision(), to);
+                self.kernel.vertical(&rows[..count], &weights[..count], axis.precision, to);
             });
         }
         Ok(())
@@ -322,14 +322,14 @@ impl Vertical<'_> {
         rows: &mut StreamedRows<'_, F>,
         horizontal: &mut Horizontal<'_, '_>,
     ) -> Result<(), E> {
-        let last = axis.reach(axis.seen(axis.count() - 1)).1;
+        let last = axis.reach(axis.seen(axis.count - 1)).1;
         let (mut block, mut finished) = (axis.reach(axis.seen(0)).0, 0);
         let (weights_each, sums_each) = (self.weights.len() / 2, self.sums.len() / 2);
-        while finished < axis.count() {
+        while finished < axis.count {
             let block_end = last.min(block + ROWS_MAX);
             rows.advance(block_end)?;
             let in_progress = finished;
-            for at in in_progress..axis.count() {
+            for at in in_progress..axis.count {
                 let (first, end) = axis.reach(axis.seen(at));
                 if first >= block_end {
                     break;
@@ -348,7 +348,7 @@ impl Vertical<'_> {
                 block_weights[..to - from].copy_from_slice(&weights[from - first..to - first]);
                 self.kernel.accumulate(&rows[..count], &block_weights[..count], begins, sums);
                 if end <= block_end {
-                    horizontal.push_with(target_row(at), |to| self.kernel.round(sums, axis.precision(), to));
+                    horizontal.push_with(target_row(at), |to| self.kernel.round(sums, axis.precision, to));
                     finished = at + 1;
                 }
             }

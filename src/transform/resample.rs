@@ -172,7 +172,7 @@ impl Job {
         let mut layout = WorkspaceLayout { output_pixels: across, row_pixels, ..WorkspaceLayout::default() };
         let mut reach = 1;
         if let Pass::Scale(axis) = &self.vertical {
-            reach = axis.taps();
+            reach = axis.taps;
             layout.input_pixels = self.columns.1;
             if reach > ROWS_MAX {
                 layout.vertical_taps = reach;
@@ -180,8 +180,8 @@ impl Job {
             }
         }
         if let Pass::Scale(axis) = &self.horizontal {
-            layout.table_pixels = axis.count().next_multiple_of(GROUP);
-            layout.taps = axis.taps().next_multiple_of(2);
+            layout.table_pixels = axis.count.next_multiple_of(GROUP);
+            layout.taps = axis.taps.next_multiple_of(2);
             layout.input_pixels = self.columns.1;
         }
         layout.ring_rows = reach.min(ROWS_MAX);

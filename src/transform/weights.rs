@@ -13,8 +13,10 @@ const FRACTION_BITS: u32 = 40;
 /// One axis of an image that is scaled: `count` pixels from a source box on `length` pixels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Axis {
-    length: usize,
-    count: usize,
+    /// Stored pixels of the crop.
+    pub(super) length: usize,
+    /// Pixels of the result.
+    pub(super) count: usize,
     /// Start of the source box, in pixels of the upright axis.
     start: f64,
     /// Pixels of the image per pixel of the result.
@@ -22,9 +24,11 @@ pub(super) struct Axis {
     /// Half width of the filter, in pixels of the image.
     support: f64,
     /// True if the axis is stored in reverse order.
-    mirrored: bool,
-    taps: usize,
-    precision: u32,
+    pub(super) mirrored: bool,
+    /// Maximum number of weights per pixel.
+    pub(super) taps: usize,
+    /// Binary places of the weights.
+    pub(super) precision: u32,
     /// Decrease of a raw weight from pixel to pixel.
     slope: f64,
     /// Sum of the weights, with their fractional bits.
@@ -46,34 +50,9 @@ impl Axis {
         Axis { length, count, start, scale, support, mirrored, taps: taps.min(length), precision, slope, one }
     }
 
-    /// Pixels of the result.
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Maximum number of weights per pixel.
-    pub(super) fn taps(&self) -> usize {
-        self.taps
-    }
-
-    /// Binary places of the weights.
-    pub(super) fn precision(&self) -> u32 {
-        self.precision
-    }
-
-    /// Stored pixels of the crop.
-    pub(super) fn length(&self) -> usize {
-        self.length
-    }
-
     /// Converts the stored index of a pixel of the result to its upright index.
     pub(super) fn seen(&self, at: usize) -> usize {
         if self.mirrored { self.count - 1 - at } else { at }
-    }
-
-    /// Returns true if the axis is stored in reverse order.
-    pub(super) fn mirrored(&self) -> bool {
-        self.mirrored
     }
 
     /// Returns the stored pixels under the filter for the upright pixel `at` of the result: the first, and the one
@@ -193,13 +172,13 @@ mod tests {
             };
             let axis = Axis::new(start, span, length, count, false);
             let mirror = Axis::new(all - (start + span), span, length, count, true);
-            let (mut weights, mut reversed) = (vec![-1; axis.taps()], vec![-1; axis.taps()]);
+            let (mut weights, mut reversed) = (vec![-1; axis.taps], vec![-1; axis.taps]);
             for at in 0..count {
                 let (first, end) = axis.weights(at, &mut weights);
                 prop_assert_eq!((first, end), axis.reach(at));
-                prop_assert!(first < end && end <= length && end - first <= axis.taps());
+                prop_assert!(first < end && end <= length && end - first <= axis.taps);
                 let weights = &weights[..end - first];
-                let one = 1 << axis.precision();
+                let one = 1 << axis.precision;
                 prop_assert_eq!(weights.iter().map(|&w| i32::from(w)).sum::<i32>(), one);
                 let scale = span / count as f64;
                 let middle = start + (at as f64 + 0.5) * scale;
@@ -222,11 +201,11 @@ mod tests {
     fn a_very_wide_filter_still_sums_to_one() {
         for (length, count) in [(65_535, 1), (1 << 20, 1), (1 << 20, 3), (16_384, 16_384), (3, 16_384)] {
             let axis = Axis::new(0.0, f64::from(length), length as usize, count, false);
-            let mut weights = vec![0; axis.taps()];
+            let mut weights = vec![0; axis.taps];
             for at in [0, count / 2, count - 1] {
                 let (first, end) = axis.weights(at, &mut weights);
                 let sum: i64 = weights[..end - first].iter().map(|&w| i64::from(w)).sum();
-                assert_eq!(sum, 1 << axis.precision());
+                assert_eq!(sum, 1 << axis.precision);
                 assert!(weights[..end - first].iter().all(|&w| w >= 0));
             }
         }
