@@ -84,7 +84,7 @@ fn decode(args: &BenchArgs, folder: &Arc<dyn Source>, stop: &Stop) -> Result<Sta
     let threads = args.threads(folder)?.0;
     let (files, _held) = files(folder, &ledger, budget)?;
     let largest = files.iter().filter_map(|(_, file)| probe(file, &Limits::default()).ok()).map(|header| {
-        let WorkingSet { buffer_bytes, codec_bytes } = working_set(&header, 1);
+        let WorkingSet { buffer_bytes, codec_bytes, .. } = working_set(&header, 1);
         let pixel_bytes = u64::from(header.width) * u64::from(header.height) * 3;
         buffer_bytes.max(pixel_bytes).saturating_add(codec_bytes)
     });
