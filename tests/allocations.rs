@@ -1,4 +1,4 @@
-//! What a run in its steady state takes from the allocator: nothing for a sample, a stated small number for a batch.
+//! Allocations of a run in its steady state: none for a sample, a stated small number for a batch.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::alloc::{GlobalAlloc, Layout as Size, System};
@@ -17,7 +17,7 @@ struct Counting;
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static LARGE: AtomicU64 = AtomicU64::new(0);
-/// No list of labels or ids of the batches here is as large.
+/// Larger than any list of labels or ids of the batches here.
 const LARGE_BYTES: usize = 4096;
 
 #[allow(unsafe_code, reason = "an allocator is made of unsafe calls; this one hands all of them on")]
@@ -96,14 +96,14 @@ fn per_sample_and_batch(root: &Path, output: DType) -> (f64, f64) {
 #[cfg_attr(not(feature = "turbo"), ignore = "zune-jpeg allocates for each image")]
 fn a_jpeg_takes_nothing_from_the_allocator() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    // Small files that are kept, and larger ones that are read each time.
+    // Small files that are cached, and larger ones that are read each time.
     for size in [(40, 30), (500, 375)] {
         let root = tempfile::tempdir().unwrap();
         folder(root.path(), ImageFormat::Jpeg, "jpg", size);
         for output in [DType::U8, DType::F32] {
             let (sample, batch) = per_sample_and_batch(root.path(), output);
             println!("{size:?} {output}: {sample:.3} a sample, {batch:.1} a batch");
-            // One in twenty is what threads that wait for each other more or less often make of it.
+            // Threads wait for each other more or less often, which makes up to one in twenty.
             assert!(sample < 0.05, "{sample} allocations a sample");
             assert!(batch < 12.0, "{batch} allocations a batch");
             let (_, large) = measure(root.path(), 64, 1, output);

@@ -1,4 +1,4 @@
-//! The count of the heap in a program that has installed it: exact to the byte, whatever is done to a block.
+//! The counting allocator in a program that has installed it: exact to the byte through every allocator call.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
@@ -21,11 +21,11 @@ fn in_use() -> u64 {
 
 #[track_caller]
 fn assert_near(counted: u64, expected: u64) {
-    assert!(counted.abs_diff(expected) < HARNESS, "{counted} bytes are counted, where {expected} are right");
+    assert!(counted.abs_diff(expected) < HARNESS, "{counted} bytes are counted, expected {expected}");
 }
 
 #[test]
-fn blocks_are_counted_as_they_come_grow_shrink_and_go() {
+fn blocks_are_counted_through_their_life() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let before = in_use();
     let mut block: Vec<u8> = vec![1; 10 * MIB];
@@ -56,7 +56,7 @@ fn the_peak_stays_until_it_is_reset() {
 }
 
 #[test]
-fn what_has_no_size_is_not_counted() {
+fn zero_sized_values_are_not_counted() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let before = in_use();
     let nothing: Vec<Vec<()>> = (0..1000).map(|_| vec![(); 1000]).collect();
@@ -95,7 +95,7 @@ fn an_alignment_is_kept_and_costs_nothing_in_the_count() {
 
 #[test]
 #[allow(unsafe_code, reason = "an allocation that must fail is made by hand")]
-fn what_is_refused_is_not_counted() {
+fn refused_allocations_are_not_counted() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let before = heap().unwrap();
     let layout = Layout::from_size_align(isize::MAX as usize / 2, 1).unwrap();

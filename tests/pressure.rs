@@ -110,7 +110,7 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     println!("{moves:#?}");
     assert!(moves.iter().any(|one| one["level"].as_u64() > Some(0)), "{moves:?}");
     let reason = moves[0]["reason"].as_str().expect("a reason");
-    assert!(reason.contains("left") && reason.contains("control group"), "{reason}");
+    assert!(reason.contains("available") && reason.contains("control group"), "{reason}");
     // At the end it has its full size again, and with it its throughput.
     assert_eq!(report["moves"]["level"], 0, "{moves:?}");
 }

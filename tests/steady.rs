@@ -1,4 +1,4 @@
-//! What a long run must not do: grow, or leave threads behind. Each test has the process to itself.
+//! Long runs: the resident size does not grow, and no thread is left behind. Each test has the process to itself.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 #[path = "common/skip.rs"]
@@ -36,7 +36,7 @@ fn loader() -> Loader {
         .unwrap()
 }
 
-/// Threads of this process whose name begins so.
+/// Names of the threads of this process that begin with `prefix`.
 fn threads_named(prefix: &str) -> Vec<String> {
     std::fs::read_dir("/proc/self/task")
         .map(|tasks| {
@@ -50,7 +50,7 @@ fn threads_named(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_hundred_epochs_leave_the_resident_size_where_it_was() {
+fn a_hundred_epochs_do_not_grow_the_process() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if host::process_memory().rss == ByteCount(0) {
         skip(&Missing::Privilege("the resident size of a process from this system"));
@@ -82,7 +82,7 @@ fn a_dropped_epoch_ends_its_threads() {
         }
         let dropped = Instant::now();
         drop(epoch);
-        // A second is what is promised; what is asserted leaves room for a machine that is busy with something else.
+        // A second is promised; the assertion leaves room for a busy machine.
         assert!(dropped.elapsed() < Duration::from_secs(5));
         for stage in ["feedstock-work", "feedstock-tran", "feedstock-admi"] {
             assert_gone(stage);
