@@ -223,21 +223,21 @@ pub struct Normalize {
     pub std: [f32; 3],
 }
 
-/// The last steps of a batch, done by the device: normalise, cast, and put the axes in order.
+/// Format of a finished batch. The device normalizes, casts and orders the axes.
 ///
-/// With `dtype` [`DType::U8`] there is nothing to normalise; the builder refuses the combination.
+/// The builder refuses `normalize` with [`DType::U8`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct OutputFormat {
     /// Element type of the batch.
     pub dtype: DType,
     /// Order of the batch's axes.
     pub layout: Layout,
-    /// How elements are normalised; `None` scales to `[0, 1]` (floats) or leaves them be (u8).
+    /// Normalization of elements. `None` scales floats to `[0, 1]` and leaves bytes as they are.
     pub normalize: Option<Normalize>,
 }
 
 impl OutputFormat {
-    /// Whether the finished batch is, byte for byte, what the slot already holds.
+    /// Returns true if a finished batch has the bytes of its slot.
     #[must_use]
     pub fn is_identity(&self) -> bool {
         self.dtype == DType::U8 && self.layout == Layout::Nhwc

@@ -19,6 +19,8 @@ mod tests;
 pub(crate) use planner::{BATCH_LIMIT, SLOTS_LIMIT, WORKERS_LIMIT};
 pub use planner::{CHUNK_SAMPLES_MAX, CHUNK_TARGET_BYTES, LIBRARY_OVERHEAD, OVERHEAD_PER_THREAD};
 pub use profile::{ENCODED_BYTES_MAX, Profile};
-pub use request::{CoresReason, Facts, Request};
+pub use request::CoresReason;
+#[doc(hidden)]
+pub use request::{Facts, Request};
 pub use row::{BudgetTooSmall, Row, RowDetail};
 pub use sizes::{Plan, PoolSizes, SlotsReason, WorkersReason};
