@@ -34,7 +34,7 @@
 //! | hand batches to burn | `adapt::burn::BurnLoader` (feature `burn`) |
 //! | see where bytes and time go | [`Plan::explain`], [`Loader::stats`], [`budget::LedgerReport`] |
 //! | preprocess a single sample, as for inference | [`Preprocessor`] |
-//! | pack a data set into tar shards, and verify them | [`pack`] |
+//! | pack a data set into tar shards, and verify them | `pack` (feature `pack`) |
 //! | resume within an epoch | [`Epoch::state`], [`Loader::resume`] |
 //!
 //! `docs/ARCHITECTURE.md` follows a sample through the code; `docs/BUDGET.md` explains the byte equation behind
@@ -48,6 +48,7 @@
 //! | `cuda` | yes | NVIDIA GPUs, through the driver found at run time |
 //! | `parquet` | no | Parquet files as the Hugging Face hub stores them |
 //! | `store` | no | objects in S3, GCS and Azure and over HTTP, with retries and a cache on disk |
+//! | `pack` | no | packing of a source into tar shards, and their verification |
 //! | `serde` | no | `Serialize` for plans, statistics and reports, and `Deserialize` for settings and [`State`] |
 //! | `burn` | no | the adapter to burn's `DataLoader` |
 //! | `burn-cuda` | no | batches as tensors of burn's CUDA backend, without a copy |
