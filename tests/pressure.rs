@@ -106,13 +106,13 @@ fn another_process_in_the_group_takes_memory_and_gives_it_back() {
     assert_eq!(group.oom_kills(), 0);
     let (report, expected) = (ran.json(), quiet.json());
     assert_eq!(report["digest"], expected["digest"], "the batches are the same");
-    let moves = report["moves"]["latest"].as_array().expect("a list");
-    println!("{moves:#?}");
-    assert!(moves.iter().any(|one| one["level"].as_u64() > Some(0)), "{moves:?}");
-    let reason = moves[0]["reason"].as_str().expect("a reason");
+    let resizes = report["governor"]["latest"].as_array().expect("a list");
+    println!("{resizes:#?}");
+    assert!(resizes.iter().any(|one| one["level"].as_u64() > Some(0)), "{resizes:?}");
+    let reason = resizes[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("available") && reason.contains("control group"), "{reason}");
     // At the end it has its full size again, and with it its throughput.
-    assert_eq!(report["moves"]["level"], 0, "{moves:?}");
+    assert_eq!(report["governor"]["level"], 0, "{resizes:?}");
 }
 
 /// Takes memory gradually and holds it until the end of its input.

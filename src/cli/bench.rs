@@ -173,7 +173,7 @@ struct Bench<'a> {
     digest: Xxh3,
     read_back: Vec<u8>,
     last_step: Event,
-    moves: ResizeReporter,
+    resizes: ResizeReporter,
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
@@ -207,7 +207,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<(), Failure> {
         digest: Xxh3::new(),
         read_back: Vec::new(),
         last_step: Event::done(),
-        moves: ResizeReporter::default(),
+        resizes: ResizeReporter::default(),
     };
     let json = args.json;
     let render = move |error: Option<&str>| {
@@ -344,7 +344,7 @@ impl Bench<'_> {
             });
             self.show(epoch, &batch, began);
             if !self.args.json {
-                self.moves.tell(&self.loader, |print| self.progress.aside(print));
+                self.resizes.tell(&self.loader, |print| self.progress.aside(print));
             }
         }
         Ok(())

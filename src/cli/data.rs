@@ -336,17 +336,17 @@ impl ResizeReporter {
             return;
         }
         self.looked = Some(Instant::now());
-        let moves = loader.governor_log();
-        let new = usize::try_from(moves.made - self.told).unwrap_or(usize::MAX).min(moves.latest.len());
-        self.told = moves.made;
+        let log = loader.governor_log();
+        let new = usize::try_from(log.made - self.told).unwrap_or(usize::MAX).min(log.latest.len());
+        self.told = log.made;
         if new > 0 {
-            aside(&|| moves.latest[moves.latest.len() - new..].iter().for_each(|one| say("memory", one)));
+            aside(&|| log.latest[log.latest.len() - new..].iter().for_each(|one| say("memory", one)));
         }
     }
 }
 
 /// The governor's resizes as JSON.
-pub(crate) fn moves_json(moves: &GovernorLog) -> Value {
+pub(crate) fn governor_json(log: &GovernorLog) -> Value {
     let one = |one: &feedstock::stats::ResizeEvent| {
         json!({
             "at_s": one.at.as_secs_f64(),
@@ -356,13 +356,13 @@ pub(crate) fn moves_json(moves: &GovernorLog) -> Value {
             "reason": one.reason.to_string(),
         })
     };
-    json!({ "made": moves.made, "level": moves.level, "latest": moves.latest.iter().map(one).collect::<Value>() })
+    json!({ "resizes": log.made, "level": log.level, "latest": log.latest.iter().map(one).collect::<Value>() })
 }
 
 /// The governor's resizes in one line; `None` if there were none.
-pub(crate) fn moves_text(moves: &GovernorLog) -> Option<String> {
-    let last = moves.latest.last()?;
-    Some(format!("{} of the governor's, the last at {last}", counted(moves.made, "move")))
+pub(crate) fn governor_text(log: &GovernorLog) -> Option<String> {
+    let last = log.latest.last()?;
+    Some(format!("{} by the governor, the last at {last}", counted(log.made, "resize")))
 }
 
 /// Unusable entries of a source and bad samples of a run.

@@ -253,7 +253,7 @@ fn lead(
     let began = Instant::now();
     let mut printed = Ok(());
     let mut out_of_time = false;
-    let mut moves = ResizeReporter::default();
+    let mut resizes = ResizeReporter::default();
     let outcome = ranks::train_rank(setup, group, 0, stop, &mut |event| {
         summary.hear(&event);
         match event {
@@ -274,7 +274,7 @@ fn lead(
             _ => {}
         }
         if !json && reports {
-            moves.tell(&setup.training, |print| observers.aside(print));
+            resizes.tell(&setup.training, |print| observers.aside(print));
         }
         out_of_time |= args.time_limit.is_some_and(|limit| began.elapsed() >= limit.0);
         if out_of_time || printed.is_err() {

@@ -13,7 +13,7 @@ use feedstock::host::{HostFacts, process_cpu_time, process_memory};
 use feedstock::stats::{Histogram, PipelineStats};
 use feedstock::{ByteCount, Loader, Source};
 
-use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text, prefetch_depth};
+use super::super::data::{BadReport, damaged_json, damaged_text, governor_json, governor_text, prefetch_depth};
 use super::super::format::{self, percent};
 use super::super::gpu::{self, Gpu};
 use super::super::lock;
@@ -86,7 +86,7 @@ pub(crate) struct RunReport {
     pub(crate) nvml_share: Option<f64>,
     pub(crate) copy_share: Option<f64>,
     pub(crate) violations: Vec<String>,
-    pub(crate) moves: Value,
+    pub(crate) governor: Value,
     pub(crate) notes: Vec<String>,
     pub(crate) state: Position,
     pub(crate) error: Option<String>,
@@ -238,7 +238,7 @@ impl Report {
             nvml_share: self.gpu.as_deref().and_then(|gpu| gpu.busy_share().ok()),
             copy_share: used.map(|used| used.copy_share()),
             violations: self.loader.device().downcast_ref::<SimDevice>().map(SimDevice::violations).unwrap_or_default(),
-            moves: moves_json(&self.loader.governor_log()),
+            governor: governor_json(&self.loader.governor_log()),
             notes: self.loader.notes().iter().chain(self.folder.notes()).cloned().collect(),
             state: Position { epoch: totals.state.epoch, batch: totals.state.batch },
             error: error.map(str::to_owned),
@@ -302,8 +302,8 @@ impl Report {
             let (read, work) = (millis(*read_s), millis(*decode_s));
             lines.push(("slowest", format!("{path} (read {read}, decode and transform {work})")));
         }
-        if let Some(moves) = moves_text(&self.loader.governor_log()) {
-            lines.push(("memory", moves));
+        if let Some(resizes) = governor_text(&self.loader.governor_log()) {
+            lines.push(("memory", resizes));
         }
         if let Some(used) = self.used(totals) {
             let (compute, copy) = (percent(used.compute_share()), percent(used.copy_share()));

@@ -13,7 +13,7 @@ use feedstock::train::{
 };
 use feedstock::{ByteCount, DamagedSample, Loader, Source};
 
-use super::super::data::{BadReport, damaged_json, damaged_text, moves_json, moves_text};
+use super::super::data::{BadReport, damaged_json, damaged_text, governor_json, governor_text};
 use super::super::gpu::Gpu;
 use super::super::model::{account_text, phases_text, report_json};
 use super::super::table::{columns, counted, facts};
@@ -229,7 +229,7 @@ impl RunSummary {
             "pruned": told.pruned.as_ref().map(|report| prune_json(report, told)),
             "bad_samples": bad,
             "damaged_samples": damaged_json(&self.damaged()),
-            "moves": self.parts.first().map(|(_, loader)| moves_json(&loader.governor_log())),
+            "governor": self.parts.first().map(|(_, loader)| governor_json(&loader.governor_log())),
             "device": self.device(),
             "nvml_share": self.gpu.as_deref().map(|gpu| gpu.busy_share().ok()),
             "checkpoint": self.config.checkpoint.as_ref().map(|path| path.to_string_lossy()),
@@ -296,7 +296,9 @@ impl RunSummary {
         if let Some(report) = &told.pruned {
             lines.push(("pruned", prune_text(report, told)));
         }
-        lines.extend(self.parts.iter().filter_map(|(_, loader)| Some(("memory", moves_text(&loader.governor_log())?))));
+        lines.extend(
+            self.parts.iter().filter_map(|(_, loader)| Some(("memory", governor_text(&loader.governor_log())?))),
+        );
         let checkpoint = self.config.checkpoint.as_ref().filter(|path| path.exists());
         if let Some(path) = checkpoint {
             lines.push(("checkpoint", path.display().to_string()));
