@@ -338,8 +338,8 @@ mod tests {
             asked: Some(ByteCount(1 << 30)),
             left: Some((ByteCount(2 << 30), ByteCount(8 << 30))),
         };
-        let text = "out of memory on cuda:3: 1.00 GiB more were requested; without this step 2.00 GiB of 8.00 GiB are free; \
-                    use a smaller batch";
+        let text = "out of memory on cuda:3: 1.00 GiB more were requested; without this step 2.00 GiB of 8.00 GiB are \
+                    free; use a smaller batch";
         assert_eq!(error.to_string(), text);
         (error.asked, error.left) = (None, None);
         assert_eq!(error.to_string(), "out of memory on cuda:3; use a smaller batch");
