@@ -73,7 +73,7 @@ pub fn open(spec: &DeviceSpec) -> Result<Arc<dyn Device>, DeviceError> {
         DeviceSpec::Cpu => Arc::new(HostDevice::new()),
         DeviceSpec::Cuda(number) => open_cuda(*number).map_err(|error| match error {
             DeviceError::Unsupported(reason) | DeviceError::Absent(reason) => DeviceError::Unsupported(format!(
-                "cuda:{number} cannot be used: {reason}. Use --device cpu, or --device sim:step=20ms to see how a GPU would be fed"
+                "cuda:{number} cannot be used: {reason}. Use --device cpu, or --device sim:step=20ms to simulate a GPU"
             )),
             error => error,
         })?,

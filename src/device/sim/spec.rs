@@ -252,7 +252,8 @@ mod tests {
             fail_copy in prop::option::of(1u64..9),
         ) {
             let (latency, step) = (Duration::from_micros(latency / 1000), Duration::from_micros(step / 1000));
-            let spec = SimSpec { h2d_bytes_per_s, latency, step, memory: memory.map(ByteCount), fail_copy, lose_after: None };
+            let memory = memory.map(ByteCount);
+            let spec = SimSpec { h2d_bytes_per_s, latency, step, memory, fail_copy, lose_after: None };
             prop_assert_eq!(spec.to_string().parse(), Ok(spec));
         }
 
