@@ -30,8 +30,8 @@ impl<'a> ShardChecker<'a> {
         ShardChecker { class_count, check_images, damaged, open: None }
     }
 
-    /// Checks all members. Returns the number of samples, or `None` if the members cannot be listed, which is reported as
-    /// a problem.
+    /// Checks all members. Returns the number of samples, or `None` if the members cannot be listed, which is reported
+    /// as a problem.
     pub(super) fn check(mut self, archive: &mut tar::Archive<impl Read>) -> Option<u64> {
         let mut samples = 0;
         let mut members = || -> io::Result<()> {

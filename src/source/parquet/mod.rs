@@ -267,8 +267,8 @@ fn note_about_rows(files: &[ParquetFile], sizes: &[u32], labels: &[u32]) -> Resu
     let bad: usize = problems.values().sum();
     let list: Vec<String> = problems.iter().map(|(problem, rows)| format!("{problem} ({rows})")).collect();
     let list = list.join(", ");
-    let hint = "Images must be in the files (the Hugging Face library embeds them), and a test set without labels cannot \
-                be used for training";
+    let hint = "Images must be in the files (the Hugging Face library embeds them), and a test set without labels \
+                cannot be used for training";
     let more = if files.len() > 1 { format!(" and {} more files", files.len() - 1) } else { String::new() };
     match (sizes.len(), bad) {
         (0, _) => Err(first.file.unusable("", format!("the file{more} has no rows"))),

@@ -56,7 +56,6 @@ impl HttpConnector for Connector {
             .user_agent(concat!("feedstock/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls().map_err(|error| refused(Box::new(error)))?)
             .https_only(!plain)
-            // Many connections are faster than many streams on one, and a straggler holds nobody else up.
             // Many connections are faster than many streams on one, and a slow response delays no other.
             .http1_only()
             .tcp_nodelay(true)
