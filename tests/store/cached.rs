@@ -87,7 +87,7 @@ fn concurrent_readers_share_one_request() {
     // If the request fails, each waiting reader sends its own.
     drop(store);
     let folder = tempfile::tempdir().unwrap();
-    let store = s3(
+    let store = s3_store(
         proxy.address(),
         StoreOptions { attempts: 1, attempt_timeout: Duration::from_secs(4), ..cached(folder.path(), 100 << 20) },
     );

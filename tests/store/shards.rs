@@ -66,7 +66,7 @@ fn digest(source: &Arc<dyn Source>) -> Result<u64, Error> {
             batch.ids().iter().for_each(|id| digest.update(&id.0.to_le_bytes()));
         }
     }
-    assert_eq!(loader.bad_samples(), []);
+    assert!(loader.bad_samples().is_empty());
     let memory = loader.stats().memory;
     assert!(memory.peak <= memory.limit, "{memory:?}");
     Ok(digest.digest())
