@@ -8,16 +8,16 @@ use hyper_util::server::conn::auto;
 use tokio::runtime::{Builder, Runtime};
 
 const KEY: &str = "reader";
-pub const SECRET: &str = "a secret of the tests";
+pub(crate) const SECRET: &str = "a secret of the tests";
 
 /// S3 server: each folder in the root is a bucket.
-pub struct S3 {
-    pub address: SocketAddr,
+pub(crate) struct S3 {
+    pub(crate) address: SocketAddr,
     _runtime: Runtime,
 }
 
 impl S3 {
-    pub fn start(root: &Path) -> Self {
+    pub(crate) fn start(root: &Path) -> Self {
         let mut service = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
         service.set_auth(s3s::auth::SimpleAuth::from_single(KEY, SECRET));
         let service = service.build();
@@ -41,7 +41,7 @@ impl S3 {
 }
 
 /// Settings for the server at an address.
-pub fn s3_settings(address: SocketAddr) -> Vec<(String, String)> {
+pub(crate) fn s3_settings(address: SocketAddr) -> Vec<(String, String)> {
     [
         ("AWS_ENDPOINT_URL", format!("http://{address}").as_str()),
         ("AWS_ALLOW_HTTP", "true"),
