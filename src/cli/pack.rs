@@ -207,7 +207,7 @@ impl PackProgress {
         }
         let set = match (&report.manifest, report.ended_early) {
             (Some(manifest), _) => manifest.display().to_string(),
-            (None, true) => "interrupted: started again, it goes on from here".to_owned(),
+            (None, true) => "interrupted: run again to continue".to_owned(),
             (None, false) => format!("{} waits for the shards of other jobs", args.dst.display()),
         };
         let mut lines = vec![

@@ -119,7 +119,7 @@ fn text(found: &Verification, began: Instant) -> String {
         ByteCount(found.bytes),
         began.elapsed().as_secs_f64(),
         match (found.problem_count, found.ended_early) {
-            (0, false) => "all as it was packed".to_owned(),
+            (0, false) => "no problems".to_owned(),
             (0, true) => "nothing wrong so far".to_owned(),
             (count, _) => counted(count, "problem"),
         }

@@ -301,7 +301,10 @@ fn bad_samples_are_skipped_and_listed() {
         assert_eq!((report.skipped_count, report.samples), (bad.len() as u64, u64::from(SAMPLES) - bad.len() as u64));
         let names: Vec<_> = report.skipped.iter().map(|skipped| skipped.name.clone()).collect();
         assert_eq!(names, bad.iter().map(|id| format!("memory:{id}")).collect::<Vec<_>>());
-        assert!(report.skipped[0].cause.starts_with("probe: starts with 3c 68"), "{report:?}");
+        assert!(
+            report.skipped[0].cause.starts_with("probe: unknown image format: the file starts with 3c 68"),
+            "{report:?}"
+        );
         assert_eq!(manifest(folder.path())["skipped"][1]["name"], "memory:9");
         assert_eq!(manifest(folder.path())["skipped_count"], bad.len());
         assert_eq!(samples_of(folder.path()).len(), SAMPLES as usize - bad.len());
