@@ -9,7 +9,7 @@ use memmap2::MmapMut;
 use crate::units::ByteCount;
 
 /// Alignment of host memory. Its size in RAM is a multiple of this.
-pub const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// The operating system refused to map memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
