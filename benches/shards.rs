@@ -1,9 +1,9 @@
 //! Throughput of the loader over containers and the folder of files from which they were made, with a warm and a cold
 //! page cache, interleaved in one run; and the time to index and to open a tar of a million members.
 //!
-//! `cargo bench --features pack --bench shards` with FEEDSTOCK_IMAGENET set to a folder of class folders. It writes about 5 GB below
-//! `target/` and deletes them at the end. It prints the tables of `docs/BENCHMARKS.md`. If it runs as root, a cold
-//! cache has no directories and inodes; otherwise only the pages of the files are dropped.
+//! `cargo bench --features pack --bench shards` with FEEDSTOCK_IMAGENET set to a folder of class folders. It writes
+//! about 5 GB below `target/` and deletes them at the end. It prints the tables of `docs/BENCHMARKS.md`. If it runs as
+//! root, a cold cache has no directories and inodes; otherwise only the pages of the files are dropped.
 #![allow(clippy::print_stdout, clippy::expect_used, missing_docs, reason = "a bench prints its table")]
 
 use std::fs::{self, File};

@@ -19,9 +19,11 @@ use crate::units::SampleId;
 ///
 /// ```
 /// # use feedstock::{Loader, source::MemorySource, transform::Resize};
-/// # let gif = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;".to_vec();
+/// # let gif = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\
+/// #     \x01\x00\x01\x00\x00\x02\x02D\x01\x00;".to_vec();
 /// # let source = MemorySource::new(vec!["cat".to_owned()], vec![(gif, 0)])?;
-/// # let loader = Loader::builder(source).transform(Resize::exact(8, 8)).ram_budget(feedstock::ByteCount(64 << 20)).build()?;
+/// # let builder = Loader::builder(source).transform(Resize::exact(8, 8));
+/// # let loader = builder.ram_budget(feedstock::ByteCount(64 << 20)).build()?;
 /// for batch in loader.epoch(0) {
 ///     let batch = batch?;
 ///     for sample in batch.samples() {

@@ -15,7 +15,8 @@ use crate::units::{ByteCount, SampleId};
 /// use feedstock::transform::ResizeCenterCrop;
 /// use feedstock::Preprocessor;
 ///
-/// # let encoded = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\x80\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;";
+/// # let encoded = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\x80\x00\x00\x00\x00,\x00\
+/// #     \x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;";
 /// let mut preprocessor = Preprocessor::new(ResizeCenterCrop::new(256, 224));
 /// let mut pixels = vec![0; 224 * 224 * 3]; // u8, height x width x channel
 /// preprocessor.process(encoded, &mut pixels)?;
@@ -77,7 +78,7 @@ impl Preprocessor {
     /// this epoch.
     ///
     /// # Errors
-    /// As [`process`](Self::process).
+    /// See [`process`](Self::process).
     pub fn process_as(
         &mut self,
         encoded: &[u8],

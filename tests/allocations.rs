@@ -57,8 +57,8 @@ fn folder(root: &Path, format: ImageFormat, extension: &str, (width, height): (u
     }
 }
 
-/// Allocations of an epoch in batches of `batch_size`, of all samples or of every second one, after two that warm up; and
-/// how many of them were large.
+/// Allocations of an epoch in batches of `batch_size`, of all samples or of every second one, after two that warm up;
+/// and how many of them were large.
 fn measure(root: &Path, batch_size: usize, ranks: u64, output: DType) -> (f64, u64) {
     let loader = Loader::builder(ImageFolder::open(root).unwrap())
         .transform(RandomResizedCrop::new(64).flip(0.5))

@@ -1,15 +1,16 @@
 //! The layering of `docs/ARCHITECTURE.md`, checked against the code file by file: imports run downward, no files import
-//! each other in a circle, and `unsafe` is only where it is listed.
+//! each other in a circle, `unsafe` is only where it is listed, and docs open with the item they describe.
 //!
-//! The sources are read as text. Comments, the insides of strings and test modules are removed; every path that is left is
-//! resolved to the file that defines its item, through re-exports. A re-export alone is not an import.
+//! The sources are read as text. Comments, the insides of strings and test modules are removed; every path that is left
+//! is resolved to the file that defines its item, through re-exports. A re-export alone is not an import.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The top-level modules of `src/`, layer by layer from the bottom. A file imports from its own module and from lower layers.
+/// The top-level modules of `src/`, layer by layer from the bottom. A file imports from its own module and from lower
+/// layers.
 const LAYERS: &[&[&str]] = &[
     &["units", "sync"],
     &["tensor", "blocks", "rng"],
@@ -279,8 +280,8 @@ impl Modules {
         None
     }
 
-    /// Returns each file with the files that it imports from. A module is part of its parents, so what it takes from them is
-    /// no import.
+    /// Returns each file with the files that it imports from. A module is part of its parents, so what it takes from
+    /// them is no import.
     fn imports(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut imports = BTreeMap::new();
         for (name, module) in &self.0 {
@@ -396,6 +397,48 @@ fn the_document_lists_the_layers() {
             assert!(listed, "docs/ARCHITECTURE.md does not list `{name}` in layer {}", layer + 1);
         }
     }
+}
+
+#[test]
+fn docs_open_with_the_item() {
+    const QUESTIONS: &[&str] =
+        &["What", "Whether", "How", "Who", "Whoever", "Whose", "Since", "That", "Where", "When", "As", "Why", "Which"];
+    let mut found = Vec::new();
+    for path in rust_files("src") {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut inside = false;
+        for (number, line) in text.lines().enumerate() {
+            let doc = ["///", "//!"].iter().find_map(|mark| line.trim_start().strip_prefix(mark));
+            if let (Some(doc), false) = (doc, inside)
+                && QUESTIONS.contains(&doc.split_whitespace().next().unwrap_or_default())
+            {
+                found.push(format!("{}:{}:{doc}", relative(&path), number + 1));
+            }
+            inside = doc.is_some();
+        }
+    }
+    assert!(found.is_empty(), "say what the item is or does: {found:#?}");
+}
+
+#[test]
+fn lines_have_at_most_120_columns() {
+    let documents = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let markdown = documents.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let files = rust_files("src").into_iter().chain(markdown).chain([root().join("README.md")]);
+    let mut long = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut fenced = false;
+        for (number, line) in text.lines().enumerate() {
+            fenced ^= line.starts_with("```");
+            // Tables, and what a program prints, keep their width.
+            let wide = path.extension().is_some_and(|extension| extension == "md") && (fenced || line.starts_with('|'));
+            if !wide && line.chars().count() > 120 {
+                long.push(format!("{}:{}", relative(&path), number + 1));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{long:#?}");
 }
 
 #[test]

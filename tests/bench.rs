@@ -89,7 +89,7 @@ fn sweep_runs_every_combination_and_writes_a_report() {
 #[test]
 fn stages_run_alone_with_a_ceiling() {
     let set = small_set();
-    for (mode, more) in [("decode", ""), ("read", ""), ("transfer", "--output f32"), ("transfer", "--device sim")] {
+    for (mode, more) in [("decode", ""), ("read", ""), ("transfer", "--dtype f32"), ("transfer", "--device sim")] {
         let alone =
             bench(set.path(), &format!("--mode {mode} --workers 2 --ram-budget 256M --json {more}")).ok().json();
         assert_eq!(alone["mode"], mode);
@@ -109,14 +109,13 @@ fn stages_run_alone_with_a_ceiling() {
 #[test]
 fn a_model_may_be_the_consumer() {
     let set = small_set();
-    let more =
-        "--model small --output f32 --normalize --ram-budget 64M --workers 1 --epochs 2 --warmup-epochs 1 --json";
+    let more = "--model small --dtype f32 --normalize --ram-budget 64M --workers 1 --epochs 2 --warmup-epochs 1 --json";
     let trained = bench(set.path(), more).ok().json();
     assert_eq!((&trained["images"], &trained["epochs"]), (&24.into(), &2.into()), "{trained}");
     assert!(trained["compute_share"].as_f64().is_some_and(|share| 0.0 < share && share <= 1.0), "{trained}");
     assert!(trained["images_per_s"].as_f64() > Some(0.0) && trained["digest"].is_null(), "{trained}");
     for (more, expected) in
-        [("--model small", "--output f32"), ("--model small --output f32 --step-ms 3", "leave --step-ms out")]
+        [("--model small", "--dtype f32"), ("--model small --dtype f32 --step-ms 3", "leave --step-ms out")]
     {
         let refused = bench(set.path(), more);
         assert_eq!(refused.code, Some(2), "{refused:?}");

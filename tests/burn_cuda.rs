@@ -1,5 +1,5 @@
-//! Batches as tensors of burn's CUDA backend, on the stand-in for the driver: a tensor holds its batch as long as it lives,
-//! and no byte is copied through the host.
+//! Batches as tensors of burn's CUDA backend, on the stand-in for the driver: a tensor holds its batch as long as it
+//! lives, and no byte is copied through the host.
 #![cfg(feature = "burn-cuda")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -18,8 +18,8 @@ use feedstock::source::MemorySource;
 use feedstock::transform::Resize;
 use feedstock::{ByteCount, DType, Loader};
 
-/// Loads the stand-in for the driver, and an empty library in the place of the run-time compiler, which burn loads and does
-/// not use as long as nothing is computed.
+/// Loads the stand-in for the driver, and an empty library in the place of the run-time compiler, which burn loads and
+/// does not use as long as nothing is computed.
 fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

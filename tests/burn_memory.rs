@@ -1,9 +1,9 @@
-//! Device memory that runs out under burn's CUDA backend, on the stand-in for the driver: a step that does not fit returns
-//! an error, its memory is freed, and a smaller step succeeds.
+//! Device memory that runs out under burn's CUDA backend, on the stand-in for the driver: a step that does not fit
+//! returns an error, its memory is freed, and a smaller step succeeds.
 //!
-//! The stand-in for the run-time compiler (`standin/nvrtc.c`) makes kernels that do nothing. So each step runs burn's code
-//! for forward pass, backward pass and optimizer, with every allocation, copy and launch (including the trials of the
-//! autotuner), but without arithmetic: results are not checked here.
+//! The stand-in for the run-time compiler (`standin/nvrtc.c`) makes kernels that do nothing. So each step runs burn's
+//! code for forward pass, backward pass and optimizer, with every allocation, copy and launch (including the trials of
+//! the autotuner), but without arithmetic: results are not checked here.
 #![cfg(feature = "burn-cuda")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -33,8 +33,8 @@ type Training = Autodiff<Cuda>;
 const MIB: u64 = 1 << 20;
 
 /// Runs a test in a process of its own: the environment names the places of burn's toolkit and of the results of its
-/// autotuner, and panics write to the standard error of the process. Returns the device in that process, and its standard
-/// error in the calling one.
+/// autotuner, and panics write to the standard error of the process. Returns the device in that process, and its
+/// standard error in the calling one.
 fn alone(test: &str, number: u32) -> Result<(Standin, Arc<dyn Device>), String> {
     if std::env::var_os("FEEDSTOCK_ALONE").is_some() {
         let driver = standin::folder();

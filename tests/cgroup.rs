@@ -162,7 +162,7 @@ fn tiny_and_broken_files_fit_the_minimum_budget() {
     hostile::small(folder.path());
     let bad = hostile::broken(folder.path());
     check(folder.path(), "--size 48 --batch-size 16", bad, &["substitute", "mask"]);
-    check(folder.path(), "--size 64 --batch-size 7 --output f32", bad, &["mask"]);
+    check(folder.path(), "--size 64 --batch-size 7 --dtype f32", bad, &["mask"]);
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn wrong_usage_is_refused_with_words() {
         ("bench --data DIR --size 0", "0 is not in 1..="),
         ("bench --data DIR --size 99999", "99999 is not in"),
         ("bench --data DIR --epochs 0", "0 is not in 1..="),
-        ("bench --data DIR --output f64", "unknown dtype 'f64'"),
+        ("bench --data DIR --dtype f64", "unknown dtype 'f64'"),
         ("bench --data DIR --layout chw", "unknown layout 'chw'"),
         ("bench --data DIR --device tpu", "unknown device 'tpu'"),
         ("bench --data DIR --on-bad-sample skip", "unknown policy for bad samples 'skip'"),
@@ -180,7 +180,7 @@ fn a_bench_measures_and_its_digest_depends_on_neither_workers_nor_budget() {
         }
     }
     assert!(digests.iter().all(|digest| digest == &digests[0] && digest.len() == 16), "{digests:?}");
-    for other in ["--seed 1", "--no-shuffle", "--transform center", "--layout nhwc", "--output f32", "--epochs 2"] {
+    for other in ["--seed 1", "--no-shuffle", "--transform center", "--layout nhwc", "--dtype f32", "--epochs 2"] {
         let epochs = if other.contains("epochs") { "" } else { "--epochs 3" };
         let json = bench(set.path(), &format!("{epochs} {other} --ram-budget 1G --json")).ok().json();
         assert_ne!(json["digest"], digests[0].as_str(), "{other}");

@@ -59,7 +59,7 @@ fn batches_do_not_depend_on_the_order_of_streams() {
         for layout in ["nchw", "nhwc"] {
             let line = |device: &str| {
                 format!(
-                    "bench --data DIR --size 48 --batch-size 5 --epochs 3 --output {output} --layout {layout} --json --device {device}"
+                    "bench --data DIR --size 48 --batch-size 5 --epochs 3 --dtype {output} --layout {layout} --json --device {device}"
                 )
             };
             let (cpu, _) = run(&line("cpu"), set.path(), "");
@@ -75,7 +75,7 @@ fn batches_do_not_depend_on_the_order_of_streams() {
 #[test]
 fn a_run_allocates_once_and_never_waits_for_the_device() {
     let set = small_set();
-    let line = "bench --data DIR --size 48 --batch-size 4 --epochs 40 --output f32 --no-digest --json --device cuda:0";
+    let line = "bench --data DIR --size 48 --batch-size 4 --epochs 40 --dtype f32 --no-digest --json --device cuda:0";
     let (said, report) = run(line, set.path(), "seed=2");
     let said = said.json();
     assert_clean(&report);
@@ -189,12 +189,12 @@ fn a_missing_gpu_is_an_error_of_one_line() {
 #[test]
 fn a_device_without_memory_is_refused_at_the_start() {
     let set = small_set();
-    let line = "bench --data DIR --size 64 --batch-size 6 --output f32 --device cuda:0";
+    let line = "bench --data DIR --size 64 --batch-size 6 --dtype f32 --device cuda:0";
     let (said, report) = run(line, set.path(), "memory=40000000;others=39900000");
     assert_eq!(said.code, Some(6), "{said:?}");
     assert!(said.err.contains("out of device memory: 4.00 MiB asked for"), "{said:?}");
     assert_clean(&report);
-    let line = "bench --data DIR --size 64 --batch-size 36 --output f32 --device cuda:0";
+    let line = "bench --data DIR --size 64 --batch-size 36 --dtype f32 --device cuda:0";
     let (said, report) = run(line, set.path(), "memory=40000000;others=35700000");
     assert_eq!(said.code, Some(6), "{said:?}");
     for words in
@@ -208,7 +208,7 @@ fn a_device_without_memory_is_refused_at_the_start() {
 #[test]
 fn memory_that_cannot_be_locked_is_noted() {
     let set = small_set();
-    let line = |more: &str| format!("bench --data DIR --size 48 --batch-size 5 --output f32 --json --device {more}");
+    let line = |more: &str| format!("bench --data DIR --size 48 --batch-size 5 --dtype f32 --json --device {more}");
     let (cpu, _) = run(&line("cpu"), set.path(), "");
     let (gpu, report) = run(&line("cuda:0"), set.path(), "fail_pin=1");
     assert_eq!(digest(&gpu), digest(&cpu));
@@ -222,7 +222,7 @@ fn a_lost_device_ends_the_run_with_the_resume_point() {
     let set = small_set();
     for settings in ["lose_after=400", "sticky=40", "lose_after=400;lazy_us=0", "sticky=75;sticky_code=719"] {
         let line =
-            "bench --data DIR --size 48 --batch-size 5 --epochs 200 --output f32 --no-digest --json --device cuda:0";
+            "bench --data DIR --size 48 --batch-size 5 --epochs 200 --dtype f32 --no-digest --json --device cuda:0";
         let (said, report) = run(line, set.path(), settings);
         assert_eq!(said.code, Some(6), "{settings}: {said:?}");
         assert!(said.err.contains("device 'cuda:0' is lost"), "{settings}: {said:?}");

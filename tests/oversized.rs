@@ -45,8 +45,8 @@ fn an_oversized_jpeg_is_decoded_in_a_small_budget() {
 #[test]
 fn an_image_beyond_the_budget_is_a_bad_sample() {
     let folder = tempfile::tempdir().expect("a folder");
-    // More files than headers are read, many of them larger as stored, and the oversized one the last of all: the plan does not
-    // know of it.
+    // More files than headers are read, many of them larger as stored, and the oversized one the last of all: the plan
+    // does not know of it.
     class_folders(folder.path(), &["ant", "bee"], 600, &[(24, 24)]);
     class_folders(folder.path(), &["cat"], 70, &[(700, 500)]);
     let (width, height) = (9_000_u32, 9_000_u32);

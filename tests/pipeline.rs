@@ -1,5 +1,5 @@
-//! Properties of every run: each sample once, in the order of the seed; the same bytes for any number of workers, any budget
-//! and any device; and every byte in the ledger.
+//! Properties of every run: each sample once, in the order of the seed; the same bytes for any number of workers, any
+//! budget and any device; and every byte in the ledger.
 //!
 //! Each expectation is checked under every configuration of [`every_way`], the least budget included.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]

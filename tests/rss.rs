@@ -71,7 +71,7 @@ fn generated_images_fit_the_budget() {
     // A few are larger, so that the plan has to provide for them.
     class_folders(folder.path(), &["ant", "bee", "cat", "dog"], 40, &[(500, 375), (375, 500), (500, 375), (1000, 750)]);
     check(folder.path(), "--epochs 6 --workers 2");
-    let (peak, _) = measure(folder.path(), 256, "--output f32 --workers 4");
+    let (peak, _) = measure(folder.path(), 256, "--dtype f32 --workers 4");
     assert!(peak <= 256 * MIB, "{peak}");
     let (peak, _) = measure(folder.path(), 256, "--device sim:step=1ms --workers 4");
     assert!(peak <= 256 * MIB, "{peak}");

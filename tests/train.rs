@@ -1,5 +1,5 @@
-//! `feedstock train`, and the predictions of `feedstock plan`: runs that are killed and resumed, several ranks, memory and
-//! savings, logs, and refusals.
+//! `feedstock train`, and the predictions of `feedstock plan`: runs that are killed and resumed, several ranks, memory
+//! and savings, logs, and refusals.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -436,8 +436,8 @@ fn micro_batches_fit_the_budget() {
     let set = images(8);
     let flags = |batch_size: u64, more: &str| format!("--model small --batch-size {batch_size} {more}");
     let peak = |flags: &str| bytes(&predicted(set.path(), flags).0["predicted"], "peak_bytes");
-    // A step of several batches holds the sum of its gradients beside those of a batch: two batches can take more than one
-    // that is twice as large.
+    // A step of several batches holds the sum of its gradients beside those of a batch: two batches can take more than
+    // one that is twice as large.
     let whole = peak(&flags(8, ""));
     assert!(peak(&flags(8, "--micro-batch 4")) > whole);
     let (plan, _) = predicted(set.path(), &flags(8, &format!("--micro-batch auto --vram-budget {whole}")));

@@ -1,5 +1,5 @@
-//! Memory of training: the prediction against a counting allocator, the effect of each saving, and no growth with the number
-//! of steps.
+//! Memory of training: the prediction against a counting allocator, the effect of each saving, and no growth with the
+//! number of steps.
 #![cfg(feature = "train")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -21,8 +21,8 @@ static HEAP: CountingAllocator = CountingAllocator;
 /// One test at a time measures the heap.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Differences below this are lists and strings of the library, which are not predicted: about 2 KiB for each operation in
-/// burn's graph.
+/// Differences below this are lists and strings of the library, which are not predicted: about 2 KiB for each operation
+/// in burn's graph.
 const NOISE_BYTES: u64 = 768 << 10;
 
 fn config(kind: ModelKind, width: usize, side: u32) -> TrainConfig {

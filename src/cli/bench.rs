@@ -284,7 +284,7 @@ impl BenchArgs {
             return ByteCount::ZERO;
         }
         let spec = SampleSpec { height: self.loader.batch.size, width: self.loader.batch.size };
-        ByteCount(spec.size_bytes(self.loader.batch.output) as u64) * self.loader.batch.batch_size as u64
+        ByteCount(spec.size_bytes(self.loader.batch.dtype) as u64) * self.loader.batch.batch_size as u64
     }
 }
 

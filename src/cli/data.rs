@@ -178,7 +178,7 @@ pub(crate) struct BatchArgs {
     pub(crate) size: u32,
     /// Element type of a batch: u8, f32, bf16 or f16
     #[arg(long, value_name = "TYPE", default_value_t = DType::U8)]
-    pub(crate) output: DType,
+    pub(crate) dtype: DType,
     /// Order of a batch's axes: nchw or nhwc
     #[arg(long, value_name = "AXES", default_value_t = Layout::Nchw)]
     pub(crate) layout: Layout,
@@ -251,7 +251,7 @@ impl LoaderArgs {
             .process_overhead(PROGRAM_OVERHEAD)
             .batch_size(self.batch.batch_size)
             .transform(RandomResizedCrop::new(self.batch.size).flip(0.5))
-            .dtype(self.batch.output)
+            .dtype(self.batch.dtype)
             .layout(self.batch.layout)
             .cpu_budget(self.cpu_budget.unwrap_or_default())
             .adapt_to_pressure(!self.no_governor)

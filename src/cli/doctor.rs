@@ -13,8 +13,8 @@ use super::failure::{Failure, print};
 use super::table::{counted, facts};
 
 const MORE: &str = "\
-Copy rates are the best of five copies of 32 MiB each. The pageable rate is that of memory that is not page-locked. With \
---device cuda:N, a device that cannot be used is an error (exit code 6).
+Copy rates are the best of five copies of 32 MiB each. The pageable rate is that of memory that is not page-locked. \
+With --device cuda:N, a device that cannot be used is an error (exit code 6).
 
 Example:
   feedstock doctor --device cuda:0 --json";
@@ -71,14 +71,18 @@ fn about(host: &HostFacts) -> Vec<Finding> {
             format!("{} available of {} ({})", memory.available, memory.limit, memory.limited_by),
             "memory",
             json!({
-                "available_bytes": memory.available.0, "limit_bytes": memory.limit.0, "limited_by": memory.limited_by.to_string()
+                "available_bytes": memory.available.0, "limit_bytes": memory.limit.0,
+                "limited_by": memory.limited_by.to_string()
             }),
         ),
         finding(
             "cores",
             format!("{:.1} of {} usable ({})", host.cpus.usable, host.cpus.online, host.cpus.limited_by),
             "cores",
-            json!({ "usable": host.cpus.usable, "online": host.cpus.online, "limited_by": host.cpus.limited_by.to_string() }),
+            json!({
+                "usable": host.cpus.usable, "online": host.cpus.online,
+                "limited_by": host.cpus.limited_by.to_string()
+            }),
         ),
     ];
     let stalls = host.pressure.as_ref().and_then(|pressure| pressure.group.or(pressure.machine));

@@ -227,7 +227,11 @@ pub(crate) fn report_json(report: &MemoryReport) -> Value {
 }
 
 pub(crate) fn savings_json(savings: &[MemorySaving]) -> Value {
-    let saving = |saving: &MemorySaving| json!({ "flag": saving.flag, "peak_bytes": saving.peak.0, "saved_bytes": saving.saved.0 });
+    let saving = |saving: &MemorySaving| {
+        json!({
+            "flag": saving.flag, "peak_bytes": saving.peak.0, "saved_bytes": saving.saved.0
+        })
+    };
     savings.iter().map(saving).collect()
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
             "ram_budget_bytes": args.loader.one()?.0.resolve_here().bytes.0,
             "batch_size": args.loader.batch.batch_size,
             "size": args.loader.batch.size,
-            "output": args.loader.batch.output.to_string(),
+            "dtype": args.loader.batch.dtype.to_string(),
             "layout": args.loader.batch.layout.to_string(),
             "device": args.loader.device.to_string(),
             "host": host_json(&host),

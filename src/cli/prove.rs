@@ -109,13 +109,13 @@ impl ProveArgs {
             // Fails with the table of bytes.
             plan_at(budgets[0])?;
         }
-        let BatchArgs { batch_size, size, output, layout, .. } = &self.batch;
+        let BatchArgs { batch_size, size, dtype, layout, .. } = &self.batch;
         let request = Request {
             data: folder.title(),
             samples: folder.len(),
             batch_size: *batch_size,
             size: *size,
-            output: output.to_string(),
+            dtype: dtype.to_string(),
             layout: layout.to_string(),
             workers_asked: self.workers,
             epochs: self.epochs,
@@ -162,7 +162,7 @@ impl ProveArgs {
         set("--ram-budget", &budget.0);
         set("--batch-size", &self.batch.batch_size);
         set("--size", &self.batch.size);
-        set("--output", &self.batch.output);
+        set("--dtype", &self.batch.dtype);
         set("--layout", &self.batch.layout);
         set("--epochs", &self.epochs);
         set("--warmup-epochs", &warmup_epochs);

@@ -204,7 +204,7 @@ impl Plan {
         text += &format!("read     {:>4}   buffers, {} threads\n\n", self.chunks, self.read_threads);
         if self.outputs > 0 && !self.outputs_in_ram() {
             text += &format!(
-                "device   {:>4}   batches in the device's own memory: {} each, and {} of pixels that they are made from\n\n",
+                "device   {:>4}   batches in the device's own memory: {} each, and {} of pixels they are made from\n\n",
                 self.outputs,
                 ByteCount(self.output_bytes),
                 ByteCount(self.slot_bytes)

@@ -177,7 +177,19 @@ proptest! {
         output_in_ram: bool, reads_slots: bool, source_in_memory: bool,
     ) {
         let reads_slots = reads_slots && output_in_ram;
-        let facts = Facts { cores, cores_reason: CoresReason::CpuBudget, process_overhead: LIBRARY_OVERHEAD, index: ByteCount(1 << 20), read_threads: 2, reading: ByteCount(3 << 10), sampling: ByteCount(5 << 10), source_in_memory, output_in_ram, reads_slots, device_overhead: ByteCount::ZERO };
+        let facts = Facts {
+            cores,
+            cores_reason: CoresReason::CpuBudget,
+            process_overhead: LIBRARY_OVERHEAD,
+            index: ByteCount(1 << 20),
+            read_threads: 2,
+            reading: ByteCount(3 << 10),
+            sampling: ByteCount(5 << 10),
+            source_in_memory,
+            output_in_ram,
+            reads_slots,
+            device_overhead: ByteCount::ZERO,
+        };
         match Plan::new(&request, facts, &profile) {
             Ok(plan) => {
                 prop_assert!(plan.total() <= request.budget);
@@ -185,7 +197,8 @@ proptest! {
                 prop_assert!(plan.workers >= 1 && plan.workers <= request.workers_max.unwrap_or(cores));
                 // Every account can be used to its cap whatever the others do.
                 let oversized = |account| plan.row(account).map_or(0, |row| row.bytes().0);
-                let fixed = plan.total().0 - oversized(AccountKind::OversizedFiles) - oversized(AccountKind::OversizedImages);
+                let lane = oversized(AccountKind::OversizedFiles) + oversized(AccountKind::OversizedImages);
+                let fixed = plan.total().0 - lane;
                 prop_assert!(fixed + plan.oversized_file_bytes + plan.oversized_image_bytes <= request.budget.0);
                 prop_assert!(plan.cache_bytes == 0 || !source_in_memory);
                 // The largest file and the largest image that are known can be let in.

@@ -175,10 +175,10 @@ impl Part {
         let start = self.position * slot.sample_bytes;
         // SAFETY: `position` is below the number of samples that `split` checked against the memory's length.
         let first = unsafe { slot.memory.as_ptr().add(start) };
-        // SAFETY: the range lies in the memory, which `slot` keeps alive, and there is no other reference to it: `Parts`
-        // makes one part for each position, and `&mut self` one slice of each part. `split` has checked that the
-        // slot's handle is the only one, `Filled` alone clones or reads it, and the latch makes a `Filled` only once
-        // every part is gone.
+        // SAFETY: the range lies in the memory, which `slot` keeps alive, and there is no other reference to it:
+        // `Parts` makes one part for each position, and `&mut self` one slice of each part. `split` has checked that
+        // the slot's handle is the only one, `Filled` alone clones or reads it, and the latch makes a `Filled` only
+        // once every part is gone.
         unsafe { std::slice::from_raw_parts_mut(first, slot.sample_bytes) }
     }
 

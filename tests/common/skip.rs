@@ -6,7 +6,8 @@ use std::io::Write;
 
 /// A requirement that a test did not find.
 pub enum Missing<'a> {
-    /// A program that `.ci/run` installs or builds. With `FEEDSTOCK_FAIL_ON_SKIP` in the environment this fails the test.
+    /// A program that `.ci/run` installs or builds. With `FEEDSTOCK_FAIL_ON_SKIP` in the environment this fails the
+    /// test.
     Program(&'a str),
     /// A permission or a feature of this machine's kernel.
     Privilege(&'a str),

@@ -1,5 +1,5 @@
-//! Properties of every sampling scheme: the same batches in every configuration and after every resume, and each place for
-//! one rank only.
+//! Properties of every sampling scheme: the same batches in every configuration and after every resume, and each place
+//! for one rank only.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;

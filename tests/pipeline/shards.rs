@@ -1,5 +1,5 @@
-//! Sources in shards: the same batches as from memory where shards can be read in any order, and each sample once where they
-//! cannot, in every configuration.
+//! Sources in shards: the same batches as from memory where shards can be read in any order, and each sample once where
+//! they cannot, in every configuration.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -224,7 +224,7 @@ fn transfer(args: &BenchArgs, stop: &Stop) -> Result<StageBench, Failure> {
     let device = device::open(&args.loader.device)?;
     let budget = args.loader.one()?.0.resolve_here().bytes;
     let format = OutputFormat {
-        dtype: args.loader.batch.output,
+        dtype: args.loader.batch.dtype,
         layout: args.loader.batch.layout,
         normalize: args.normalization(),
     };

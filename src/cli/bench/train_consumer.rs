@@ -17,8 +17,8 @@ use super::{Bench, BenchArgs};
 /// Checks the arguments that a model requires.
 pub(super) fn check(args: &BenchArgs) -> Result<(), Failure> {
     match args.model {
-        Some(_) if args.loader.batch.output != DType::F32 => {
-            Err(Failure::Usage("--model trains on f32 batches: add --output f32 --normalize".to_owned()))
+        Some(_) if args.loader.batch.dtype != DType::F32 => {
+            Err(Failure::Usage("--model trains on f32 batches: add --dtype f32 --normalize".to_owned()))
         }
         Some(_) if args.step_ms.is_some() => {
             Err(Failure::Usage("--model has its own steps: leave --step-ms out".to_owned()))

@@ -61,7 +61,11 @@ impl Outliers {
     }
 
     pub(super) fn json(&self) -> Value {
-        let outlier = |Outlier { path, bytes, width, height, .. }: &Outlier| json!({ "path": path, "bytes": bytes, "width": width, "height": height });
+        let outlier = |Outlier { path, bytes, width, height, .. }: &Outlier| {
+            json!({
+                "path": path, "bytes": bytes, "width": width, "height": height
+            })
+        };
         let end = |end: &End| end.named.iter().map(outlier).collect::<Value>();
         Value::Object(KEYS.iter().zip(&self.ends).map(|(key, one)| ((*key).to_owned(), end(one))).collect())
     }

@@ -251,8 +251,16 @@ impl Summary {
     pub(super) fn json(&self, duplicates: Option<&Duplicates>, ended_early: bool) -> Value {
         let Totals { ok, bytes, .. } = self.totals;
         let orientations = (1..9).map(|at| (at.to_string(), self.orientations[at].into()));
-        let reason = |(stage, kind, count): &(Stage, SampleErrorKind, u64)| json!({ "stage": stage.name(), "code": kind.code(), "files": count });
-        let bad = |(path, stage, cause): &(String, Stage, String)| json!({ "path": path, "stage": stage.name(), "error": cause });
+        let reason = |(stage, kind, count): &(Stage, SampleErrorKind, u64)| {
+            json!({
+                "stage": stage.name(), "code": kind.code(), "files": count
+            })
+        };
+        let bad = |(path, stage, cause): &(String, Stage, String)| {
+            json!({
+                "path": path, "stage": stage.name(), "error": cause
+            })
+        };
         let spread = self.measures().map(|Measure { key, histogram, .. }| (key.to_owned(), histogram.json()));
         json!({
             "files": self.totals.files(),

@@ -50,7 +50,7 @@ pub(super) struct Request {
     pub(super) samples: u64,
     pub(super) batch_size: usize,
     pub(super) size: u32,
-    pub(super) output: String,
+    pub(super) dtype: String,
     pub(super) layout: String,
     pub(super) workers_asked: Option<usize>,
     pub(super) epochs: u64,
@@ -71,13 +71,13 @@ pub(super) struct ProofReport<'a> {
 impl Request {
     /// The request in a line, with the last part of the data's path.
     pub(super) fn describe(&self) -> String {
-        let Request { samples, batch_size, size, output, layout, .. } = self;
+        let Request { samples, batch_size, size, dtype, layout, .. } = self;
         let name = self.data.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let workers =
             self.workers_asked.map_or(String::new(), |count| format!(", {}", counted(count as u64, "worker")));
         let epochs = counted(self.epochs, "epoch");
         format!(
-            "{name}: {samples} samples, batches of {batch_size} x {size}x{size} {output} {layout}{workers}, {epochs} \
+            "{name}: {samples} samples, batches of {batch_size} x {size}x{size} {dtype} {layout}{workers}, {epochs} \
              per run"
         )
     }

@@ -226,7 +226,7 @@ impl Frame<'_> {
         }
     }
 
-    /// As many accounts as fit.
+    /// Draws the largest accounts that fit.
     fn accounts(&self, area: Rect, buffer: &mut Buffer) {
         let mut line = Line::default();
         for (name, held) in &self.snapshot.accounts {
