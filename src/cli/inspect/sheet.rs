@@ -71,7 +71,7 @@ impl SheetArgs {
             data: split(data, None).0,
             batch_size: self.sheet_count as usize,
             size: self.size,
-            output: DType::U8,
+            dtype: DType::U8,
             layout: Layout::Nhwc,
         };
         let args = LoaderArgs {
