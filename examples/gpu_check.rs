@@ -129,7 +129,7 @@ impl Check {
 
     /// Checks every output format on fresh random pixels of many sizes against the CPU's result.
     fn correctness(&mut self) -> Result<()> {
-        let rounds = if self.quick { 3 } else { 80 };
+        let rounds = if self.quick { 10 } else { 80 };
         let mut batches = 0u64;
         for round in 0..rounds {
             let side = |draw: u64| 1 + (draw % if round % 4 == 0 { 230 } else { 40 }) as u32;

@@ -74,7 +74,7 @@ fn sweep_runs_every_combination_and_writes_a_report() {
 
     let refused = run(words("plan --data DIR --workers 1,2", set.path()));
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.err.contains("several budgets or numbers of workers are for bench"), "{refused:?}");
+    assert!(refused.err.contains("only bench accepts lists"), "{refused:?}");
     let refused = bench(set.path(), "--workers 1,2 --trace t.json");
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.err.contains("--trace and --metrics are for one run"), "{refused:?}");

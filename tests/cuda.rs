@@ -168,7 +168,7 @@ fn doctor_reports_the_gpu() {
 fn a_missing_gpu_is_an_error_of_one_line() {
     let set = small_set();
     for (device, settings, expected) in [
-        ("cuda:0", "driver=11040", "the NVIDIA driver is too old: it is made for CUDA 11.4, and 12.8 is needed"),
+        ("cuda:0", "driver=11040", "the NVIDIA driver is too old: it supports CUDA 11.4, and 12.8 is needed"),
         ("cuda:0", "devices=0", "the NVIDIA driver finds no GPU"),
         ("cuda:7", "devices=2", "there is no cuda:7: the NVIDIA driver finds 2 devices, from cuda:0 on"),
     ] {

@@ -169,7 +169,7 @@ fn a_quick_look_tells_of_headers_as_a_full_one_does_and_of_nothing_behind_them()
     let text = run(words("inspect DIR --quick", set.path()));
     assert_eq!(text.code, Some(4), "{text:?}");
     assert!(!text.out.contains("cut.jpg (") && text.out.contains("empty.jpg (probe)"), "{text:?}");
-    assert!(text.out.contains("headers only: nobody looked for damage in the picture data, nor for dup"), "{text:?}");
+    assert!(text.out.contains("headers only: neither damage in the image data nor duplicates"), "{text:?}");
 
     let facts = |more: &str| -> BTreeMap<String, Value> {
         let said = run(words(&format!("inspect DIR --json {more}"), set.path()));
@@ -270,7 +270,10 @@ fn budgets_that_are_too_small_are_refused_or_told_of() {
     fs::write(set.path().join("large.jpg"), jpeg(1, 1200, 1000)).expect("written");
     let refused = run(words("inspect DIR --ram-budget 1M", set.path()));
     assert_eq!((refused.code, refused.out.as_str()), (Some(3), ""), "{refused:?}");
-    assert!(refused.err.contains("4.00 MiB is the least") && refused.err.contains("raise --ram-budget"), "{refused:?}");
+    assert!(
+        refused.err.contains("the minimum is 4.00 MiB") && refused.err.contains("raise --ram-budget"),
+        "{refused:?}"
+    );
     let told = run(words("inspect DIR --ram-budget 4M", set.path()));
     assert_eq!(told.code, Some(4), "{told:?}");
     assert!(told.out.contains("(decode): 'images' needs") && told.out.contains("1 over the RAM budget"), "{told:?}");

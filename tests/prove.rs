@@ -125,7 +125,7 @@ fn invalid_arguments_and_bad_data_are_refused() {
     for (more, code, expected) in [
         ("--budgets 1M,64M", 3, "is too small"),
         ("--budgets 12Q", 2, "'12Q'"),
-        ("--budgets 64M --max-bad 7", 2, "7 is no share"),
+        ("--budgets 64M --max-bad 7", 2, "max_bad_fraction is 7"),
         ("--budgets 64M --workers 0", 2, "workers is 0"),
     ] {
         let refused = place.prove(more);

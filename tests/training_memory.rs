@@ -63,6 +63,8 @@ fn predictions_match_measurements() {
         (ModelKind::ResNet18, 16, 128, 8),
         (ModelKind::VitTiny, 96, 32, 8),
     ] {
+        // In the first run every thread of the libraries allocates its buffers, 1 MiB each.
+        measured(&config(kind, width, side), batch);
         for (precision, checkpointing, optimizer, accumulate) in [
             (Precision::F32, Checkpointing::None, OptimizerKind::Sgd, 1),
             (Precision::F32, Checkpointing::None, OptimizerKind::AdamW, 2),

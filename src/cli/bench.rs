@@ -53,7 +53,7 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     loader: LoaderArgs,
-    /// The whole loader, or one stage: decode, read, transfer
+    /// Loader, or one stage: decode, read, transfer
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Mode::Loader)]
     mode: Mode,
     /// Number of measured epochs
@@ -77,7 +77,7 @@ pub(crate) struct BenchArgs {
     /// Leave out a last batch that is not full
     #[arg(long)]
     drop_last: bool,
-    /// Policy for a bad sample: fail, substitute or mask
+    /// Bad samples: fail, substitute or mask
     #[arg(long, value_name = "POLICY", default_value_t = OnBadSample::Substitute)]
     on_bad_sample: OnBadSample,
     /// Maximum share of bad samples, 0 to 1

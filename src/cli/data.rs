@@ -44,7 +44,7 @@ pub(crate) struct DecodeArgs {
     /// Ignore EXIF orientation
     #[arg(long)]
     no_orient: bool,
-    /// Truncated or damaged JPEG: fail, or accept the decoded part
+    /// Truncated or damaged JPEG: fail or accept
     #[arg(long, value_enum, hide_possible_values = true, value_name = "POLICY", default_value_t = Truncated::Fail)]
     truncated: Truncated,
     /// Background color of transparent pixels
@@ -192,10 +192,10 @@ pub(crate) struct LoaderArgs {
     /// RAM budget: 24G, 60% or auto (bench: a list)
     #[arg(long, value_name = "SIZE", default_value = "auto", value_delimiter = ',')]
     pub(crate) ram_budget: Vec<RamBudget>,
-    /// Maximum number of decoding threads (bench: a list) [default: by cores]
+    /// Maximum decoding threads (bench: a list) [default: by cores]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) workers: Vec<usize>,
-    /// Cores to keep busy without --workers: 6, 50% or auto (all but one) [default: auto; bench: 100%]
+    /// Cores to keep busy: 6, 50% or auto [default: auto; bench: 100%]
     #[arg(long, value_name = "CORES")]
     pub(crate) cpu_budget: Option<CpuBudget>,
     /// Keep memory under pressure instead of giving it back
@@ -204,7 +204,7 @@ pub(crate) struct LoaderArgs {
     /// Maximum number of batches prepared ahead [default: as needed]
     #[arg(long, value_name = "N")]
     pub(crate) prefetch: Option<usize>,
-    /// Device of the batches: cuda:N, cpu, sim:step=20ms or auto
+    /// Device of the batches: cuda:N, cpu, sim or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceSpec,
     #[command(flatten)]

@@ -30,7 +30,7 @@ pub(crate) struct ModelArgs {
     /// sgd or adamw [default: adamw for vit-tiny, else sgd]
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<OptimizerKind>,
-    /// Samples in a forward pass, gradients accumulated to --batch-size: N or auto
+    /// Samples in a forward pass: N, or auto to fit the budget
     #[arg(long, value_name = "N")]
     pub(crate) micro_batch: Option<MicroBatch>,
     /// Memory budget of training on its device: 8G [default: free memory]

@@ -41,8 +41,8 @@ const CHECKPOINT: &str = "last.ckpt";
 const MORE: &str = "\
 A folder that contains train/ and val/ (or valid/, validation/, test/) is split into training and validation data. \
 Without --data a small set of JPEG files is drawn and kept in the cache folder. The RAM budget is for the loaders; \
---vram-budget is for training itself. With the device sim the CPU trains, and batches pass through a simulated GPU. \
-Ctrl-C ends after the current step and prints a summary.
+--vram-budget is for training itself. With the device sim (sim:step=20ms) batches pass through a \
+simulated GPU, and the CPU trains.
 
 Examples:
   feedstock train
@@ -53,13 +53,13 @@ Examples:
 #[derive(Args)]
 #[command(after_help = MORE)]
 pub(crate) struct TrainArgs {
-    /// Folder of class folders, or shards [default: a set of drawn images]
+    /// Folder of class folders, or shards [default: drawn images]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Validation data
     #[arg(long, value_name = "DIR", requires = "data")]
     val: Option<PathBuf>,
-    /// RAM budget of the loaders: 24G, 1.5GiB, 60% or auto
+    /// RAM budget of the loaders: 24G, 60% or auto
     #[arg(long, value_name = "SIZE", default_value_t = RamBudget::Auto)]
     ram_budget: RamBudget,
     /// Number of epochs
@@ -89,7 +89,7 @@ pub(crate) struct TrainArgs {
     /// Cores of the loaders: 6, 50% or auto (all but one)
     #[arg(long, value_name = "CORES", default_value_t = CpuBudget::Auto)]
     cpu_budget: CpuBudget,
-    /// Training device: cuda:N, cpu, sim:step=20ms or auto
+    /// Training device: cuda:N, cpu, sim or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceSpec,
     /// Data parallel training on several devices: 0,1 or cpu,cpu
@@ -104,7 +104,7 @@ pub(crate) struct TrainArgs {
     /// Start from the weights of this checkpoint
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// Folder of the checkpoint, written after each epoch and when stopped
+    /// Folder of the checkpoint, written after each epoch
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
     /// Also write a checkpoint every N steps

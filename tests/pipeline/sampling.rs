@@ -232,7 +232,7 @@ fn impossible_samplings_are_refused() {
     let cases: [(LoaderBuilder, &str); 12] = [
         (base().sampling(Sampling::weighted(vec![1.0; 42])), "weights for 42 samples, but the source has 43"),
         (base().sampling(Sampling::weighted(nan)), "weight 2 is NaN"),
-        (base().sampling(Sampling::weighted(vec![0.0; 43])), "all 43 weights are 0"),
+        (base().sampling(Sampling::weighted(vec![0.0; 43])), "none of 43 weights is above 0"),
         (base().sampling(Sampling::balanced().num_samples(0)), "num_samples 0"),
         (base().sampling(Sampling::mixed(&three(), [1.0, 2.0])), "2 weights for 3 parts"),
         (base().sampling(Sampling::mixed(&three(), [1.0, -2.0, 1.0])), "weight 1 is -2"),
