@@ -58,7 +58,7 @@ fn wrong_usage_is_refused_with_words() {
         ("train --data DIR --model huge", "unknown model 'huge'"),
         ("train --data DIR --time-limit soon", "invalid time 'soon'"),
         ("train --data DIR --resume", "--checkpoint-dir"),
-        ("train --data DIR --lr 0", "a learning rate of 0"),
+        ("train --data DIR --lr 0", "learning rate 0"),
         ("bench", "--data <DIR>"),
         ("inspect", "<PATH>"),
         ("weigh", "unrecognized subcommand"),

@@ -267,7 +267,9 @@ fn the_sheet_is_the_loaders_batch() {
 #[test]
 fn budgets_that_are_too_small_are_refused_or_told_of() {
     let set = tempdir().expect("a folder");
-    fs::write(set.path().join("large.jpg"), jpeg(1, 1200, 1000)).expect("written");
+    // Decoded whole, unlike JPEG and PNG.
+    let plain = encoded(&DynamicImage::new_rgb8(1200, 1000), ImageFormat::WebP);
+    fs::write(set.path().join("large.webp"), plain).expect("written");
     let refused = run(words("inspect DIR --ram-budget 1M", set.path()));
     assert_eq!((refused.code, refused.out.as_str()), (Some(3), ""), "{refused:?}");
     assert!(
