@@ -278,7 +278,7 @@ fn budgets_that_are_too_small_are_refused_or_told_of() {
     );
     let told = run(words("inspect DIR --ram-budget 4M", set.path()));
     assert_eq!(told.code, Some(4), "{told:?}");
-    assert!(told.out.contains("(decode): 'images' needs") && told.out.contains("1 over the RAM budget"), "{told:?}");
+    assert!(told.out.contains("(decode): 'images' needs") && told.out.contains("1 over_budget"), "{told:?}");
     assert_eq!(run(words("inspect DIR --ram-budget 4M --quick", set.path())).code, Some(0));
     run(words("inspect DIR --ram-budget 64M", set.path())).ok();
 }

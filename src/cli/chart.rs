@@ -146,8 +146,7 @@ impl Axis {
     fn share(&self, value: f64) -> f64 {
         let (low, high) = self.range;
         let share = if self.log { (value / low).log2() / (high / low).log2() } else { (value - low) / (high - low) };
-        // Not a number becomes 0.
-        share.max(0.0).min(1.0)
+        if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }
     }
 }
 

@@ -51,7 +51,7 @@ impl Kernel {
     /// Panics unless there is a weight for each row, an even number of them, and each row is as long as `out`.
     pub(super) fn vertical(self, rows: &[&[u8]], weights: &[i16], precision: u32, out: &mut [u8]) {
         check(rows, weights, out.len());
-        dispatch!(self, vertical(rows, weights, precision, out))
+        dispatch!(self, vertical(rows, weights, precision, out));
     }
 
     /// Adds rows, each times its weight, to sums that [`round`](Self::round) rounds; the first time sets them. The
@@ -64,7 +64,7 @@ impl Kernel {
         if first {
             sums.fill(0);
         }
-        dispatch!(self, accumulate(rows, weights, sums))
+        dispatch!(self, accumulate(rows, weights, sums));
     }
 
     /// Rounds accumulated sums, as [`vertical`](Self::vertical) does.
@@ -73,7 +73,7 @@ impl Kernel {
     /// Panics unless `out` is as long as `sums`.
     pub(super) fn round(self, sums: &[i32], precision: u32, out: &mut [u8]) {
         assert_eq!(sums.len(), out.len(), "a sum for each byte");
-        dispatch!(self, round(sums, precision, out))
+        dispatch!(self, round(sums, precision, out));
     }
 
     /// Resamples each of `rows` horizontally into its row of `out`. The bytes after the pixels of an output row do not
@@ -87,7 +87,7 @@ impl Kernel {
         assert!(pixels.is_multiple_of(GROUP), "whole groups of pixels");
         assert!(table.taps > 0 && table.taps.is_multiple_of(2) && table.weights.len() == pixels * table.taps);
         assert!(out.iter().all(|row| row.len() >= pixels * CHANNELS + 4), "room for a row and its slack");
-        dispatch!(self, horizontal(rows, table, out))
+        dispatch!(self, horizontal(rows, table, out));
     }
 
     /// Copies a row of pixels in reverse order.
@@ -96,7 +96,7 @@ impl Kernel {
     /// Panics unless `out` is [`OUT_SLACK_BYTES`] longer than `row`; the bytes written there do not matter.
     pub(super) fn reverse(self, row: &[u8], out: &mut [u8]) {
         assert!(out.len() >= row.len() + OUT_SLACK_BYTES, "room for a row and its slack");
-        dispatch!(self, reverse(row, out))
+        dispatch!(self, reverse(row, out));
     }
 }
 

@@ -31,8 +31,11 @@ const COLUMNS: [(&str, Measure); 10] = [
     ("cpu_s", |run| Some(run.cpu_s)),
     ("encoded_bytes", |run| Some(run.encoded_bytes as f64)),
 ];
-/// Columns of a table of points: header and cell.
-pub(super) const POINT_COLUMNS: [(&str, fn(&PointReport) -> String); 14] = [
+/// A column of a table of points: header and cell.
+type PointColumn = (&'static str, fn(&PointReport) -> String);
+
+/// Columns of a table of points.
+pub(super) const POINT_COLUMNS: [PointColumn; 14] = [
     ("budget", |point| point.budget.clone()),
     ("workers", |point| point.workers.to_string()),
     ("images/s", |point| rate(point.images_per_s.median)),

@@ -99,10 +99,10 @@ pub(super) fn micro_batch(
                 return Ok(micro_batch);
             }
             ProbeResult::Fits(took) => {
-                notes.push(format!("batches of {micro_batch} took {}: too much", took.account.peak))
+                notes.push(format!("batches of {micro_batch} took {}: too much", took.account.peak));
             }
             ProbeResult::Refused(refused) => {
-                notes.push(format!("batches of {micro_batch} do not fit: {}", refused.message))
+                notes.push(format!("batches of {micro_batch} do not fit: {}", refused.message));
             }
         }
         // Try the next smaller one.

@@ -81,7 +81,7 @@ impl RunSummary {
         let mut told = self.told();
         match event {
             TrainEvent::Started { parameters, epoch, .. } => {
-                (told.parameters, told.first_epoch) = (*parameters, *epoch)
+                (told.parameters, told.first_epoch) = (*parameters, *epoch);
             }
             TrainEvent::Memory(report) => told.memory = Some(**report),
             TrainEvent::Progress(step) => {

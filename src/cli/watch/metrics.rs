@@ -123,8 +123,11 @@ fn respond(request: &Request<Incoming>, loaders: &Loaders) -> Response<Full<Byte
 /// Name, type and help of a metric, and its value.
 struct Metric<F>(&'static str, &'static str, &'static str, F);
 
+/// A value of a stage.
+type StageValue = fn(&StageStats) -> f64;
+
 /// Metrics of each stage.
-const STAGE_METRICS: [Metric<fn(&StageStats) -> f64>; 5] = [
+const STAGE_METRICS: [Metric<StageValue>; 5] = [
     Metric("samples_total", "counter", "Samples processed by a stage.", |stage| stage.samples as f64),
     Metric(
         "busy_seconds_total",
@@ -184,8 +187,11 @@ const LOADER_METRICS: [Metric<OfLoader>; 14] = [
     }),
 ];
 
+/// A histogram of a loader.
+type HistogramOf = fn(&Stats) -> &Histogram;
+
 /// Histograms of each loader.
-const HISTOGRAMS: [Metric<fn(&Stats) -> &Histogram>; 3] = [
+const HISTOGRAMS: [Metric<HistogramOf>; 3] = [
     Metric("batch_wait_seconds", "histogram", "Time that the consumer waited for a batch.", |stats| &stats.wait_times),
     Metric("sample_read_seconds", "histogram", "Time to read a sample.", |stats| &stats.read_times),
     Metric("sample_work_seconds", "histogram", "Time to decode and transform a sample.", |stats| &stats.work_times),
