@@ -60,7 +60,7 @@ impl HostMemory {
     ///
     /// # Safety
     /// Until `free` is called, `ptr` must be valid for reads and writes of `len` initialized bytes from any thread, and
-    /// nothing else may access them. It must be aligned to [`PAGE_BYTES`].
+    /// nothing else may access them. It must be aligned to 4096 bytes.
     #[allow(unsafe_code, reason = "the caller vouches for the pointer")]
     pub unsafe fn from_raw_parts(
         ptr: NonNull<u8>,

@@ -186,7 +186,7 @@ impl<B: Backend> DataLoader<B, ImageBatch<B>> for BurnLoader<B> {
 
     /// Samples `start` to `end` of each epoch, in its order. The first and last batch are smaller where the ends are
     /// not at the boundary of a batch. Slices of one loader run one after the other; to feed several devices at once,
-    /// build one loader for each with [`LoaderBuilder::rank`](crate::LoaderBuilder::rank).
+    /// build one loader for each with [`LoaderBuilder::shard`](crate::LoaderBuilder::shard).
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, ImageBatch<B>>> {
         let Range { start: first, end: last } = self.samples;
         let start = first.saturating_add(start).min(last);

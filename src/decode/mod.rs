@@ -1,6 +1,6 @@
 //! Decoding of images to RGB8, in memory that the caller has reserved.
 //!
-//! It takes three steps: [`probe`] reads the header, [`working_set`] computes an upper bound of the memory that
+//! It takes three steps: [`probe()`] reads the header, [`working_set`] computes an upper bound of the memory that
 //! decoding takes, and [`begin`] decodes a crop row by row within it.
 //!
 //! The format is detected from the content, never from a file's name ([`Format::of`]): by its magic number, and TGA,

@@ -299,7 +299,7 @@ impl LoaderBuilder {
 
     /// Sets the resident size of the process without the loader's payload and its threads' stacks: code, runtime and
     /// everything else that the program itself holds. It is part of the plan's `headroom`. Default:
-    /// [`LIBRARY_OVERHEAD`](crate::plan::LIBRARY_OVERHEAD), measured for a small program.
+    /// [`LIBRARY_OVERHEAD`], measured for a small program.
     ///
     /// ```
     /// use feedstock::ByteCount;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::{ByteCount, ErrorKind};
 
-/// Error of [`pack`](super::pack) or [`verify`](super::verify).
+/// Error of [`pack`](super::pack) or [`verify`](super::verify()).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackError {

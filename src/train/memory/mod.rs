@@ -213,7 +213,7 @@ impl MemoryAccount {
 pub struct Forecast {
     /// Images in a batch.
     pub micro_batch: usize,
-    /// Memory at each [`Phase`](crate::train::Phase).
+    /// Memory at each [`Phase`].
     pub at: [MemorySample; 5],
     /// Memory by purpose.
     pub account: MemoryAccount,
